@@ -1,0 +1,21 @@
+"""What a workflow is: parameters, validation, plan, output schema. No Ray, HTTP or torch here."""
+
+from workflows.base import Grid, Parameters, Plan, Workflow
+from workflows.execution import Execution, Progress, Stage, Status
+from workflows.fcn3 import FCN3Workflow
+
+WORKFLOWS: dict[str, type[Workflow]] = {FCN3Workflow.name: FCN3Workflow}
+"""The built-in workflows, by name."""
+
+__all__ = [
+    "WORKFLOWS",
+    "Execution",
+    "FCN3Workflow",
+    "Grid",
+    "Parameters",
+    "Plan",
+    "Progress",
+    "Stage",
+    "Status",
+    "Workflow",
+]

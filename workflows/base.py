@@ -1,0 +1,166 @@
+"""What a workflow is: validated parameters in, a frozen plan out."""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workflows.errors import InvalidParameters, Problem
+
+OutputFormat = Literal["zarr", "netcdf4"]
+
+SEED_BOUND = 2**32
+"""Seeds are drawn from, and must lie in, [0, 2**32): what every generator involved accepts."""
+
+
+class Parameters(BaseModel):
+    """Base of all request parameters: unknown names are refused, numeric strings are taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Grid(BaseModel):
+    """A regular latitude-longitude grid, from the north pole southwards.
+
+    The default is the 0.25 degree grid of ECMWF's open data and FCN3.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_lat: int = 721
+    n_lon: int = 1440
+
+    def latitudes(self) -> NDArray[np.float64]:
+        """Give latitudes in degrees north, shape (lat,), 90 to -90."""
+        return np.linspace(90.0, -90.0, self.n_lat)
+
+    def longitudes(self) -> NDArray[np.float64]:
+        """Give longitudes in degrees east, shape (lon,), 0 to 360 exclusive, as models use them."""
+        return np.linspace(0.0, 360.0, self.n_lon, endpoint=False)
+
+    def output_longitudes(self) -> NDArray[np.float64]:
+        """Give longitudes as they are stored, shape (lon,), -180 to 180 exclusive."""
+        return np.linspace(-180.0, 180.0, self.n_lon, endpoint=False)
+
+
+class Plan(BaseModel):
+    """The resolved, frozen work of one execution.
+
+    It names everything that decides the result, so that an execution resumed by another process
+    computes the same arrays.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workflow: str
+    model: str
+    """Name of the model's deployment in the settings, such as ``fcn3``."""
+    data_source: str
+    start_time: datetime
+    """Time of the initial conditions, UTC."""
+    step_hours: int
+    n_steps: int
+    """Steps after the initial conditions: the result has ``n_steps + 1`` times."""
+    seeds: tuple[int, ...]
+    """One per ensemble member."""
+    variables: tuple[str, ...]
+    grid: Grid
+    output_format: OutputFormat
+
+    @property
+    def members(self) -> range:
+        """Indices of the ensemble members."""
+        return range(len(self.seeds))
+
+    @property
+    def n_times(self) -> int:
+        """Number of times in the result, initial conditions included."""
+        return self.n_steps + 1
+
+    def lead_times(self) -> NDArray[np.timedelta64]:
+        """Give offsets from the start, shape (time,), hours."""
+        return np.arange(self.n_times) * np.timedelta64(self.step_hours, "h")
+
+    def start(self) -> np.datetime64:
+        """Give the start as ``datetime64[s]``, UTC."""
+        return np.datetime64(self.start_time.astimezone(UTC).replace(tzinfo=None), "s")
+
+    def end_time(self) -> datetime:
+        """Give the valid time of the last step, UTC."""
+        return self.start_time + timedelta(hours=self.step_hours * self.n_steps)
+
+    @property
+    def field_bytes(self) -> int:
+        """Size of one variable at one time of one member, float32."""
+        return 4 * self.grid.n_lat * self.grid.n_lon
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the result, uncompressed."""
+        return len(self.seeds) * self.n_times * len(self.variables) * self.field_bytes
+
+
+def draw_seeds(count: int) -> tuple[int, ...]:
+    """Draw distinct seeds from the system's entropy, so that no request can disturb another's."""
+    seeds: set[int] = set()
+    while len(seeds) < count:
+        seeds.add(secrets.randbelow(SEED_BOUND))
+    return tuple(seeds)
+
+
+class Workflow(ABC):
+    """A named recipe: what can be asked for, and the plan that follows from it."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    parameters: ClassVar[type[Parameters]]
+    models: ClassVar[Sequence[str]]
+    """Names of the models that it needs, as in the settings."""
+    data_sources: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def plan(self, parameters: Any) -> Plan:
+        """Resolve validated parameters; draws what was left to chance.
+
+        Raises
+        ------
+        InvalidParameters
+            If the parameters name something that this server cannot do.
+        """
+
+    def validate(self, values: Mapping[str, Any]) -> Parameters:
+        """Check a request's parameters.
+
+        Parameters
+        ----------
+        values : mapping
+            As decoded from JSON.
+
+        Raises
+        ------
+        InvalidParameters
+            Naming every field that is wrong.
+        """
+        try:
+            return self.parameters.model_validate(dict(values))
+        except ValidationError as error:
+            raise InvalidParameters(problems_of(error, "parameters")) from None
+
+
+def problems_of(error: ValidationError, prefix: str) -> list[Problem]:
+    """Turn pydantic's findings into ours, field names dotted below `prefix`."""
+    return [
+        Problem(
+            ".".join([prefix, *(str(part) for part in found["loc"])]),
+            found["msg"].removeprefix("Value error, "),
+            found["type"],
+        )
+        for found in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
