@@ -1,1 +1,1 @@
-"""TODO."""
+"""The application: settings, `build` and the HTTP ingress."""

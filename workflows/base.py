@@ -70,7 +70,10 @@ class Plan(BaseModel):
     """Steps after the initial conditions: the result has ``n_steps + 1`` times."""
     seeds: tuple[int, ...]
     """One per ensemble member."""
+    input_variables: tuple[str, ...]
+    """What the model needs of the initial conditions, in its order."""
     variables: tuple[str, ...]
+    """What the result keeps."""
     grid: Grid
     output_format: OutputFormat
 

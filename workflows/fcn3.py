@@ -96,7 +96,7 @@ class FCN3Parameters(Parameters):
         None,
         min_length=1,
         max_length=MAX_MEMBERS,
-        description="One seed per member; drawn when left out. The same seed gives the same member.",
+        description="One seed per member, drawn when left out; the same seed gives the same member.",
     )
     variables: list[str] | None = Field(
         list(DEFAULT_VARIABLES),
@@ -199,6 +199,7 @@ class FCN3Workflow(Workflow):
             step_hours=STEP_HOURS,
             n_steps=parameters.n_steps,
             seeds=tuple(seeds) if seeds is not None else draw_seeds(parameters.n_samples),
+            input_variables=VARIABLES,
             variables=tuple(parameters.variables or VARIABLES),
             grid=self._grid,
             output_format=parameters.output_format,

@@ -1,0 +1,138 @@
+"""InitialConditions: analysed states from a data source, kept on disk for the models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from deployments._isolation import hide_gpus
+from deployments._loading import LoaderOptions, describe_origin, load
+from workflows.base import Plan
+from workflows.errors import ModelUnavailable, StageFailed
+from workflows.execution import Stage
+
+logger = logging.getLogger("ray.serve")
+
+COORDINATE_TOLERANCE = 1e-4
+"""Degrees by which a source's grid may differ from the model's: float32 coordinates do."""
+
+
+@serve.deployment(name="InitialConditions", max_ongoing_requests=4)
+class InitialConditions:
+    """Fetches initial conditions, so that no GPU waits for a download.
+
+    Parameters
+    ----------
+    sources : list of LoaderOptions
+        Data sources with Earth2Studio's interface, by name.
+    work_dir : Path
+        Folder for working files, seen by the models' replicas too.
+    """
+
+    async def __init__(self, sources: list[LoaderOptions], work_dir: Path) -> None:
+        hide_gpus()
+        self._options = {source.name: source for source in sources}
+        self._work_dir = work_dir
+        self._sources: dict[str, Any] = {}
+        self._failures: dict[str, str] = {}
+        for name in self._options:
+            await asyncio.to_thread(self._load, name)
+
+    def _load(self, name: str) -> None:
+        """Load a source; a failure is kept as the reason why it cannot be used."""
+        try:
+            self._sources[name] = load(self._options[name])
+            self._failures.pop(name, None)
+        except Exception as error:
+            logger.exception("data source %s could not be loaded", name)
+            self._failures[name] = f"{type(error).__name__}: {error}"
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """Say where a source's data come from; tries again to load one that failed.
+
+        Raises
+        ------
+        ModelUnavailable
+            If it cannot be loaded.
+        """
+        if name not in self._sources:
+            await asyncio.to_thread(self._load, name)
+        if name in self._failures:
+            raise ModelUnavailable(
+                Stage.INITIAL_CONDITIONS,
+                f"data source {name} could not be loaded: {self._failures[name]}",
+            )
+        return dict(describe_origin(self._sources[name], self._options[name]))
+
+    async def fetch(self, plan: Plan, execution_id: str) -> str:
+        """Fetch the state at the plan's start and keep it as a file.
+
+        Returns
+        -------
+        str
+            Path of a ``.npy`` file, float32, shape (variable, lat, lon), in the order of
+            ``plan.input_variables``.
+
+        Raises
+        ------
+        StageFailed
+            If the source fails, or what it gives does not fit the model.
+        """
+        await self.describe(plan.data_source)
+        target = self._work_dir / execution_id / "initial_conditions.npy"
+        if not await asyncio.to_thread(target.exists):
+            await asyncio.to_thread(self._fetch, plan, target)
+        return str(target)
+
+    def _fetch(self, plan: Plan, target: Path) -> None:
+        try:
+            found = self._sources[plan.data_source](
+                np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
+            )
+        except Exception as error:
+            raise StageFailed(
+                Stage.INITIAL_CONDITIONS,
+                f"{plan.data_source} gave no data for {plan.start()}: "
+                f"{type(error).__name__}: {error}",
+            ) from error
+        fields = self._checked(plan, found)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            np.save(file, fields)
+        partial.replace(target)
+
+    @staticmethod
+    def _checked(plan: Plan, found: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Bring a source's answer into the model's shape, or say why it does not fit."""
+        if "lead_time" in found.dims:
+            found = found.isel(lead_time=0)
+        found = found.isel(time=0).transpose("variable", "lat", "lon")
+        for name, wanted in (("lat", plan.grid.latitudes()), ("lon", plan.grid.longitudes())):
+            given = np.asarray(found[name], dtype=np.float64)
+            if given.shape != wanted.shape or np.abs(given - wanted).max() > COORDINATE_TOLERANCE:
+                raise StageFailed(
+                    Stage.INITIAL_CONDITIONS,
+                    f"{plan.data_source} has {given.size} values of {name} from {given[0]:g} to "
+                    f"{given[-1]:g}, the model needs {wanted.size} from {wanted[0]:g} to "
+                    f"{wanted[-1]:g}",
+                )
+        fields = np.ascontiguousarray(found.values, dtype=np.float32)
+        spoilt = [
+            name
+            for name, field in zip(plan.input_variables, fields, strict=True)
+            if not np.isfinite(field).all()
+        ]
+        if spoilt:
+            raise StageFailed(
+                Stage.INITIAL_CONDITIONS,
+                f"{plan.data_source} has missing values in {', '.join(spoilt[:5])} at "
+                f"{plan.start()}",
+            )
+        return fields
