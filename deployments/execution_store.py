@@ -207,10 +207,9 @@ class ExecutionStore:
                 known = self._replay(connection, execution.workflow, idempotency)
                 if known is not None:
                     return Submitted(known, self._position(connection, known), replayed=True)
-            queued = connection.scalar(
+            queued: int = connection.execute(
                 sa.select(sa.func.count()).where(executions.c.status == Status.QUEUED)
-            )
-            assert queued is not None
+            ).scalar_one()
             if queued >= max_queued:
                 raise QueueFull(queued, max_queued)
             connection.execute(
@@ -490,16 +489,14 @@ class ExecutionStore:
         IllegalTransition
             If `status` does not follow the present one.
         """
-        values: dict[str, Any] = {}
-        for name, value in (
-            ("status", status),
-            ("stage", stage),
-            ("progress", progress and progress.model_dump(mode="json")),
-            ("error_message", error_message),
-            ("results", results),
-        ):
-            if value is not None:
-                values[name] = value
+        given = {
+            "status": status,
+            "stage": stage,
+            "progress": progress and progress.model_dump(mode="json"),
+            "error_message": error_message,
+            "results": results,
+        }
+        values: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
         with self._fenced(fence) as connection:
             execution = self._get(connection, execution_id)
             if status in FINISHED and execution.status not in FINISHED:

@@ -1,0 +1,192 @@
+"""What every replica with a model does: load it once, and run one job at a time in one thread.
+
+Serve frees the slot of a cancelled call while its thread still runs, so the lock is ours: it is
+given back only when the thread has really stopped. Replicas accept two calls, so that the next
+job is at hand when one ends (with one, the router's back-off leaves the GPU idle).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
+from workflows.execution import Stage
+
+logger = logging.getLogger("ray.serve")
+
+PROGRESS_INTERVAL_S = 0.25
+RELOAD_INTERVAL_S = 15.0
+
+
+class MemberProgress(BaseModel):
+    """How far an ensemble member is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    written: int
+    """Time steps on disk."""
+
+
+class Job:
+    """One job in the model's thread: how to stop it, and how far it is.
+
+    Parameters
+    ----------
+    fence : int
+        Token of the Conductor that asked for it.
+    """
+
+    def __init__(self, fence: int) -> None:
+        self.fence = fence
+        self.written: Callable[[], int] = lambda: 0
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the thread to stop before its next step."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raise between two steps if the job shall stop.
+
+        Raises
+        ------
+        ExecutionCancelled
+            If `stop` was called.
+        """
+        if self._stop.is_set():
+            raise ExecutionCancelled("stopped between two steps")
+
+
+class ModelReplica:
+    """Owns a model, the thread that runs it and the lock on both.
+
+    Parameters
+    ----------
+    name : str
+        The model's name in the settings.
+    load : callable
+        Gives the model; runs in the model's thread.
+    """
+
+    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+        self._name = name
+        self._load = load
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._lock = asyncio.Lock()
+        self._newest_fence = 0
+        self._running: Job | None = None
+        self._model: Any = None
+        self._failure: str | None = None
+
+    async def start(self) -> None:
+        """Load the model; a failure is kept as the reason why it cannot be used."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._model = await loop.run_in_executor(self._thread, self._load)
+            self._failure = None
+        except Exception as error:
+            logger.exception("model %s could not be loaded", self._name)
+            self._failure = f"{type(error).__name__}: {error}"
+
+    async def model(self) -> Any:
+        """Give the model; tries again to load one that failed.
+
+        Raises
+        ------
+        ModelUnavailable
+            If it cannot be loaded.
+        """
+        if self._model is None:
+            async with self._lock:
+                if self._model is None:
+                    await self.start()
+        if self._model is None:
+            raise ModelUnavailable(
+                Stage.INFERENCE, f"model {self._name} could not be loaded: {self._failure}"
+            )
+        return self._model
+
+    def admit(self, fence: int) -> None:
+        """Check a caller's fencing token; a newer one stops the work of its predecessor.
+
+        Raises
+        ------
+        StaleConductor
+            If a newer token was seen.
+        """
+        if fence < self._newest_fence:
+            raise StaleConductor(f"token {fence} was superseded by {self._newest_fence}")
+        self._newest_fence = fence
+        if self._running is not None and self._running.fence < fence:
+            self._running.stop()
+
+    async def run(
+        self, job: Job, work: Callable[[Any], None], finish: Callable[[], Any]
+    ) -> AsyncIterator[MemberProgress]:
+        """Run a job in the model's thread, and tell how far it is until it ends.
+
+        Parameters
+        ----------
+        job : Job
+            Watched by `work` through `Job.check`.
+        work : callable
+            Called with the model in its thread.
+        finish : callable
+            Gives a coroutine that waits until what `work` handed over is written.
+
+        Raises
+        ------
+        ExecutionCancelled
+            If the job was stopped.
+        """
+        self.admit(job.fence)
+        model = await self.model()
+        async with self._lock:
+            # The token may have been superseded while this call waited.
+            self.admit(job.fence)
+            self._running = job
+            thread = asyncio.get_running_loop().run_in_executor(self._thread, work, model)
+            try:
+                async for progress in _until_done(thread, job):
+                    yield progress
+                writes = asyncio.ensure_future(finish())
+                async for progress in _until_done(writes, job):
+                    yield progress
+            finally:
+                job.stop()
+                await _settled(thread)
+                self._running = None
+        yield MemberProgress(written=job.written())
+
+
+async def _until_done(future: asyncio.Future[Any], job: Job) -> AsyncIterator[MemberProgress]:
+    told = -1
+    while True:
+        await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S)
+        if future.done():
+            future.result()
+            return
+        if job.written() != told:
+            told = job.written()
+            yield MemberProgress(written=told)
+
+
+async def _settled(future: asyncio.Future[Any]) -> None:
+    """Wait for a thread's end, whatever cancels this call meanwhile."""
+    interrupted = False
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            interrupted = True
+    if not future.cancelled():
+        future.exception()
+    if interrupted:
+        raise asyncio.CancelledError

@@ -1,0 +1,100 @@
+"""The bounded window between a model and the Packager.
+
+Streams between deployments have no back-pressure, so the window is ours: a model runs ahead of
+the disk by at most `size` steps, then waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments._transient import is_transient
+
+logger = logging.getLogger("ray.serve")
+
+Write = Callable[[int, NDArray[np.float32]], Awaitable[Any]]
+
+ATTEMPTS = 5
+FIRST_PAUSE_S = 0.5
+
+
+class StepWindow:
+    """Hands steps to a writer, several at once, in a bounded number.
+
+    Parameters
+    ----------
+    write : callable
+        Writes one step, ``(time_index, fields)``; may run twice for the same step.
+    size : int
+        Steps that may be under way.
+    """
+
+    def __init__(self, write: Write, size: int) -> None:
+        self._write = write
+        self._room = asyncio.Semaphore(size)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self.written = 0
+        """Steps that are on disk."""
+
+    async def put(self, time_index: int, fields: NDArray[np.float32]) -> None:
+        """Hand over a step; waits while the window is full.
+
+        Raises
+        ------
+        Exception
+            What an earlier write failed with.
+        """
+        await self._room.acquire()
+        if self._failure is not None:
+            self._room.release()
+            raise self._failure
+        task = asyncio.get_running_loop().create_task(self._write_one(time_index, fields))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write_one(self, time_index: int, fields: NDArray[np.float32]) -> None:
+        try:
+            await self._write_with_retries(time_index, fields)
+            self.written += 1
+        except Exception as error:
+            self._failure = self._failure or error
+        finally:
+            self._room.release()
+
+    async def _write_with_retries(self, time_index: int, fields: NDArray[np.float32]) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                await self._write(time_index, fields)
+                return
+            except Exception as error:
+                if not is_transient(error) or attempt == ATTEMPTS - 1:
+                    raise
+                logger.warning("writing step %s failed, again: %s", time_index, error)
+                await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+
+    async def close(self) -> None:
+        """Wait until every step is written.
+
+        Raises
+        ------
+        Exception
+            What a write failed with.
+        """
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        if self._failure is not None:
+            raise self._failure
+
+    async def abandon(self) -> None:
+        """Stop writing: what is under way is cancelled."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))

@@ -1,0 +1,56 @@
+"""Which failures of a call between deployments are worth another try."""
+
+from __future__ import annotations
+
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RaySystemError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from workflows.errors import Earth2ServeError, StageFailed
+
+_TRANSIENT = (
+    RayActorError,
+    WorkerCrashedError,
+    ObjectLostError,
+    RaySystemError,
+    GetTimeoutError,
+    BackPressureError,
+    DeploymentUnavailableError,
+    ConnectionError,
+)
+
+
+class TransientFailure(StageFailed):
+    """A stage was interrupted by the death of a process; another try may succeed."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Say whether the callee died or was out of reach, rather than said no."""
+    if isinstance(error, TransientFailure):
+        return True
+    return isinstance(error, _TRANSIENT) and not isinstance(error, RayTaskError)
+
+
+def as_stage_failure(stage: str, error: Exception) -> Earth2ServeError:
+    """Turn what a call raised into an error of ours that survives pickling.
+
+    Ray wraps an exception of the callee into a class made on the fly, which the durable-execution
+    library could not store.
+    """
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, Earth2ServeError):
+            return cause
+        return StageFailed(stage, f"{type(cause).__name__}: {cause}")
+    if isinstance(error, Earth2ServeError):
+        return error
+    if is_transient(error):
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return TransientFailure(stage, f"{type(error).__name__}: {first_line}")
+    return StageFailed(stage, f"{type(error).__name__}: {error}")

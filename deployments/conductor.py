@@ -1,0 +1,196 @@
+"""Conductor: the life of an execution, and the one process that carries it.
+
+An execution's row is its place in the queue. The Conductor claims the one that waits longest and
+runs `execute` for it, a durable coroutine: every awaited step is recorded, so whoever comes after
+a crash goes on behind the last recorded one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from dbos import DBOS
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments._conducting import Conducting
+from deployments._isolation import hide_gpus
+from deployments._transient import TransientFailure
+from deployments.fcn3 import MemberJob
+from workflows.base import Plan
+from workflows.errors import StageFailed
+from workflows.execution import Stage, Status
+
+logger = logging.getLogger("ray.serve")
+
+_here: Conducting | None = None
+"""What this process conducts with; DBOS, too, is one per process."""
+
+
+def here() -> Conducting:
+    """Give what this process conducts with."""
+    if _here is None:
+        raise RuntimeError("this process does not conduct")
+    return _here
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, TransientFailure)
+
+
+recorded = DBOS.step(
+    retries_allowed=True,
+    max_attempts=4,
+    interval_seconds=1.0,
+    backoff_rate=2.0,
+    should_retry=_worth_another_try,
+    preemptible=True,
+)
+"""A step whose outcome is kept: it is not run again after a crash, but may run twice during one."""
+
+
+@DBOS.workflow(name="execute")
+async def execute(execution_id: str) -> None:
+    """Carry one execution from initial conditions to a finished result."""
+    async with here().life_of(execution_id) as plan:
+        _, initial_conditions = await together(
+            create_result(execution_id, plan), fetch_initial_conditions(execution_id, plan)
+        )
+        await here().enter(execution_id, Stage.INFERENCE)
+        await together(
+            export(execution_id, plan),
+            *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
+        )
+        await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
+        results = await package(execution_id)
+        await finish(execution_id, results)
+
+
+@recorded
+async def create_result(execution_id: str, plan: Plan) -> None:
+    """Create the result's arrays, all values missing."""
+    await here().call(
+        Stage.PACKAGE, "packager", "create", plan, execution_id, here().provenance(plan)
+    )
+
+
+@recorded
+async def fetch_initial_conditions(execution_id: str, plan: Plan) -> str:
+    """Fetch the analysed state at the start; gives its path."""
+    path: str = await here().call(
+        Stage.INITIAL_CONDITIONS, "initial_conditions", "fetch", plan, execution_id, fenced=False
+    )
+    return path
+
+
+@recorded
+async def forecast_member(
+    execution_id: str, plan: Plan, member: int, initial_conditions: str
+) -> None:
+    """Compute one ensemble member; when this is done, all its steps are written."""
+    job = MemberJob(
+        execution_id=execution_id,
+        plan=plan,
+        member=member,
+        initial_conditions=initial_conditions,
+        fence=here().fence,
+    )
+    async for progress in here().stream(Stage.INFERENCE, plan.model, "forecast_member", job):
+        here().note_progress(execution_id, plan, member, progress.written)
+
+
+@recorded
+async def export(execution_id: str, plan: Plan) -> None:
+    """Write the NetCDF4 file while the members are computed, if that is the format asked for."""
+    if plan.output_format == "netcdf4":
+        await here().call(Stage.PACKAGE, "packager", "export_netcdf", execution_id)
+
+
+@recorded
+async def package(execution_id: str) -> dict[str, Any]:
+    """Check that the result is whole, and describe its files."""
+    results: dict[str, Any] = await here().call(Stage.PACKAGE, "packager", "finish", execution_id)
+    return results
+
+
+@recorded
+async def finish(execution_id: str, results: dict[str, Any]) -> None:
+    """Say that the results can be had."""
+    await here().complete(execution_id, results)
+
+
+async def together(*steps: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Await steps side by side; when one fails the others are stopped, and its error raised.
+
+    The steps take their places in the record in the order in which they were called.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(step) for step in steps]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+class ConductorOptions(BaseModel):
+    """What the Conductor needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store_url: str
+    max_running: int
+    """Executions that run at once."""
+    drain_s: float = 5.0
+    """What running steps get to end in when another replica takes over."""
+
+
+@serve.deployment(
+    name="Conductor", num_replicas=1, max_ongoing_requests=1000, graceful_shutdown_timeout_s=30
+)
+class Conductor:
+    """Carries executions through their lives, while it holds the lease.
+
+    Parameters
+    ----------
+    options : ConductorOptions
+    deployments : dict of str to DeploymentHandle
+        ``packager``, ``initial_conditions`` and every model, by name.
+    components : dict of str to str
+        Models and data sources to watch, and the deployment that serves each.
+    """
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        options: ConductorOptions,
+        deployments: dict[str, DeploymentHandle[Any]],
+        components: dict[str, str],
+    ) -> None:
+        global _here
+        hide_gpus()
+        _here = self._conducting = Conducting(
+            execute,
+            deployments,
+            components,
+            store_url=options.store_url,
+            max_running=options.max_running,
+            drain_s=options.drain_s,
+        )
+        # Not awaited: a replica that replaces another is healthy while it waits for the lease,
+        # or Serve would never stop the one that holds it.
+        self._task = asyncio.get_running_loop().create_task(self._conducting.run())
+
+    async def nudge(self) -> None:
+        """Look at the store at once: something was asked for."""
+        self._conducting.nudge()
+
+    async def check_health(self) -> None:
+        """Fail when conducting has ended, so that Serve starts another replica."""
+        if self._task.done():
+            raise StageFailed(Stage.FINISH, f"the Conductor has stopped: {self._task}")
+
+    async def __del__(self) -> None:
+        await self._conducting.stop()

@@ -1,0 +1,98 @@
+"""Packager: writes what models compute, exports, describes and removes it.
+
+Replicas keep no state: any of them can write any step, and twice is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+
+from deployments._isolation import hide_gpus
+from deployments.results_store import ResultsStore
+from workflows.base import Plan
+
+logger = logging.getLogger("ray.serve")
+
+
+@serve.deployment(name="Packager", max_ongoing_requests=16)
+class Packager:
+    """Owns the folders with results and working files.
+
+    Parameters
+    ----------
+    results_dir, work_dir : Path
+        Folders that every replica sees.
+    """
+
+    def __init__(self, results_dir: Path, work_dir: Path) -> None:
+        hide_gpus()
+        self._results = ResultsStore(results_dir, work_dir)
+
+    async def create(
+        self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
+    ) -> None:
+        """Create the arrays and metadata of a result, all values missing."""
+        await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
+
+    async def write_step(
+        self,
+        execution_id: str,
+        fence: int,
+        member: int,
+        time_index: int,
+        fields: NDArray[np.float32],
+    ) -> None:
+        """Write one time of one member, shape (variable, lat, lon), longitudes 0 to 360.
+
+        Raises
+        ------
+        StaleConductor
+            If another Conductor has taken the execution over.
+        """
+        await asyncio.to_thread(
+            self._results.write_step, execution_id, fence, member, time_index, fields
+        )
+
+    async def export_netcdf(self, execution_id: str, fence: int) -> None:
+        """Write the NetCDF4 file, following the steps as they are written; ends when it is whole.
+
+        A caller that goes away stops it.
+        """
+        stop = threading.Event()
+        export = asyncio.get_running_loop().run_in_executor(
+            None,
+            lambda: self._results.export_netcdf(execution_id, fence, should_stop=stop.is_set),
+        )
+        try:
+            await asyncio.shield(export)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({export})
+            raise
+
+    async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
+        """Check that the result is whole and describe its files.
+
+        Raises
+        ------
+        StageFailed
+            If a step is missing.
+        """
+        return await asyncio.to_thread(self._results.finish, execution_id, fence)
+
+    async def purge(self, workflow: str, execution_id: str) -> None:
+        """Remove an execution's results and working files."""
+        await asyncio.to_thread(self._results.purge, workflow, execution_id)
+
+    async def clean(self, execution_id: str) -> None:
+        """Remove an execution's working files."""
+        await asyncio.to_thread(self._results.clean, execution_id)
