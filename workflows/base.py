@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workflows.errors import InvalidParameters, Problem
 
 OutputFormat = Literal["zarr", "netcdf4"]
+TimeLayout = Literal["time", "lead_time"]
 
 SEED_BOUND = 2**32
 """Seeds are drawn from, and must lie in, [0, 2**32): what every generator involved accepts."""
@@ -34,8 +35,8 @@ class Grid(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_lat: int = 721
-    n_lon: int = 1440
+    n_lat: int = Field(default=721, ge=2)
+    n_lon: int = Field(default=1440, ge=2)
 
     def latitudes(self) -> NDArray[np.float64]:
         """Give latitudes in degrees north, shape (lat,), 90 to -90."""
@@ -76,6 +77,8 @@ class Plan(BaseModel):
     """What the result keeps."""
     grid: Grid
     output_format: OutputFormat
+    time_layout: TimeLayout = "time"
+    """Dimensions of the result: valid ``time`` alone, or one ``time`` and ``lead_time``."""
 
     @property
     def members(self) -> range:

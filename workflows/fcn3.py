@@ -19,6 +19,7 @@ from workflows.base import (
     OutputFormat,
     Parameters,
     Plan,
+    TimeLayout,
     Workflow,
     draw_seeds,
 )
@@ -105,6 +106,11 @@ class FCN3Parameters(Parameters):
         description="Variables to keep, in Earth2Studio's names; null keeps all.",
     )
     output_format: OutputFormat = Field("netcdf4", description="Format of the result.")
+    time_layout: TimeLayout = Field(
+        "time",
+        description="Dimensions of the result: time has valid times; lead_time has one time, that "
+        "of the initial conditions, and offsets from it, as Earth2Studio's data sources need.",
+    )
     container_url: str | None = Field(
         None, max_length=2048, description="Azure Blob container for the results."
     )
@@ -203,4 +209,5 @@ class FCN3Workflow(Workflow):
             variables=tuple(parameters.variables or VARIABLES),
             grid=self._grid,
             output_format=parameters.output_format,
+            time_layout=parameters.time_layout,
         )
