@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -18,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments._lease import lease_for
 from deployments._provenance import software
 from deployments._transient import as_stage_failure
-from deployments.execution_store import ExecutionStore, open_engine
+from deployments.execution_store import ExecutionStore
 from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
@@ -122,9 +123,12 @@ class Conducting:
             "use_listen_notify": False,
         }
         if self._store.is_sqlite:
-            # A file of its own: its commits and ours do not wait for each other.
+            # A file of its own: its commits and ours do not wait for each other. DBOS leaves the
+            # journal mode as it finds it, and WAL stays with the file.
             path = f"{self._store.engine.url.database}.dbos"
-            config["system_database_engine"] = open_engine(f"sqlite:///{path}")
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+            config["system_database_url"] = f"sqlite:///{path}"
         else:
             config["system_database_url"] = self._store_url
         DBOS(config=config)  # type: ignore[arg-type]

@@ -8,8 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-SYNTHETIC = "synthetic"
-
 
 class LoaderOptions(BaseModel):
     """What loads a model or data source."""

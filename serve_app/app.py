@@ -1,0 +1,137 @@
+"""`build`: the settings become a Ray Serve application."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import ray
+from ray.serve import Application, Deployment
+
+from deployments._loading import LoaderOptions
+from deployments.conductor import Conductor, ConductorOptions
+from deployments.fcn3 import FCN3, FCN3Options
+from deployments.initial_conditions import InitialConditions
+from deployments.packager import Packager
+from serve_app.ingress import Ingress, IngressOptions
+from serve_app.sections import SYNTHETIC, DataSourceSettings, ModelSettings
+from serve_app.settings import Settings, parse_settings
+from workflows import WORKFLOWS
+from workflows.fcn3 import VARIABLES
+
+logger = logging.getLogger("ray.serve")
+
+WAITING = {"num_cpus": 0.1, "num_gpus": 0}
+"""For deployments that mostly wait: a node's cores are for the Packager and the models."""
+WRITING = {"num_cpus": 0.5, "num_gpus": 0}
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Build the application: only the deployments that callable workflows need.
+
+    Parameters
+    ----------
+    args : dict
+        What stands under ``args`` in the YAML, see `serve_app.settings.Settings`.
+
+    Raises
+    ------
+    SettingsError
+        Naming what is wrong and what would be allowed.
+    """
+    settings = parse_settings(args, os.environ)
+    if ray.is_initialized():
+        settings.check_nodes(sum(node["Alive"] for node in ray.nodes()))
+    logger.info("settings: %s", settings.summary())
+    workflows = [WORKFLOWS[name] for name in settings.callable_workflows]
+    models = sorted({name for workflow in workflows for name in workflow.models})
+    sources = sorted({name for workflow in workflows for name in workflow.data_sources})
+
+    packager = _bind(
+        Packager,
+        WRITING,
+        settings.packager.replicas,
+        settings.results_dir,
+        settings.work_dir,
+    )
+    deployments = {
+        "packager": packager,
+        "initial_conditions": _bind(
+            InitialConditions,
+            WAITING,
+            1,
+            [_source(name, settings) for name in sources],
+            settings.work_dir,
+        ),
+        **{name: MODELS[name](name, settings, packager) for name in models},
+    }
+    components = dict.fromkeys(sources, "initial_conditions") | {name: name for name in models}
+    store_url = settings.resolved_store_url
+    conductor = _bind(
+        Conductor,
+        WAITING,
+        1,
+        ConductorOptions(store_url=store_url, max_running=settings.max_running),
+        deployments,
+        components,
+    )
+    options = IngressOptions(
+        store_url=store_url,
+        results_dir=settings.results_dir,
+        exposed=settings.listed_workflows,
+        warmup=settings.workflows.warmup,
+        grid=settings.models.fcn3.grid,
+        max_queued=settings.queue.max_size,
+        max_output_bytes=int(settings.limits.max_output_gb * 1e9),
+        max_body_bytes=int(settings.limits.max_body_mb * 1e6),
+        tokens_file=settings.auth.tokens_file,
+        allow_origins=settings.cors.allow_origins,
+        components={w.name: (*w.models, *w.data_sources) for w in workflows},
+    )
+    return _bind(Ingress, WAITING, settings.ingress.replicas, options, conductor)
+
+
+def _bind(
+    deployment: type[Any], resources: dict[str, float], replicas: int, *args: Any
+) -> Application:
+    configured = cast(Deployment, deployment).options(
+        num_replicas=replicas, ray_actor_options=resources
+    )
+    return configured.bind(*args)
+
+
+def _fcn3(name: str, settings: Settings, packager: Application) -> Application:
+    model: ModelSettings = getattr(settings.models, name)
+    options = FCN3Options(
+        loader=_loader(name, model, "deployments.synthetic:load_fcn3", model.grid.model_dump()),
+        grid=model.grid,
+        input_variables=VARIABLES,
+        window_steps=settings.packager.window_steps,
+    )
+    resources = {"num_cpus": 0.5, "num_gpus": model.resolved_num_gpus}
+    return _bind(FCN3, resources, model.replicas, options, packager)
+
+
+MODELS: dict[str, Callable[[str, Settings, Application], Application]] = {"fcn3": _fcn3}
+"""How each model's deployment is built."""
+
+
+def _source(name: str, settings: Settings) -> LoaderOptions:
+    grid = settings.models.fcn3.grid.model_dump()
+    chosen: DataSourceSettings = getattr(settings.data_sources, name)
+    return _loader(name, chosen, "deployments.synthetic:load_ifs", grid)
+
+
+def _loader(
+    name: str,
+    chosen: ModelSettings | DataSourceSettings,
+    synthetic: str,
+    synthetic_options: dict[str, Any],
+) -> LoaderOptions:
+    if chosen.loader == SYNTHETIC:
+        return LoaderOptions(
+            name=name, loader=synthetic, options={**synthetic_options, **chosen.options}
+        )
+    return LoaderOptions(name=name, loader=chosen.loader, options=chosen.options)

@@ -1,0 +1,241 @@
+"""The life of an execution, with stand-in deployments and a real store and DBOS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments._conducting import Conducting
+from deployments._transient import TransientFailure
+from deployments.execution_store import ExecutionStore
+from tests.deployments.conducting_process import Journal, StandIns, conducting
+from workflows import Execution, FCN3Workflow, Status
+from workflows.errors import ExecutionNotFound, StageFailed
+from workflows.execution import new_execution_id
+
+WORKFLOW = FCN3Workflow()
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/executions.sqlite"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[ExecutionStore]:
+    store = ExecutionStore(store_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+def submit(store: ExecutionStore, **parameters: Any) -> str:
+    validated = WORKFLOW.validate({"n_steps": 2, "n_samples": 3, **parameters})
+    execution = Execution(
+        execution_id=new_execution_id(),
+        workflow=WORKFLOW.name,
+        status=Status.QUEUED,
+        parameters=validated.model_dump(mode="json"),
+        plan=WORKFLOW.plan(validated).model_dump(mode="json"),
+        created_at=datetime.now(UTC),
+    )
+    store.submit(execution, max_queued=100)
+    return execution.execution_id
+
+
+@asynccontextmanager
+async def conducts(
+    store_url: str, stand_ins: StandIns, **settings: Any
+) -> AsyncIterator[Conducting]:
+    made = conducting(store_url, stand_ins, **settings)
+    task = asyncio.create_task(made.run())
+    try:
+        yield made
+    finally:
+        await made.stop()
+        await task
+
+
+async def until(
+    store: ExecutionStore,
+    execution_id: str,
+    holds: Callable[[Execution], bool],
+    seconds: float = 15,
+) -> Execution:
+    deadline = time.monotonic() + seconds
+    while True:
+        execution = store.read(execution_id)
+        if holds(execution):
+            return execution
+        assert time.monotonic() < deadline, f"still {execution}"
+        await asyncio.sleep(0.02)
+
+
+def finished(execution: Execution) -> bool:
+    return execution.ended_at is not None
+
+
+async def test_a_life_goes_through_its_stages_in_order(
+    store: ExecutionStore, store_url: str, journal: Journal
+) -> None:
+    execution_id = submit(store, output_format="netcdf4")
+    async with conducts(store_url, StandIns(journal)):
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED
+    assert done.results is not None
+    assert done.results["status"] == "completed"
+    assert done.results["completion_time"]
+    assert done.progress is not None
+    assert done.progress.members == (3, 3, 3)
+    assert done.progress.current_step == done.progress.total_steps == 9
+    lines = journal.lines()
+    assert sorted(lines) == sorted(
+        ["create", "fetch", "export", "finish", "clean"]
+        + [f"{word} {m}" for word in ("begin", "member") for m in range(3)]
+    )
+    assert lines.index("finish") > max(lines.index(f"member {m}") for m in range(3))
+    assert lines.index("begin 0") > max(lines.index("create"), lines.index("fetch"))
+
+
+async def test_a_stage_that_fails_stops_the_others_and_says_why(
+    store: ExecutionStore, store_url: str, journal: Journal
+) -> None:
+    async def refuse(job: Any) -> None:
+        if job.member == 1:
+            raise StageFailed("inference", "the core returned NaN")
+
+    execution_id = submit(store)
+    stand_ins = StandIns(journal, step_s=0.05, before={"member": refuse})
+    async with conducts(store_url, stand_ins):
+        failed = await until(store, execution_id, finished)
+        assert failed.status == Status.FAILED
+        assert failed.stage == "inference"
+        assert failed.error_message == "the core returned NaN"
+        next_one = submit(store, n_samples=1)
+        assert (await until(store, next_one, finished)).status == Status.COMPLETED
+    assert journal.lines().count("begin 1") == 1
+
+
+async def test_a_death_on_the_way_is_tried_again(
+    store: ExecutionStore, store_url: str, journal: Journal
+) -> None:
+    deaths = 0
+
+    async def die_once(job: Any) -> None:
+        nonlocal deaths
+        deaths += 1
+        if deaths == 1:
+            raise TransientFailure("inference", "ActorDiedError: the replica died")
+
+    execution_id = submit(store, n_samples=1)
+    async with conducts(store_url, StandIns(journal, before={"member": die_once})):
+        assert (await until(store, execution_id, finished)).status == Status.COMPLETED
+    assert journal.lines().count("begin 0") == 2
+
+
+async def test_a_cancel_stops_running_members_and_frees_the_place(
+    store: ExecutionStore, store_url: str, journal: Journal
+) -> None:
+    execution_id = submit(store, n_steps=400)
+    async with conducts(store_url, StandIns(journal, step_s=0.05), max_running=1) as made:
+        await until(store, execution_id, lambda e: e.progress is not None)
+        waiting = submit(store, n_steps=1, n_samples=1)
+        asked_at = time.monotonic()
+        store.request_cancel(WORKFLOW.name, execution_id)
+        made.nudge()
+        cancelled = await until(store, execution_id, finished)
+        assert cancelled.status == Status.CANCELLED
+        assert time.monotonic() - asked_at < 2
+        assert (await until(store, waiting, finished)).status == Status.COMPLETED
+    assert {f"stopped {m}" for m in range(3)} <= set(journal.lines())
+    assert not any(line.startswith("member 1") for line in journal.lines())
+
+
+async def test_a_purge_forgets_the_execution(
+    store: ExecutionStore, store_url: str, journal: Journal
+) -> None:
+    execution_id = submit(store)
+    async with conducts(store_url, StandIns(journal)) as made:
+        await until(store, execution_id, finished)
+        store.request_purge(WORKFLOW.name, execution_id)
+        made.nudge()
+        for _ in range(200):
+            await asyncio.sleep(0.02)
+            try:
+                store.read(execution_id)
+            except ExecutionNotFound:
+                break
+        else:
+            pytest.fail("the execution is still there")
+    assert "purge" in journal.lines()
+
+
+async def test_one_conducts_while_another_waits_and_then_goes_on(
+    store: ExecutionStore, store_url: str, journal: Journal
+) -> None:
+    execution_id = submit(store, n_steps=200, n_samples=2)
+    first = spawn(store_url, journal, step_s=0.05)
+    try:
+        await until(store, execution_id, lambda e: e.progress is not None)
+        second = spawn(store_url, journal, step_s=0.0)
+        await asyncio.sleep(4)
+        assert sum(line.startswith("conducting") for line in journal.lines()) == 1
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    try:
+        assert (await until(store, execution_id, finished, 30)).status == Status.COMPLETED
+    finally:
+        second.kill()
+        second.wait()
+    assert sum(line.startswith("conducting") for line in journal.lines()) == 2
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["same code", "edited code"])
+async def test_after_kill_9_recorded_members_are_not_computed_again(
+    store: ExecutionStore, store_url: str, journal: Journal, edited: bool
+) -> None:
+    execution_id = submit(store, n_steps=20, n_samples=1)
+    longer = submit(store, n_steps=100, n_samples=2)
+    first = spawn(store_url, journal, step_s=0.03)
+    try:
+        await until(store, execution_id, finished, 30)
+        await until(store, longer, lambda e: e.progress is not None)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    before = journal.lines()
+    second = spawn(store_url, journal, step_s=0.0, extra="edited" if edited else None)
+    try:
+        assert (await until(store, longer, finished, 30)).status == Status.COMPLETED
+    finally:
+        second.kill()
+        second.wait()
+    again = journal.lines()[len(before) :]
+    assert "create" not in again
+    assert "fetch" not in again
+    assert sorted(line for line in again if line.startswith("member")) == ["member 0", "member 1"]
+    assert store.read(execution_id).status == Status.COMPLETED
+
+
+def spawn(
+    store_url: str, journal: Journal, step_s: float, extra: str | None = None
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.deployments.conducting_process", store_url]
+    command += [str(journal._path), str(step_s), *([extra] if extra else [])]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ})
