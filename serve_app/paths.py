@@ -1,0 +1,146 @@
+"""The way from a client's path to an open result file, which never leaves the results.
+
+::
+
+    Earth2ServeError
+    ├── ForbiddenPath        403: leads out of the results
+    ├── InvalidPath          400: can name no file at all
+    ├── ResultsNotFound      404 (workflows.errors)
+    └── ResultsUnavailable   503: there, but not readable now
+
+A file that cannot be read now must not answer 404: to a Zarr reader a missing chunk is one full
+of NaN.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from workflows.errors import Earth2ServeError, ResultsNotFound
+
+_MAX_PATH = 4096
+_MAX_COMPONENT = 255
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO}
+
+
+class ForbiddenPath(Earth2ServeError):
+    """A path that leads out of an execution's results."""
+
+
+class InvalidPath(Earth2ServeError):
+    """A path that can name no file: control characters, or too long."""
+
+
+class ResultsUnavailable(Earth2ServeError):
+    """A result file that is there but cannot be read now."""
+
+
+def resolve(root: Path, relative: str) -> Path:
+    """Find the regular file that a client's path names.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the execution's results.
+    relative : str
+        Path below it as the client sent it, percent-decoded once.
+
+    Returns
+    -------
+    Path
+        Absolute, without symlinks, below the resolved `root`.
+
+    Raises
+    ------
+    ForbiddenPath
+        If the path is absolute, has ``..`` or a backslash, or a symlink leads out of `root`.
+    InvalidPath
+        If it has control characters or is too long for a file system.
+    ResultsNotFound
+        If nothing is there, or something that is no regular file.
+    ResultsUnavailable
+        If the file system does not let us look.
+    """
+    with answering_for(relative):
+        base, names = _locate(root, relative)
+    return Path(base, *names)
+
+
+def open_below(root: Path, relative: str) -> FileIO:
+    """Open the file that `resolve` finds; raises what it raises."""
+    with answering_for(relative):
+        base, names = _locate(root, relative)
+        file = FileIO(_walk(base, names))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise ResultsNotFound(f"{relative!r} is not a result file")
+    return file
+
+
+@contextmanager
+def answering_for(relative: str) -> Iterator[None]:
+    """Turn errors of the file system into ours, which name the client's path and no other."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _ABSENT:
+            raise ResultsNotFound(f"there is no result file {relative!r}") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidPath("the path is too long") from error
+        reason = os.strerror(error.errno or errno.EIO)
+        raise ResultsUnavailable(f"{relative!r} cannot be read now: {reason}") from error
+
+
+def _locate(root: Path, relative: str) -> tuple[str, Sequence[str]]:
+    """Give the resolved root and the names from there to a regular file, none a symlink."""
+    wanted = _names(relative)
+    base = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(base, *wanted))
+    if path != base and not path.startswith(os.path.join(base, "")):
+        raise ForbiddenPath(f"{relative!r} leads out of the results")
+    if relative.endswith("/") or not stat.S_ISREG(os.lstat(path).st_mode):
+        raise ResultsNotFound(f"{relative!r} is not a result file")
+    return base, os.path.relpath(path, base).split("/")
+
+
+def _names(relative: str) -> list[str]:
+    """Refuse what no file system needs to be asked about, and split the rest."""
+    try:
+        length = len(os.fsencode(relative))
+    except UnicodeEncodeError:
+        raise InvalidPath("the path is not valid Unicode") from None
+    if length > _MAX_PATH:
+        raise InvalidPath(f"the path has {length} bytes; at most {_MAX_PATH} are allowed")
+    if _CONTROL.search(relative):
+        raise InvalidPath("the path has control characters")
+    names = [name for name in relative.split("/") if name not in {"", "."}]
+    if relative.startswith("/") or "\\" in relative or ".." in names:
+        raise ForbiddenPath(f"{relative!r} leads out of the results")
+    if any(len(os.fsencode(name)) > _MAX_COMPONENT for name in names):
+        raise InvalidPath(f"a name in the path has more than {_MAX_COMPONENT} bytes")
+    return names
+
+
+def _walk(base: str, names: Sequence[str]) -> int:
+    """Open a file step by step, following no symlink.
+
+    A folder that became a symlink after `_locate` looked ends the walk with an error.
+    """
+    folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in names[:-1]:
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        # O_NONBLOCK: a FIFO put there meanwhile must not hold the thread.
+        return os.open(names[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
