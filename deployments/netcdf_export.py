@@ -1,0 +1,133 @@
+"""NetCDF4 export: follows the steps of an execution as they are written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import netCDF4
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments._result_files import ResultFiles
+from deployments._work_folder import WorkFolder
+from workflows.dataset import FIELD_DTYPE, Dataset, field_index
+from workflows.errors import ExecutionCancelled
+
+POLL_S = 0.02
+
+NETCDF_LOCK = threading.Lock()
+"""Held around every call into netCDF4: its HDF5 is not thread-safe, and it releases the GIL."""
+
+# Chunks that do not fit the cache are written straight to the file; through the cache the first
+# ones cost a copy and a page fault for every 4 KiB.
+_CHUNK_CACHE_BYTES = 1 << 20
+
+
+class NetCDFFile:
+    """A NetCDF4 file under construction; unwritten maps are NaN.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file is replaced.
+    dataset : Dataset
+        What it shall hold; a chunk is one map, uncompressed.
+    """
+
+    def __init__(self, path: Path, dataset: Dataset) -> None:
+        with NETCDF_LOCK:
+            self._file = netCDF4.Dataset(path, "w", format="NETCDF4")
+            # Every map is written whole or not at all: fill values need not be written first.
+            self._file.set_fill_off()
+            self._fields = self._define(dataset)
+
+    def _define(self, dataset: Dataset) -> dict[str, Any]:
+        file = self._file
+        for name, size in dataset.dims.items():
+            file.createDimension(name, size)
+        file.setncatts(dict(dataset.attributes))
+        fields = {}
+        for variable in dataset.coordinates:
+            values = np.asarray(variable.values)
+            array = file.createVariable(variable.name, values.dtype, variable.dims)
+            array.setncatts(dict(variable.attributes))
+            array[...] = values
+        for variable in dataset.fields:
+            shape = dataset.field_shape
+            array = file.createVariable(
+                variable.name,
+                FIELD_DTYPE,
+                variable.dims,
+                fill_value=np.float32(np.nan),
+                chunksizes=(1,) * (len(shape) - 2) + shape[-2:],
+            )
+            array.setncatts(dict(variable.attributes))
+            array.set_var_chunk_cache(size=_CHUNK_CACHE_BYTES, nelems=11, preemption=1.0)
+            array.set_auto_maskandscale(False)
+            fields[variable.name] = array
+        return fields
+
+    def write(self, variable: str, index: tuple[int, ...], values: NDArray[np.float32]) -> None:
+        """Write one map, shape (lat, lon); `index` leaves lat and lon away."""
+        with NETCDF_LOCK:
+            self._fields[variable][index] = values
+
+    def close(self) -> None:
+        """Write what is pending and close."""
+        with NETCDF_LOCK:
+            if self._file.isopen():
+                self._file.close()
+
+    def __enter__(self) -> NetCDFFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def follow(
+    path: Path,
+    files: ResultFiles,
+    work: WorkFolder,
+    fence: int,
+    should_stop: Callable[[], bool],
+    poll_s: float,
+) -> None:
+    """Copy all steps of an execution into a NetCDF4 file, waiting for those still to come.
+
+    Raises
+    ------
+    ExecutionCancelled
+        If told to stop.
+    StaleConductor
+        If a newer fence was seen, or the execution was removed.
+    """
+    plan = files.plan
+    upcoming = dict.fromkeys(plan.members, 0)
+    with NetCDFFile(path, files.dataset()) as file:
+        while upcoming:
+            if should_stop():
+                raise ExecutionCancelled(files.execution_id)
+            work.admit(fence)
+            # Steps of a member are written in about their order: one look per member is enough.
+            ready = [(m, t) for m, t in upcoming.items() if work.is_written(m, t)]
+            for member, time_index in ready:
+                index = field_index(plan, member, time_index)
+                for variable in plan.variables:
+                    values = files.read_field(variable, member, time_index)
+                    file.write(variable, index, values)
+                upcoming[member] += 1
+                if upcoming[member] == plan.n_times:
+                    del upcoming[member]
+            if not ready:
+                time.sleep(poll_s)
