@@ -1,0 +1,65 @@
+# Everything goes into .venv in this folder. PYTHON= names the Python (3.11 or newer) to start from.
+PYTHON ?= python3
+CONFIG ?= config/local.yaml
+PORT ?=
+
+BIN := .venv/bin
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-test format lint types check test demo serve bench
+
+help:
+	@echo "make install  set up .venv"
+	@echo "make demo     serve, run a 4-member forecast, leave a dataset and a map"
+	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
+	@echo "make check    check the configuration files"
+	@echo "make test     all tests"
+	@echo "make format lint types bench"
+
+# The stamps make a second call quick: pip runs only when what is to be installed has changed.
+install: .venv/.installed
+install-test: .venv/.installed-test
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv"
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv, with what the tests need"
+	$(PIP) -e '.[test]'
+	@touch .venv/.installed $@
+
+format: install-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: install-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install-test
+	$(BIN)/python -m mypy
+
+check: install
+	$(BIN)/python -m serve_app.check config/*.yaml
+
+# Ray would otherwise write a token to the home folder, and count its uses.
+test: install-test
+	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest $(ARGS)
+
+demo: install
+	$(BIN)/python -m examples.demo
+
+serve: install
+	$(BIN)/python -m serve_app $(CONFIG) $(if $(PORT),--port $(PORT))
+
+bench: install-test
+	$(BIN)/python -m benchmarks

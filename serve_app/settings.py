@@ -1,0 +1,236 @@
+"""Everything that can be set under ``args`` of the application, and what follows from it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import unquote, urlsplit
+
+import sqlalchemy as sa
+from pydantic import Field, SecretStr, Strict, ValidationError, field_validator
+
+from serve_app.findings import Finding, Places, explain, find, known_places
+from serve_app.sections import (
+    AuthSettings,
+    CorsSettings,
+    DataSourcesSettings,
+    IngressSettings,
+    LimitSettings,
+    ModelsSettings,
+    PackagerSettings,
+    QueueSettings,
+    Section,
+    WorkflowSettings,
+)
+from workflows import WORKFLOWS
+
+DEPLOYMENTS = ("Ingress", "Conductor", "InitialConditions", "FCN3", "Packager")
+"""Names of the deployments, as ``deployments:`` in a configuration file may name them."""
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be served; one line for each thing that is wrong."""
+
+
+class Settings(Section):
+    """Everything under ``args``."""
+
+    data_dir: Path = Field(
+        default=Path("var"),
+        description="Folder of the execution store and the results unless named below.",
+    )
+    store_url: SecretStr | None = Field(
+        default=None,
+        description="Execution store: sqlite:///path or postgresql+psycopg://user@host/database; "
+        "null is SQLite in data_dir.",
+    )
+    results_url: str | None = Field(
+        default=None, description="Results: file:///path; null is the folder results in data_dir."
+    )
+    workflows: WorkflowSettings = WorkflowSettings()
+    models: ModelsSettings = ModelsSettings()
+    data_sources: DataSourcesSettings = DataSourcesSettings()
+    queue: QueueSettings = QueueSettings()
+    limits: LimitSettings = LimitSettings()
+    auth: AuthSettings = AuthSettings()
+    cors: CorsSettings = CorsSettings()
+    ingress: IngressSettings = IngressSettings()
+    packager: PackagerSettings = PackagerSettings()
+    shared_filesystem: Annotated[bool, Strict()] = Field(
+        default=False, description="True if data_dir is one and the same folder on every node."
+    )
+
+    @field_validator("store_url")
+    @classmethod
+    def _store_can_be_opened(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_store_url(value.get_secret_value())
+        return value
+
+    @field_validator("results_url")
+    @classmethod
+    def _results_can_be_written(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        url = urlsplit(value)
+        if url.scheme == "az":
+            raise ValueError("az:// is not available yet; give file:///… or leave it out")
+        if url.scheme != "file" or url.netloc not in ("", "localhost") or len(url.path) < 2:
+            raise ValueError("file:///path is needed")
+        return value
+
+    @property
+    def listed_workflows(self) -> tuple[str, ...]:
+        """Names of the workflows that are listed."""
+        if self.workflows.exposed:
+            return tuple(dict.fromkeys(self.workflows.exposed))
+        return tuple(name for name in WORKFLOWS if name not in self.workflows.warmup)
+
+    @property
+    def callable_workflows(self) -> tuple[str, ...]:
+        """Names of the workflows that can be called."""
+        return tuple(dict.fromkeys((*self.listed_workflows, *self.workflows.warmup)))
+
+    @property
+    def max_running(self) -> int:
+        """Executions that run at once; one more than replicas, so that the next is prepared."""
+        return self.queue.max_running or self.models.fcn3.replicas + 1
+
+    @property
+    def resolved_store_url(self) -> str:
+        """URL of the execution store; it may hold a password."""
+        if self.store_url is not None:
+            return self.store_url.get_secret_value()
+        return _sqlite_url(self.data_dir / "executions.sqlite")
+
+    @property
+    def results_dir(self) -> Path:
+        """Folder of the results."""
+        if self.results_url is not None:
+            return Path(unquote(urlsplit(self.results_url).path))
+        return self.data_dir / "results"
+
+    @property
+    def work_dir(self) -> Path:
+        """Folder of what an execution needs while it runs."""
+        return self.data_dir / "work"
+
+    def resolved(self, base: Path) -> Self:
+        """Give the settings with every path absolute, relative ones taken from `base`."""
+        store = self.store_url and sa.make_url(self.store_url.get_secret_value())
+        tokens = self.auth.tokens_file
+        return self.model_copy(
+            update={
+                "data_dir": _absolute(base, self.data_dir),
+                "store_url": SecretStr(_sqlite_url(_absolute(base, Path(store.database or ""))))
+                if store and store.drivername.startswith("sqlite")
+                else self.store_url,
+                "auth": AuthSettings(tokens_file=tokens and _absolute(base, tokens)),
+            }
+        )
+
+    def check_nodes(self, n_nodes: int) -> None:
+        """Refuse what one machine's disk holds on a cluster of several.
+
+        Raises
+        ------
+        SettingsError
+            If other nodes could not see the execution store or the results.
+        """
+        if n_nodes <= 1 or self.shared_filesystem:
+            return
+        local = []
+        if self.resolved_store_url.startswith("sqlite"):
+            local.append("args.store_url: SQLite is a file; give postgresql+psycopg://…")
+        local.append("args.results_url: file:// is the disk of one machine")
+        raise SettingsError(
+            "\n".join(
+                f"{problem}; this cluster has {n_nodes} nodes: set args.shared_filesystem to true "
+                "if the folder is the same on all of them"
+                for problem in local
+            )
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Give what was resolved, for the log: no password, of loaders' options only the names."""
+        values = self.model_dump(mode="json")
+        for loader in (*values["models"].values(), *values["data_sources"].values()):
+            loader["options"] = sorted(loader["options"])
+        return values | {
+            "store_url": sa.make_url(self.resolved_store_url).render_as_string(hide_password=True),
+            "results_url": self.results_dir.as_uri(),
+        }
+
+
+def parse_settings(
+    args: Mapping[str, Any], environ: Mapping[str, str], base: Path | None = None
+) -> Settings:
+    """Read the settings of the application.
+
+    Parameters
+    ----------
+    args : mapping
+        What stands under ``args`` in the configuration file.
+    environ : mapping
+        Environment variables; ``EXPOSED_WORKFLOWS`` is read.
+    base : Path, optional
+        Folder that relative paths start from; the current one by default.
+
+    Raises
+    ------
+    SettingsError
+        Naming every setting that is wrong, as ``python -m serve_app.check`` does.
+    """
+    findings = find_in_args(args, ("args",))
+    exposed = [name.strip() for name in environ.get("EXPOSED_WORKFLOWS", "").split(",")]
+    override: dict[str, Any] = {"exposed": [name for name in exposed if name]}
+    if override["exposed"]:
+        try:
+            WorkflowSettings.model_validate(override)
+        except ValidationError as error:
+            findings += [
+                Finding(("EXPOSED_WORKFLOWS",), found.message)
+                for found in explain(error, override, ())
+            ]
+    if findings:
+        raise SettingsError("\n".join(map(str, findings)))
+    settings = Settings.model_validate(dict(args))
+    if override["exposed"]:
+        workflows = settings.workflows.model_copy(update={"exposed": tuple(override["exposed"])})
+        settings = settings.model_copy(update={"workflows": workflows})
+    return settings.resolved(Path.cwd() if base is None else base)
+
+
+def find_in_args(args: Mapping[str, Any], path: Sequence[str | int]) -> list[Finding]:
+    """Find what is wrong with what stands under ``args``, itself standing at `path`."""
+    return find(args, Settings, tuple(path), places())
+
+
+@functools.cache
+def places() -> Places:
+    """List every key that a configuration may have."""
+    return known_places(Settings)
+
+
+def _absolute(base: Path, path: Path) -> Path:
+    return Path(os.path.normpath(base / path.expanduser()))
+
+
+def _sqlite_url(path: Path) -> str:
+    return sa.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _check_store_url(value: str) -> None:
+    needed = "sqlite:///path or postgresql+psycopg://user@host/database is needed"
+    try:
+        url = sa.make_url(value)
+    except (sa.exc.ArgumentError, ValueError):
+        # Not chained: SQLAlchemy quotes the URL, password included.
+        raise ValueError(needed) from None
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise ValueError(needed)
+    if not url.database or url.database == ":memory:":
+        raise ValueError(f"it names no database that several processes can open; {needed}")

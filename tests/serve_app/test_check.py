@@ -1,0 +1,274 @@
+"""The check of configuration files: what is wrong is named with its line, whatever it is."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serve_app.check import check_file, main
+from serve_app.settings import SettingsError, parse_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(ROOT.glob("config/*.yaml"))
+
+APPLICATION = """\
+http_options: {host: 127.0.0.1, port: 8000}
+applications:
+  - name: earth2serve
+    import_path: serve_app.app:build
+    route_prefix: /
+"""
+
+
+def check(tmp_path: Path, text: str | bytes) -> list[str]:
+    """Check a text; the findings come without the file's name."""
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    findings = check_file(str(file))
+    assert all(finding.startswith(f"{file}:") for finding in findings)
+    return [finding.removeprefix(f"{file}:") for finding in findings]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_our_configurations_pass(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config)]) == 0
+    assert capsys.readouterr().out == f"{config}: ok\n"
+
+
+def test_there_are_configurations_for_a_laptop_and_a_gpu() -> None:
+    assert {"local.yaml", "gpu.yaml"} <= {path.name for path in CONFIGS}
+
+
+def test_what_serve_knows_passes(tmp_path: Path) -> None:
+    text = APPLICATION + (
+        "    args: {queue: {max_size: 3}}\n"
+        "    runtime_env: {env_vars: {A: b}}\n"
+        "    logging_config: {log_level: DEBUG}\n"
+        "    deployments:\n"
+        "      - name: FCN3\n"
+        "        autoscaling_config: {min_replicas: 1, max_replicas: 2}\n"
+        "        ray_actor_options: {num_gpus: 1, runtime_env: {env_vars: {A: b}}}\n"
+        "      - {name: Packager, num_replicas: 3, user_config: {anything: goes}}\n"
+        "grpc_options: {port: 9000}\n"
+        "logging_config: {encoding: JSON}\n"
+        "proxy_location: HeadOnly\n"
+    )
+    assert check(tmp_path, text) == []
+
+
+@pytest.mark.parametrize(
+    ("addition", "finding"),
+    [
+        ("http_option: {}", "6: http_option: unknown key; did you mean http_options?"),
+        ("port: 1", "6: port: unknown key; it belongs in http_options"),
+        ("grpc_options:\n  prot: 1", "7: grpc_options.prot: unknown key; did you mean port?"),
+        (
+            "logging_config: {log_levl: INFO}",
+            "6: logging_config.log_levl: unknown key; did you mean log_level?",
+        ),
+        ("proxy_location: Moon", "6: proxy_location: Input should be 'Disabled', "),
+        ("queue: {max_size: 3}", "6: queue: unknown key; it belongs in applications[].args"),
+        (
+            "    queue: {max_size: 3}",
+            "6: applications[0].queue: unknown key; it belongs in applications[].args",
+        ),
+        (
+            "    deployment: []",
+            "6: applications[0].deployment: unknown key; did you mean deployments?",
+        ),
+        ("    args: 3", "6: applications[0].args: Input should be a valid dictionary"),
+        (
+            "    args:\n      queue:\n        max_size: 0",
+            "8: applications[0].args.queue.max_size: Input should be greater than or equal to 1",
+        ),
+        (
+            "    args:\n      workflows:\n        exposed:\n          - foundry_fcn3_workflow\n"
+            "          - nope",
+            "10: applications[0].args.workflows.exposed[1]: unknown workflow 'nope'",
+        ),
+        (
+            "    args: &a\n      queue: {max_sise: 3}",
+            "7: applications[0].args.queue.max_sise: unknown key; did you mean max_size?",
+        ),
+        (
+            "    deployments:\n      - name: FCN3\n        num_gpus: 1",
+            "8: applications[0].deployments[0].num_gpus: unknown key; it belongs in "
+            "applications[].deployments[].ray_actor_options",
+        ),
+        (
+            "    deployments:\n      - name: FCN3\n        ray_actor_options: {num_gpu: 1}",
+            "8: applications[0].deployments[0].ray_actor_options.num_gpu: unknown key; "
+            "did you mean num_gpus?",
+        ),
+        (
+            "    deployments:\n      - name: FCN3\n        ray_actor_options:\n"
+            "          runtime_env: {env: {}}",
+            "9: applications[0].deployments[0].ray_actor_options.runtime_env.env: unknown key",
+        ),
+        (
+            "    deployments:\n      - name: FCN3\n        autoscaling_config: {max_replica: 2}",
+            "8: applications[0].deployments[0].autoscaling_config.max_replica: unknown key; "
+            "did you mean max_replicas?",
+        ),
+        (
+            "    deployments:\n      - name: FCN3\n        autoscaling_config:\n"
+            "          min_replicas: -1",
+            "9: applications[0].deployments[0].autoscaling_config.min_replicas: Input should be ",
+        ),
+        (
+            "    deployments:\n      - name: Fcn3",
+            "7: applications[0].deployments[0].name: unknown deployment 'Fcn3'; known are Ingress",
+        ),
+        (
+            "    deployments:\n      - name: FCN3\n      - name: FCN3",
+            "8: applications[0].deployments[1].name: FCN3 is overridden twice",
+        ),
+        (
+            "    deployments:\n      - num_replicas: 2",
+            "7: applications[0].deployments[0].name: Field required",
+        ),
+        (
+            "    args:\n      data_dir: a\n      data_dir: b",
+            "8: applications[0].args.data_dir: repeated, first given on line 7",
+        ),
+        ("    name: again", "6: applications[0].name: repeated, first given on line 3"),
+        (
+            "  - {name: b, import_path: serve_app.app:biuld, route_prefix: /b}",
+            "6: applications[1].import_path: ",
+        ),
+        ("  - {name: b}", "6: applications[1].import_path: Field required"),
+        (
+            "  - {name: b, import_path: serve_app.app:build, route_prefix: /b, args: {a: 1}}",
+            "6: applications[1].args.a: unknown key; ",
+        ),
+        ("    a: [", "7: not YAML: while parsing a flow node"),
+        ("  x: y", "6: not YAML: "),
+        ("    args: *nothing", "6: not YAML: found undefined alias"),
+    ],
+)
+def test_the_line_of_what_is_wrong_is_named(tmp_path: Path, addition: str, finding: str) -> None:
+    (found,) = check(tmp_path, APPLICATION + addition + "\n")
+    assert found.startswith(finding)
+
+
+def test_everything_is_named_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = check(tmp_path, "prot: 1\n" + APPLICATION + "    a: 1\n    args: {b: 1}\n")
+    assert [line.split(":")[0] for line in found] == ["1", "7", "8"]
+
+
+def test_another_application_is_left_its_own_arguments(tmp_path: Path) -> None:
+    other = "  - {name: b, import_path: other:app, route_prefix: /b, args: {their: own}}\n"
+    assert check(tmp_path, APPLICATION + other) == []
+
+
+def test_merged_mappings_are_read_as_serve_reads_them(tmp_path: Path) -> None:
+    text = APPLICATION + "    args: {<<: &d {queue: {max_size: 0}}, data_dir: x}\n"
+    (found,) = check(tmp_path, text)
+    assert found.startswith("6: applications[0].args.queue.max_size: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "just text",
+        "a: 1\n---\nb: 2",
+        "a: \x07",
+        b"a: \xff\xfe",
+        "a: 2025-13-45",
+        "? [a, b]\n: 1",
+        "applications: []",
+        "applications: &a [*a]",
+        "1: 2",
+        "[" * 5000,
+    ],
+)
+def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str | bytes) -> None:
+    assert check(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "nothing.yaml"), str(tmp_path), str(CONFIGS[0])]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/nothing.yaml: no such file or directory",
+        f"{tmp_path}: is a directory",
+        f"{CONFIGS[0]}: ok",
+    ]
+
+
+def test_the_start_says_the_same(tmp_path: Path) -> None:
+    args = {"queue": {"max_size": 0}, "replicas": 2, "results_url": "az://a/b"}
+    found = check(tmp_path, APPLICATION + f"    args: {args}\n")
+    with pytest.raises(SettingsError) as error:
+        parse_settings(args, {})
+    assert [line.removeprefix("6: applications[0].") for line in found] == str(
+        error.value
+    ).splitlines()
+
+
+FULL = {
+    "http_options": {"port": 8000},
+    "grpc_options": {"port": 9000},
+    "logging_config": {"log_level": "INFO"},
+    "applications": [
+        {
+            "name": "a",
+            "import_path": "serve_app.app:build",
+            "route_prefix": "/",
+            "runtime_env": {"env_vars": {"A": "b"}},
+            "args": {"queue": {"max_size": 3}, "models": {"fcn3": {"options": {}}}},
+            "deployments": [
+                {
+                    "name": "FCN3",
+                    "ray_actor_options": {"num_gpus": 1, "runtime_env": {}},
+                    "autoscaling_config": {"min_replicas": 1},
+                }
+            ],
+        }
+    ],
+}
+
+
+def _places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from _places(value, (*path, key))
+
+
+def test_no_value_anywhere_makes_the_check_itself_fail(tmp_path: Path) -> None:
+    assert check(tmp_path, yaml.safe_dump(FULL)) == []
+    strange = [None, True, -1, 1.5, float("nan"), "x", "", [], [1], [[]], {}, {"x": 1}, {1: {}}]
+    for path in _places(FULL):
+        for value in strange:
+            values = copy.deepcopy(FULL)
+            inner: Any = values
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            for finding in check(tmp_path, yaml.safe_dump(values)):
+                assert finding.split(":")[0].isdigit()
+
+
+def test_it_is_a_command(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("x: 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "serve_app.check", "bad.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].startswith("bad.yaml:1: ")
+    assert done.stderr == ""

@@ -1,0 +1,77 @@
+"""``python -m serve_app``: checks, serves on the port that was asked for, stops on Ctrl-C."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+APPLICATION = """\
+from ray import serve
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Hello:
+    def __call__(self, request):
+        return "hello"
+
+app = Hello.bind()
+"""
+
+CONFIG = """\
+http_options: {host: 127.0.0.1, port: 1}
+applications:
+  - {name: hello, import_path: hello:app, route_prefix: /}
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "serve_app", *arguments],
+        cwd=folder,
+        # HAProxy's metrics port is fixed: only one server of a machine can have it.
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "RAY_SERVE_ENABLE_HA_PROXY": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(CONFIG + "queue: 1\n")
+    process = start(tmp_path, "bad.yaml")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.decode().splitlines() == [
+        "bad.yaml:4: queue: unknown key; it belongs in applications[].args"
+    ]
+
+
+@pytest.mark.ray
+def test_it_serves_on_the_port_until_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "hello.py").write_text(APPLICATION)
+    (tmp_path / "hello.yaml").write_text(CONFIG)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start(tmp_path, "hello.yaml", "--port", str(port))
+    try:
+        deadline = time.monotonic() + 120
+        answer = b""
+        while answer != b"hello" and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.3)
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+            except OSError:
+                continue
+        assert answer == b"hello"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output.decode()
+    finally:
+        process.kill()
+        process.wait()
