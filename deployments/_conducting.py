@@ -411,6 +411,23 @@ class Conducting:
             superseded(str(error))
 
 
+_here: Conducting | None = None
+"""What this process conducts with; DBOS, too, is one per process."""
+
+
+def conduct_here(conducting: Conducting) -> None:
+    """Make it what `here` gives in this process."""
+    global _here
+    _here = conducting
+
+
+def here() -> Conducting:
+    """Give what this process conducts with."""
+    if _here is None:
+        raise RuntimeError("this process does not conduct")
+    return _here
+
+
 def superseded(reason: str) -> NoReturn:
     """End this process: somebody conducts with a newer token.
 

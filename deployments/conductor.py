@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments._conducting import Conducting
+from deployments._conducting import Conducting, conduct_here, here
 from deployments._isolation import hide_gpus
 from deployments._transient import TransientFailure
 from deployments.fcn3 import MemberJob
@@ -26,17 +26,6 @@ from workflows.errors import StageFailed
 from workflows.execution import Stage, Status
 
 logger = logging.getLogger("ray.serve")
-
-_here: Conducting | None = None
-"""What this process conducts with; DBOS, too, is one per process."""
-
-
-def here() -> Conducting:
-    """Give what this process conducts with."""
-    if _here is None:
-        raise RuntimeError("this process does not conduct")
-    return _here
-
 
 def _worth_another_try(error: BaseException) -> bool:
     return isinstance(error, TransientFailure)
@@ -169,9 +158,8 @@ class Conductor:
         deployments: dict[str, DeploymentHandle[Any]],
         components: dict[str, str],
     ) -> None:
-        global _here
         hide_gpus()
-        _here = self._conducting = Conducting(
+        self._conducting = Conducting(
             execute,
             deployments,
             components,
@@ -179,6 +167,7 @@ class Conductor:
             max_running=options.max_running,
             drain_s=options.drain_s,
         )
+        conduct_here(self._conducting)
         # Not awaited: a replica that replaces another is healthy while it waits for the lease,
         # or Serve would never stop the one that holds it.
         self._task = asyncio.get_running_loop().create_task(self._conducting.run())
@@ -193,4 +182,6 @@ class Conductor:
             raise StageFailed(Stage.FINISH, f"the Conductor has stopped: {self._task}")
 
     async def __del__(self) -> None:
-        await self._conducting.stop()
+        # Serve calls this on the way out, also when the constructor did not get far.
+        if hasattr(self, "_conducting"):
+            await self._conducting.stop()

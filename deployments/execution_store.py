@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -220,6 +221,20 @@ class ExecutionStore:
                 )
             )
         return Submitted(execution, queued, replayed=False)
+
+    def replay(self, workflow: str, idempotency: Idempotency) -> Submitted | None:
+        """Give what an Idempotency-Key was used for in the last 24 hours; None if it is new.
+
+        Raises
+        ------
+        IdempotencyConflict
+            If it came with another body.
+        """
+        with self.engine.connect() as connection:
+            known = self._replay(connection, workflow, idempotency)
+            if known is None:
+                return None
+            return Submitted(known, self._position(connection, known), replayed=True)
 
     def _replay(
         self, connection: sa.Connection, workflow: str, idempotency: Idempotency
@@ -555,6 +570,9 @@ def open_engine(url: str) -> sa.Engine:
     """
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True)
+    database = sa.make_url(url).database
+    if database:
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
         url,
         pool_size=8,

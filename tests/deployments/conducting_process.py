@@ -18,7 +18,7 @@ from typing import Any
 from dbos import DBOS
 
 import deployments.conductor as conductor
-from deployments._conducting import Conducting
+from deployments._conducting import Conducting, conduct_here
 from deployments._model_replica import MemberProgress
 
 
@@ -144,7 +144,7 @@ def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducti
         store_url=store_url,
         **{"max_running": 2, "drain_s": 0.1, **settings},
     )
-    conductor._here = made
+    conduct_here(made)
     return made
 
 
