@@ -35,7 +35,7 @@ class InitialConditions:
         Folder for working files, seen by the models' replicas too.
     """
 
-    async def __init__(self, sources: list[LoaderOptions], work_dir: Path) -> None:
+    async def __init__(self, sources: list[LoaderOptions], work_dir: Path) -> None:  # type: ignore[misc]
         hide_gpus()
         self._options = {source.name: source for source in sources}
         self._work_dir = work_dir

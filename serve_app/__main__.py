@@ -18,6 +18,12 @@ ENVIRONMENT = {
     # Left unset, Ray writes a token to the home folder, and later clusters require it.
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # With user code in a thread of its own a slow client's whole file would pile up in memory:
+    # its `send` never waits. It also costs every request two hops between threads.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # How long the ingress lingers for load balancers that have not noticed: 30 s by default, and
+    # Ctrl-C would take as long.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 """What is set unless the caller's environment says otherwise."""
 

@@ -43,7 +43,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     settings = parse_settings(args, os.environ)
     if ray.is_initialized():
-        settings.check_nodes(sum(node["Alive"] for node in ray.nodes()))
+        settings.check_nodes(sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call])
     logger.info("settings: %s", settings.summary())
     workflows = [WORKFLOWS[name] for name in settings.callable_workflows]
     models = sorted({name for workflow in workflows for name in workflow.models})
