@@ -159,6 +159,9 @@ class Settings(Section):
         values = self.model_dump(mode="json")
         for loader in (*values["models"].values(), *values["data_sources"].values()):
             loader["options"] = sorted(loader["options"])
+        for name, model in values["models"].items():
+            model["num_gpus"] = getattr(self.models, name).resolved_num_gpus
+        values["queue"]["max_running"] = self.max_running
         return values | {
             "store_url": sa.make_url(self.resolved_store_url).render_as_string(hide_password=True),
             "results_url": self.results_dir.as_uri(),

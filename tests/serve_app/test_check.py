@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve._private.build_app import build_app
 
+from serve_app.app import build
 from serve_app.check import check_file, main
-from serve_app.settings import SettingsError, parse_settings
+from serve_app.settings import DEPLOYMENTS, SettingsError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("config/*.yaml"))
@@ -209,10 +211,15 @@ def test_the_start_says_the_same(tmp_path: Path) -> None:
     args = {"queue": {"max_size": 0}, "replicas": 2, "results_url": "az://a/b"}
     found = check(tmp_path, APPLICATION + f"    args: {args}\n")
     with pytest.raises(SettingsError) as error:
-        parse_settings(args, {})
+        build(args)
     assert [line.removeprefix("6: applications[0].") for line in found] == str(
         error.value
     ).splitlines()
+
+
+def test_the_names_of_the_deployments_are_those_that_are_built() -> None:
+    built = build_app(build({}), name="earth2serve")
+    assert sorted(deployment.name for deployment in built.deployments) == sorted(DEPLOYMENTS)
 
 
 FULL = {

@@ -185,6 +185,14 @@ def test_a_password_is_not_shown_in_errors(url: object) -> None:
     assert PASSWORD not in line
 
 
+def test_the_summary_shows_what_defaults_became() -> None:
+    summary = parse({"models": {"fcn3": {"loader": "a:b", "replicas": 3}}}).summary()
+    assert summary["queue"]["max_running"] == 4
+    assert summary["models"]["fcn3"]["num_gpus"] == 1
+    assert summary["store_url"] == "sqlite:////srv/var/executions.sqlite"
+    assert summary["results_url"] == "file:///srv/var/results"
+
+
 def test_settings_reach_other_processes_unchanged() -> None:
     settings = parse({"store_url": SECRET_URL, "queue": {"max_size": 3}})
     assert pickle.loads(pickle.dumps(settings)) == settings
