@@ -43,7 +43,8 @@ def build(args: dict[str, Any]) -> Application:
     """
     settings = parse_settings(args, os.environ)
     if ray.is_initialized():
-        settings.check_nodes(sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call])
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        settings.check_nodes(sum(node["Alive"] for node in nodes))
     logger.info("settings: %s", settings.summary())
     workflows = [WORKFLOWS[name] for name in settings.callable_workflows]
     models = sorted({name for workflow in workflows for name in workflow.models})
