@@ -1,0 +1,129 @@
+"""Every refusal of a request, before anything is queued."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deployments.execution_store import ExecutionStore, Idempotency, Submitted
+from serve_app.context import Context
+from serve_app.errors import TryLater
+from serve_app.json_body import RequestBody
+from workflows.base import Plan, Workflow
+from workflows.errors import InvalidParameters, Problem, QueueFull
+from workflows.execution import Execution, Status, new_execution_id
+
+DISK_RESERVE = 256 * 2**20
+"""Bytes that stay free: the execution store and logs live on a disk too."""
+UNKNOWN_RETRY_S = 30
+"""Retry-After while no execution has ended yet."""
+LONGEST_RETRY_S = 600
+
+
+def accept(
+    context: Context, workflow: Workflow, body: RequestBody, idempotency_key: str | None
+) -> Submitted:
+    """Check a request and queue it; blocks on disk and store.
+
+    Raises
+    ------
+    InvalidParameters
+        If it can never run, or its result is too large.
+    TryLater
+        If the queue is full.
+    IdempotencyConflict
+        If the key came with another body.
+    """
+    store, options = context.store, context.options
+    idempotency = Idempotency(idempotency_key, body.digest) if idempotency_key else None
+    # Looked for first: a repeated request is answered even if a new one could not be taken.
+    if idempotency is not None and (known := store.replay(workflow.name, idempotency)):
+        return known
+    parameters = workflow.validate(body.parameters)
+    plan = workflow.plan(parameters)
+    _check_size(plan, workflow, options.max_output_bytes)
+    _check_disk(plan, workflow, options.results_dir)
+    drawn = {"seeds": list(plan.seeds), "n_samples": len(plan.seeds)}
+    execution = Execution(
+        execution_id=new_execution_id(),
+        workflow=workflow.name,
+        status=Status.QUEUED,
+        parameters=parameters.model_dump(mode="json")
+        | {
+            name: value for name, value in drawn.items() if name in workflow.parameters.model_fields
+        },
+        plan=plan.model_dump(mode="json"),
+        created_at=datetime.now(UTC),
+    )
+    try:
+        return store.submit(execution, max_queued=options.max_queued, idempotency=idempotency)
+    except QueueFull as full:
+        raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow.name)) from None
+
+
+def _usual_seconds(store: ExecutionStore, workflow: str) -> int:
+    """Estimate when a place is free: the usual length of an execution."""
+    recent = store.list_executions(workflow, statuses=[Status.COMPLETED], limit=5)
+    lengths = [
+        (execution.ended_at - execution.started_at).total_seconds()
+        for execution in recent
+        if execution.started_at and execution.ended_at
+    ]
+    if not lengths:
+        return UNKNOWN_RETRY_S
+    return min(max(math.ceil(statistics.median(lengths)), 1), LONGEST_RETRY_S)
+
+
+def readable_size(size: float) -> str:
+    """Give a number of bytes in words, decimal units."""
+    units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
+def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
+    if plan.output_bytes > limit:
+        raise _too_large(
+            plan,
+            workflow,
+            f"this server accepts {readable_size(limit)}",
+            "output_too_large",
+        )
+
+
+def _check_disk(plan: Plan, workflow: Workflow, results_dir: Path) -> None:
+    # NetCDF4 is exported from the Zarr store, which is removed only afterwards.
+    needed = plan.output_bytes * (2 if plan.output_format == "netcdf4" else 1)
+    folder = results_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = max(shutil.disk_usage(folder).free - DISK_RESERVE, 0)
+    if needed > free:
+        raise _too_large(
+            plan,
+            workflow,
+            f"it needs {readable_size(needed)} of disk, {readable_size(free)} are left",
+            "insufficient_storage",
+        )
+
+
+def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> InvalidParameters:
+    sizes = (
+        f"{len(plan.seeds)} members x {plan.n_times} times x {len(plan.variables)} variables x "
+        f"{readable_size(plan.field_bytes)} = {readable_size(plan.output_bytes)}"
+    )
+    reducible = [
+        name
+        for name in ("n_steps", "n_samples", "seeds", "variables")
+        if name in workflow.parameters.model_fields
+    ]
+    return InvalidParameters(
+        [
+            Problem("parameters", f"{sizes}: {reason}; reduce {', '.join(reducible)}", kind),
+        ]
+    )

@@ -1,0 +1,126 @@
+"""What the routes share: options, the store, the workflows, long polls and the nudge."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deployments.execution_store import ExecutionStore
+from serve_app.long_poll import ChangeWatcher
+from workflows.base import Grid, Workflow
+from workflows.errors import ExecutionNotFound, WorkflowNotFound
+from workflows.execution import Execution
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_EXECUTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class IngressOptions(BaseModel):
+    """What one ingress replica needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store_url: str = Field(repr=False)
+    """May hold a password, so it is kept out of logs."""
+    results_dir: Path
+    exposed: tuple[str, ...]
+    """Workflows that are listed and can be called."""
+    warmup: tuple[str, ...] = ()
+    """Workflows that can be called but are not listed."""
+    grid: Grid = Grid()
+    max_queued: int = Field(20, ge=1)
+    max_output_bytes: int = Field(gt=0)
+    """A request whose estimated result is larger is refused."""
+    max_body_bytes: int = Field(2**20, ge=1)
+    tokens_file: Path | None = None
+    """Bearer tokens, see `serve_app.auth`; None asks for none."""
+    allow_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call; none by default."""
+    components: dict[str, tuple[str, ...]] = {}
+    """Workflow to the models and data sources whose readiness it needs."""
+
+    @field_validator("results_dir", "tokens_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError(f"an absolute path is needed, not {value}")
+        return value
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every route can reach, one per replica."""
+
+    options: IngressOptions
+    store: ExecutionStore
+    workflows: Mapping[str, Workflow]
+    """The callable ones, exposed or warm-up, by name."""
+    changes: ChangeWatcher
+    nudge: Callable[[], None]
+    """Tells the Conductor that there is something to do; returns at once and cannot fail."""
+
+    async def read(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read from the store: at once on SQLite, where a thread costs more than the query."""
+        if self.store.is_sqlite:
+            return call(*args, **kwargs)
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+    async def write(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write to the store, in a thread: the write lock may have to be waited for."""
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+    def workflow(self, name: str) -> Workflow:
+        """Give a callable workflow.
+
+        Raises
+        ------
+        WorkflowNotFound
+            If it does not exist or is hidden; a client cannot tell which.
+        """
+        workflow = self.workflows.get(name)
+        if workflow is None:
+            raise WorkflowNotFound(f"workflow not found: {name[:100]}")
+        return workflow
+
+    def check(self, workflow: str, execution_id: str) -> None:
+        """Refuse hidden workflows and ids that cannot exist, before the store is asked.
+
+        Raises
+        ------
+        WorkflowNotFound, ExecutionNotFound
+        """
+        self.workflow(workflow)
+        if not _EXECUTION_ID.fullmatch(execution_id):
+            raise ExecutionNotFound(execution_id)
+
+    async def execution(self, workflow: str, execution_id: str) -> Execution:
+        """Read one execution of a callable workflow."""
+        self.check(workflow, execution_id)
+        return await self.read(self.store.get, workflow, execution_id)
+
+    async def observe(self, workflow: str, execution_id: str) -> tuple[Execution, int | None]:
+        """Read one execution with its position in the queue."""
+        self.check(workflow, execution_id)
+        return await self.read(_observe, self.store, workflow, execution_id)
+
+
+def _observe(
+    store: ExecutionStore, workflow: str, execution_id: str
+) -> tuple[Execution, int | None]:
+    execution = store.get(workflow, execution_id)
+    return execution, store.position(execution)
+
+
+def context_of(request: Request) -> Context:
+    """Give the context of the application that answers."""
+    context: Context = request.app.state.context
+    return context

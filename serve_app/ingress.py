@@ -1,0 +1,198 @@
+"""The HTTP API as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, cast
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from deployments._isolation import hide_gpus
+from deployments.execution_store import ExecutionStore
+from serve_app import errors
+from serve_app.auth import BearerAuth, Tokens
+from serve_app.context import Context, IngressOptions
+from serve_app.long_poll import ChangeWatcher, look_at
+from serve_app.middleware import BodyBound, HeadWithoutBody, SameSiteWrites, UnexpectedErrors
+from serve_app.openapi import describe
+from serve_app.routes import executions, health, results, workflows
+from workflows import WORKFLOWS
+from workflows.base import Grid, Workflow
+
+__all__ = ["Ingress", "IngressOptions", "create_app"]
+
+logger = logging.getLogger("ray.serve")
+
+Nudge = Callable[[], Awaitable[None]]
+Catalogue = Mapping[str, Callable[[Grid], Workflow]]
+"""What makes each workflow, by name."""
+
+BUILT_IN = cast(Catalogue, WORKFLOWS)  # all take the grid; their abstract base does not say so
+
+
+def create_app(
+    options: IngressOptions,
+    store: ExecutionStore,
+    nudge: Nudge | None = None,
+    catalogue: Catalogue = BUILT_IN,
+) -> FastAPI:
+    """Assemble the HTTP API; needs no Ray.
+
+    Parameters
+    ----------
+    options : IngressOptions
+        What is served.
+    store : ExecutionStore
+        The record of executions; stays the caller's to close.
+    nudge : callable, optional
+        Tells the Conductor that there is something to do. Requests neither wait for it nor fail
+        with it.
+    catalogue : mapping, optional
+        What makes each workflow, given the grid; the built-in ones by default.
+
+    Raises
+    ------
+    MalformedTokensFile
+        If the tokens file cannot be used.
+    """
+    nudger = Nudger(nudge)
+    changes = ChangeWatcher(lambda awaited: context.read(look_at, store, awaited))
+    context = Context(
+        options=options,
+        store=store,
+        workflows={
+            name: catalogue[name](options.grid) for name in (*options.exposed, *options.warmup)
+        },
+        changes=changes,
+        nudge=nudger,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await changes.close()
+
+    app = FastAPI(
+        title="earth2serve",
+        summary="Weather forecasts by NVIDIA Earth2Studio models",
+        docs_url=None,  # both pages load their scripts from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        middleware=_middleware(options),
+    )
+    app.state.context = context
+    errors.install(app)
+    # The routers' own route objects: included routers cost a second search for every request.
+    # Workflows first: /v1/infer/workflows is no workflow of that name.
+    for module in (workflows, executions, results, health):
+        app.router.routes.extend(module.router.routes)
+    description = describe(app, with_tokens=options.tokens_file is not None)
+    app.openapi = lambda: description  # type: ignore[method-assign]
+    return app
+
+
+def _middleware(options: IngressOptions) -> list[Middleware]:
+    """List what surrounds the routes, outermost first."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=options.allow_origins,
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "If-Match",
+            "If-None-Match",
+            "If-Range",
+            "Range",
+        ],
+        expose_headers=[
+            "Accept-Ranges",
+            "Content-Disposition",
+            "Content-Range",
+            "ETag",
+            "Idempotency-Replayed",
+            "Retry-After",
+        ],
+    )
+    return [
+        # Outside of authentication: browsers send no token with a preflight.
+        *([cors] if options.allow_origins else []),
+        Middleware(UnexpectedErrors),
+        Middleware(HeadWithoutBody),
+        *([Middleware(BearerAuth, Tokens(options.tokens_file))] if options.tokens_file else []),
+        Middleware(SameSiteWrites, options.allow_origins),
+        Middleware(BodyBound, options.max_body_bytes),
+    ]
+
+
+class Nudger:
+    """Sends nudges in the background, one at a time.
+
+    However many requests ask while one is under way, one more follows: it is enough for the
+    Conductor to look once after the last of them.
+    """
+
+    def __init__(self, nudge: Nudge | None) -> None:
+        self._nudge = nudge
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def __call__(self) -> None:
+        """See to it that a nudge is sent from now on."""
+        if self._nudge is None:
+            return
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send(self._nudge), name="nudge")
+
+    async def _send(self, nudge: Nudge) -> None:
+        while self._again:
+            self._again = False
+            try:
+                await nudge()
+            except Exception as error:
+                # The Conductor looks by itself now and then: nothing is lost, only later.
+                logger.warning("the Conductor could not be nudged: %r", error)
+
+
+@serve.deployment(
+    name="Ingress",
+    # Long polls and downloads are held open; what must be bounded is the queue, in the store.
+    max_ongoing_requests=1000,
+    ray_actor_options={"num_cpus": 0.1, "num_gpus": 0},
+)
+@serve.ingress()
+class Ingress:
+    """Answers HTTP; any number of replicas.
+
+    Parameters
+    ----------
+    options : IngressOptions
+        What is served.
+    conductor : DeploymentHandle
+        Has ``nudge()``.
+    """
+
+    def __init__(self, options: IngressOptions, conductor: DeploymentHandle[Any]) -> None:
+        hide_gpus()
+        self._options = options
+        self._conductor = conductor
+        self._store = ExecutionStore(options.store_url)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Give the application; Serve calls this in the replica, after the constructor."""
+        return create_app(self._options, self._store, partial(_nudge, self._conductor))
+
+
+async def _nudge(conductor: DeploymentHandle[Any]) -> None:
+    await conductor.nudge.remote()

@@ -1,0 +1,106 @@
+"""What can be computed, and asking for it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+
+from serve_app import schemas
+from serve_app.admission import accept
+from serve_app.context import Context, context_of
+from serve_app.errors import (
+    NoWorkflowExposed,
+    SeveralWorkflowsExposed,
+    json_response,
+)
+from serve_app.json_body import parse_idempotency_key, parse_submit
+from serve_app.routes import documented, get
+from workflows.base import Parameters
+
+logger = logging.getLogger("ray.serve")
+
+router = APIRouter(prefix="/v1/infer", tags=["workflows"])
+
+_SUBMITTED = documented(schemas.SubmitBody, 404, 413, 415, 422, 429, 503)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": schemas.SubmitRequest.model_json_schema()}},
+    }
+}
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="1 to 255 printable ASCII characters. The same key with the same body gives "
+        "the same execution for 24 hours, however often it is sent."
+    ),
+]
+
+
+@get(router, "/workflows", responses=documented(schemas.WorkflowsBody))
+async def list_workflows(request: Request) -> Response:
+    """List the workflows that can be called, with what they do."""
+    context = context_of(request)
+    listed = {name: context.workflows[name].description for name in context.options.exposed}
+    return json_response({"workflows": listed})
+
+
+@get(router, "/workflows/{workflow}/schema", responses=documented(dict[str, Any], 404))
+async def workflow_schema(request: Request, workflow: str) -> Response:
+    """Give the JSON schema of a workflow's parameters."""
+    return json_response(_schema(context_of(request).workflow(workflow).parameters))
+
+
+@router.post("", responses=_SUBMITTED | documented(schemas.SubmitBody, 409), openapi_extra=_BODY)
+async def submit_to_only(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Ask for an execution, where exactly one workflow is exposed."""
+    context = context_of(request)
+    exposed = context.options.exposed
+    if not exposed:
+        raise NoWorkflowExposed("no workflow is exposed here")
+    if len(exposed) > 1:
+        raise SeveralWorkflowsExposed(f"name one of the workflows: {', '.join(exposed)}")
+    return await _submit(context, exposed[0], request)
+
+
+@router.post("/{workflow}", responses=_SUBMITTED, openapi_extra=_BODY)
+async def submit(
+    request: Request, workflow: str, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Ask for an execution. It is queued; its status tells how it goes on."""
+    return await _submit(context_of(request), workflow, request)
+
+
+async def _submit(context: Context, name: str, request: Request) -> Response:
+    workflow = context.workflow(name)
+    key = parse_idempotency_key(request.headers.getlist("idempotency-key"))
+    body = parse_submit(await request.body(), request.headers.get("content-type"))
+    submitted = await context.write(accept, context, workflow, body, key)
+    execution = submitted.execution
+    if not submitted.replayed:
+        context.nudge()
+        logger.info(
+            "queued %s of %s",
+            execution.execution_id,
+            name,
+            extra={"execution_id": execution.execution_id},
+        )
+    return json_response(
+        {
+            "workflow_name": name,
+            "execution_id": execution.execution_id,
+            "status": execution.status,
+            "position": submitted.position,
+            "message": f"Workflow '{name}' queued for execution",
+            "timestamp": schemas.now(),
+        },
+        headers={"Idempotency-Replayed": "true"} if submitted.replayed else None,
+    )
+
+
+@functools.cache
+def _schema(parameters: type[Parameters]) -> dict[str, Any]:
+    return parameters.model_json_schema()

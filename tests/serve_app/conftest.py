@@ -1,0 +1,137 @@
+"""The HTTP API over a real execution store, with a hand that plays the Conductor."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from deployments.execution_store import ExecutionStore
+from serve_app.ingress import IngressOptions, create_app
+from workflows.execution import Execution, Progress, Stage, Status
+
+WORKFLOW = "foundry_fcn3_workflow"
+URL = f"/v1/infer/{WORKFLOW}"
+MANIFEST = {
+    "output_files": [{"path": "ID/results.zarr/zarr.json", "size": 12}],
+    "storage_type": "server",
+    "device": "cpu",
+}
+
+
+class Conductor:
+    """Does to the store what the Conductor does."""
+
+    def __init__(self, store: ExecutionStore) -> None:
+        self.store = store
+        self.fence = store.issue_fence()
+
+    def start(self) -> Execution:
+        execution = self.store.claim_next(self.fence)
+        assert execution is not None
+        return execution
+
+    def advance(self, execution_id: str, step: int) -> None:
+        self.store.update(
+            self.fence,
+            execution_id,
+            stage=Stage.INFERENCE,
+            progress=Progress(
+                message="inference",
+                current_step=step,
+                total_steps=8,
+                members=(step, 0),
+                steps_per_member=4,
+            ),
+        )
+
+    def package(self, execution_id: str) -> None:
+        self.store.update(self.fence, execution_id, status=Status.PENDING_RESULTS, results=MANIFEST)
+
+    def complete(self, execution_id: str) -> None:
+        self.package(execution_id)
+        self.store.update(self.fence, execution_id, status=Status.COMPLETED, stage=Stage.FINISH)
+
+    def end(self, execution_id: str, status: Status, reason: str | None = None) -> None:
+        self.store.update(self.fence, execution_id, status=status, error_message=reason)
+
+
+class Service:
+    """An application with its client, its store and its Conductor."""
+
+    def __init__(self, app: FastAPI, options: IngressOptions, store: ExecutionStore) -> None:
+        self.app = app
+        self.options = options
+        self.store = store
+        self.conductor = Conductor(store)
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://server", timeout=20
+        )
+
+    async def submit(self, **parameters: Any) -> str:
+        answer = await self.client.post(URL, json={"parameters": parameters})
+        assert answer.status_code == 200, answer.text
+        execution_id: str = answer.json()["execution_id"]
+        return execution_id
+
+    async def completed(self, files: dict[str, bytes] | None = None) -> str:
+        execution_id = await self.submit()
+        self.conductor.start()
+        self.conductor.complete(execution_id)
+        folder = self.options.results_dir / WORKFLOW / execution_id
+        for name, content in (files or {}).items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return execution_id
+
+
+Serve = Callable[..., Service]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ExecutionStore]:
+    store = ExecutionStore(f"sqlite:///{tmp_path}/store.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+async def serve(store: ExecutionStore, tmp_path: Path) -> AsyncIterator[Serve]:
+    """Make a service; keyword arguments change its options."""
+    made: list[Service] = []
+
+    def make(
+        nudge: Callable[[], Awaitable[None]] | None = None,
+        catalogue: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Service:
+        options = IngressOptions(
+            **{
+                "store_url": "sqlite://",
+                "results_dir": tmp_path / "results",
+                "exposed": (WORKFLOW,),
+                "max_output_bytes": 10**9,
+                "grid": {"n_lat": 19, "n_lon": 36},
+                "components": {WORKFLOW: ("fcn3", "ifs")},
+                **changes,
+            }
+        )
+        more = {} if catalogue is None else {"catalogue": catalogue}
+        service = Service(create_app(options, store, nudge, **more), options, store)
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        await service.app.state.context.changes.close()
+        await service.client.aclose()
+
+
+@pytest.fixture
+def service(serve: Serve) -> Service:
+    return serve()
