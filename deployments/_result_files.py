@@ -68,8 +68,6 @@ class ResultFiles:
     def create_zarr(self) -> None:
         """Create all arrays and metadata at once, unless they are there."""
         draft = self.new_partial()
-        for variable in self.plan.variables:
-            (draft / variable / "c").mkdir(parents=True)
         for key, content in store_objects(self.dataset()):
             path = draft / key
             try:
@@ -101,9 +99,8 @@ class ResultFiles:
             # The chunk of a NetCDF request is not delivered: its hash would be for nothing.
             deliver = self.plan.output_format == "zarr"
             digest = hashlib.sha256(rolled.data).hexdigest() if deliver else None
-            target = self.zarr / key
-            _make_below(self.zarr / variable / "c", target.parent)
-            partial.replace(target)
+            # No folder is made here: what was purged meanwhile must not come back.
+            partial.replace(self.zarr / key)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -160,13 +157,6 @@ def _from_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
     rolled[:, :half] = field[:, half:]
     rolled[:, half:] = field[:, :half]
     return rolled
-
-
-def _make_below(base: Path, path: Path) -> None:
-    """Make folders below `base`, but never `base` itself: what was purged must not come back."""
-    for part in path.relative_to(base).parts:
-        base = base / part
-        base.mkdir(exist_ok=True)
 
 
 def flush(path: Path) -> None:

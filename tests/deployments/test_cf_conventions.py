@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from compliance_checker.runner import CheckSuite, ComplianceChecker
+
+from deployments.results_store import ResultsStore
+from tests.deployments.results import PROVENANCE, fields, make_plan
+from workflows.fcn3 import VARIABLES
+
+ID = "exec_1_00000000"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checkers() -> None:
+    CheckSuite.load_all_available_checkers()
+
+
+def findings(path: Path, version: str) -> dict[str, list[str]]:
+    report = path.with_suffix(".json")
+    ComplianceChecker.run_checker(
+        str(path),
+        [version],
+        verbose=0,
+        criteria="strict",
+        output_filename=str(report),
+        output_format="json",
+    )
+    found = json.loads(report.read_text())[version]
+    return {
+        severity: [
+            message
+            for check in found[f"{severity}_priorities"]
+            for message in check["msgs"]
+            if check["value"][0] < check["value"][1]
+        ]
+        for severity in ("high", "medium", "low")
+    }
+
+
+@pytest.mark.parametrize("output_format", ["netcdf4", "zarr"])
+@pytest.mark.parametrize("time_layout", ["time", "lead_time"])
+def test_all_variables_follow_cf(tmp_path: Path, output_format: str, time_layout: str) -> None:
+    plan = make_plan(
+        variables=VARIABLES, output_format=output_format, time_layout=time_layout, n_steps=1
+    )
+    store = ResultsStore(tmp_path / "results", tmp_path / "work")
+    store.create(plan, ID, PROVENANCE, 1)
+    for member in plan.members:
+        for time_index in range(plan.n_times):
+            store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
+    folder = store.folder(plan.workflow, ID)
+    path = folder / "results.nc"
+    if output_format == "netcdf4":
+        store.export_netcdf(ID, 1)
+    else:
+        with xr.open_zarr(folder / "results.zarr") as dataset:
+            # Xarray gives every float a fill value unless told not to; CF forbids it here.
+            dataset.to_netcdf(
+                path, encoding={name: {"_FillValue": None} for name in ("lat", "lon")}
+            )
+    found = findings(path, "cf:1.8")
+    assert found["high"] == []
+    if time_layout == "time":
+        assert found["medium"] == found["low"] == []
+    else:
+        # The checker would rather have lead_time left of time; Earth2Studio has it right of it.
+        assert all("recommended order" in message for message in found["medium"])
+        assert found["low"] == []

@@ -1,0 +1,374 @@
+import hashlib
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from deployments.results_store import ResultsStore
+from tests.deployments.results import PROVENANCE, expected, fields, make_plan
+from workflows.base import Grid, Plan
+from workflows.errors import StageFailed, StaleConductor
+
+ID = "exec_1_00000000"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultsStore:
+    return ResultsStore(tmp_path / "results", tmp_path / "work")
+
+
+def write_all(store: ResultsStore, plan: Plan, fence: int = 1) -> None:
+    for member in plan.members:
+        for time_index in range(plan.n_times):
+            store.write_step(ID, fence, member, time_index, fields(plan, member, time_index))
+
+
+def make(store: ResultsStore, plan: Plan) -> Path:
+    """Carry an execution through; gives its folder."""
+    store.create(plan, ID, PROVENANCE, 1)
+    write_all(store, plan)
+    if plan.output_format == "netcdf4":
+        store.export_netcdf(ID, 1)
+    store.finish(ID, 1)
+    return store.folder(plan.workflow, ID)
+
+
+def open_result(folder: Path) -> xr.Dataset:
+    if (folder / "results.nc").exists():
+        return xr.open_dataset(folder / "results.nc", engine="netcdf4")
+    return xr.open_zarr(folder / "results.zarr", consolidated=True)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+@pytest.mark.parametrize("time_layout", ["time", "lead_time"])
+def test_xarray_reads_what_was_written(
+    store: ResultsStore, output_format: str, time_layout: str
+) -> None:
+    plan = make_plan(output_format=output_format, time_layout=time_layout)
+    with open_result(make(store, plan)) as dataset:
+        assert set(dataset.data_vars) == {"t2m", "z500"}
+        for variable in plan.variables:
+            values = dataset[variable]
+            if time_layout == "lead_time":
+                assert values.dims == ("ensemble", "time", "lead_time", "lat", "lon")
+                values = values.isel(time=0)
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values, expected(plan, variable))
+        start = np.datetime64("2025-01-01T06:00")
+        if time_layout == "lead_time":
+            assert dataset.time.values.tolist() == [start.astype("M8[ns]").astype(int)]
+            np.testing.assert_array_equal(dataset.lead_time, plan.lead_times())
+        else:
+            np.testing.assert_array_equal(dataset.time, start + plan.lead_times())
+        assert {"seed", "crs"} < set(dataset.coords)
+        assert [int(seed) for seed in dataset.seed] == list(plan.seeds)
+        assert dataset.crs.attrs["inverse_flattening"] == 298.257223563
+        assert dataset.lon[0] == -180 and dataset.lat[0] == 90
+        assert dataset.t2m.attrs["units"] == "K"
+        assert dataset.attrs["execution_id"] == ID
+        assert dataset.attrs["synthetic"] == "true"
+
+
+def test_both_formats_say_the_same(tmp_path: Path) -> None:
+    opened = []
+    for output_format in ("zarr", "netcdf4"):
+        store = ResultsStore(tmp_path / output_format, tmp_path / "work" / output_format)
+        provenance = {**PROVENANCE, "created": "2025-01-01T00:00:00Z"}
+        plan = make_plan(output_format=output_format)
+        store.create(plan, ID, provenance, 1)
+        folder = make(store, plan)
+        opened.append(open_result(folder).load())
+    xr.testing.assert_identical(*opened)
+
+
+def test_zarr_itself_finds_the_same_with_and_without_consolidated_metadata(
+    store: ResultsStore,
+) -> None:
+    plan = make_plan()
+    path = make(store, plan) / "results.zarr"
+    consolidated = zarr.open_consolidated(path)
+    plain = zarr.open_group(path, mode="r", use_consolidated=False)
+    assert plain.attrs.asdict() == consolidated.attrs.asdict()
+    names = set(plain.array_keys())
+    assert names == set(consolidated.array_keys())
+    assert names == {"ensemble", "time", "lat", "lon", "seed", "crs", "t2m", "z500"}
+    for name in names:
+        array = plain[name]
+        assert isinstance(array, zarr.Array)
+        # As text: NaN does not equal itself.
+        assert str(array.metadata) == str(consolidated[name].metadata)
+        # No chunk but the last ones: everything that exists must have been written.
+        assert array.nchunks_initialized == array.nchunks
+    assert plain["t2m"].chunks == (1, 1, 5, 8)
+    np.testing.assert_array_equal(plain["z500"][:], expected(plan, "z500"))
+
+
+def test_a_store_can_be_read_while_it_grows(store: ResultsStore) -> None:
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    folder = store.folder(plan.workflow, ID)
+    assert open_result(folder).t2m.isnull().all()
+    store.write_step(ID, 1, 1, 2, fields(plan, 1, 2))
+    growing = open_result(folder).t2m
+    np.testing.assert_array_equal(growing[1, 2], expected(plan, "t2m")[1, 2])
+    assert int(growing.isnull().sum()) == growing.size - growing[1, 2].size
+    assert store.written(ID) == {(1, 2)}
+    field = store.read_field(ID, "t2m", 1, 2)
+    np.testing.assert_array_equal(field, growing[1, 2])
+    assert store.read_field(ID, "t2m", 0, 0) is None
+
+
+def test_fields_that_are_all_missing_are_written(store: ResultsStore) -> None:
+    plan = make_plan(seeds=(1,), n_steps=0)
+    store.create(plan, ID, PROVENANCE, 1)
+    store.write_step(ID, 1, 0, 0, np.full((2, 5, 8), np.nan, np.float32))
+    totals = store.finish(ID, 1)["totals"]
+    # Of 8 arrays and the group; coordinates; fields; checksums.
+    assert totals["files"] == 9 + 6 + 2 + 1
+
+
+def test_other_precision_and_strides_are_converted(store: ResultsStore) -> None:
+    plan = make_plan(seeds=(1,), n_steps=0)
+    store.create(plan, ID, PROVENANCE, 1)
+    values = fields(plan, 0, 0)
+    store.write_step(ID, 1, 0, 0, np.asfortranarray(values.astype(np.float64)))
+    field = store.read_field(ID, "z500", 0, 0)
+    np.testing.assert_array_equal(field, expected(plan, "z500")[0, 0])
+
+
+def test_large_fields_are_written_by_several_threads(store: ResultsStore) -> None:
+    plan = make_plan(grid=Grid(n_lat=181, n_lon=360), variables=("t2m", "u10m", "v10m", "z500"))
+    with open_result(make(store, plan)) as dataset:
+        for variable in plan.variables:
+            np.testing.assert_array_equal(dataset[variable], expected(plan, variable))
+
+
+@pytest.mark.parametrize(
+    ("member", "time_index", "shape"),
+    [
+        (0, 0, (2, 5, 7)),
+        (0, 0, (1, 5, 8)),
+        (2, 0, (2, 5, 8)),
+        (0, 3, (2, 5, 8)),
+        (-1, 0, (2, 5, 8)),
+    ],
+)
+def test_what_the_plan_does_not_have_is_refused(
+    store: ResultsStore, member: int, time_index: int, shape: tuple[int, ...]
+) -> None:
+    store.create(make_plan(), ID, PROVENANCE, 1)
+    with pytest.raises(ValueError, match="needed|has no"):
+        store.write_step(ID, 1, member, time_index, np.zeros(shape, np.float32))
+    assert store.written(ID) == set()
+
+
+def test_all_may_be_done_twice(store: ResultsStore) -> None:
+    plan = make_plan()
+    folder = make(store, plan)
+    chunk = folder / "results.zarr" / "t2m" / "c.0.0.0.0"
+    before = chunk.stat()
+    first = store.finish(ID, 1)
+    store.create(plan, ID, PROVENANCE, 1)
+    store.write_step(ID, 1, 0, 0, np.zeros((2, 5, 8), np.float32))
+    after = chunk.stat()
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    assert store.finish(ID, 1) == first
+
+
+def test_a_step_without_its_record_is_written_again(store: ResultsStore, tmp_path: Path) -> None:
+    plan = make_plan()
+    folder = make(store, plan)
+    (tmp_path / "work" / ID / "steps" / "1-1").unlink()
+    (folder / "results.zarr" / "z500" / "c.1.1.0.0").write_bytes(b"torn")
+    assert (1, 1) not in store.written(ID)
+    with pytest.raises(StageFailed, match="1 steps"):
+        store.finish(ID, 1)
+    store.write_step(ID, 1, 1, 1, fields(plan, 1, 1))
+    store.finish(ID, 1)
+    np.testing.assert_array_equal(open_result(folder).z500, expected(plan, "z500"))
+
+
+def test_another_plan_is_refused(store: ResultsStore) -> None:
+    store.create(make_plan(), ID, PROVENANCE, 1)
+    with pytest.raises(StageFailed, match="another plan"):
+        store.create(make_plan(seeds=(1, 2)), ID, PROVENANCE, 2)
+
+
+def test_the_first_provenance_stays(store: ResultsStore) -> None:
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    store.create(plan, ID, {**PROVENANCE, "software": {"earth2serve": "9"}}, 2)
+    attributes = open_result(store.folder(plan.workflow, ID)).attrs
+    assert attributes["earth2serve_version"] == "0.1.0"
+
+
+OLD_CALLS: dict[str, Callable[[ResultsStore, Plan], object]] = {
+    "create": lambda store, plan: store.create(plan, ID, PROVENANCE, 1),
+    "write_step": lambda store, plan: store.write_step(ID, 1, 0, 0, fields(plan, 0, 0)),
+    "export_netcdf": lambda store, plan: store.export_netcdf(ID, 1),
+    "finish": lambda store, plan: store.finish(ID, 1),
+}
+
+
+@pytest.mark.parametrize("call", OLD_CALLS)
+def test_an_older_fence_is_refused(store: ResultsStore, tmp_path: Path, call: str) -> None:
+    plan = make_plan(output_format="netcdf4")
+    store.create(plan, ID, PROVENANCE, 1)
+    # The newer Conductor comes to another replica; a write alone tells of it.
+    other = ResultsStore(tmp_path / "results", tmp_path / "work")
+    other.write_step(ID, 12, 1, 1, fields(plan, 1, 1))
+    with pytest.raises(StaleConductor, match="1 was superseded by 12"):
+        OLD_CALLS[call](store, plan)
+    assert store.written(ID) == {(1, 1)}
+
+
+@pytest.mark.parametrize("call", list(OLD_CALLS)[1:])
+@pytest.mark.parametrize("before", ["never created", "cleaned", "purged"])
+def test_what_is_not_being_written_cannot_be_written(
+    store: ResultsStore, tmp_path: Path, call: str, before: str
+) -> None:
+    plan = make_plan()
+    if before != "never created":
+        store.create(plan, ID, PROVENANCE, 1)
+        if before == "cleaned":
+            store.clean(ID)
+        else:
+            # Another replica removes it: this one still has it in memory.
+            ResultsStore(tmp_path / "results", tmp_path / "work").purge(plan.workflow, ID)
+    with pytest.raises(StaleConductor, match="not being written"):
+        OLD_CALLS[call](store, plan)
+    assert store.folder(plan.workflow, ID).exists() == (before == "cleaned")
+
+
+def test_purge_leaves_nothing_and_may_be_repeated(store: ResultsStore, tmp_path: Path) -> None:
+    plan = make_plan()
+    make(store, plan)
+    store.purge(plan.workflow, ID)
+    store.purge(plan.workflow, ID)
+    left = [path for path in tmp_path.rglob("*") if ID in str(path)]
+    assert left == []
+
+
+def test_purge_wins_against_writers(store: ResultsStore, tmp_path: Path) -> None:
+    plan = make_plan(n_steps=200)
+    store.create(plan, ID, PROVENANCE, 1)
+    outcomes: list[BaseException | None] = []
+
+    def write(member: int) -> None:
+        try:
+            for time_index in range(plan.n_times):
+                store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
+            outcomes.append(None)
+        except BaseException as error:
+            outcomes.append(error)
+
+    writers = [threading.Thread(target=write, args=(member,)) for member in plan.members]
+    for writer in writers:
+        writer.start()
+    while len(store.written(ID)) < 10:
+        pass
+    store.purge(plan.workflow, ID)
+    for writer in writers:
+        writer.join()
+    assert [type(outcome) for outcome in outcomes] == [StaleConductor, StaleConductor]
+    assert [path for path in tmp_path.rglob("*") if ID in str(path)] == []
+
+
+def test_clean_keeps_the_result(store: ResultsStore, tmp_path: Path) -> None:
+    plan = make_plan()
+    folder = make(store, plan)
+    store.clean(ID)
+    store.clean(ID)
+    assert not (tmp_path / "work" / ID).exists()
+    np.testing.assert_array_equal(open_result(folder).t2m, expected(plan, "t2m"))
+
+
+@pytest.mark.parametrize("name", ["..", "", "a/b", "../x", ".hidden", "x\0", "/etc"])
+def test_names_cannot_lead_elsewhere(store: ResultsStore, name: str) -> None:
+    with pytest.raises(ValueError, match="not a name"):
+        store.create(make_plan(), name, PROVENANCE, 1)
+    with pytest.raises(ValueError, match="not a name"):
+        store.purge("workflow", name)
+    with pytest.raises(ValueError, match="not a name"):
+        store.purge(name, ID)
+
+
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+def test_the_manifest_names_every_file(store: ResultsStore, output_format: str) -> None:
+    plan = make_plan(output_format=output_format)
+    store.create(plan, ID, PROVENANCE, 1)
+    write_all(store, plan)
+    if output_format == "netcdf4":
+        store.export_netcdf(ID, 1)
+    folder = store.folder(plan.workflow, ID)
+    (folder / "preview.png").write_bytes(b"a map")
+    description = store.finish(ID, 1, extra=["preview.png"])
+    listed = {file["path"]: file for file in description["output_files"]}
+    on_disk = {
+        f"{ID}/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()
+    }
+    assert set(listed) == set(on_disk)
+    for name, path in on_disk.items():
+        content = path.read_bytes()
+        assert listed[name]["size"] == len(content)
+        assert listed[name]["sha256"] == hashlib.sha256(content).hexdigest()
+    first = "results.zarr/zarr.json" if output_format == "zarr" else "results.nc"
+    assert description["output_files"][0]["path"] == f"{ID}/{first}"
+    assert description["totals"] == {
+        "files": len(on_disk),
+        "bytes": sum(path.stat().st_size for path in on_disk.values()),
+        "listed": len(on_disk),
+        "truncated": False,
+    }
+    check = subprocess.run(
+        ["sha256sum", "--strict", "-c", "checksums.sha256"], cwd=folder, capture_output=True
+    )
+    assert check.returncode == 0, check.stderr
+    assert len(check.stdout.splitlines()) == len(on_disk) - 1
+
+
+def test_the_manifest_of_many_files_is_bounded(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "results", tmp_path / "work", max_listed=20)
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_all(store, plan)
+    description = store.finish(ID, 1)
+    paths = [file["path"] for file in description["output_files"]]
+    assert f"{ID}/results.zarr/t2m/zarr.json" in paths
+    assert f"{ID}/checksums.sha256" in paths
+    assert not any("/t2m/c." in path for path in paths)
+    folder = store.folder(plan.workflow, ID)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert description["totals"] == {
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "listed": len(paths),
+        "truncated": True,
+    }
+    checksums = (folder / "checksums.sha256").read_text().splitlines()
+    assert len(checksums) == len(files) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("t2m/c.1.2.0.0", b""), ("t2m/c.1.2.0.0", None), ("lat/zarr.json", None)],
+)
+def test_a_damaged_result_is_not_called_whole(
+    store: ResultsStore, name: str, content: bytes | None
+) -> None:
+    folder = make(store, make_plan())
+    file = folder / "results.zarr" / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(StageFailed, match=name) as failed:
+        store.finish(ID, 1)
+    assert failed.value.stage == "package"
+    assert str(folder) not in str(failed.value)

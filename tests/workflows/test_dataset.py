@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+
+from tests.deployments.results import PROVENANCE, make_plan
+from workflows.base import Grid, Plan
+from workflows.dataset import (
+    Dataset,
+    Origin,
+    Provenance,
+    describe,
+    field_index,
+    variable_attributes,
+)
+from workflows.fcn3 import VARIABLES, FCN3Parameters, FCN3Workflow
+
+
+def described(plan: Plan, **provenance: object) -> Dataset:
+    return describe(plan, "exec_1", Provenance.model_validate({**PROVENANCE, **provenance}))
+
+
+def coordinate(dataset: Dataset, name: str) -> np.ndarray:
+    (values,) = [v.values for v in dataset.coordinates if v.name == name]
+    return np.asarray(values)
+
+
+def test_every_fcn3_variable_has_names_and_units() -> None:
+    for name in VARIABLES:
+        assert set(variable_attributes(name)) == {"standard_name", "long_name", "units"}, name
+    assert variable_attributes("z500") == {
+        "standard_name": "geopotential",
+        "long_name": "Geopotential at 500 hPa",
+        "units": "m2 s-2",
+    }
+    assert variable_attributes("t2m")["units"] == "K"
+
+
+@pytest.mark.parametrize("name", ["abi01c", "w500", "t", "500", "t5a"])
+def test_nothing_is_guessed_about_other_variables(name: str) -> None:
+    assert variable_attributes(name) == {"long_name": name}
+
+
+def test_time_layout_has_hours_since_start() -> None:
+    plan = make_plan()
+    dataset = described(plan)
+    assert dict(dataset.dims) == {"ensemble": 2, "time": 3, "lat": 5, "lon": 8}
+    assert coordinate(dataset, "time").tolist() == [0, 6, 12]
+    (time,) = [v for v in dataset.coordinates if v.name == "time"]
+    assert time.attributes["units"] == "hours since 2025-01-01 06:00:00"
+    assert field_index(plan, 1, 2) == (1, 2)
+
+
+def test_lead_time_layout_has_one_time() -> None:
+    plan = make_plan(time_layout="lead_time")
+    dataset = described(plan)
+    assert list(dataset.dims) == ["ensemble", "time", "lead_time", "lat", "lon"]
+    assert dataset.field_shape == (2, 1, 3, 5, 8)
+    assert coordinate(dataset, "time").tolist() == [0]
+    assert coordinate(dataset, "lead_time").tolist() == [0, 6, 12]
+    assert field_index(plan, 1, 2) == (1, 0, 2)
+
+
+def test_a_result_of_one_time_keeps_both_dimensions() -> None:
+    dataset = described(make_plan(time_layout="lead_time", n_steps=0))
+    assert dataset.field_shape == (2, 1, 1, 5, 8)
+
+
+def test_grid_runs_south_and_from_minus_180() -> None:
+    dataset = described(make_plan())
+    assert coordinate(dataset, "lat").tolist() == [90, 45, 0, -45, -90]
+    assert coordinate(dataset, "lon").tolist() == [-180, -135, -90, -45, 0, 45, 90, 135]
+
+
+def test_seeds_are_exact() -> None:
+    seeds = (0, 2**31, 2**32 - 1)
+    stored = coordinate(described(make_plan(seeds=seeds)), "seed")
+    assert tuple(int(seed) for seed in stored) == seeds
+
+
+def test_an_odd_number_of_longitudes_is_refused() -> None:
+    with pytest.raises(ValueError, match="even number"):
+        described(make_plan(grid=Grid(n_lat=5, n_lon=7)))
+
+
+def test_attributes_tell_where_the_result_comes_from() -> None:
+    attributes = described(make_plan(), created="2025-01-02T03:04:05+01:00").attributes
+    assert attributes["execution_id"] == attributes["id"] == "exec_1"
+    assert attributes["earth2serve_version"] == "0.1.0"
+    assert attributes["model"] == "fcn3"
+    assert attributes["weights"] == "none"
+    assert attributes["data_source_loader"] == "some.module:Source"
+    assert attributes["software_versions"] == "earth2serve 0.1.0, numpy 2.0.0"
+    assert attributes["date_created"] == "2025-01-02T02:04:05Z"
+    assert attributes["time_coverage_start"] == "2025-01-01T06:00:00Z"
+    assert attributes["time_coverage_end"] == "2025-01-01T18:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("model", "data_source", "synthetic"),
+    [
+        (True, False, "true"),
+        (False, True, "true"),
+        (True, None, "true"),
+        (False, False, "false"),
+        (False, None, "unknown"),
+    ],
+)
+def test_a_stand_in_anywhere_makes_the_result_synthetic(
+    model: bool, data_source: bool | None, synthetic: str
+) -> None:
+    attributes = described(
+        make_plan(),
+        model=Origin(name="fcn3", synthetic=model),
+        data_source=Origin(name="ifs", synthetic=data_source),
+    ).attributes
+    assert attributes["synthetic"] == synthetic
+    assert str(attributes["title"]).startswith("Synthetic") == (synthetic == "true")
+    assert ("comment" in attributes) == (synthetic == "true")
+
+
+def test_the_request_chooses_the_layout() -> None:
+    workflow = FCN3Workflow()
+    assert workflow.plan(FCN3Parameters()).time_layout == "time"
+    assert workflow.plan(FCN3Parameters(time_layout="lead_time")).time_layout == "lead_time"
