@@ -55,7 +55,7 @@ async def execute(execution_id: str) -> None:
             *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
         )
         await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
-        results = await package(execution_id, plan)
+        results = await package(execution_id)
         await finish(execution_id, results)
 
 
@@ -100,11 +100,9 @@ async def export(execution_id: str, plan: Plan) -> None:
 
 
 @recorded
-async def package(execution_id: str, plan: Plan) -> dict[str, Any]:
+async def package(execution_id: str) -> dict[str, Any]:
     """Draw a map, check that the result is whole, and describe its files."""
-    results: dict[str, Any] = await here().call(
-        Stage.PACKAGE, "packager", "finish", plan, execution_id
-    )
+    results: dict[str, Any] = await here().call(Stage.PACKAGE, "packager", "finish", execution_id)
     return results
 
 

@@ -20,7 +20,7 @@ from deployments._isolation import hide_gpus
 from deployments._preview import render
 from deployments.results_store import ResultsStore
 from workflows.base import Plan
-from workflows.dataset import variable_attributes
+from workflows.dataset import Provenance, variable_attributes
 
 PREVIEW = "preview.png"
 """A map of the result's first variable: the first member at the last time."""
@@ -82,30 +82,32 @@ class Packager:
             await asyncio.wait({export})
             raise
 
-    async def finish(self, plan: Plan, execution_id: str, fence: int) -> dict[str, Any]:
-        """Draw a map, check that the result is whole and describe its files.
+    async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
+        """Draw a map, check that the result is whole and describe it.
 
         Returns
         -------
         dict
-            As `deployments.manifest.describe_files` gives it.
+            Files as `deployments.manifest.describe_files` gives them, and ``provenance``.
 
         Raises
         ------
         StageFailed
             If a step is missing.
         """
-        return await asyncio.to_thread(self._finish, plan, execution_id, fence)
+        return await asyncio.to_thread(self._finish, execution_id, fence)
 
-    def _finish(self, plan: Plan, execution_id: str, fence: int) -> dict[str, Any]:
+    def _finish(self, execution_id: str, fence: int) -> dict[str, Any]:
+        plan, provenance = self._results.recorded(execution_id)
         preview = self._results.folder(plan.workflow, execution_id) / PREVIEW
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
         # A field that is gone was drawn before: its Zarr is removed after the export.
         if field is not None:
             drawing = preview.with_name(f"{PREVIEW}.{uuid.uuid4().hex}.partial")
-            drawing.write_bytes(render(field, plan.variables[0], _caption(plan)))
+            drawing.write_bytes(render(field, plan.variables[0], _caption(plan, provenance)))
             drawing.replace(preview)
-        return self._results.finish(execution_id, fence, extra=[PREVIEW])
+        described = self._results.finish(execution_id, fence, extra=[PREVIEW])
+        return described | {"provenance": provenance.model_dump(mode="json")}
 
     async def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
@@ -116,9 +118,10 @@ class Packager:
         await asyncio.to_thread(self._results.clean, execution_id)
 
 
-def _caption(plan: Plan) -> str:
+def _caption(plan: Plan, provenance: Provenance) -> str:
     name = variable_attributes(plan.variables[0]).get("long_name", plan.variables[0])
     return (
         f"{name}, member 0 of {len(plan.seeds)}, valid {plan.end_time():%Y-%m-%d %H:%M} UTC, "
         f"{plan.n_steps * plan.step_hours} h after {plan.start_time:%Y-%m-%d %H:%M}"
+        f"{' (synthetic)' if provenance.synthetic else ''}"
     )

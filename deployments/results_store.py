@@ -139,6 +139,11 @@ class ResultsStore:
         """Read which (member, time index) are written."""
         return self._work(execution_id).written()
 
+    def recorded(self, execution_id: str) -> tuple[Plan, Provenance]:
+        """Give what a result was created with."""
+        files = self._open(execution_id)
+        return files.plan, files.provenance
+
     def read_field(
         self, execution_id: str, variable: str, member: int, time_index: int
     ) -> NDArray[np.float32] | None:

@@ -123,7 +123,7 @@ class StandIns:
     async def export_netcdf(self, execution_id: str, fence: int) -> None:
         await self._call("export", execution_id)
 
-    async def finish(self, plan: Any, execution_id: str, fence: int) -> dict[str, Any]:
+    async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
         await self._call("finish", execution_id)
         return {"output_files": [{"path": f"{execution_id}/results.zarr/zarr.json", "size": 1}]}
 
