@@ -8,14 +8,14 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments._work_folder import Written
+from deployments._work_folder import WorkFolder, Written
 from deployments._zarr_layout import chunk_key, store_objects
 from deployments.manifest import hashed
 from workflows.base import Plan
@@ -118,22 +118,45 @@ class ResultFiles:
         shape = (self.plan.grid.n_lat, self.plan.grid.n_lon)
         return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(shape)
 
-    def metadata(self) -> Iterator[Written]:
-        """Read the Zarr store's metadata and coordinates for their sizes and hashes."""
-        for key, _ in store_objects(self.dataset()):
-            yield hashed(self.zarr / key, f"{ZARR}/{key}")
-
-    def checked(self, file: Written) -> Written:
-        """Let a file pass that is as long as it was when it was written.
+    def whole_files(self, work: WorkFolder, extra: Sequence[str]) -> Iterator[Written]:
+        """Give what is delivered except the fields' chunks.
 
         Raises
         ------
         StageFailed
-            If it is not.
-        FileNotFoundError
-            If it is gone.
+            If something is missing or damaged, as in `chunks`.
         """
-        if (self.folder / file.key).stat().st_size != file.size:
+        if self.plan.output_format == "netcdf4":
+            exported = work.export()
+            if exported is None:
+                raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
+            yield self._checked(exported)
+        else:
+            for key, _ in store_objects(self.dataset()):
+                yield self._hashed(f"{ZARR}/{key}")
+        for name in extra:
+            yield self._hashed(name)
+
+    def chunks(self, work: WorkFolder) -> Iterator[Written]:
+        """Give the fields' chunks as they were recorded, one by one."""
+        for member in self.plan.members:
+            for time_index in range(self.plan.n_times):
+                for chunk in work.objects(member, time_index):
+                    yield self._checked(chunk)
+
+    def _hashed(self, key: str) -> Written:
+        try:
+            return hashed(self.folder / key, key)
+        except FileNotFoundError:
+            raise StageFailed(Stage.PACKAGE, f"{key} of the result is missing") from None
+
+    def _checked(self, file: Written) -> Written:
+        """Let a file pass that is as long as it was when it was written."""
+        try:
+            size = (self.folder / file.key).stat().st_size
+        except FileNotFoundError:
+            raise StageFailed(Stage.PACKAGE, f"{file.key} of the result is missing") from None
+        if size != file.size:
             raise StageFailed(Stage.PACKAGE, f"{file.key} of the result is damaged")
         return file
 

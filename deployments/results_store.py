@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -228,17 +228,14 @@ class ResultsStore:
         checksums = files.new_partial()
         try:
             description = describe_files(
-                _whole_files(files, work, extra),
-                _chunks(files, work) if plan.output_format == "zarr" else (),
+                files.whole_files(work, [_name(name) for name in extra]),
+                files.chunks(work) if plan.output_format == "zarr" else (),
                 checksums,
                 execution_id,
                 self._max_listed,
             )
-        except FileNotFoundError as error:
-            lost = Path(error.filename or "a file")
-            if lost.is_relative_to(files.folder):
-                lost = lost.relative_to(files.folder)
-            raise StageFailed(Stage.PACKAGE, f"{lost} of the result is missing") from None
+        except FileNotFoundError:
+            raise work.gone() from None
         checksums.replace(files.folder / CHECKSUMS)
         if plan.output_format == "netcdf4":
             files.discard(files.zarr)
@@ -295,25 +292,6 @@ class ResultsStore:
             while len(self._opened) > _OPENED:
                 self._opened.popitem(last=False)
         return files
-
-
-def _whole_files(files: ResultFiles, work: WorkFolder, extra: Sequence[str]) -> Iterator[Written]:
-    if files.plan.output_format == "netcdf4":
-        exported = work.export()
-        if exported is None:
-            raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
-        yield files.checked(exported)
-    else:
-        yield from files.metadata()
-    for name in extra:
-        yield hashed(files.folder / _name(name), name)
-
-
-def _chunks(files: ResultFiles, work: WorkFolder) -> Iterator[Written]:
-    for member in files.plan.members:
-        for time_index in range(files.plan.n_times):
-            for chunk in work.objects(member, time_index):
-                yield files.checked(chunk)
 
 
 def _name(name: str) -> str:

@@ -208,7 +208,12 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
         Variable(
             name,
             tuple(dims),
-            {**variable_attributes(name), "grid_mapping": "crs", "coordinates": "seed"},
+            {
+                **variable_attributes(name),
+                "coverage_content_type": "modelResult",
+                "grid_mapping": "crs",
+                "coordinates": "seed",
+            },
         )
         for name in plan.variables
     )
@@ -276,6 +281,7 @@ def _global_attributes(
         "title": f"{model.name} ensemble forecast from {start}",
         "summary": f"{len(plan.seeds)} members, {plan.n_steps} steps of {plan.step_hours} hours, "
         f"from {data_source.name} initial conditions of {start}.",
+        "keywords": "weather forecast, ensemble, machine learning",
         "history": f"{created}: computed by earth2serve {version}",
         "source": f"{model.name} (weights: {weights}), {data_source.name} initial conditions",
         "references": provenance.references,
