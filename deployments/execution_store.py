@@ -379,6 +379,25 @@ class ExecutionStore:
         with self.engine.connect() as connection:
             return {row.execution_id: row.revision for row in connection.execute(query)}
 
+    def revision(self, execution_id: str) -> int | None:
+        """Read the revision of one execution; None if there is none.
+
+        Every poll of a client asks it. On SQLite it goes past SQLAlchemy, whose transaction
+        costs 75 µs around a query of 10.
+        """
+        if self.is_sqlite:
+            driver = self.engine.raw_connection()
+            try:
+                cursor = driver.cursor()
+                cursor.execute(_SQLITE_REVISION, (execution_id,))
+                row = cursor.fetchone()
+            finally:
+                driver.close()
+            return None if row is None else row[0]
+        with self.engine.connect() as connection:
+            revision: int | None = connection.scalar(_SELECT_REVISION, {"id": execution_id})
+            return revision
+
     def count_by_status(self) -> dict[tuple[str, str], int]:
         """Count executions per (workflow, status)."""
         query = sa.select(executions.c.workflow, executions.c.status, sa.func.count()).group_by(
@@ -538,6 +557,10 @@ class ExecutionStore:
 
 
 _SELECT_ONE = sa.select(*_EXECUTION_COLUMNS).where(executions.c.execution_id == sa.bindparam("id"))
+_SELECT_REVISION = sa.select(executions.c.revision).where(
+    executions.c.execution_id == sa.bindparam("id")
+)
+_SQLITE_REVISION = f"SELECT revision FROM {executions.name} WHERE execution_id = ?"  # noqa: S608
 _COUNT_AHEAD = sa.select(sa.func.count()).where(
     executions.c.status == Status.QUEUED,
     executions.c.number

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments.execution_store import ExecutionStore
 from serve_app.long_poll import ChangeWatcher
+from serve_app.observation import Observation, Observer
 from workflows.base import Grid, Workflow
 from workflows.errors import ExecutionNotFound, WorkflowNotFound
 from workflows.execution import Execution
@@ -64,6 +65,7 @@ class Context:
     store: ExecutionStore
     workflows: Mapping[str, Workflow]
     """The callable ones, exposed or warm-up, by name."""
+    observer: Observer
     changes: ChangeWatcher
     nudge: Callable[[], None]
     """Tells the Conductor that there is something to do; returns at once and cannot fail."""
@@ -107,17 +109,10 @@ class Context:
         self.check(workflow, execution_id)
         return await self.read(self.store.get, workflow, execution_id)
 
-    async def observe(self, workflow: str, execution_id: str) -> tuple[Execution, int | None]:
-        """Read one execution with its position in the queue."""
+    async def observe(self, workflow: str, execution_id: str) -> Observation:
+        """Tell the status of one execution of a callable workflow."""
         self.check(workflow, execution_id)
-        return await self.read(_observe, self.store, workflow, execution_id)
-
-
-def _observe(
-    store: ExecutionStore, workflow: str, execution_id: str
-) -> tuple[Execution, int | None]:
-    execution = store.get(workflow, execution_id)
-    return execution, store.position(execution)
+        return await self.read(self.observer.look, workflow, execution_id)
 
 
 def context_of(request: Request) -> Context:

@@ -22,6 +22,7 @@ from serve_app.auth import BearerAuth, Tokens
 from serve_app.context import Context, IngressOptions
 from serve_app.long_poll import ChangeWatcher, look_at
 from serve_app.middleware import BodyBound, HeadWithoutBody, SameSiteWrites, UnexpectedErrors
+from serve_app.observation import Observer
 from serve_app.openapi import describe
 from serve_app.routes import executions, health, results, workflows
 from workflows import WORKFLOWS
@@ -71,6 +72,7 @@ def create_app(
         workflows={
             name: catalogue[name](options.grid) for name in (*options.exposed, *options.warmup)
         },
+        observer=Observer(store),
         changes=changes,
         nudge=nudger,
     )

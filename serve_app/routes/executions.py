@@ -64,11 +64,11 @@ async def status(
 ) -> Response:
     """Tell how far an execution is, at once or when it has changed."""
     context = context_of(request)
-    execution, position = await context.observe(workflow, execution_id)
-    if wait and execution.status not in FINISHED and revision in (None, execution.revision):
-        await while_connected(request, context.changes.wait(execution, position, wait))
-        execution, position = await context.observe(workflow, execution_id)
-    return json_response(schemas.status_body(execution, position))
+    seen = await context.observe(workflow, execution_id)
+    if wait and seen.execution.status not in FINISHED and revision in (None, seen.revision):
+        await while_connected(request, context.changes.wait(seen.execution, seen.position, wait))
+        seen = await context.observe(workflow, execution_id)
+    return Response(seen.body, media_type="application/json")
 
 
 @get(router, "/{workflow}", responses=documented(schemas.ListBody, 404, 422, 503))
