@@ -12,9 +12,11 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-# Read by Ray when it is imported. Without the first, Ray writes a token to the home folder.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+from serve_app.__main__ import ENVIRONMENT
+
+# Read by Ray when it is imported. Without HAProxy: it listens on two ports of its own, which a
+# server on this machine may have.
+os.environ.update(ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0"})
 
 
 @pytest.fixture(scope="session")
