@@ -97,7 +97,7 @@ class FCN3Parameters(Parameters):
         None,
         min_length=1,
         max_length=MAX_MEMBERS,
-        description="One seed per member, drawn when left out; the same seed gives the same member.",
+        description="One seed per member, drawn when left out. The same seed, the same member.",
     )
     variables: list[str] | None = Field(
         list(DEFAULT_VARIABLES),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +99,7 @@ class StandIns:
         self._journal.note(line)
 
     async def describe(self, *_: Any) -> dict[str, Any]:
+        self._journal.note("describe")
         return {"name": "stand-in", "synthetic": True}
 
     async def create(self, plan: Any, execution_id: str, *_: Any) -> None:
@@ -150,11 +150,7 @@ def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducti
 
 async def _main(store_url: str, journal: Journal, step_s: float) -> None:
     made = conducting(store_url, StandIns(journal, step_s))
-    running = asyncio.create_task(made.run())
-    while not made.fence:
-        await asyncio.sleep(0.01)
-    journal.note(f"conducting {time.time()}")
-    await running
+    await made.run()
 
 
 if __name__ == "__main__":

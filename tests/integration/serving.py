@@ -1,0 +1,98 @@
+"""Serving the application on the session's Ray cluster, and looking at it from outside."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import ray
+from ray import serve
+
+from serve_app.app import build
+
+WORKFLOW = "foundry_fcn3_workflow"
+PREFIX = "SERVE_REPLICA::"
+
+
+class Server:
+    """A client of a served application, and a view of its replicas."""
+
+    def __init__(self, name: str, base_url: str) -> None:
+        self.name = name
+        self.base_url = base_url
+        self.http = httpx.Client(base_url=base_url, timeout=60)
+
+    def submit(self, **parameters: Any) -> str:
+        answer = self.http.post(f"/v1/infer/{WORKFLOW}", json={"parameters": parameters})
+        assert answer.status_code == 200, answer.text
+        execution_id: str = answer.json()["execution_id"]
+        return execution_id
+
+    def status(self, execution_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+        path = f"/v1/infer/{WORKFLOW}/{execution_id}/status"
+        answer = self.http.get(path, params={"wait": wait_s} if wait_s else {})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def until(
+        self, execution_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 60.0
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while True:
+            # A replica that is replaced takes its connections along.
+            try:
+                found = self.status(execution_id)
+                if holds(found):
+                    return found
+            except httpx.TransportError:
+                found = {}
+            assert time.monotonic() < deadline, f"still {found}"
+            time.sleep(0.05)
+
+    def finished(self, execution_id: str, seconds: float = 60.0) -> dict[str, Any]:
+        return self.until(execution_id, lambda s: s["end_time"] is not None, seconds)
+
+    def replicas(self, deployment: str) -> list[Any]:
+        """Give the actors of a deployment."""
+        prefix = f"{PREFIX}{self.name}#{deployment}#"
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return [
+            ray.get_actor(actor["name"], namespace=actor["namespace"])
+            for actor in named
+            if actor["name"].startswith(prefix)
+        ]
+
+    def ask(self, deployment: str, question: Callable[[], Any]) -> list[Any]:
+        """Run a function in every replica of a deployment."""
+        return ray.get(
+            [a.__ray_call__.remote(lambda _: question()) for a in self.replicas(deployment)]
+        )
+
+    def pids(self, deployment: str) -> list[int]:
+        return self.ask(deployment, os.getpid)
+
+
+@contextmanager
+def served(args: Mapping[str, Any], name: str, port: int) -> Iterator[Server]:
+    """Serve the application under a name and route of its own; it is gone afterwards."""
+    deploy(args, name)
+    server = Server(name, f"http://127.0.0.1:{port}/{name}")
+    try:
+        deadline = time.monotonic() + 60
+        while server.http.get("/readiness").status_code != 200:
+            assert time.monotonic() < deadline, server.http.get("/readiness").text
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.http.close()
+        serve.delete(name)
+
+
+def deploy(args: Mapping[str, Any], name: str) -> None:
+    """Deploy, or update what is deployed under that name."""
+    serve.run(build(dict(args)), name=name, route_prefix=f"/{name}")

@@ -1,0 +1,57 @@
+"""Stand-in models and data sources that replicas load by import path."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deployments.synthetic import SyntheticFCN3, SyntheticIFS
+
+
+class SlowFCN3(SyntheticFCN3):
+    """The synthetic model, with a pause before every step and a line in a journal for each.
+
+    Parameters
+    ----------
+    journal : path
+        Gets ``begin <pid> <time>``, ``step <pid> <time>`` and, as the model's thread lets go of
+        the iterator, ``end <pid> <time>``.
+    """
+
+    def __init__(self, step_s: float, journal: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._step_s = step_s
+        self._journal = Path(journal)
+
+    def _note(self, word: str) -> None:
+        with self._journal.open("a") as file:
+            file.write(f"{word} {os.getpid()} {time.time()}\n")
+
+    def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
+        steps = super().create_iterator(x, coords)
+
+        def slowly() -> Iterator[Any]:
+            self._note("begin")
+            try:
+                for step in steps:
+                    time.sleep(self._step_s)
+                    self._note("step")
+                    yield step
+            finally:
+                self._note("end")
+
+        return slowly()
+
+
+def slow_fcn3(device: str, **options: Any) -> SlowFCN3:
+    return SlowFCN3(**options)
+
+
+def telling_ifs(**options: Any) -> SyntheticIFS:
+    """Load the synthetic source; its provenance tells which GPUs its process can see."""
+    source = SyntheticIFS(**options)
+    source.weights = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}"
+    return source
