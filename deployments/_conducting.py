@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments._lease import lease_for
 from deployments._provenance import software
 from deployments._transient import as_stage_failure
-from deployments.execution_store import ExecutionStore
+from deployments.conducted_store import ConductedStore
 from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
@@ -59,7 +59,7 @@ class Conducting:
         self._max_running = max_running
         self._drain_s = drain_s
         self._store_url = store_url
-        self._store = ExecutionStore(store_url)
+        self._store = ConductedStore(store_url)
         self._lease = lease_for(self._store.engine)
         self._nudged = asyncio.Event()
         self._stopping = asyncio.Event()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,8 +21,10 @@ from workflows.execution import Stage
 
 logger = logging.getLogger("ray.serve")
 
+R = TypeVar("R")
+
 PROGRESS_INTERVAL_S = 0.25
-RELOAD_INTERVAL_S = 15.0
+STOP_INTERVAL_S = 0.1
 
 
 class MemberProgress(BaseModel):
@@ -62,6 +64,20 @@ class Job:
         """
         if self._stop.is_set():
             raise ExecutionCancelled("stopped between two steps")
+
+    def wait_for(self, future: Future[R]) -> R:
+        """Wait in the thread for what the event loop does, unless the job shall stop.
+
+        Raises
+        ------
+        ExecutionCancelled
+            If `stop` was called; the future is cancelled then.
+        """
+        while not wait({future}, timeout=STOP_INTERVAL_S).done:
+            if self._stop.is_set():
+                future.cancel()
+        self.check()
+        return future.result()
 
 
 class ModelReplica:
@@ -129,7 +145,7 @@ class ModelReplica:
 
     async def run(
         self, job: Job, work: Callable[[Any], None], finish: Callable[[], Any]
-    ) -> AsyncIterator[MemberProgress]:
+    ) -> AsyncGenerator[MemberProgress]:
         """Run a job in the model's thread, and tell how far it is until it ends.
 
         Parameters
@@ -166,7 +182,7 @@ class ModelReplica:
         yield MemberProgress(written=job.written())
 
 
-async def _until_done(future: asyncio.Future[Any], job: Job) -> AsyncIterator[MemberProgress]:
+async def _until_done(future: asyncio.Future[Any], job: Job) -> AsyncGenerator[MemberProgress]:
     told = -1
     while True:
         await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S)

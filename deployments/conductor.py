@@ -27,6 +27,7 @@ from workflows.execution import Stage, Status
 
 logger = logging.getLogger("ray.serve")
 
+
 def _worth_another_try(error: BaseException) -> bool:
     return isinstance(error, TransientFailure)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class FCN3:
         model = await self._replica.model()
         return dict(describe_origin(model, self._options.loader))
 
-    async def forecast_member(self, job: MemberJob) -> AsyncIterator[MemberProgress]:
+    async def forecast_member(self, job: MemberJob) -> AsyncGenerator[MemberProgress]:
         """Compute a member and have every step written; tells how many are.
 
         The same plan, member and initial conditions give the same arrays, whatever ran before.
@@ -113,12 +114,15 @@ class FCN3:
         def work(model: Any) -> None:
             for time_index, fields in enumerate(forecast(model, job)):
                 running.check()
-                asyncio.run_coroutine_threadsafe(window.put(time_index, fields), loop).result()
-                running.check()
+                running.wait_for(
+                    asyncio.run_coroutine_threadsafe(window.put(time_index, fields), loop)
+                )
 
         try:
-            async for progress in self._replica.run(running, work, window.close):
-                yield progress
+            # Closed here, not by the garbage collector: the thread must have stopped by then.
+            async with aclosing(self._replica.run(running, work, window.close)) as told:
+                async for progress in told:
+                    yield progress
         finally:
             await window.abandon()
 
@@ -193,11 +197,12 @@ def check_coordinates(model: Any, options: FCN3Options) -> None:
         if given[name].shape != wanted.shape or not np.allclose(given[name], wanted):
             raise ModelUnavailable(
                 Stage.INFERENCE,
-                f"the model has {len(given[name])} values of {name}, "
-                f"{wanted.size} are configured in models.fcn3.grid",
+                f"the model has {given[name].size} values of {name} from {given[name][0]:g} to "
+                f"{given[name][-1]:g}; configured in models.fcn3.grid are {wanted.size} from "
+                f"{wanted[0]:g} to {wanted[-1]:g}",
             )
 
 
 def _has_gpu() -> bool:
     """Say whether Ray gave this replica a GPU."""
-    return bool(ray.get_gpu_ids())
+    return ray.is_initialized() and bool(ray.get_gpu_ids())

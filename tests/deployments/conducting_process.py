@@ -99,7 +99,6 @@ class StandIns:
         self._journal.note(line)
 
     async def describe(self, *_: Any) -> dict[str, Any]:
-        self._journal.note("describe")
         return {"name": "stand-in", "synthetic": True}
 
     async def create(self, plan: Any, execution_id: str, *_: Any) -> None:

@@ -18,8 +18,9 @@ import pytest
 import sqlalchemy as sa
 
 from deployments._conducting import Conducting
+from deployments._execution_tables import conductors
 from deployments._transient import TransientFailure
-from deployments.execution_store import ExecutionStore, conductors
+from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting_process import Journal, StandIns, conducting
 from workflows import Execution, FCN3Workflow, Status
 from workflows.errors import ExecutionNotFound, StageFailed
@@ -34,8 +35,8 @@ def store_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[ExecutionStore]:
-    store = ExecutionStore(store_url)
+def store(store_url: str) -> Iterator[ConductedStore]:
+    store = ConductedStore(store_url)
     yield store
     store.close()
 
@@ -45,7 +46,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal")
 
 
-def submit(store: ExecutionStore, **parameters: Any) -> str:
+def submit(store: ConductedStore, **parameters: Any) -> str:
     validated = WORKFLOW.validate({"n_steps": 2, "n_samples": 3, **parameters})
     execution = Execution(
         execution_id=new_execution_id(),
@@ -73,7 +74,7 @@ async def conducts(
 
 
 async def until(
-    store: ExecutionStore,
+    store: ConductedStore,
     execution_id: str,
     holds: Callable[[Execution], bool],
     seconds: float = 15,
@@ -92,7 +93,7 @@ def finished(execution: Execution) -> bool:
 
 
 async def test_a_life_goes_through_its_stages_in_order(
-    store: ExecutionStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     execution_id = submit(store, output_format="netcdf4")
     async with conducts(store_url, StandIns(journal)):
@@ -114,7 +115,7 @@ async def test_a_life_goes_through_its_stages_in_order(
 
 
 async def test_a_stage_that_fails_stops_the_others_and_says_why(
-    store: ExecutionStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     async def refuse(job: Any) -> None:
         if job.member == 1:
@@ -133,7 +134,7 @@ async def test_a_stage_that_fails_stops_the_others_and_says_why(
 
 
 async def test_a_death_on_the_way_is_tried_again(
-    store: ExecutionStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     deaths = 0
 
@@ -150,7 +151,7 @@ async def test_a_death_on_the_way_is_tried_again(
 
 
 async def test_a_cancel_stops_running_members_and_frees_the_place(
-    store: ExecutionStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     execution_id = submit(store, n_steps=400)
     async with conducts(store_url, StandIns(journal, step_s=0.05), max_running=1) as made:
@@ -168,7 +169,7 @@ async def test_a_cancel_stops_running_members_and_frees_the_place(
 
 
 async def test_a_purge_forgets_the_execution(
-    store: ExecutionStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     execution_id = submit(store)
     async with conducts(store_url, StandIns(journal)) as made:
@@ -187,7 +188,7 @@ async def test_a_purge_forgets_the_execution(
 
 
 async def test_one_conducts_while_another_waits_and_then_goes_on(
-    store: ExecutionStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     execution_id = submit(store, n_steps=200, n_samples=2)
     first = spawn(store_url, journal, step_s=0.05)
@@ -209,7 +210,7 @@ async def test_one_conducts_while_another_waits_and_then_goes_on(
 
 @pytest.mark.parametrize("edited", [False, True], ids=["same code", "edited code"])
 async def test_after_kill_9_recorded_members_are_not_computed_again(
-    store: ExecutionStore, store_url: str, journal: Journal, edited: bool
+    store: ConductedStore, store_url: str, journal: Journal, edited: bool
 ) -> None:
     execution_id = submit(store, n_steps=20, n_samples=1)
     longer = submit(store, n_steps=100, n_samples=2)
@@ -234,7 +235,7 @@ async def test_after_kill_9_recorded_members_are_not_computed_again(
     assert store.read(execution_id).status == Status.COMPLETED
 
 
-def newest_fence(store: ExecutionStore) -> int:
+def newest_fence(store: ConductedStore) -> int:
     with store.engine.connect() as connection:
         return connection.execute(sa.select(sa.func.max(conductors.c.fence))).scalar_one()
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.execution_store import ExecutionStore, Idempotency
+from deployments.conducted_store import ConductedStore
+from deployments.execution_store import Idempotency
 from workflows.errors import (
     ExecutionNotFound,
     IdempotencyConflict,
@@ -30,8 +31,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[ExecutionStore]:
-    store = ExecutionStore(url)
+def store(url: str) -> Iterator[ConductedStore]:
+    store = ConductedStore(url)
     yield store
     store.close()
 
@@ -48,18 +49,18 @@ def new(workflow: str = WORKFLOW, **values: object) -> Execution:
     return Execution.model_validate(standard | values)
 
 
-def submit(store: ExecutionStore, *executions: Execution) -> list[Execution]:
+def submit(store: ConductedStore, *executions: Execution) -> list[Execution]:
     return [store.submit(execution, max_queued=1000).execution for execution in executions]
 
 
-def finish(store: ExecutionStore, fence: int, execution: Execution) -> None:
+def finish(store: ConductedStore, fence: int, execution: Execution) -> None:
     store.update(fence, execution.execution_id, status=Status.PENDING_RESULTS)
     store.update(fence, execution.execution_id, status=Status.COMPLETED)
 
 
 def submit_until_full(url: str, bound: int, attempts: int) -> list[int]:
     """Submit from one process; give the positions that were accepted."""
-    store = ExecutionStore(url)
+    store = ConductedStore(url)
 
     def attempt(_: int) -> int | None:
         try:
@@ -76,7 +77,7 @@ def submit_until_full(url: str, bound: int, attempts: int) -> list[int]:
 # Submitting
 
 
-def test_what_was_submitted_is_read_back(store: ExecutionStore) -> None:
+def test_what_was_submitted_is_read_back(store: ConductedStore) -> None:
     execution = new(
         parameters={"text": "Zürich ☔ 東京", "big": 2**32 - 1, "nested": [None, {"a": 1.5}]},
         plan={"seeds": [1, 2]},
@@ -88,19 +89,19 @@ def test_what_was_submitted_is_read_back(store: ExecutionStore) -> None:
 
 
 def test_it_is_there_for_another_process_and_after_a_restart(url: str) -> None:
-    first = ExecutionStore(url)
+    first = ConductedStore(url)
     execution = new()
     submit(first, execution)
-    second = ExecutionStore(url)
+    second = ConductedStore(url)
     assert second.get(WORKFLOW, execution.execution_id) == execution
     first.close()
     second.close()
-    third = ExecutionStore(url)
+    third = ConductedStore(url)
     assert third.get(WORKFLOW, execution.execution_id) == execution
     third.close()
 
 
-def test_an_execution_belongs_to_its_workflow(store: ExecutionStore) -> None:
+def test_an_execution_belongs_to_its_workflow(store: ConductedStore) -> None:
     execution = new()
     submit(store, execution)
     with pytest.raises(ExecutionNotFound):
@@ -117,12 +118,12 @@ def test_the_bound_holds_for_processes_that_submit_at_once(url: str) -> None:
         tasks = [processes.submit(submit_until_full, url, 20, 12) for _ in range(4)]
         positions = [position for task in tasks for position in task.result(timeout=120)]
     assert sorted(positions) == list(range(20))
-    store = ExecutionStore(url)
+    store = ConductedStore(url)
     assert store.count_by_status() == {(WORKFLOW, "queued"): 20}
     store.close()
 
 
-def test_a_full_queue_says_how_full_and_takes_more_when_one_runs(store: ExecutionStore) -> None:
+def test_a_full_queue_says_how_full_and_takes_more_when_one_runs(store: ConductedStore) -> None:
     fence = store.issue_fence()
     for _ in range(3):
         store.submit(new(), max_queued=3)
@@ -133,7 +134,7 @@ def test_a_full_queue_says_how_full_and_takes_more_when_one_runs(store: Executio
     assert store.submit(new(), max_queued=3).position == 2
 
 
-def test_positions_count_what_waits_ahead(store: ExecutionStore) -> None:
+def test_positions_count_what_waits_ahead(store: ConductedStore) -> None:
     first, second, third = submit(store, new(), new("another_workflow"), new())
     assert [store.position(e) for e in (first, second, third)] == [0, 1, 2]
     store.request_cancel("another_workflow", second.execution_id)
@@ -147,7 +148,7 @@ def test_positions_count_what_waits_ahead(store: ExecutionStore) -> None:
 # Idempotency
 
 
-def test_the_same_key_and_body_give_the_same_execution(store: ExecutionStore) -> None:
+def test_the_same_key_and_body_give_the_same_execution(store: ConductedStore) -> None:
     key = Idempotency("key-1", "digest")
     first = store.submit(new(), max_queued=1, idempotency=key)
     # Also when the queue is full: nothing new is queued.
@@ -160,21 +161,21 @@ def test_the_same_key_and_body_give_the_same_execution(store: ExecutionStore) ->
     assert later.replayed and later.execution.status == Status.RUNNING and later.position is None
 
 
-def test_the_same_key_with_another_body_is_a_conflict(store: ExecutionStore) -> None:
+def test_the_same_key_with_another_body_is_a_conflict(store: ConductedStore) -> None:
     store.submit(new(), max_queued=9, idempotency=Idempotency("key-1", "digest"))
     with pytest.raises(IdempotencyConflict):
         store.submit(new(), max_queued=9, idempotency=Idempotency("key-1", "other"))
     assert store.count_by_status() == {(WORKFLOW, "queued"): 1}
 
 
-def test_keys_of_workflows_are_apart(store: ExecutionStore) -> None:
+def test_keys_of_workflows_are_apart(store: ConductedStore) -> None:
     key = Idempotency("key-1", "digest")
     store.submit(new(), max_queued=9, idempotency=key)
     assert not store.submit(new("another_workflow"), max_queued=9, idempotency=key).replayed
 
 
 @pytest.mark.parametrize(("age_h", "replayed"), [(23.9, True), (24.1, False)])
-def test_a_key_is_kept_for_a_day(store: ExecutionStore, age_h: float, replayed: bool) -> None:
+def test_a_key_is_kept_for_a_day(store: ConductedStore, age_h: float, replayed: bool) -> None:
     key = Idempotency("key-1", "digest")
     old = new(created_at=NOW - timedelta(hours=age_h))
     store.submit(old, max_queued=9, idempotency=key)
@@ -184,7 +185,7 @@ def test_a_key_is_kept_for_a_day(store: ExecutionStore, age_h: float, replayed: 
             store.submit(new(), max_queued=9, idempotency=Idempotency("key-1", "other"))
 
 
-def test_one_key_submitted_at_once_is_one_execution(store: ExecutionStore) -> None:
+def test_one_key_submitted_at_once_is_one_execution(store: ConductedStore) -> None:
     key = Idempotency("key-1", "digest")
     with ThreadPoolExecutor(8) as threads:
         tasks = [
@@ -195,7 +196,7 @@ def test_one_key_submitted_at_once_is_one_execution(store: ExecutionStore) -> No
     assert sum(not answer.replayed for answer in answers) == 1
 
 
-def test_a_key_can_be_looked_up_before_anything_is_submitted(store: ExecutionStore) -> None:
+def test_a_key_can_be_looked_up_before_anything_is_submitted(store: ConductedStore) -> None:
     key = Idempotency("key-1", "digest")
     assert store.replay(WORKFLOW, key) is None
     first = store.submit(new(), max_queued=9, idempotency=key)
@@ -210,7 +211,7 @@ def test_a_key_can_be_looked_up_before_anything_is_submitted(store: ExecutionSto
 # The Conductor's part
 
 
-def test_what_waits_longest_is_claimed_first(store: ExecutionStore) -> None:
+def test_what_waits_longest_is_claimed_first(store: ConductedStore) -> None:
     fence = store.issue_fence()
     # The order of acceptance counts, not what a clock said.
     first = new(created_at=NOW + timedelta(hours=1))
@@ -225,7 +226,7 @@ def test_what_waits_longest_is_claimed_first(store: ExecutionStore) -> None:
     assert {e.execution_id for e in store.unfinished()} == {first.execution_id, third.execution_id}
 
 
-def test_none_is_claimed_twice(store: ExecutionStore) -> None:
+def test_none_is_claimed_twice(store: ConductedStore) -> None:
     fence = store.issue_fence()
     submitted = submit(store, *(new() for _ in range(12)))
     with ThreadPoolExecutor(4) as threads:
@@ -234,7 +235,7 @@ def test_none_is_claimed_twice(store: ExecutionStore) -> None:
     assert sorted(ids) == sorted(execution.execution_id for execution in submitted)
 
 
-def test_a_life_ends_with_its_results(store: ExecutionStore) -> None:
+def test_a_life_ends_with_its_results(store: ConductedStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -252,7 +253,7 @@ def test_a_life_ends_with_its_results(store: ExecutionStore) -> None:
     assert store.unfinished() == []
 
 
-def test_a_failure_keeps_its_message_and_stage(store: ExecutionStore) -> None:
+def test_a_failure_keeps_its_message_and_stage(store: ConductedStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -273,7 +274,7 @@ def test_a_failure_keeps_its_message_and_stage(store: ExecutionStore) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.EXPIRED, Status.PENDING_RESULTS])
-def test_a_state_that_does_not_follow_is_refused(store: ExecutionStore, status: Status) -> None:
+def test_a_state_that_does_not_follow_is_refused(store: ConductedStore, status: Status) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     with pytest.raises(IllegalTransition):
@@ -281,7 +282,7 @@ def test_a_state_that_does_not_follow_is_refused(store: ExecutionStore, status: 
     assert store.get(WORKFLOW, execution.execution_id) == execution
 
 
-def test_every_change_raises_the_revision(store: ExecutionStore) -> None:
+def test_every_change_raises_the_revision(store: ConductedStore) -> None:
     fence = store.issue_fence()
     first, second = submit(store, new(), new())
     seen = [store.read(first.execution_id).revision]
@@ -300,7 +301,7 @@ def test_every_change_raises_the_revision(store: ExecutionStore) -> None:
     assert store.revisions([]) == {}
 
 
-def test_a_superseded_conductor_can_change_nothing(store: ExecutionStore) -> None:
+def test_a_superseded_conductor_can_change_nothing(store: ConductedStore) -> None:
     old = store.issue_fence()
     (execution,) = submit(store, new())
     fence = store.issue_fence()
@@ -319,7 +320,7 @@ def test_a_superseded_conductor_can_change_nothing(store: ExecutionStore) -> Non
     store.beat(fence)
 
 
-def test_a_conductor_is_heard(store: ExecutionStore) -> None:
+def test_a_conductor_is_heard(store: ConductedStore) -> None:
     assert store.conductor_heartbeat() is None
     fence = store.issue_fence()
     first = store.conductor_heartbeat()
@@ -329,7 +330,7 @@ def test_a_conductor_is_heard(store: ExecutionStore) -> None:
     assert second is not None and first <= second <= datetime.now(UTC)
 
 
-def test_readiness_is_what_was_said_last(store: ExecutionStore) -> None:
+def test_readiness_is_what_was_said_last(store: ConductedStore) -> None:
     fence = store.issue_fence()
     store.set_readiness(fence, "fcn3", ready=False, reason="loading")
     store.set_readiness(fence, "ifs", ready=True)
@@ -344,7 +345,7 @@ def test_readiness_is_what_was_said_last(store: ExecutionStore) -> None:
 # Cancelling and purging
 
 
-def test_what_waits_is_cancelled_at_once(store: ExecutionStore) -> None:
+def test_what_waits_is_cancelled_at_once(store: ConductedStore) -> None:
     (execution,) = submit(store, new())
     cancelled = store.request_cancel(WORKFLOW, execution.execution_id)
     assert cancelled.status == Status.CANCELLED
@@ -353,7 +354,7 @@ def test_what_waits_is_cancelled_at_once(store: ExecutionStore) -> None:
     assert store.claim_next(store.issue_fence()) is None
 
 
-def test_what_runs_is_cancelled_by_the_conductor(store: ExecutionStore) -> None:
+def test_what_runs_is_cancelled_by_the_conductor(store: ConductedStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -365,7 +366,7 @@ def test_what_runs_is_cancelled_by_the_conductor(store: ExecutionStore) -> None:
     assert store.cancel_requests() == []
 
 
-def test_cancelling_races_with_claiming_to_one_end(store: ExecutionStore) -> None:
+def test_cancelling_races_with_claiming_to_one_end(store: ConductedStore) -> None:
     fence = store.issue_fence()
     submitted = submit(store, *(new() for _ in range(10)))
     with ThreadPoolExecutor(4) as threads:
@@ -383,7 +384,7 @@ def test_cancelling_races_with_claiming_to_one_end(store: ExecutionStore) -> Non
     assert set(store.cancel_requests()) == {e.execution_id for e in submitted} - cancelled
 
 
-def test_what_has_finished_cannot_be_cancelled(store: ExecutionStore) -> None:
+def test_what_has_finished_cannot_be_cancelled(store: ConductedStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -394,7 +395,7 @@ def test_what_has_finished_cannot_be_cancelled(store: ExecutionStore) -> None:
         store.request_cancel("another_workflow", execution.execution_id)
 
 
-def test_what_has_finished_can_be_purged(store: ExecutionStore) -> None:
+def test_what_has_finished_can_be_purged(store: ConductedStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     with pytest.raises(IllegalTransition):
@@ -417,7 +418,7 @@ def test_what_has_finished_can_be_purged(store: ExecutionStore) -> None:
 # Listing
 
 
-def test_pages_show_every_execution_once_newest_first(store: ExecutionStore) -> None:
+def test_pages_show_every_execution_once_newest_first(store: ConductedStore) -> None:
     submitted = submit(store, *(new() for _ in range(7)))
     submit(store, new("another_workflow"))
     seen: list[str] = []
@@ -427,14 +428,14 @@ def test_pages_show_every_execution_once_newest_first(store: ExecutionStore) -> 
     assert seen == [execution.execution_id for execution in reversed(submitted)]
 
 
-def test_a_page_cannot_go_on_from_elsewhere(store: ExecutionStore) -> None:
+def test_a_page_cannot_go_on_from_elsewhere(store: ConductedStore) -> None:
     (other,) = submit(store, new("another_workflow"))
     for before in ("exec_0_00000000", other.execution_id):
         with pytest.raises(ExecutionNotFound):
             store.list_executions(WORKFLOW, before=before)
 
 
-def test_lists_filter_by_status_and_time(store: ExecutionStore) -> None:
+def test_lists_filter_by_status_and_time(store: ConductedStore) -> None:
     fence = store.issue_fence()
     old, middle, young = (new(created_at=NOW + timedelta(hours=h)) for h in (-2, -1, 0))
     submit(store, old, middle, young)
@@ -462,7 +463,7 @@ def test_lists_filter_by_status_and_time(store: ExecutionStore) -> None:
     }
 
 
-def test_readers_do_not_wait_for_a_writer(store: ExecutionStore) -> None:
+def test_readers_do_not_wait_for_a_writer(store: ConductedStore) -> None:
     (execution,) = submit(store, new())
     with store._writing():
         assert store.get(WORKFLOW, execution.execution_id) == execution
@@ -470,6 +471,6 @@ def test_readers_do_not_wait_for_a_writer(store: ExecutionStore) -> None:
 
 
 def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
-    store = ExecutionStore(f"sqlite:///{tmp_path}/not/yet/there/executions.sqlite")
+    store = ConductedStore(f"sqlite:///{tmp_path}/not/yet/there/executions.sqlite")
     submit(store, new())
     store.close()

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from deployments.execution_store import ExecutionStore
+from deployments.conducted_store import ConductedStore
 from serve_app.ingress import IngressOptions, create_app
 from workflows.execution import Execution, Progress, Stage, Status
 
@@ -26,7 +26,7 @@ MANIFEST = {
 class Conductor:
     """Does to the store what the Conductor does."""
 
-    def __init__(self, store: ExecutionStore) -> None:
+    def __init__(self, store: ConductedStore) -> None:
         self.store = store
         self.fence = store.issue_fence()
 
@@ -63,7 +63,7 @@ class Conductor:
 class Service:
     """An application with its client, its store and its Conductor."""
 
-    def __init__(self, app: FastAPI, options: IngressOptions, store: ExecutionStore) -> None:
+    def __init__(self, app: FastAPI, options: IngressOptions, store: ConductedStore) -> None:
         self.app = app
         self.options = options
         self.store = store
@@ -94,14 +94,14 @@ Serve = Callable[..., Service]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ExecutionStore]:
-    store = ExecutionStore(f"sqlite:///{tmp_path}/store.db")
+def store(tmp_path: Path) -> Iterator[ConductedStore]:
+    store = ConductedStore(f"sqlite:///{tmp_path}/store.db")
     yield store
     store.close()
 
 
 @pytest.fixture
-async def serve(store: ExecutionStore, tmp_path: Path) -> AsyncIterator[Serve]:
+async def serve(store: ConductedStore, tmp_path: Path) -> AsyncIterator[Serve]:
     """Make a service; keyword arguments change its options."""
     made: list[Service] = []
 

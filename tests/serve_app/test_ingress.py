@@ -6,7 +6,7 @@ import sys
 import pytest
 from fastapi import FastAPI
 
-from deployments.execution_store import ExecutionStore
+from deployments.conducted_store import ConductedStore
 from serve_app.ingress import Ingress, IngressOptions, create_app
 from tests.serve_app.conftest import URL, WORKFLOW, Service
 
@@ -53,7 +53,7 @@ async def test_requests_neither_wait_for_a_nudge_nor_fail_with_it(serve, caplog)
 
 
 async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
-    store = ExecutionStore(postgres_database)
+    store = ConductedStore(postgres_database)
     options = IngressOptions(
         store_url=postgres_database,
         results_dir=tmp_path,

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks, not_a_server_error
 
-from deployments.execution_store import ExecutionStore, Submitted, conductors
+from deployments._execution_tables import conductors
+from deployments.conducted_store import ConductedStore
+from deployments.execution_store import Submitted
 from serve_app.admission import accept
 from serve_app.context import Context
 from serve_app.ingress import IngressOptions, create_app
@@ -30,7 +32,7 @@ STATES = (Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     """Make an API that is healthy, with executions in all states that have an end."""
     folder = tmp_path_factory.mktemp("api")
-    store = ExecutionStore(f"sqlite:///{folder}/store.db")
+    store = ConductedStore(f"sqlite:///{folder}/store.db")
     options = IngressOptions(
         store_url="sqlite://",
         results_dir=folder / "results",

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
-from deployments.execution_store import conductors
+from deployments._execution_tables import conductors
 from serve_app.schemas import HealthBody, ReadinessBody
 from tests.serve_app.conftest import WORKFLOW
 from workflows.execution import Status
