@@ -33,10 +33,13 @@ class StepWindow:
         Writes one step, ``(time_index, fields)``; may run twice for the same step.
     size : int
         Steps that may be under way.
+    first_pause_s : float
+        Pause before the second attempt; it doubles with each further one.
     """
 
-    def __init__(self, write: Write, size: int) -> None:
+    def __init__(self, write: Write, size: int, first_pause_s: float = FIRST_PAUSE_S) -> None:
         self._write = write
+        self._first_pause_s = first_pause_s
         self._room = asyncio.Semaphore(size)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -77,7 +80,7 @@ class StepWindow:
                 if not is_transient(error) or attempt == ATTEMPTS - 1:
                     raise
                 logger.warning("writing step %s failed, again: %s", time_index, error)
-                await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
+                await asyncio.sleep(self._first_pause_s * 2**attempt)
 
     async def close(self) -> None:
         """Wait until every step is written.
