@@ -1,32 +1,24 @@
-"""What the Conductor does around an execution's life: the lease, the queue, calls and records."""
+"""Who conducts: the lease, the queue, and the watch over models and data sources."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
-from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from typing import Any
 
 from dbos import DBOS, SetWorkflowID
-from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments._lease import lease_for
-from deployments._provenance import software
+from deployments._lives import Lives, superseded
 from deployments._transient import as_stage_failure
 from deployments.conducted_store import ConductedStore
-from workflows.base import Plan
-from workflows.errors import StageFailed, StaleConductor
-from workflows.execution import FINISHED, Execution, Progress, Stage, Status
+from workflows.execution import Status
 
 logger = logging.getLogger("ray.serve")
-
-R = TypeVar("R")
 
 EXECUTOR_ID = "conductor"
 APPLICATION_VERSION = "1"
@@ -35,13 +27,26 @@ APPLICATION_VERSION = "1"
 TICK_S = 1.0
 """How long a request can wait when its nudge was lost."""
 LEASE_POLL_S = 0.25
-PROGRESS_INTERVAL_S = 0.25
 WATCH_INTERVAL_S = 10.0
 WATCH_TIMEOUT_S = 30.0
 
 
 class Conducting:
-    """Runs executions while it holds the lease; see `deployments.conductor` for their life."""
+    """Runs executions while it holds the lease; see `deployments.conductor` for their life.
+
+    Parameters
+    ----------
+    execute : callable
+        The life of an execution, a DBOS workflow; gets its id.
+    deployments : dict of str to DeploymentHandle
+        ``packager``, ``initial_conditions`` and every model, by name.
+    components : dict of str to str
+        Models and data sources to watch, and the deployment that serves each.
+    max_running : int
+        Executions that run at once.
+    drain_s : float
+        What running steps get to end in when this process stops.
+    """
 
     def __init__(
         self,
@@ -64,24 +69,21 @@ class Conducting:
         self._nudged = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._lives: dict[str, asyncio.Task[Any]] = {}
         self._started: set[str] = set()
+        """What runs or is about to: a workflow begins a little after it was started."""
         self._cancelling: set[str] = set()
-        self._written: dict[str, list[int]] = {}
-        self._told_at: dict[str, float] = {}
-        self._descriptions: dict[str, dict[str, Any]] = {}
-        self.fence = 0
-
-    # The process's own life.
+        self.lives = Lives(self._store, deployments, self._ended)
 
     async def run(self) -> None:
         """Wait for the lease, then conduct until `stop` is called."""
+        launched = False
         try:
             while not self._lease.try_acquire():
                 if await self._stopped_within(LEASE_POLL_S):
                     return
-            self.fence = await asyncio.to_thread(self._store.issue_fence)
-            logger.info("conducting with fencing token %s", self.fence)
+            self.lives.fence = await asyncio.to_thread(self._store.issue_fence)
+            logger.info("conducting with fencing token %s", self.lives.fence)
+            launched = True
             self._launch()
             await self._reconcile()
             watch = asyncio.create_task(self._watch_components())
@@ -91,7 +93,7 @@ class Conducting:
                 watch.cancel()
                 await self._end_lives()
         finally:
-            if self.fence:
+            if launched:
                 await asyncio.to_thread(DBOS.destroy)
             self._lease.release()
             self._stopped.set()
@@ -121,6 +123,7 @@ class Conducting:
             "executor_id": EXECUTOR_ID,
             "log_level": "WARNING",
             "use_listen_notify": False,
+            "system_database_url": self._store_url,
         }
         if self._store.is_sqlite:
             # A file of its own: its commits and ours do not wait for each other. DBOS leaves the
@@ -129,8 +132,6 @@ class Conducting:
             with closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
             config["system_database_url"] = f"sqlite:///{path}"
-        else:
-            config["system_database_url"] = self._store_url
         DBOS(config=config)  # type: ignore[arg-type]
         DBOS.launch()
 
@@ -140,16 +141,16 @@ class Conducting:
             status = await DBOS.get_workflow_status_async(execution.execution_id)
             if status is None:
                 await self._start(execution.execution_id)
-            elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
-                await self._record(
-                    execution.execution_id,
-                    status=Status.CANCELLED if execution.cancel_requested else Status.FAILED,
-                    error_message=None
-                    if execution.cancel_requested
-                    else "the server was stopped before the outcome was recorded",
-                )
-            else:
+            elif status.status not in {"SUCCESS", "ERROR", "CANCELLED"}:
                 self._started.add(execution.execution_id)
+            elif execution.cancel_requested:
+                await self.lives.record(execution.execution_id, status=Status.CANCELLED)
+            else:
+                await self.lives.record(
+                    execution.execution_id,
+                    status=Status.FAILED,
+                    error_message="the server was stopped before the outcome was recorded",
+                )
 
     async def _conduct(self) -> None:
         while not self._stopping.is_set():
@@ -159,7 +160,7 @@ class Conducting:
             await self._purge_requested()
             if not self._lease.held():
                 superseded("the lease was lost")
-            await self._fenced(self._store.beat)
+            await self.lives.write(self._store.beat)
             try:
                 await asyncio.wait_for(self._nudged.wait(), TICK_S)
             except TimeoutError:
@@ -167,7 +168,7 @@ class Conducting:
 
     async def _claim(self) -> None:
         while len(self._started) < self._max_running and not self._stopping.is_set():
-            execution = await self._fenced(self._store.claim_next)
+            execution = await self.lives.write(self._store.claim_next)
             if execution is None:
                 return
             await self._start(execution.execution_id)
@@ -177,39 +178,45 @@ class Conducting:
         with SetWorkflowID(execution_id):
             await DBOS.start_workflow_async(self._execute, execution_id)
 
+    def _ended(self, execution_id: str) -> None:
+        self._started.discard(execution_id)
+        self._cancelling.discard(execution_id)
+        self._nudged.set()
+
     async def _cancel_requested(self) -> None:
         for execution_id in await asyncio.to_thread(self._store.cancel_requests):
             if execution_id in self._cancelling:
                 continue
-            self._cancelling.add(execution_id)
-            # Recorded first, so that a successor does not take it up again; then at once here.
-            await DBOS.cancel_workflow_async(execution_id)
-            life = self._lives.get(execution_id)
-            if life is not None:
-                life.cancel()
-            else:
-                await self._record(execution_id, status=Status.CANCELLED)
+            if execution_id in self.lives.running:
+                self._cancelling.add(execution_id)
+                # Recorded first, so that no successor takes it up again; then at once here.
+                await DBOS.cancel_workflow_async(execution_id)
+                self.lives.running[execution_id].task.cancel()
+            elif execution_id not in self._started:
+                await self.lives.record(execution_id, status=Status.CANCELLED)
+            # Else it is about to begin, and looks for a request first.
 
     async def _purge_requested(self) -> None:
         for execution in await asyncio.to_thread(self._store.purge_requests):
-            if execution.execution_id in self._lives:
+            if execution.execution_id in self.lives.running:
                 continue
             await self._deployments["packager"].purge.remote(
                 execution.workflow, execution.execution_id
             )
             if await DBOS.get_workflow_status_async(execution.execution_id) is not None:
                 await DBOS.delete_workflow_async(execution.execution_id)
-            await self._fenced(self._store.remove, execution.execution_id)
+            await self.lives.write(self._store.remove, execution.execution_id)
 
     async def _end_lives(self) -> None:
         """Give running lives a moment, then stop them where they are; they stay pending."""
-        lives = set(self._lives.values())
-        if lives:
-            _, unfinished = await asyncio.wait(lives, timeout=self._drain_s)
-            for life in unfinished:
-                life.cancel()
-            if unfinished:
-                await asyncio.wait(unfinished)
+        tasks = {life.task for life in self.lives.running.values()}
+        if not tasks:
+            return
+        _, unfinished = await asyncio.wait(tasks, timeout=self._drain_s)
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
 
     async def _watch_components(self) -> None:
         """Ask models and data sources what they are; their answers make up readiness."""
@@ -222,193 +229,25 @@ class Conducting:
     async def _watch(self, component: str) -> None:
         deployment = self._deployments[self._components[component]]
         arguments = (component,) if self._components[component] != component else ()
+        known = self.lives.descriptions
         try:
-            self._descriptions[component] = await asyncio.wait_for(
+            known[component] = await asyncio.wait_for(
                 _awaited(deployment.describe.remote(*arguments)), WATCH_TIMEOUT_S
             )
             ready, reason = True, None
         except TimeoutError:
             # Busy with work, or still loading: what was known stays.
-            if component in self._descriptions:
+            if component in known:
                 return
             ready, reason = False, f"{component} is still being loaded"
         except Exception as error:
             ready, reason = False, str(as_stage_failure("readiness", error))
-            self._descriptions.pop(component, None)
-        await self._fenced(self._store.set_readiness, component, ready=ready, reason=reason)
+            known.pop(component, None)
+        await self.lives.write(self._store.set_readiness, component, ready=ready, reason=reason)
 
-    # What an execution's life calls.
 
-    @asynccontextmanager
-    async def life_of(self, execution_id: str) -> AsyncIterator[Plan]:
-        """Give an execution's plan, and record how its life ends if it does not end well."""
-        self._lives[execution_id] = cast(asyncio.Task[Any], asyncio.current_task())
-        self._started.add(execution_id)
-        try:
-            execution = await asyncio.to_thread(self._store.read, execution_id)
-            if execution.cancel_requested:
-                raise asyncio.CancelledError
-            if execution.status == Status.FAILED:
-                # Taken up again by a successor after the outcome was recorded.
-                raise StageFailed(execution.stage or Stage.FINISH, execution.error_message or "")
-            await self.enter(execution_id, Stage.INITIAL_CONDITIONS, execution=execution)
-            yield Plan.model_validate(execution.plan)
-        except (asyncio.CancelledError, DBOSWorkflowCancelledError):
-            # Without a request it is this process that ends, and the successor goes on.
-            if execution_id in self._cancelling or await self._is_cancelled(execution_id):
-                await self._record(execution_id, status=Status.CANCELLED)
-                await self._clean(execution_id)
-            raise
-        except Exception as error:
-            logger.exception("execution failed", extra={"execution_id": execution_id})
-            await self._record(execution_id, status=Status.FAILED, error_message=_reason(error))
-            await self._clean(execution_id)
-            raise
-        finally:
-            self._lives.pop(execution_id, None)
-            self._started.discard(execution_id)
-            self._cancelling.discard(execution_id)
-            self._written.pop(execution_id, None)
-            self._told_at.pop(execution_id, None)
-            self._nudged.set()
-
-    async def _is_cancelled(self, execution_id: str) -> bool:
-        execution = await asyncio.to_thread(self._store.read, execution_id)
-        return execution.cancel_requested
-
-    async def _clean(self, execution_id: str) -> None:
-        """Remove working files; that they stay behind must not change how an execution ended."""
-        try:
-            await self._deployments["packager"].clean.remote(execution_id)
-        except Exception:
-            logger.exception("working files stay behind", extra={"execution_id": execution_id})
-
-    async def enter(
-        self,
-        execution_id: str,
-        stage: Stage,
-        status: Status | None = None,
-        execution: Execution | None = None,
-    ) -> None:
-        """Record that an execution has come to a stage; a resumed one does not step back."""
-        if execution is None:
-            execution = await asyncio.to_thread(self._store.read, execution_id)
-        order = list(Stage)
-        if execution.stage is not None and order.index(execution.stage) >= order.index(stage):
-            return
-        await self._record(execution_id, stage=stage, status=status)
-
-    async def complete(self, execution_id: str, results: dict[str, Any]) -> None:
-        """Record the results and that all is done; twice is harmless."""
-        execution = await asyncio.to_thread(self._store.read, execution_id)
-        if execution.status in FINISHED:
-            return
-        ended = datetime.now(UTC)
-        started = execution.started_at or execution.created_at
-        results = {
-            **results,
-            "request_id": execution_id,
-            "workflow_name": execution.workflow,
-            "status": str(Status.COMPLETED),
-            "created_at": execution.created_at.isoformat(),
-            "completion_time": ended.isoformat(),
-            "execution_time_seconds": (ended - started).total_seconds(),
-            "parameters": execution.parameters,
-            "storage_type": "server",
-        }
-        await self._record(
-            execution_id, status=Status.COMPLETED, stage=Stage.FINISH, results=results
-        )
-        await self._clean(execution_id)
-
-    def provenance(self, plan: Plan) -> dict[str, Any]:
-        """Say what computes a plan: model, data source and software."""
-        return {
-            "model": self._descriptions.get(plan.model, {"name": plan.model}),
-            "data_source": self._descriptions.get(plan.data_source, {"name": plan.data_source}),
-            "software": software(),
-        }
-
-    async def call(
-        self, stage: Stage, deployment: str, method: str, *args: Any, fenced: bool = True
-    ) -> Any:
-        """Call a deployment, with the fencing token as last argument.
-
-        Raises
-        ------
-        StageFailed
-            With the reason; `TransientFailure` if another try is worth it.
-        """
-        if fenced:
-            args = (*args, self.fence)
-        response = getattr(self._deployments[deployment], method).remote(*args)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except Exception as error:
-            raise self._failure(stage, error) from None
-
-    async def stream(
-        self, stage: Stage, deployment: str, method: str, *args: Any
-    ) -> AsyncIterator[Any]:
-        """Call a generator of a deployment; it is cancelled when the caller goes away.
-
-        Raises
-        ------
-        StageFailed
-            With the reason; `TransientFailure` if another try is worth it.
-        """
-        handle = self._deployments[deployment].options(stream=True)
-        response = getattr(handle, method).remote(*args)
-        try:
-            async for item in response:
-                yield item
-        except (asyncio.CancelledError, GeneratorExit):
-            response.cancel()
-            raise
-        except Exception as error:
-            raise self._failure(stage, error) from None
-
-    @staticmethod
-    def _failure(stage: str, error: Exception) -> Exception:
-        failure = as_stage_failure(stage, error)
-        if isinstance(failure, StaleConductor):
-            superseded(str(failure))
-        return failure
-
-    def note_progress(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
-        """Keep how far a member is; the record is brought up to date a few times a second."""
-        steps = self._written.setdefault(execution_id, [0] * len(plan.seeds))
-        if steps[member] == written:
-            return
-        steps[member] = written
-        now = time.monotonic()
-        total = plan.n_times * len(plan.seeds)
-        if now - self._told_at.get(execution_id, 0.0) < PROGRESS_INTERVAL_S and sum(steps) < total:
-            return
-        self._told_at[execution_id] = now
-        progress = Progress(
-            message=f"{sum(s == plan.n_times for s in steps)} of {len(steps)} members, "
-            f"{sum(steps)} of {total} time steps written",
-            current_step=sum(steps),
-            total_steps=total,
-            members=tuple(steps),
-            steps_per_member=plan.n_times,
-        )
-        task = asyncio.create_task(self._record(execution_id, progress=progress))
-        task.add_done_callback(_log_failure)
-
-    async def _record(self, execution_id: str, **values: Any) -> None:
-        await self._fenced(self._store.update, execution_id, **values)
-
-    async def _fenced(self, method: Callable[..., R], *args: Any, **values: Any) -> R:
-        """Call the store with our token, in a thread."""
-        try:
-            return await asyncio.to_thread(method, self.fence, *args, **values)
-        except StaleConductor as error:
-            superseded(str(error))
+async def _awaited(response: Any) -> Any:
+    return await response
 
 
 _here: Conducting | None = None
@@ -416,38 +255,13 @@ _here: Conducting | None = None
 
 
 def conduct_here(conducting: Conducting) -> None:
-    """Make it what `here` gives in this process."""
+    """Make its lives what `here` gives in this process."""
     global _here
     _here = conducting
 
 
-def here() -> Conducting:
-    """Give what this process conducts with."""
+def here() -> Lives:
+    """Give the lives that this process carries."""
     if _here is None:
         raise RuntimeError("this process does not conduct")
-    return _here
-
-
-def superseded(reason: str) -> NoReturn:
-    """End this process: somebody conducts with a newer token.
-
-    Not an exception: a step that failed would be recorded, in the name of the successor.
-    """
-    logger.critical("superseded by another Conductor, this process ends: %s", reason)
-    os._exit(1)
-
-
-async def _awaited(response: Any) -> Any:
-    return await response
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.error("progress was not recorded: %s", task.exception())
-
-
-def _reason(error: Exception) -> str:
-    """Say why an execution failed, in words for the person who asked for it."""
-    if isinstance(error, DBOSMaxStepRetriesExceeded):
-        return f"{error.errors[-1]} (given up after {len(error.errors)} attempts)"
-    return str(error) or type(error).__name__
+    return _here.lives

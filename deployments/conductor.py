@@ -90,7 +90,7 @@ async def forecast_member(
         fence=here().fence,
     )
     async for progress in here().stream(Stage.INFERENCE, plan.model, "forecast_member", job):
-        here().note_progress(execution_id, plan, member, progress.written)
+        await here().note_progress(execution_id, plan, member, progress.written)
 
 
 @recorded

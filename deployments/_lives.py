@@ -1,0 +1,248 @@
+"""What the steps of an execution's life use: calls to deployments, records, progress."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NoReturn, TypeVar, cast
+
+from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from deployments._provenance import software
+from deployments._transient import as_stage_failure
+from deployments.conducted_store import ConductedStore
+from workflows.base import Plan
+from workflows.errors import StageFailed, StaleConductor
+from workflows.execution import FINISHED, Execution, Progress, Stage, Status
+
+logger = logging.getLogger("ray.serve")
+
+PROGRESS_INTERVAL_S = 0.25
+
+R = TypeVar("R")
+
+
+@dataclass
+class Life:
+    """A life that this process carries."""
+
+    task: asyncio.Task[Any]
+    written: list[int] = field(default_factory=list)
+    """Time steps on disk, per member."""
+    told_at: float = 0.0
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Lives:
+    """The executions that this process carries, and all that their steps need.
+
+    Parameters
+    ----------
+    store : ConductedStore
+    deployments : dict of str to DeploymentHandle
+        ``packager``, ``initial_conditions`` and every model, by name.
+    ended : callable
+        Told the id of every life that ends here.
+    """
+
+    def __init__(
+        self,
+        store: ConductedStore,
+        deployments: dict[str, DeploymentHandle[Any]],
+        ended: Callable[[str], None],
+    ) -> None:
+        self.fence = 0
+        """Our token; goes along with every call that changes something."""
+        self.descriptions: dict[str, dict[str, Any]] = {}
+        """What models and data sources say of themselves, by name."""
+        self.running: dict[str, Life] = {}
+        self._store = store
+        self._deployments = deployments
+        self._ended = ended
+
+    @asynccontextmanager
+    async def life_of(self, execution_id: str) -> AsyncIterator[Plan]:
+        """Give an execution's plan, and record how its life ends if it does not end well."""
+        life = Life(cast(asyncio.Task[Any], asyncio.current_task()))
+        self.running[execution_id] = life
+        try:
+            execution = await asyncio.to_thread(self._store.read, execution_id)
+            if execution.cancel_requested:
+                raise asyncio.CancelledError
+            if execution.status == Status.FAILED:
+                # Taken up again by a successor after the outcome was recorded.
+                raise StageFailed(execution.stage or Stage.FINISH, execution.error_message or "")
+            plan = Plan.model_validate(execution.plan)
+            life.written = _written_before(execution, plan)
+            await self.enter(execution_id, Stage.INITIAL_CONDITIONS)
+            yield plan
+        except (asyncio.CancelledError, DBOSWorkflowCancelledError):
+            # Without a request it is this process that ends, and the successor goes on.
+            execution = await asyncio.to_thread(self._store.read, execution_id)
+            if execution.cancel_requested:
+                await self._tidy("purge", execution.workflow, execution_id)
+                await self.record(execution_id, status=Status.CANCELLED)
+            raise
+        except Exception as error:
+            logger.exception("execution failed", extra={"execution_id": execution_id})
+            await self.record(execution_id, status=Status.FAILED, error_message=_reason(error))
+            await self._tidy("clean", execution_id)
+            raise
+        finally:
+            del self.running[execution_id]
+            self._ended(execution_id)
+
+    async def enter(self, execution_id: str, stage: Stage, status: Status | None = None) -> None:
+        """Record that an execution has come to a stage; a resumed one does not step back."""
+        execution = await asyncio.to_thread(self._store.read, execution_id)
+        order = list(Stage)
+        if execution.stage is None or order.index(execution.stage) < order.index(stage):
+            await self.record(execution_id, stage=stage, status=status)
+
+    async def complete(self, execution_id: str, results: dict[str, Any]) -> None:
+        """Record the results and that all is done; twice is harmless."""
+        execution = await asyncio.to_thread(self._store.read, execution_id)
+        if execution.status not in FINISHED:
+            ended = datetime.now(UTC)
+            started = execution.started_at or execution.created_at
+            manifest = {
+                **results,
+                "request_id": execution_id,
+                "workflow_name": execution.workflow,
+                "status": str(Status.COMPLETED),
+                "created_at": execution.created_at.isoformat(),
+                "completion_time": ended.isoformat(),
+                "execution_time_seconds": (ended - started).total_seconds(),
+                "parameters": execution.parameters,
+                "storage_type": "server",
+            }
+            await self.record(
+                execution_id, status=Status.COMPLETED, stage=Stage.FINISH, results=manifest
+            )
+        await self._tidy("clean", execution_id)
+
+    async def note_progress(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
+        """Record how far a member is, a few times a second and when all are done."""
+        life = self.running[execution_id]
+        life.written[member] = written
+        # One after the other, or an older count could overwrite a newer one.
+        async with life.telling:
+            total = plan.n_times * len(plan.seeds)
+            now, done = time.monotonic(), sum(life.written)
+            if now - life.told_at < PROGRESS_INTERVAL_S and done < total:
+                return
+            life.told_at = now
+            members = sum(count == plan.n_times for count in life.written)
+            progress = Progress(
+                message=f"{members} of {len(plan.seeds)} members, "
+                f"{done} of {total} time steps written",
+                current_step=done,
+                total_steps=total,
+                members=tuple(life.written),
+                steps_per_member=plan.n_times,
+            )
+            await self.record(execution_id, progress=progress)
+
+    async def record(self, execution_id: str, **values: Any) -> None:
+        """Bring the record up to date, see `ConductedStore.update`."""
+        await self.write(self._store.update, execution_id, **values)
+
+    async def write(self, method: Callable[..., R], *args: Any, **values: Any) -> R:
+        """Call the store with our token, in a thread."""
+        try:
+            return await asyncio.to_thread(method, self.fence, *args, **values)
+        except StaleConductor as error:
+            superseded(str(error))
+
+    def provenance(self, plan: Plan) -> dict[str, Any]:
+        """Say what computes a plan: model, data source and software."""
+        return {
+            "model": self.descriptions.get(plan.model, {"name": plan.model}),
+            "data_source": self.descriptions.get(plan.data_source, {"name": plan.data_source}),
+            "software": software(),
+        }
+
+    async def call(
+        self, stage: Stage, deployment: str, method: str, *args: Any, fenced: bool = True
+    ) -> Any:
+        """Call a deployment, with the fencing token as last argument.
+
+        Raises
+        ------
+        StageFailed
+            With the reason; `TransientFailure` if another try is worth it.
+        """
+        if fenced:
+            args = (*args, self.fence)
+        response = getattr(self._deployments[deployment], method).remote(*args)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except Exception as error:
+            raise _failure(stage, error) from None
+
+    async def stream(
+        self, stage: Stage, deployment: str, method: str, *args: Any
+    ) -> AsyncIterator[Any]:
+        """Call a generator of a deployment; it is cancelled when the caller goes away.
+
+        Raises
+        ------
+        StageFailed
+            With the reason; `TransientFailure` if another try is worth it.
+        """
+        handle = self._deployments[deployment].options(stream=True)
+        response = getattr(handle, method).remote(*args)
+        try:
+            async for item in response:
+                yield item
+        except (asyncio.CancelledError, GeneratorExit):
+            response.cancel()
+            raise
+        except Exception as error:
+            raise _failure(stage, error) from None
+
+    async def _tidy(self, method: str, *args: Any) -> None:
+        """Remove files; that they stay behind must not change how an execution ended."""
+        try:
+            await getattr(self._deployments["packager"], method).remote(*args)
+        except Exception:
+            logger.exception("files stay behind", extra={"execution_id": args[-1]})
+
+
+def superseded(reason: str) -> NoReturn:
+    """End this process: somebody conducts with a newer token.
+
+    Not an exception: a step that failed would be recorded, in the name of the successor.
+    """
+    logger.critical("superseded by another Conductor, this process ends: %s", reason)
+    os._exit(1)
+
+
+def _failure(stage: str, error: Exception) -> Exception:
+    failure = as_stage_failure(stage, error)
+    if isinstance(failure, StaleConductor):
+        superseded(str(failure))
+    return failure
+
+
+def _written_before(execution: Execution, plan: Plan) -> list[int]:
+    """Take over what a predecessor told of whole members; unfinished ones begin anew."""
+    told = execution.progress.members if execution.progress else ()
+    return [count if count == plan.n_times else 0 for count in told] or [0] * len(plan.seeds)
+
+
+def _reason(error: Exception) -> str:
+    """Say why an execution failed, in words for the person who asked for it."""
+    if isinstance(error, DBOSMaxStepRetriesExceeded):
+        return f"{error.errors[-1]} (given up after {len(error.errors)} attempts)"
+    return str(error) or type(error).__name__
