@@ -187,11 +187,12 @@ class Conducting:
         for execution_id in await asyncio.to_thread(self._store.cancel_requests):
             if execution_id in self._cancelling:
                 continue
-            if execution_id in self.lives.running:
+            life = self.lives.running.get(execution_id)
+            if life is not None:
                 self._cancelling.add(execution_id)
                 # Recorded first, so that no successor takes it up again; then at once here.
                 await DBOS.cancel_workflow_async(execution_id)
-                self.lives.running[execution_id].task.cancel()
+                life.task.cancel()
             elif execution_id not in self._started:
                 await self.lives.record(execution_id, status=Status.CANCELLED)
             # Else it is about to begin, and looks for a request first.

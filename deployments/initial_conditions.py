@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,25 @@ COORDINATE_TOLERANCE = 1e-4
 """Degrees by which a source's grid may differ from the model's: float32 coordinates do."""
 
 
+class SourceOptions(LoaderOptions):
+    """A data source, and how long one fetch may take."""
+
+    timeout_s: float
+
+
 @serve.deployment(name="InitialConditions", max_ongoing_requests=4)
 class InitialConditions:
     """Fetches initial conditions, so that no GPU waits for a download.
 
     Parameters
     ----------
-    sources : list of LoaderOptions
+    sources : list of SourceOptions
         Data sources with Earth2Studio's interface, by name.
     work_dir : Path
         Folder for working files, seen by the models' replicas too.
     """
 
-    async def __init__(self, sources: list[LoaderOptions], work_dir: Path) -> None:  # type: ignore[misc]
+    async def __init__(self, sources: list[SourceOptions], work_dir: Path) -> None:  # type: ignore[misc]
         hide_gpus()
         self._options = {source.name: source for source in sources}
         self._work_dir = work_dir
@@ -87,7 +93,15 @@ class InitialConditions:
         await self.describe(plan.data_source)
         target = self._work_dir / execution_id / "initial_conditions.npy"
         if not await asyncio.to_thread(target.exists):
-            await asyncio.to_thread(self._fetch, plan, target)
+            # The thread of a source that hangs cannot be ended, but nobody waits for it any more.
+            limit_s = self._options[plan.data_source].timeout_s
+            try:
+                await asyncio.wait_for(asyncio.to_thread(self._fetch, plan, target), limit_s)
+            except TimeoutError:
+                raise StageFailed(
+                    Stage.INITIAL_CONDITIONS,
+                    f"{plan.data_source} gave no data for {plan.start()} within {limit_s:g} s",
+                ) from None
         return str(target)
 
     def _fetch(self, plan: Plan, target: Path) -> None:
@@ -103,7 +117,7 @@ class InitialConditions:
             ) from error
         fields = self._checked(plan, found)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
         with partial.open("wb") as file:
             np.save(file, fields)
         partial.replace(target)

@@ -13,7 +13,7 @@ from ray.serve import Application, Deployment
 from deployments._loading import LoaderOptions
 from deployments.conductor import Conductor, ConductorOptions
 from deployments.fcn3 import FCN3, FCN3Options
-from deployments.initial_conditions import InitialConditions
+from deployments.initial_conditions import InitialConditions, SourceOptions
 from deployments.packager import Packager
 from serve_app.ingress import Ingress, IngressOptions
 from serve_app.sections import SYNTHETIC, DataSourceSettings, ModelSettings
@@ -119,10 +119,11 @@ MODELS: dict[str, Callable[[str, Settings, Application], Application]] = {"fcn3"
 """How each model's deployment is built."""
 
 
-def _source(name: str, settings: Settings) -> LoaderOptions:
+def _source(name: str, settings: Settings) -> SourceOptions:
     grid = settings.models.fcn3.grid.model_dump()
     chosen: DataSourceSettings = getattr(settings.data_sources, name)
-    return _loader(name, chosen, "deployments.synthetic:load_ifs", grid)
+    loader = _loader(name, chosen, "deployments.synthetic:load_ifs", grid)
+    return SourceOptions(**loader.model_dump(), timeout_s=chosen.timeout_s)
 
 
 def _loader(

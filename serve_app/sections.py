@@ -101,6 +101,9 @@ class DataSourceSettings(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments for the loader."
     )
+    timeout_s: Amount = Field(
+        default=900.0, description="Seconds that fetching initial conditions may take."
+    )
 
 
 class DataSourcesSettings(Section):
