@@ -30,8 +30,14 @@ WORKFLOW = FCN3Workflow()
 
 
 @pytest.fixture
-def store_url(tmp_path: Path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if getattr(request, "param", "sqlite") == "postgresql":
+        url: str = request.getfixturevalue("postgres_database")
+        return url
     return f"sqlite:///{tmp_path}/executions.sqlite"
+
+
+on_both_databases = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -92,6 +98,7 @@ def finished(execution: Execution) -> bool:
     return execution.ended_at is not None
 
 
+@on_both_databases
 async def test_a_life_goes_through_its_stages_in_order(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
@@ -150,6 +157,7 @@ async def test_a_death_on_the_way_is_tried_again(
     assert journal.lines().count("begin 0") == 2
 
 
+@on_both_databases
 async def test_a_cancel_stops_running_members_and_frees_the_place(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
@@ -187,6 +195,7 @@ async def test_a_purge_forgets_the_execution(
     assert "purge" in journal.lines()
 
 
+@on_both_databases
 async def test_one_conducts_while_another_waits_and_then_goes_on(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
@@ -208,6 +217,7 @@ async def test_one_conducts_while_another_waits_and_then_goes_on(
     assert newest_fence(store) == 2
 
 
+@on_both_databases
 @pytest.mark.parametrize("edited", [False, True], ids=["same code", "edited code"])
 async def test_after_kill_9_recorded_members_are_not_computed_again(
     store: ConductedStore, store_url: str, journal: Journal, edited: bool
