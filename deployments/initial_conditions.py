@@ -105,6 +105,8 @@ class InitialConditions:
         return str(target)
 
     def _fetch(self, plan: Plan, target: Path) -> None:
+        # Not after the download: the folder of an execution that has ended meanwhile is gone.
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             found = self._sources[plan.data_source](
                 np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
@@ -116,7 +118,6 @@ class InitialConditions:
                 f"{type(error).__name__}: {error}",
             ) from error
         fields = self._checked(plan, found)
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
         with partial.open("wb") as file:
             np.save(file, fields)
@@ -128,6 +129,15 @@ class InitialConditions:
         if "lead_time" in found.dims:
             found = found.isel(lead_time=0)
         found = found.isel(time=0).transpose("variable", "lat", "lon")
+        names = [str(name) for name in found["variable"].values]
+        lacking = [name for name in plan.input_variables if name not in names]
+        if lacking:
+            raise StageFailed(
+                Stage.INITIAL_CONDITIONS,
+                f"{plan.data_source} gave no {', '.join(lacking[:5])} at {plan.start()}",
+            )
+        if names != list(plan.input_variables):
+            found = found.sel(variable=list(plan.input_variables))
         for name, wanted in (("lat", plan.grid.latitudes()), ("lon", plan.grid.longitudes())):
             given = np.asarray(found[name], dtype=np.float64)
             if given.shape != wanted.shape or np.abs(given - wanted).max() > COORDINATE_TOLERANCE:
