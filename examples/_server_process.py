@@ -41,6 +41,7 @@ class Server:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_take_interrupts,
             )
 
     def check(self) -> None:
@@ -102,6 +103,11 @@ class Server:
             if time.monotonic() > deadline:
                 return False
         return True
+
+
+def _take_interrupts() -> None:
+    # A shell starts what it runs in the background with interrupts ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def session(leader: int) -> list[int]:

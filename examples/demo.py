@@ -39,7 +39,7 @@ PARAMETERS: Mapping[str, Any] = {
     "output_format": "zarr",
 }
 
-READY_LIMIT_S = 150.0
+READY_LIMIT_S = 240.0
 STUCK_LIMIT_S = 120.0
 """How long a forecast may show no progress."""
 WAIT_S = 20

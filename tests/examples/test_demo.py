@@ -1,5 +1,6 @@
 import io
 import json
+import signal
 import sys
 import textwrap
 import threading
@@ -160,6 +161,13 @@ def test_a_refused_request_gives_the_servers_reason() -> None:
 Start = Callable[[str], Server]
 
 
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start a Python program as the server."""
@@ -213,10 +221,30 @@ def test_stopping_leaves_no_process(start: Start, tmp_path: Path) -> None:
         time.sleep(60)
         """
     )
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "up").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(tmp_path / "up")
     leader = server._process.pid
     assert len(session(leader)) == 2
     server.stop(patience_s=0.3)
     assert session(leader) == []
+
+
+def test_a_server_takes_the_interrupt_even_if_the_demo_runs_in_the_background(
+    start: Start, tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = start(
+            f"""
+            import pathlib, time
+            pathlib.Path({str(tmp_path / "up")!r}).touch()
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                print("stopped in peace")
+            """
+        )
+        wait_for(tmp_path / "up")
+        server.stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert server.log_tail() == "stopped in peace"
