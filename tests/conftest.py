@@ -3,6 +3,7 @@
 import glob
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -83,3 +84,25 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     serve.shutdown()
     ray.shutdown()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Port on 127.0.0.1 that nobody listens on."""
+    return _free_port()
+
+
+@pytest.fixture(scope="session")
+def http_port(ray_cluster: None) -> int:
+    """Port on 127.0.0.1 at which Serve answers; applications lie below it by route."""
+    from ray import serve
+
+    port = _free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    return port
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
