@@ -1,0 +1,148 @@
+"""Measure the server: ``make bench``, or ``python -m benchmarks [--quick] [--only NAME ...]``.
+
+Two servers are started one after the other: one with a grid of 8 x 16 points, for what serving
+itself costs, and one as config/local.yaml has it. docs/benchmarks.md says what each figure means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import uvloop
+
+from benchmarks import machine
+from benchmarks.client import TINY, run_job, submit
+from benchmarks.downloads import measure_downloads
+from benchmarks.forecasts import measure_forecasts
+from benchmarks.http_client import Connection
+from benchmarks.report import Report
+from benchmarks.server import Server
+from benchmarks.submit_and_status import measure_requests
+from benchmarks.tiny_jobs import measure_tiny_jobs
+
+SMALL = ("tiny", "requests")
+LARGE = ("memory", "forecast", "downloads")
+SMALL_GRID = {"n_lat": 8, "n_lon": 16}
+BARE = {
+    "name": "bare",
+    "import_path": "benchmarks.baselines:bare_application",
+    "route_prefix": "/bare",
+    "logging_config": {"enable_access_log": False},
+    "args": {},
+}
+SETTLE_S = 5.0
+"""After the start, until idle memory is measured."""
+RUNNING = 2
+"""Executions that a server with one model replica runs at once."""
+SHOWN_BYTES = 20_000_000
+"""Processes that take less are shown as one figure."""
+
+
+def main() -> None:
+    """Measure what was asked for, and print and keep the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", nargs="+", choices=SMALL + LARGE, metavar="NAME", help=f"{SMALL + LARGE}"
+    )
+    parser.add_argument("--quick", action="store_true", help="less often, 10 steps instead of 40")
+    parser.add_argument(
+        "--base", metavar="URL", help="measure a server that runs; memory is left out"
+    )
+    given = parser.parse_args()
+    # A shell that starts us in the background has SIGINT ignored, and so would our servers.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    wanted = set(given.only or SMALL + LARGE)
+    if "downloads" in wanted:
+        wanted.add("forecast")  # what is downloaded
+    report = Report(owns_server=given.base is None)
+    print(f"load average {machine.load_average():.1f}, {os.cpu_count()} cores")
+    if given.base:
+        uvloop.run(_on_running(report, given.base.rstrip("/"), wanted, quick=given.quick))
+    else:
+        if wanted & set(SMALL):
+            _small(report, wanted, quick=given.quick)
+        if wanted & set(LARGE):
+            _large(report, wanted, quick=given.quick)
+    report.close()
+
+
+def _small(report: Report, wanted: set[str], *, quick: bool) -> None:
+    """Measure what needs a server with a small grid."""
+    with tempfile.TemporaryDirectory(prefix="e2s-bench-") as folder:
+        hold = Path(folder, "hold")
+        settings = {
+            "queue": {"max_size": 100_000},
+            "models": {"fcn3": {"loader": "synthetic", "grid": SMALL_GRID}},
+            "data_sources": {
+                "ifs": {
+                    "loader": "benchmarks.held_source:load_ifs",
+                    "options": {**SMALL_GRID, "hold": str(hold)},
+                }
+            },
+        }
+        report.begin("start, with a small grid")
+        with Server("small grid", settings, [BARE] if "requests" in wanted else []) as server:
+            report.add("start to ready", server.start_s, "s")
+            if "tiny" in wanted:
+                uvloop.run(measure_tiny_jobs(report, server.base, quick=quick))
+            if "requests" in wanted:
+                # Jobs that wait keep the queue from moving: submits compete with nothing else.
+                hold.touch()
+                uvloop.run(_on_held(report, server.base, quick=quick))
+
+
+async def _on_held(report: Report, base: str, *, quick: bool) -> None:
+    connection = await Connection.open(base)
+    waiting = [await submit(connection, TINY) for _ in range(RUNNING)]
+    connection.close()
+    await measure_requests(report, base, waiting[0], bare=True, quick=quick)
+
+
+def _large(report: Report, wanted: set[str], *, quick: bool) -> None:
+    """Measure what needs a server as config/local.yaml has it."""
+    report.begin("start")
+    with Server("full grid", {}) as server:
+        report.add("start to ready", server.start_s, "s")
+        if "memory" in wanted:
+            _measure_memory(report, server)
+        uvloop.run(_on_large(report, server.base, wanted, quick=quick))
+
+
+async def _on_large(report: Report, base: str, wanted: set[str], *, quick: bool) -> None:
+    if "forecast" in wanted:
+        kept = await measure_forecasts(report, base, quick=quick)
+        if "downloads" in wanted:
+            await measure_downloads(report, base, kept, quick=quick)
+
+
+async def _on_running(report: Report, base: str, wanted: set[str], *, quick: bool) -> None:
+    """Measure a server of somebody else's, as it is."""
+    if "tiny" in wanted:
+        await measure_tiny_jobs(report, base, quick=quick)
+    if "requests" in wanted:
+        connection = await Connection.open(base)
+        job = await run_job(connection, TINY)
+        connection.close()
+        await measure_requests(report, base, job.execution_id, bare=False, quick=quick)
+    await _on_large(report, base, wanted, quick=quick)
+
+
+def _measure_memory(report: Report, server: Server) -> None:
+    report.begin("memory of the idle server (PSS)")
+    time.sleep(SETTLE_S)
+    sizes = machine.pss_by_name(server.processes())
+    for name, (count, size) in sizes.items():
+        if size >= SHOWN_BYTES:
+            report.add(f"{name}{f' x {count}' if count > 1 else ''}", size / 1e6, "MB")
+    small = sum(size for _, size in sizes.values() if size < SHOWN_BYTES)
+    report.add(f"others, each below {SHOWN_BYTES / 1e6:.0f} MB", small / 1e6, "MB")
+    report.add("all", sum(size for _, size in sizes.values()) / 1e6, "MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""A forecast of 681 MB, served and in-process, in both formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks.client import Followed, remove, run_job
+from benchmarks.http_client import Connection
+from benchmarks.in_process import CHOSEN, SEED, START
+from benchmarks.report import Aim, Report
+
+STEPS = 40
+FIELD_MB = 721 * 1440 * 4 / 1e6
+POLL_S = 0.02
+RATIO_AIM = Aim(1.3)
+
+
+async def measure_forecasts(report: Report, base: str, *, quick: bool) -> str:
+    """Measure forecasts; gives the id of a completed one in NetCDF4, which is kept.
+
+    Served and in-process ones alternate. Dirty pages are written out before each, so that none
+    pays for another's.
+    """
+    steps = 10 if quick else STEPS
+    megabytes = (steps + 1) * len(CHOSEN) * FIELD_MB
+    report.begin(
+        f"{steps} steps x {len(CHOSEN)} variables x 721 x 1440 ({megabytes:.0f} MB), 1 member"
+    )
+    connection = await Connection.open(base)
+    await _served(connection, "netcdf4", 1)
+    served: dict[str, list[Followed]] = {"zarr": [], "netcdf4": []}
+    alone: dict[str, list[dict[str, float]]] = {"none": [], "zarr": [], "netcdf4": []}
+    kept = ""
+    report.measuring()
+    for _ in range(1 if quick else 3):
+        alone["none"].append(_in_process("none", steps))
+        for output_format, jobs in served.items():
+            jobs.append(await _served(connection, output_format, steps))
+            alone[output_format].append(_in_process(output_format, steps))
+            done = jobs[-1].execution_id
+            if output_format == "netcdf4":
+                done, kept = kept, done
+            if done:
+                await remove(connection, done)
+    connection.close()
+    _report(report, served, alone)
+    return kept
+
+
+def _report(
+    report: Report,
+    served: dict[str, list[Followed]],
+    alone: dict[str, list[dict[str, float]]],
+) -> None:
+    totals = {name: median([run["total"] for run in runs]) for name, runs in alone.items()}
+    fetch = median([run["initial_conditions"] for runs in alone.values() for run in runs])
+    report.add(
+        "in-process, nothing written",
+        totals["none"],
+        "s",
+        note=f"initial conditions {fetch:.2f}, model {totals['none'] - fetch:.2f}",
+    )
+    times = {}
+    for output_format, jobs in served.items():
+        report.add(f"in-process, {output_format}", totals[output_format], "s")
+        chosen = sorted(jobs, key=lambda job: job.seconds)[len(jobs) // 2]
+        times[output_format] = chosen.seconds
+        report.add(f"served, {output_format}", chosen.seconds, "s", note=_split(chosen))
+    report.add("zarr: served / in-process", times["zarr"] / totals["zarr"], "x", aim=RATIO_AIM)
+    report.add("netcdf4: served / in-process", times["netcdf4"] / totals["netcdf4"], "x")
+    report.add("netcdf4 / zarr, served", times["netcdf4"] / times["zarr"], "x", aim=RATIO_AIM)
+
+
+def _split(job: Followed) -> str:
+    """Say how long each stage took; a stage ends when the next is first seen."""
+    seen = sorted(job.stages.items(), key=lambda entry: entry[1])
+    return ", ".join(
+        f"{stage} {following - began:.2f}"
+        for (stage, began), (_, following) in zip(seen, seen[1:], strict=False)
+        if stage != "finish"
+    )
+
+
+async def _served(connection: Connection, output_format: str, steps: int) -> Followed:
+    os.sync()
+    parameters = {
+        "start_time": f"{START.isoformat()}Z",
+        "n_steps": steps,
+        "seeds": [SEED],
+        "variables": list(CHOSEN),
+        "output_format": output_format,
+    }
+    return await run_job(connection, parameters, poll_s=POLL_S)
+
+
+def _in_process(output_format: str, steps: int) -> dict[str, float]:
+    os.sync()
+    folder = Path(tempfile.mkdtemp(prefix="e2s-bench-"))
+    command = [sys.executable, "-m", "benchmarks.in_process", "--format", output_format]
+    try:
+        done = subprocess.run(
+            [*command, "--steps", str(steps), "--output", str(folder / "result")],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+    finally:
+        shutil.rmtree(folder)
+    times: dict[str, float] = json.loads(done.stdout)
+    return times

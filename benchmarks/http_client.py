@@ -1,0 +1,198 @@
+"""A keep-alive HTTP client that does little, so that the server is what is measured.
+
+aiohttp takes several times as long for a request as this, which on a machine with two cores the
+server would have to pay for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
+
+
+class Answer(NamedTuple):
+    """An HTTP response."""
+
+    status: int
+    length: int
+    """Bytes of the body."""
+    body: bytes
+    """Empty if it was not to be kept."""
+
+    def json(self) -> Any:
+        """Decode the body, which must be that of a success.
+
+        Raises
+        ------
+        RuntimeError
+            With what the server said, if it is not.
+        """
+        if self.status not in (200, 202, 204):
+            raise RuntimeError(f"HTTP {self.status}: {self.body[:500]!r}")
+        return json.loads(self.body)
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, one request at a time."""
+
+    def __init__(self, authority: str) -> None:
+        self._authority = authority
+        self._transport: asyncio.Transport | None = None
+        self._head = b""
+        self._in_body = False
+        self._parts: list[bytes] | None = None
+        self._status = self._wanted = self._received = 0
+        self._answered: asyncio.Future[Answer] | None = None
+
+    @classmethod
+    async def open(cls, base: str) -> Connection:
+        """Connect to a server, ``http://host:port``."""
+        url = urlsplit(base)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: cls(url.netloc), url.hostname or "", url.port or 80
+        )
+        return connection
+
+    def prepare(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
+        """Give the bytes of a request; `body` becomes JSON."""
+        content = b"" if body is None else json.dumps(body).encode()
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if content:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+        return "\r\n".join([*lines, "\r\n"]).encode() + content
+
+    async def send(self, request: bytes, *, keep_body: bool = True) -> Answer:
+        """Send a prepared request and await its answer."""
+        if self._transport is None:
+            raise ConnectionError("the server has closed the connection")
+        self._parts = [] if keep_body else None
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answered
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        """Get a path."""
+        return await self.send(self.prepare("GET", path, **headers))
+
+    async def post(self, path: str, body: Any) -> Answer:
+        """Post JSON."""
+        return await self.send(self.prepare("POST", path, body))
+
+    async def delete(self, path: str) -> Answer:
+        """Delete a path."""
+        return await self.send(self.prepare("DELETE", path))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what is written to."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the request under way."""
+        self._transport = None
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(exc or ConnectionError("closed without an answer"))
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of an answer."""
+        if not self._in_body:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head, data = self._head[:end].lower(), self._head[end + 4 :]
+            self._head = b""
+            self._begin_body(head)
+        self._received += len(data)
+        if self._parts is not None:
+            self._parts.append(data)
+        if self._received >= self._wanted and self._answered is not None:
+            self._in_body = False
+            body = b"" if self._parts is None else b"".join(self._parts)
+            self._answered.set_result(Answer(self._status, self._received, body))
+
+    def _begin_body(self, head: bytes) -> None:
+        self._in_body = True
+        self._received = 0
+        self._status = int(head[9:12])
+        _, found, rest = head.partition(b"\r\ncontent-length:")
+        if not found and self._status not in (204, 304):
+            raise RuntimeError(f"an answer without a length: {head[:200]!r}")
+        self._wanted = int(rest.partition(b"\r\n")[0]) if found else 0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a number of clients measured."""
+
+    clients: int
+    latencies_s: list[float]
+    wall_s: float
+    statuses: dict[int, int]
+
+    @property
+    def p50_ms(self) -> float:
+        """Latency that half of the requests kept."""
+        return 1e3 * median(self.latencies_s)
+
+    @property
+    def p99_ms(self) -> float:
+        """Latency that 99 of 100 requests kept."""
+        ordered = sorted(self.latencies_s)
+        return 1e3 * ordered[round(0.99 * (len(ordered) - 1))]
+
+    @property
+    def per_s(self) -> float:
+        """Requests per second."""
+        return len(self.latencies_s) / self.wall_s
+
+
+async def load(
+    base: str, prepare: Callable[[Connection], bytes], *, clients: int, requests: int
+) -> Load:
+    """Send requests over some keep-alive connections, each as soon as its last is answered.
+
+    A tenth more are sent beforehand and not counted.
+    """
+    connections = await asyncio.gather(*(Connection.open(base) for _ in range(clients)))
+    request = prepare(connections[0])
+    latencies: list[float] = []
+    statuses: Counter[int] = Counter()
+
+    async def client(connection: Connection, turns: Any) -> None:
+        for _ in turns:
+            began = time.perf_counter()
+            answer = await connection.send(request)
+            latencies.append(time.perf_counter() - began)
+            statuses[answer.status] += 1
+
+    async def all_clients(count: int) -> float:
+        turns = iter(range(count))
+        began = time.perf_counter()
+        await asyncio.gather(*(client(connection, turns) for connection in connections))
+        return time.perf_counter() - began
+
+    try:
+        await all_clients(max(clients, requests // 10))
+        latencies.clear()
+        statuses.clear()
+        wall = await all_clients(requests)
+    finally:
+        for connection in connections:
+            connection.close()
+    return Load(clients, latencies, wall, dict(statuses))

@@ -1,0 +1,143 @@
+"""The same forecast without a server, as a scientist's script would make and write it.
+
+``python -m benchmarks.in_process --format zarr --steps 40 --output PATH`` prints its times as
+JSON. Modules, model and data source are loaded and have run once before the clock starts, as those
+of the server have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.synthetic import SyntheticFCN3, SyntheticIFS, load_fcn3, load_ifs
+from workflows.fcn3 import VARIABLES
+
+START = datetime(2025, 1, 1)
+SEED = 7
+CHOSEN = ("t2m", "u10m", "v10m", "z500")
+
+Step = tuple[int, NDArray[np.float32]]
+"""Index of the time; fields, shape (variable, lat, lon)."""
+
+
+def analysis(source: SyntheticIFS, start: datetime) -> NDArray[np.float32]:
+    """Fetch the initial conditions, shape (time, lead_time, variable, lat, lon)."""
+    fields: NDArray[np.float32] = source(start, VARIABLES).values[None]
+    return fields
+
+
+def forecast(
+    model: SyntheticFCN3, source: SyntheticIFS, state: NDArray[np.float32], steps: int
+) -> Iterator[Step]:
+    """Step through a forecast, initial conditions first; only the chosen variables are given."""
+    chosen = [VARIABLES.index(name) for name in CHOSEN]
+    coords = OrderedDict(
+        time=np.array([START], dtype="datetime64[ns]"),
+        lead_time=np.array([np.timedelta64(0, "h")]),
+        variable=np.array(VARIABLES),
+        lat=source.lat,
+        lon=source.lon,
+    )
+    model.set_rng(seed=SEED, reset=True)
+    for index, (fields, _) in enumerate(model.create_iterator(state, coords)):
+        yield index, fields[0, 0][chosen]
+        if index == steps:
+            return
+
+
+def write_nothing(
+    _path: Path, _source: SyntheticIFS, _steps: int, forecast: Iterator[Step]
+) -> None:
+    """Only compute."""
+    for _ in forecast:
+        continue
+
+
+def write_zarr(path: Path, source: SyntheticIFS, steps: int, forecast: Iterator[Step]) -> None:
+    """Write with zarr-python, chunked and uncompressed as Earth2Studio's ZarrBackend does."""
+    import zarr
+
+    group = zarr.create_group(path)
+    for name, values in _coordinates(source, steps).items():
+        array = group.create_array(
+            name, shape=values.shape, dtype=values.dtype, dimension_names=[name]
+        )
+        array[:] = values
+    shape = (steps + 1, len(source.lat), len(source.lon))
+    arrays = [
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=(1, *shape[1:]),
+            dtype="float32",
+            compressors=None,
+            dimension_names=["time", "lat", "lon"],
+        )
+        for name in CHOSEN
+    ]
+    for index, fields in forecast:
+        for array, field in zip(arrays, fields, strict=True):
+            array[index] = field
+    zarr.consolidate_metadata(path)
+
+
+def write_netcdf4(path: Path, source: SyntheticIFS, steps: int, forecast: Iterator[Step]) -> None:
+    """Write with netCDF4, contiguous and uncompressed as Earth2Studio's NetCDF4Backend does."""
+    import netCDF4
+
+    with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
+        for name, values in _coordinates(source, steps).items():
+            file.createDimension(name, len(values))
+            file.createVariable(name, values.dtype, (name,))[:] = values
+        arrays = [file.createVariable(name, "f4", ("time", "lat", "lon")) for name in CHOSEN]
+        for index, fields in forecast:
+            for array, field in zip(arrays, fields, strict=True):
+                array[index] = field
+
+
+WRITERS: dict[str, Callable[[Path, SyntheticIFS, int, Iterator[Step]], None]] = {
+    "none": write_nothing,
+    "zarr": write_zarr,
+    "netcdf4": write_netcdf4,
+}
+
+
+def _coordinates(source: SyntheticIFS, steps: int) -> dict[str, NDArray[Any]]:
+    return {"time": np.arange(steps + 1) * 6, "lat": source.lat, "lon": source.lon}
+
+
+def main() -> None:
+    """Make one forecast and print how long it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--format", choices=WRITERS, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    write = WRITERS[given.format]
+    source, model = load_ifs(), load_fcn3()
+    state = analysis(source, START)
+    warm_up = given.output.with_name(f"{given.output.name}.warm-up")
+    write(warm_up, source, 1, forecast(model, source, state, 1))
+    del state
+
+    began = time.perf_counter()
+    state = analysis(source, START)
+    fetched = time.perf_counter()
+    write(given.output, source, given.steps, forecast(model, source, state, given.steps))
+    ended = time.perf_counter()
+    times = {"initial_conditions": fetched - began, "forecast": ended - fetched}
+    print(json.dumps(times | {"total": ended - began}))
+
+
+if __name__ == "__main__":
+    main()
