@@ -9,8 +9,9 @@ claimed in transactions that take the write lock first.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -88,6 +89,11 @@ class ExecutionStore:
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        # Threads that find SQLite's lock taken sleep for longer and longer, up to 0.1 s; here
+        # they only wait for each other.
+        self._our_turn: AbstractContextManager[Any] = (
+            threading.Lock() if self.is_sqlite else nullcontext()
+        )
         with self._writing() as connection:
             metadata.create_all(connection)
 
@@ -102,7 +108,7 @@ class ExecutionStore:
         SQLite's write lock comes with BEGIN IMMEDIATE (see `open_engine`), PostgreSQL's is an
         advisory lock: count and insert are one step for all processes.
         """
-        with self.engine.connect() as connection:
+        with self._our_turn, self.engine.connect() as connection:
             connection = connection.execution_options(writing=True)
             with connection.begin():
                 if not self.is_sqlite:
@@ -138,11 +144,12 @@ class ExecutionStore:
             if queued >= max_queued:
                 raise QueueFull(queued, max_queued)
             connection.execute(
-                sa.insert(executions).values(
+                _INSERT,
+                {
                     **row_of(execution),
-                    idempotency_key=idempotency and idempotency.key,
-                    body_digest=idempotency and idempotency.body_digest,
-                )
+                    "idempotency_key": idempotency and idempotency.key,
+                    "body_digest": idempotency and idempotency.body_digest,
+                },
             )
         return Submitted(execution, queued, replayed=False)
 
@@ -369,6 +376,7 @@ class ExecutionStore:
         return Execution.model_validate({**execution.model_dump(), **values})
 
 
+_INSERT = sa.insert(executions)
 _SELECT_ONE = sa.select(*EXECUTION_COLUMNS).where(executions.c.execution_id == sa.bindparam("id"))
 _SELECT_REVISION = sa.select(executions.c.revision).where(
     executions.c.execution_id == sa.bindparam("id")
