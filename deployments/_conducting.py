@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from typing import Any
@@ -153,6 +154,7 @@ class Conducting:
                 )
 
     async def _conduct(self) -> None:
+        beat_at = -TICK_S
         while not self._stopping.is_set():
             self._nudged.clear()
             await self._cancel_requested()
@@ -160,7 +162,10 @@ class Conducting:
             await self._purge_requested()
             if not self._lease.held():
                 superseded("the lease was lost")
-            await self.lives.write(self._store.beat)
+            # Not at every nudge: a beat takes the write lock, for which submits wait.
+            if time.monotonic() - beat_at >= TICK_S:
+                await self.lives.write(self._store.beat)
+                beat_at = time.monotonic()
             try:
                 await asyncio.wait_for(self._nudged.wait(), TICK_S)
             except TimeoutError:

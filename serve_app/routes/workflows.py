@@ -81,7 +81,9 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
     submitted = await context.write(accept, context, workflow, body, key)
     execution = submitted.execution
     if not submitted.replayed:
-        context.nudge()
+        # Whoever waits ahead has nudged, and the Conductor claims until nobody waits.
+        if not submitted.position:
+            context.nudge()
         logger.info(
             "queued %s of %s",
             execution.execution_id,

@@ -29,6 +29,19 @@ async def test_a_nudge_follows_what_the_conductor_must_know(serve):
     assert len(nudges) == 2
 
 
+async def test_only_who_is_first_in_the_queue_nudges(serve):
+    nudges = []
+
+    async def nudge():
+        nudges.append(1)
+
+    service = serve(nudge=nudge)
+    for _ in range(3):
+        await service.submit()
+        await asyncio.sleep(0)
+    assert len(nudges) == 1
+
+
 async def test_requests_neither_wait_for_a_nudge_nor_fail_with_it(serve, caplog):
     release = asyncio.Event()
     nudges = []
@@ -39,10 +52,10 @@ async def test_requests_neither_wait_for_a_nudge_nor_fail_with_it(serve, caplog)
         raise ConnectionError("no Conductor")
 
     service = serve(nudge=nudge)
-    for _ in range(5):
-        await service.submit()
+    for execution_id in [await service.submit() for _ in range(5)]:
+        await service.client.delete(f"{URL}/{execution_id}")
     await asyncio.sleep(0)
-    assert len(nudges) == 1  # one is under way; one more, not four, comes after it
+    assert len(nudges) == 1  # one is under way; one more, not five, comes after it
     release.set()
     await asyncio.sleep(0.05)
     assert len(nudges) == 2
