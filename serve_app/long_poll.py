@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from workflows.execution import FINISHED, Execution
 
-INTERVAL_S = 0.05
+INTERVAL_S = 0.02
 
 
 class Seen(NamedTuple):
