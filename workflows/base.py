@@ -36,7 +36,7 @@ class Grid(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     n_lat: int = Field(default=721, ge=2)
-    n_lon: int = Field(default=1440, ge=2)
+    n_lon: int = Field(default=1440, ge=2, multiple_of=2)
 
     def latitudes(self) -> NDArray[np.float64]:
         """Give latitudes in degrees north, shape (lat,), 90 to -90."""
