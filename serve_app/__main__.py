@@ -1,22 +1,27 @@
 """Serve a configuration file in the foreground: ``python -m serve_app CONFIG [--port PORT]``.
 
-This is ``serve run`` after a check of the file, in the environment that the server needs. Ctrl-C
-stops it.
+This is ``serve run`` after a check of the file, in the environment that the server needs, on a
+Ray of its own (or the one that RAY_ADDRESS names). Ctrl-C or SIGTERM stops it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import secrets
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
 
 ENVIRONMENT = {
     # 3 to 4 times the requests per second of the Python proxy.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # Left unset, Ray writes a token to the home folder, and later clusters require it.
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     # With user code in a thread of its own a slow client's whole file would pile up in memory:
     # its `send` never waits. It also costs every request two hops between threads.
@@ -35,24 +40,66 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="instead of the one in the file")
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT | os.environ)
+    token = _protect_ray(os.environ)
     # Ray reads its environment when it is imported.
-    import yaml
+    import ray
     from ray.serve.scripts import cli
 
     from serve_app.check import main as check
+    from serve_app.settings import SettingsError, parse_settings
 
     if check([arguments.config]):
         return 1
-    if arguments.port is None:
-        cli.main(["run", arguments.config], prog_name="serve")
-        return 0
     values = yaml.safe_load(Path(arguments.config).read_text(encoding="utf-8"))
-    values["http_options"] = {**values.get("http_options", {}), "port": arguments.port}
-    with tempfile.TemporaryDirectory(prefix="earth2serve-") as folder:
-        copy = Path(folder, Path(arguments.config).name)
-        copy.write_text(yaml.safe_dump(values), encoding="utf-8")
-        cli.main(["run", str(copy)], prog_name="serve")
+    try:
+        for application in values["applications"]:
+            if application["import_path"] == "serve_app.app:build":
+                # The check read the file; the environment can be wrong, too.
+                parse_settings(application.get("args", {}), os.environ)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), namespace="serve")
+    if token is not None:
+        print(f"Ray's dashboard asks for this token: {token}", file=sys.stderr)
+    # After Ray has set its own. A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _on_port(arguments.config, values, arguments.port) as config:
+        cli.main(["run", config], prog_name="serve")
     return 0
+
+
+def _protect_ray(environment: dict[str, str] | os._Environ[str]) -> str | None:
+    """Have a Ray of our own ask for a token: its ports are open on all interfaces.
+
+    Left to itself, Ray would write the token to the home folder, and later clusters would
+    require it.
+    """
+    if "RAY_AUTH_MODE" in environment or environment.get("RAY_ADDRESS", "local") != "local":
+        return None
+    environment["RAY_AUTH_MODE"] = "token"
+    return environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    # Once: a second one must not interrupt the shutdown.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _on_port(config: str, values: Mapping[str, Any], port: int | None) -> Iterator[str]:
+    """Give the file, or a copy with another port."""
+    if port is None:
+        yield config
+        return
+    moved = {**values, "http_options": {**values.get("http_options", {}), "port": port}}
+    with tempfile.TemporaryDirectory(prefix="earth2serve-") as folder:
+        copy = Path(folder, Path(config).name)
+        copy.write_text(yaml.safe_dump(moved), encoding="utf-8")
+        yield str(copy)
 
 
 if __name__ == "__main__":

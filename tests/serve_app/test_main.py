@@ -31,12 +31,17 @@ applications:
 """
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "serve_app", *arguments],
         cwd=folder,
         # HAProxy's metrics port is fixed: only one server of a machine can have it.
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "RAY_SERVE_ENABLE_HA_PROXY": "0"},
+        env={
+            **{name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"},
+            "PYTHONPATH": f"{ROOT}:{folder}",
+            "RAY_SERVE_ENABLE_HA_PROXY": "0",
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -50,6 +55,14 @@ def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
     assert output.decode().splitlines() == [
         "bad.yaml:4: queue: unknown key; it belongs in applications[].args"
     ]
+
+
+def test_a_wrong_environment_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = str(ROOT / "config" / "local.yaml")
+    process = start(tmp_path, config, EXPOSED_WORKFLOWS="fcn4")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "EXPOSED_WORKFLOWS: unknown workflow 'fcn4'" in output.decode()
 
 
 @pytest.mark.ray
@@ -69,9 +82,11 @@ def test_it_serves_on_the_port_until_interrupted(tmp_path: Path) -> None:
             except OSError:
                 continue
         assert answer == b"hello"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output.decode()
+        assert "Traceback" not in output.decode()
+        assert "dashboard asks for this token" in output.decode()
     finally:
         process.kill()
         process.wait()
