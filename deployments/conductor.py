@@ -52,7 +52,7 @@ async def execute(execution_id: str) -> None:
         )
         await here().enter(execution_id, Stage.INFERENCE)
         await together(
-            export(execution_id, plan),
+            *([export(execution_id)] if plan.output_format == "netcdf4" else []),
             *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
         )
         await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
@@ -94,10 +94,9 @@ async def forecast_member(
 
 
 @recorded
-async def export(execution_id: str, plan: Plan) -> None:
-    """Write the NetCDF4 file while the members are computed, if that is the format asked for."""
-    if plan.output_format == "netcdf4":
-        await here().call(Stage.PACKAGE, "packager", "export_netcdf", execution_id)
+async def export(execution_id: str) -> None:
+    """Write the NetCDF4 file while the members are computed."""
+    await here().call(Stage.PACKAGE, "packager", "export_netcdf", execution_id)
 
 
 @recorded

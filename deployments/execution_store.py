@@ -138,9 +138,7 @@ class ExecutionStore:
                 known = self._replay(connection, execution.workflow, idempotency)
                 if known is not None:
                     return Submitted(known, self._position(connection, known), replayed=True)
-            queued: int = connection.execute(
-                sa.select(sa.func.count()).where(executions.c.status == Status.QUEUED)
-            ).scalar_one()
+            queued: int = connection.execute(_COUNT_QUEUED).scalar_one()
             if queued >= max_queued:
                 raise QueueFull(queued, max_queued)
             connection.execute(
@@ -382,6 +380,7 @@ _SELECT_REVISION = sa.select(executions.c.revision).where(
     executions.c.execution_id == sa.bindparam("id")
 )
 _SQLITE_REVISION = f"SELECT revision FROM {executions.name} WHERE execution_id = ?"  # noqa: S608
+_COUNT_QUEUED = sa.select(sa.func.count()).where(executions.c.status == Status.QUEUED)
 _COUNT_AHEAD = sa.select(sa.func.count()).where(
     executions.c.status == Status.QUEUED,
     executions.c.number
