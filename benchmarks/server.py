@@ -62,9 +62,6 @@ class Server:
             # Never one that somebody else has started.
             "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(self.folder / "ray"),
-            # As `make serve` would have it, whatever this shell says.
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
         }
         environment.pop("EXPOSED_WORKFLOWS", None)
         try:
@@ -101,7 +98,7 @@ class Server:
         assert self._process is not None
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.base}/readiness", timeout=5):
+                with _opener.open(f"{self.base}/readiness", timeout=5):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
@@ -128,6 +125,7 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SERVE = (sys.executable, "-m", "serve_app")
 
 
