@@ -131,7 +131,7 @@ async def test_another_grid_is_refused(tmp_path: Path, coords: Any, reason: str)
 
 
 async def test_single_precision_coordinates_are_the_same_grid(tmp_path: Path) -> None:
-    grid = Grid(n_lat=5, n_lon=7)
+    grid = Grid(n_lat=5, n_lon=14)
     single = {"lat": np.float32(grid.latitudes()), "lon": np.float32(grid.longitudes())}
     plan = PLAN.model_copy(update={"grid": grid})
 
