@@ -107,7 +107,9 @@ class WorkFolder:
         Raises
         ------
         StaleConductor
-            If a newer fence was seen, or the execution is not being written.
+            If a newer fence was seen.
+        StageFailed
+            If the execution is not being written.
         """
         try:
             seen = {int(name) for name in os.listdir(self._fences)}
@@ -119,9 +121,13 @@ class WorkFolder:
         if fence < newest:
             raise StaleConductor(f"token {fence} was superseded by {newest}")
 
-    def gone(self) -> StaleConductor:
-        """Give the error for an execution that was never begun, or has been removed."""
-        return StaleConductor(f"{self._execution_id} is not being written")
+    def gone(self) -> StageFailed:
+        """Give the error for an execution that was never begun, or has been removed.
+
+        Not StaleConductor, which ends the process that gets it: nobody need have taken over when a
+        folder is gone, and every other execution would end with that process.
+        """
+        return StageFailed(Stage.PACKAGE, f"{self._execution_id} is not being written")
 
     # Steps.
 

@@ -110,7 +110,9 @@ def follow(
     ExecutionCancelled
         If told to stop.
     StaleConductor
-        If a newer fence was seen, or the execution was removed.
+        If a newer fence was seen.
+    StageFailed
+        If the execution was removed.
     """
     plan = files.plan
     upcoming = dict.fromkeys(plan.members, 0)

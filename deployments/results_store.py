@@ -54,7 +54,7 @@ class ResultsStore:
     -----
     Methods may be called at once from any number of threads and processes, and any call may be
     repeated: what was done stays as it is. All that take a fence raise StaleConductor if a newer
-    one was seen, or if the execution was never created or has been removed.
+    one was seen, and StageFailed if the execution was never created or has been removed.
     """
 
     def __init__(

@@ -83,8 +83,12 @@ def test_it_stops_when_told(store: ResultsStore, folder: Path) -> None:
     check(folder / "results.nc")
 
 
-@pytest.mark.parametrize("what", ["superseded", "purged"])
-def test_it_ends_when_it_is_not_wanted_any_more(store: ResultsStore, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "error"), [("superseded", StaleConductor), ("purged", StageFailed)]
+)
+def test_it_ends_when_it_is_not_wanted_any_more(
+    store: ResultsStore, what: str, error: type[Exception]
+) -> None:
     with ThreadPoolExecutor(1) as pool:
         export = pool.submit(store.export_netcdf, ID, 1, poll_s=0.001)
         write(store, (0, 0))
@@ -92,7 +96,7 @@ def test_it_ends_when_it_is_not_wanted_any_more(store: ResultsStore, what: str) 
             store.create(PLAN, ID, PROVENANCE, 2)
         else:
             store.purge(PLAN.workflow, ID)
-        with pytest.raises(StaleConductor):
+        with pytest.raises(error):
             export.result(10)
 
 

@@ -241,7 +241,7 @@ def test_what_is_not_being_written_cannot_be_written(
         else:
             # Another replica removes it: this one still has it in memory.
             ResultsStore(tmp_path / "results", tmp_path / "work").purge(plan.workflow, ID)
-    with pytest.raises(StaleConductor, match="not being written"):
+    with pytest.raises(StageFailed, match="not being written"):
         OLD_CALLS[call](store, plan)
     assert store.folder(plan.workflow, ID).exists() == (before == "cleaned")
 
@@ -276,7 +276,7 @@ def test_purge_wins_against_writers(store: ResultsStore, tmp_path: Path) -> None
     store.purge(plan.workflow, ID)
     for writer in writers:
         writer.join()
-    assert [type(outcome) for outcome in outcomes] == [StaleConductor, StaleConductor]
+    assert [type(outcome) for outcome in outcomes] == [StageFailed, StageFailed]
     assert [path for path in tmp_path.rglob("*") if ID in str(path)] == []
 
 
