@@ -67,15 +67,23 @@ def _report(
         "s",
         note=f"initial conditions {fetch:.2f}, model {totals['none'] - fetch:.2f}",
     )
-    times = {}
+    seconds = {name: [job.seconds for job in jobs] for name, jobs in served.items()}
     for output_format, jobs in served.items():
         report.add(f"in-process, {output_format}", totals[output_format], "s")
         chosen = sorted(jobs, key=lambda job: job.seconds)[len(jobs) // 2]
-        times[output_format] = chosen.seconds
         report.add(f"served, {output_format}", chosen.seconds, "s", note=_split(chosen))
-    report.add("zarr: served / in-process", times["zarr"] / totals["zarr"], "x", aim=RATIO_AIM)
-    report.add("netcdf4: served / in-process", times["netcdf4"] / totals["netcdf4"], "x")
-    report.add("netcdf4 / zarr, served", times["netcdf4"] / times["zarr"], "x", aim=RATIO_AIM)
+    for output_format, aim in (("zarr", RATIO_AIM), ("netcdf4", None)):
+        in_process = [run["total"] for run in alone[output_format]]
+        ratio, spread = _ratio(seconds[output_format], in_process)
+        report.add(f"{output_format}: served / in-process", ratio, "x", aim=aim, note=spread)
+    ratio, spread = _ratio(seconds["netcdf4"], seconds["zarr"])
+    report.add("netcdf4 / zarr, served", ratio, "x", aim=RATIO_AIM, note=spread)
+
+
+def _ratio(these: list[float], those: list[float]) -> tuple[float, str]:
+    """Give the median ratio of neighbours, which saw the same machine, and the spread."""
+    ratios = [this / that for this, that in zip(these, those, strict=True)]
+    return median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _split(job: Followed) -> str:

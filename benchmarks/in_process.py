@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -88,7 +89,10 @@ def write_zarr(path: Path, source: SyntheticIFS, steps: int, forecast: Iterator[
     for index, fields in forecast:
         for array, field in zip(arrays, fields, strict=True):
             array[index] = field
-    zarr.consolidate_metadata(path)
+    with warnings.catch_warnings():
+        # Not part of the Zarr 3 specification, it says; Earth2Studio consolidates all the same.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(path)
 
 
 def write_netcdf4(path: Path, source: SyntheticIFS, steps: int, forecast: Iterator[Step]) -> None:

@@ -115,9 +115,11 @@ def _name(process: int) -> str:
         return "(ended)"
     if words[0].startswith("ray::"):
         return words[0]
+    if words[0].startswith("ray-dashboard-"):
+        return "ray-dashboard modules"
+    if "multiprocessing" in " ".join(words):
+        return "python multiprocessing"
     if "python" in Path(words[0]).name:
-        if "multiprocessing.spawn" in " ".join(words):
-            return f"{_name(int(_stat(process)[1]))}, its children"
         # `python -m package ARG` and `python [-u] script.py`.
         named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "-m"]
         scripts = [Path(word).name for word in words[1:] if word.endswith(".py")]
