@@ -59,6 +59,15 @@ executions = sa.Table(
     sa.Index("executions_by_status", "status", "number"),
     sa.Index("executions_by_workflow", "workflow", "number"),
     sa.Index("executions_by_key", "workflow", "idempotency_key"),
+    # Rows are wide: without these, what the Conductor asks at every nudge and what metrics count
+    # would read them all.
+    sa.Index(
+        "executions_to_purge",
+        "number",
+        sqlite_where=sa.text("purge_requested = 1"),
+        postgresql_where=sa.text("purge_requested"),
+    ),
+    sa.Index("executions_by_workflow_and_status", "workflow", "status", "number"),
 )
 
 conductors = sa.Table(
