@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,13 +98,11 @@ class Packager:
 
     def _finish(self, execution_id: str, fence: int) -> dict[str, Any]:
         plan, provenance = self._results.recorded(execution_id)
-        preview = self._results.folder(plan.workflow, execution_id) / PREVIEW
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
         # A field that is gone was drawn before: its Zarr is removed after the export.
         if field is not None:
-            drawing = preview.with_name(f"{PREVIEW}.{uuid.uuid4().hex}.partial")
-            drawing.write_bytes(render(field, plan.variables[0], _caption(plan, provenance)))
-            drawing.replace(preview)
+            drawing = render(field, plan.variables[0], _caption(plan, provenance))
+            self._results.add_file(execution_id, fence, PREVIEW, drawing)
         described = self._results.finish(execution_id, fence, extra=[PREVIEW])
         return described | {"provenance": provenance.model_dump(mode="json")}
 

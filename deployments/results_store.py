@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,25 @@ class ResultsStore:
                 raise work.gone() from None
             work.record_export(exported)
 
+    def add_file(self, execution_id: str, fence: int, name: str, content: bytes) -> None:
+        """Put a further file, such as a map, into the folder of the result; it appears whole."""
+        work = self._work(execution_id)
+        work.admit(fence)
+        files = self._open(execution_id)
+        partial = files.new_partial()
+        try:
+            partial.write_bytes(content)
+            partial.replace(files.folder / _name(name))
+        except FileNotFoundError:
+            raise work.gone() from None
+
     def finish(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> dict[str, Any]:
         """Check that the result is whole and describe its files; a NetCDF request loses its Zarr.
 
         Parameters
         ----------
         extra : sequence of str
-            Names of further files in the folder of the result that are delivered, such as a map.
+            Names of files that `add_file` put there; they are delivered, too.
 
         Returns
         -------
@@ -257,10 +270,8 @@ class ResultsStore:
         moved = self._results_dir / ".partial" / f"{execution_id}.purged"
         remove_tree(moved)
         moved.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileNotFoundError):
             folder.rename(moved)
-        except FileNotFoundError:
-            pass
         remove_tree(moved)
         self.clean(execution_id)
 

@@ -212,6 +212,7 @@ OLD_CALLS: dict[str, Callable[[ResultsStore, Plan], object]] = {
     "create": lambda store, plan: store.create(plan, ID, PROVENANCE, 1),
     "write_step": lambda store, plan: store.write_step(ID, 1, 0, 0, fields(plan, 0, 0)),
     "export_netcdf": lambda store, plan: store.export_netcdf(ID, 1),
+    "add_file": lambda store, plan: store.add_file(ID, 1, "preview.png", b"a map"),
     "finish": lambda store, plan: store.finish(ID, 1),
 }
 
@@ -307,7 +308,9 @@ def test_the_manifest_names_every_file(store: ResultsStore, output_format: str) 
     if output_format == "netcdf4":
         store.export_netcdf(ID, 1)
     folder = store.folder(plan.workflow, ID)
-    (folder / "preview.png").write_bytes(b"a map")
+    store.add_file(ID, 1, "preview.png", b"half a map")
+    store.add_file(ID, 1, "preview.png", b"a map")
+    assert (folder / "preview.png").read_bytes() == b"a map"
     description = store.finish(ID, 1, extra=["preview.png"])
     listed = {file["path"]: file for file in description["output_files"]}
     on_disk = {

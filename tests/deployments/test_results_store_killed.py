@@ -32,7 +32,8 @@ def carry_through(root: Path, plan: Plan, fence: int) -> dict[str, Any]:
             store.write_step(ID, fence, member, time_index, fields(plan, member, time_index))
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, fence)
-    return store.finish(ID, fence)
+    store.add_file(ID, fence, "preview.png", b"a map")
+    return store.finish(ID, fence, extra=["preview.png"])
 
 
 def run_killed(work: Callable[[], object], at: int) -> int:
