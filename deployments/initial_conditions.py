@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,13 @@ class InitialConditions:
         target = self._work_dir / execution_id / "initial_conditions.npy"
         if not await asyncio.to_thread(target.exists):
             # The thread of a source that hangs cannot be ended, but nobody waits for it any more.
+            # It is not one of the loop's own: those are few, and all else here needs them.
             limit_s = self._options[plan.data_source].timeout_s
+            thread = ThreadPoolExecutor(1, thread_name_prefix=plan.data_source)
+            fetched = asyncio.get_running_loop().run_in_executor(thread, self._fetch, plan, target)
+            thread.shutdown(wait=False)
             try:
-                await asyncio.wait_for(asyncio.to_thread(self._fetch, plan, target), limit_s)
+                await asyncio.wait_for(fetched, limit_s)
             except TimeoutError:
                 raise StageFailed(
                     Stage.INITIAL_CONDITIONS,

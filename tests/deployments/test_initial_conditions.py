@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -177,6 +178,16 @@ async def test_a_source_that_hangs_is_given_up(tmp_path: Path) -> None:
     (tmp_path / EXECUTION).rmdir()
     await asyncio.sleep(0.8)
     assert not (tmp_path / EXECUTION).exists()
+
+
+async def test_sources_that_hang_take_no_thread_from_the_others(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        hangs = await deployed(tmp_path / "hangs", loader=f"{__name__}:hanging", timeout_s=0.05)
+        works = await deployed(tmp_path / "works")
+        with pytest.raises(StageFailed, match="within"):
+            await hangs.fetch(PLAN, EXECUTION)
+        assert await asyncio.wait_for(works.fetch(PLAN, EXECUTION), 0.3)
 
 
 def hanging() -> Any:
