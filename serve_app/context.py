@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -69,6 +71,9 @@ class Context:
     changes: ChangeWatcher
     nudge: Callable[[], None]
     """Tells the Conductor that there is something to do; returns at once and cannot fail."""
+    _writer: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "store-writes"), init=False, repr=False
+    )
 
     async def read(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Read from the store: at once on SQLite, where a thread costs more than the query."""
@@ -77,8 +82,12 @@ class Context:
         return await asyncio.to_thread(call, *args, **kwargs)
 
     async def write(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Write to the store, in a thread: the write lock may have to be waited for."""
-        return await asyncio.to_thread(call, *args, **kwargs)
+        """Write to the store, in a thread: the write lock may have to be waited for.
+
+        In one thread: more would only wait for each other, and keep the event loop from running.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer, partial(call, *args, **kwargs))
 
     def workflow(self, name: str) -> Workflow:
         """Give a callable workflow.
