@@ -29,6 +29,8 @@ ENVIRONMENT = {
     # How long the ingress lingers for load balancers that have not noticed: 30 s by default, and
     # Ctrl-C would take as long.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # Ray leaves out lines that another process has logged, such as the last one of a traceback.
+    "RAY_DEDUP_LOGS": "0",
 }
 """What is set unless the caller's environment says otherwise."""
 
@@ -47,6 +49,7 @@ def main() -> int:
 
     from serve_app.check import main as check
     from serve_app.settings import SettingsError, parse_settings
+    from serve_app.starting import announce, base_url, taken_ports
 
     if check([arguments.config]):
         return 1
@@ -59,12 +62,22 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
+    http_options = dict(values.get("http_options") or {})
+    if arguments.port is not None:
+        http_options["port"] = arguments.port
+    # In a cluster that runs already, it is our predecessor that has the ports.
+    if os.environ.get("RAY_ADDRESS", "local") == "local" and (
+        taken := taken_ports(http_options, os.environ)
+    ):
+        print("\n".join(taken), file=sys.stderr)
+        return 1
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"), namespace="serve")
     if token is not None:
         print(f"Ray's dashboard asks for this token: {token}", file=sys.stderr)
     # After Ray has set its own. A shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    announce(base_url(http_options), lambda text: print(text, file=sys.stderr, flush=True))
     with _on_port(arguments.config, values, arguments.port) as config:
         cli.main(["run", config], prog_name="serve")
     return 0

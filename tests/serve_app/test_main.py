@@ -65,6 +65,17 @@ def test_a_wrong_environment_is_refused_before_anything_starts(tmp_path: Path) -
     assert "EXPOSED_WORKFLOWS: unknown workflow 'fcn4'" in output.decode()
 
 
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = str(ROOT / "config" / "local.yaml")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        output, _ = start(tmp_path, config, "--port", str(port)).communicate(timeout=60)
+    assert output.decode().splitlines() == [
+        f"{config}: ok",
+        f"port {port} is taken; PORT=… or --port names another",
+    ]
+
+
 @pytest.mark.ray
 def test_it_serves_on_the_port_until_interrupted(tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text(APPLICATION)
@@ -87,6 +98,7 @@ def test_it_serves_on_the_port_until_interrupted(tmp_path: Path) -> None:
         assert process.returncode == 0, output.decode()
         assert "Traceback" not in output.decode()
         assert "dashboard asks for this token" in output.decode()
+        assert f"ready: http://127.0.0.1:{port}" in output.decode()
     finally:
         process.kill()
         process.wait()
