@@ -17,7 +17,7 @@ from deployments._lease import lease_for
 from deployments._lives import Lives, superseded
 from deployments._transient import as_stage_failure
 from deployments.conducted_store import ConductedStore
-from workflows.execution import Status
+from workflows.execution import Execution
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,6 +28,7 @@ APPLICATION_VERSION = "1"
 TICK_S = 1.0
 """How long a request can wait when its nudge was lost."""
 LEASE_POLL_S = 0.25
+PURGE_AGAIN_S = 10.0
 WATCH_INTERVAL_S = 10.0
 WATCH_TIMEOUT_S = 30.0
 
@@ -73,6 +74,7 @@ class Conducting:
         self._started: set[str] = set()
         """What runs or is about to: a workflow begins a little after it was started."""
         self._cancelling: set[str] = set()
+        self._purging: dict[str, asyncio.Task[None]] = {}
         self.lives = Lives(self._store, deployments, self._ended)
 
     async def run(self) -> None:
@@ -92,6 +94,8 @@ class Conducting:
                 await self._conduct()
             finally:
                 watch.cancel()
+                for purge in self._purging.values():
+                    purge.cancel()
                 await self._end_lives()
         finally:
             if launched:
@@ -145,12 +149,11 @@ class Conducting:
             elif status.status not in {"SUCCESS", "ERROR", "CANCELLED"}:
                 self._started.add(execution.execution_id)
             elif execution.cancel_requested:
-                await self.lives.record(execution.execution_id, status=Status.CANCELLED)
+                await self.lives.end_cancelled(execution.execution_id)
             else:
-                await self.lives.record(
+                await self.lives.end_failed(
                     execution.execution_id,
-                    status=Status.FAILED,
-                    error_message="the server was stopped before the outcome was recorded",
+                    "the server was stopped before the outcome was recorded",
                 )
 
     async def _conduct(self) -> None:
@@ -199,19 +202,30 @@ class Conducting:
                 await DBOS.cancel_workflow_async(execution_id)
                 life.task.cancel()
             elif execution_id not in self._started:
-                await self.lives.record(execution_id, status=Status.CANCELLED)
+                # It may have finished since the request was read.
+                await self.lives.end_cancelled(execution_id)
             # Else it is about to begin, and looks for a request first.
 
     async def _purge_requested(self) -> None:
         for execution in await asyncio.to_thread(self._store.purge_requests):
-            if execution.execution_id in self.lives.running:
+            execution_id = execution.execution_id
+            if execution_id in self.lives.running or execution_id in self._purging:
                 continue
-            await self._deployments["packager"].purge.remote(
-                execution.workflow, execution.execution_id
-            )
-            if await DBOS.get_workflow_status_async(execution.execution_id) is not None:
-                await DBOS.delete_workflow_async(execution.execution_id)
-            await self.lives.write(self._store.remove, execution.execution_id)
+            # Not awaited: a million files take long to remove, and the queue goes on meanwhile.
+            self._purging[execution_id] = asyncio.create_task(self._purge(execution))
+
+    async def _purge(self, execution: Execution) -> None:
+        execution_id = execution.execution_id
+        try:
+            await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
+            if await DBOS.get_workflow_status_async(execution_id) is not None:
+                await DBOS.delete_workflow_async(execution_id)
+            await self.lives.write(self._store.remove, execution_id)
+        except Exception:
+            logger.exception("not purged, tried again later", extra={"execution_id": execution_id})
+            await asyncio.sleep(PURGE_AGAIN_S)
+        finally:
+            del self._purging[execution_id]
 
     async def _end_lives(self) -> None:
         """Give running lives a moment, then stop them where they are; they stay pending."""

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar, cast
@@ -16,7 +16,7 @@ from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments._provenance import software
-from deployments._transient import as_stage_failure
+from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
 from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
@@ -25,6 +25,8 @@ from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 logger = logging.getLogger("ray.serve")
 
 PROGRESS_INTERVAL_S = 0.25
+TIDY_ATTEMPTS = 4
+TIDY_PAUSE_S = 0.5
 
 R = TypeVar("R")
 
@@ -84,20 +86,39 @@ class Lives:
             await self.enter(execution_id, Stage.INITIAL_CONDITIONS)
             yield plan
         except (asyncio.CancelledError, DBOSWorkflowCancelledError):
-            # Without a request it is this process that ends, and the successor goes on.
-            execution = await asyncio.to_thread(self._store.read, execution_id)
-            if execution.cancel_requested:
-                await self._tidy("purge", execution.workflow, execution_id)
-                await self.record(execution_id, status=Status.CANCELLED)
+            # A cancel comes twice, from us and from DBOS: the second must not stop this.
+            await uninterrupted(self.end_cancelled(execution_id))
             raise
         except Exception as error:
             logger.exception("execution failed", extra={"execution_id": execution_id})
-            await self.record(execution_id, status=Status.FAILED, error_message=_reason(error))
-            await self._tidy("clean", execution_id)
+            await uninterrupted(self.end_failed(execution_id, _reason(error)))
             raise
         finally:
             del self.running[execution_id]
             self._ended(execution_id)
+
+    async def end_cancelled(self, execution_id: str) -> None:
+        """Remove what an execution has made and record that it was cancelled.
+
+        Nothing happens if it has finished by itself. Without a request it is this process that
+        ends, and the successor goes on.
+        """
+        execution = await asyncio.to_thread(self._store.read, execution_id)
+        if execution.cancel_requested and execution.status not in FINISHED:
+            await self._tidy("purge", execution.workflow, execution_id)
+            await self.record(execution_id, status=Status.CANCELLED)
+
+    async def end_failed(self, execution_id: str, reason: str) -> None:
+        """Record why an execution failed; what it made stays only if it can be had."""
+        execution = await asyncio.to_thread(self._store.read, execution_id)
+        if execution.status in FINISHED - {Status.FAILED}:
+            return
+        await self.record(execution_id, status=Status.FAILED, error_message=reason)
+        if execution.results is None:
+            # Half a result helps nobody, and may be what has filled the disk.
+            await self._tidy("purge", execution.workflow, execution_id)
+        else:
+            await self._tidy("clean", execution_id)
 
     async def enter(self, execution_id: str, stage: Stage, status: Status | None = None) -> None:
         """Record that an execution has come to a stage; a resumed one does not step back."""
@@ -213,10 +234,24 @@ class Lives:
 
     async def _tidy(self, method: str, *args: Any) -> None:
         """Remove files; that they stay behind must not change how an execution ended."""
-        try:
-            await getattr(self._deployments["packager"], method).remote(*args)
-        except Exception:
-            logger.exception("files stay behind", extra={"execution_id": args[-1]})
+        for attempt in range(TIDY_ATTEMPTS):
+            try:
+                await getattr(self._deployments["packager"], method).remote(*args)
+                return
+            except Exception as error:
+                if not is_transient(error) or attempt == TIDY_ATTEMPTS - 1:
+                    logger.exception("files stay behind", extra={"execution_id": args[-1]})
+                    return
+            await asyncio.sleep(TIDY_PAUSE_S * 2**attempt)
+
+
+async def uninterrupted(ending: Coroutine[Any, Any, None]) -> None:
+    """Carry something to its end, whatever cancels the caller meanwhile."""
+    task = asyncio.ensure_future(ending)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    task.result()
 
 
 def superseded(reason: str) -> NoReturn:

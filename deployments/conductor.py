@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments._conducting import Conducting, conduct_here, here
 from deployments._isolation import hide_gpus
+from deployments._lives import uninterrupted
 from deployments._transient import TransientFailure
 from deployments.fcn3 import MemberJob
 from workflows.base import Plan
@@ -43,7 +44,7 @@ recorded = DBOS.step(
 """A step whose outcome is kept: it is not run again after a crash, but may run twice during one."""
 
 
-@DBOS.workflow(name="execute")
+@DBOS.workflow(name="execute", max_recovery_attempts=None)
 async def execute(execution_id: str) -> None:
     """Carry one execution from initial conditions to a finished result."""
     async with here().life_of(execution_id) as plan:
@@ -63,8 +64,11 @@ async def execute(execution_id: str) -> None:
 @recorded
 async def create_result(execution_id: str, plan: Plan) -> None:
     """Create the result's arrays, all values missing."""
-    await here().call(
-        Stage.PACKAGE, "packager", "create", plan, execution_id, here().provenance(plan)
+    # To its end, even if that is cancelled: it would go on making what the cancel removes.
+    await uninterrupted(
+        here().call(
+            Stage.PACKAGE, "packager", "create", plan, execution_id, here().provenance(plan)
+        )
     )
 
 
@@ -108,8 +112,8 @@ async def package(execution_id: str) -> dict[str, Any]:
 
 @recorded
 async def finish(execution_id: str, results: dict[str, Any]) -> None:
-    """Say that the results can be had."""
-    await here().complete(execution_id, results)
+    """Say that the results can be had; once that has begun, a cancel comes too late."""
+    await uninterrupted(here().complete(execution_id, results))
 
 
 async def together(*steps: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -127,10 +127,10 @@ class StandIns:
         return {"output_files": [{"path": f"{execution_id}/results.zarr/zarr.json", "size": 1}]}
 
     async def clean(self, execution_id: str) -> None:
-        self._journal.note("clean")
+        await self._call("clean", execution_id)
 
     async def purge(self, workflow: str, execution_id: str) -> None:
-        self._journal.note("purge")
+        await self._call("purge", execution_id)
 
 
 def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducting:

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from deployments._conducting import Conducting
-from deployments._execution_tables import conductors
+from deployments._execution_tables import conductors, executions
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting_process import Journal, StandIns, conducting
@@ -138,6 +138,8 @@ async def test_a_stage_that_fails_stops_the_others_and_says_why(
         next_one = submit(store, n_samples=1)
         assert (await until(store, next_one, finished)).status == Status.COMPLETED
     assert journal.lines().count("begin 1") == 1
+    # What it had made is of no use; the next one's files stay.
+    assert [line for line in journal.lines() if line in ("purge", "clean")] == ["purge", "clean"]
 
 
 async def test_a_death_on_the_way_is_tried_again(
@@ -174,6 +176,86 @@ async def test_a_cancel_stops_running_members_and_frees_the_place(
         assert (await until(store, waiting, finished)).status == Status.COMPLETED
     assert {f"stopped {m}" for m in range(3)} <= set(journal.lines())
     assert not any(line.startswith("member 1") for line in journal.lines())
+
+
+async def test_a_cancel_that_comes_too_late_takes_nothing_away(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    async def cancel(execution_id: str) -> None:
+        # As a DELETE does that was read as a request just before the results were recorded.
+        with store.engine.begin() as connection:
+            connection.execute(sa.update(executions).values(cancel_requested=True))
+        made.lives.running[execution_id].task.cancel()
+        await asyncio.sleep(0.1)
+
+    execution_id = submit(store)
+    async with conducts(store_url, StandIns(journal, before={"clean": cancel})) as made:
+        await until(store, execution_id, finished)
+        await asyncio.sleep(0.5)
+        await made.lives.end_cancelled(execution_id)
+    assert store.read(execution_id).status == Status.COMPLETED
+    assert "clean" in journal.lines()
+    assert "purge" not in journal.lines()
+
+
+async def test_a_second_cancel_leaves_no_files_behind(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    async def cancel_again(execution_id: str) -> None:
+        made.lives.running[execution_id].task.cancel()
+        await asyncio.sleep(0.1)
+
+    execution_id = submit(store, n_steps=400)
+    stand_ins = StandIns(journal, step_s=0.05, before={"purge": cancel_again})
+    async with conducts(store_url, stand_ins) as made:
+        await until(store, execution_id, lambda e: e.progress is not None)
+        store.request_cancel(WORKFLOW.name, execution_id)
+        made.nudge()
+        assert (await until(store, execution_id, finished)).status == Status.CANCELLED
+    assert journal.lines()[-1] == "purge"
+
+
+async def test_a_cancel_waits_for_what_is_being_created_and_removes_it(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    creating = asyncio.Event()
+
+    async def slowly(_: str) -> None:
+        creating.set()
+        await asyncio.sleep(0.5)
+
+    execution_id = submit(store)
+    async with conducts(store_url, StandIns(journal, before={"create": slowly})) as made:
+        await creating.wait()
+        store.request_cancel(WORKFLOW.name, execution_id)
+        made.nudge()
+        assert (await until(store, execution_id, finished)).status == Status.CANCELLED
+    assert [line for line in journal.lines() if line != "fetch"] == ["create", "purge"]
+
+
+async def test_a_purge_that_hangs_or_fails_holds_nobody_up(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    purging, removed = asyncio.Event(), asyncio.Event()
+
+    async def fail_in_the_end(_: str) -> None:
+        purging.set()
+        await asyncio.wait_for(removed.wait(), 20)
+        raise OSError("Read-only file system")
+
+    execution_id = submit(store)
+    async with conducts(store_url, StandIns(journal, before={"purge": fail_in_the_end})) as made:
+        await until(store, execution_id, finished)
+        store.request_purge(WORKFLOW.name, execution_id)
+        made.nudge()
+        await purging.wait()
+        during = submit(store)
+        assert (await until(store, during, finished)).status == Status.COMPLETED
+        removed.set()
+        await asyncio.sleep(0.1)
+        after = submit(store)
+        assert (await until(store, after, finished)).status == Status.COMPLETED
+    assert store.read(execution_id).purge_requested
 
 
 async def test_a_purge_forgets_the_execution(
