@@ -157,15 +157,25 @@ class Workflow(ABC):
         try:
             return self.parameters.model_validate(dict(values))
         except ValidationError as error:
-            raise InvalidParameters(problems_of(error, "parameters")) from None
+            problems = problems_of(error, "parameters", list(self.parameters.model_fields))
+            raise InvalidParameters(problems) from None
 
 
-def problems_of(error: ValidationError, prefix: str) -> list[Problem]:
-    """Turn pydantic's findings into ours, field names dotted below `prefix`."""
+def problems_of(error: ValidationError, prefix: str, names: Sequence[str]) -> list[Problem]:
+    """Turn pydantic's findings into ours, field names dotted below `prefix`.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The fields that there are, for those that do not exist.
+    """
+    unknown = f"unknown; there are {', '.join(names)}"
     return [
         Problem(
             ".".join([prefix, *(str(part) for part in found["loc"])]),
-            found["msg"].removeprefix("Value error, "),
+            unknown
+            if found["type"] == "extra_forbidden"
+            else found["msg"].removeprefix("Value error, "),
             found["type"],
         )
         for found in error.errors(include_url=False, include_context=False, include_input=False)
