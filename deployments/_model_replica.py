@@ -108,8 +108,11 @@ class ModelReplica:
             self._model = await loop.run_in_executor(self._thread, self._load)
             self._failure = None
         except Exception as error:
-            logger.exception("model %s could not be loaded", self._name)
-            self._failure = f"{type(error).__name__}: {error}"
+            failure = f"{type(error).__name__}: {error}"
+            # Once: it is tried again every few seconds.
+            if failure != self._failure:
+                logger.exception("model %s could not be loaded", self._name)
+            self._failure = failure
 
     async def model(self) -> Any:
         """Give the model; tries again to load one that failed.

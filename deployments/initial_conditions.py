@@ -57,8 +57,11 @@ class InitialConditions:
             self._sources[name] = load(self._options[name])
             self._failures.pop(name, None)
         except Exception as error:
-            logger.exception("data source %s could not be loaded", name)
-            self._failures[name] = f"{type(error).__name__}: {error}"
+            failure = f"{type(error).__name__}: {error}"
+            # Once: it is tried again every few seconds.
+            if failure != self._failures.get(name):
+                logger.exception("data source %s could not be loaded", name)
+            self._failures[name] = failure
 
     async def describe(self, name: str) -> dict[str, Any]:
         """Say where a source's data come from; tries again to load one that failed.
