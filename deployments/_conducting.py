@@ -6,10 +6,11 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from typing import Any
 
+import sqlalchemy as sa
 from dbos import DBOS, SetWorkflowID
 from ray.serve.handle import DeploymentHandle
 
@@ -17,7 +18,7 @@ from deployments._lease import lease_for
 from deployments._lives import Lives, superseded
 from deployments._transient import as_stage_failure
 from deployments.conducted_store import ConductedStore
-from workflows.execution import Execution
+from workflows.execution import FINISHED, Execution
 
 logger = logging.getLogger("ray.serve")
 
@@ -79,29 +80,35 @@ class Conducting:
 
     async def run(self) -> None:
         """Wait for the lease, then conduct until `stop` is called."""
-        launched = False
         try:
-            while not self._lease.try_acquire():
+            # In threads: a database may be slow to answer, and Serve wants to hear that we live.
+            while not await asyncio.to_thread(self._lease.try_acquire):
                 if await self._stopped_within(LEASE_POLL_S):
                     return
             self.lives.fence = await asyncio.to_thread(self._store.issue_fence)
             logger.info("conducting with fencing token %s", self.lives.fence)
-            launched = True
-            self._launch()
-            await self._reconcile()
-            watch = asyncio.create_task(self._watch_components())
-            try:
-                await self._conduct()
-            finally:
-                watch.cancel()
-                for purge in self._purging.values():
-                    purge.cancel()
-                await self._end_lives()
+            await self._reign()
         finally:
-            if launched:
-                await asyncio.to_thread(DBOS.destroy)
             self._lease.release()
             self._stopped.set()
+
+    async def _reign(self) -> None:
+        """Conduct until `stop` is called; however it ends, no step runs any more."""
+        claimed = await asyncio.to_thread(self._store.unfinished)
+        # Before DBOS takes them up: one that ends at once must be among those that can end.
+        self._started.update(execution.execution_id for execution in claimed)
+        watch: asyncio.Task[None] | None = None
+        try:
+            self._launch()
+            await self._reconcile(claimed)
+            watch = asyncio.create_task(self._watch_components())
+            await self._conduct()
+        finally:
+            for task in (watch, *self._purging.values()):
+                if task is not None:
+                    task.cancel()
+            await self._end_lives()
+            await asyncio.to_thread(DBOS.destroy)
 
     def nudge(self) -> None:
         """Look at the store at once."""
@@ -140,21 +147,24 @@ class Conducting:
         DBOS(config=config)  # type: ignore[arg-type]
         DBOS.launch()
 
-    async def _reconcile(self) -> None:
-        """Take up executions that were claimed but whose workflow never began, or ended unsaid."""
-        for execution in await asyncio.to_thread(self._store.unfinished):
-            status = await DBOS.get_workflow_status_async(execution.execution_id)
+    async def _reconcile(self, claimed: Sequence[Execution]) -> None:
+        """Take up executions whose workflow never began, and record what ended unsaid."""
+        for execution in claimed:
+            execution_id = execution.execution_id
+            status = await DBOS.get_workflow_status_async(execution_id)
             if status is None:
-                await self._start(execution.execution_id)
-            elif status.status not in {"SUCCESS", "ERROR", "CANCELLED"}:
-                self._started.add(execution.execution_id)
-            elif execution.cancel_requested:
-                await self.lives.end_cancelled(execution.execution_id)
-            else:
-                await self.lives.end_failed(
-                    execution.execution_id,
-                    "the server was stopped before the outcome was recorded",
-                )
+                await self._start(execution_id)
+            elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
+                self._started.discard(execution_id)
+                # Taken up a moment ago, it may have ended by itself meanwhile.
+                if (await asyncio.to_thread(self._store.read, execution_id)).status in FINISHED:
+                    continue
+                if execution.cancel_requested:
+                    await self.lives.end_cancelled(execution_id)
+                else:
+                    await self.lives.end_failed(
+                        execution_id, "the server was stopped before the outcome was recorded"
+                    )
 
     async def _conduct(self) -> None:
         beat_at = -TICK_S
@@ -163,7 +173,7 @@ class Conducting:
             await self._cancel_requested()
             await self._claim()
             await self._purge_requested()
-            if not self._lease.held():
+            if not await asyncio.to_thread(self._lease.held):
                 superseded("the lease was lost")
             # Not at every nudge: a beat takes the write lock, for which submits wait.
             if time.monotonic() - beat_at >= TICK_S:
@@ -229,6 +239,7 @@ class Conducting:
 
     async def _end_lives(self) -> None:
         """Give running lives a moment, then stop them where they are; they stay pending."""
+        self.lives.closed = True
         tasks = {life.task for life in self.lives.running.values()}
         if not tasks:
             return
@@ -263,7 +274,11 @@ class Conducting:
         except Exception as error:
             ready, reason = False, str(as_stage_failure("readiness", error))
             known.pop(component, None)
-        await self.lives.write(self._store.set_readiness, component, ready=ready, reason=reason)
+        try:
+            await self.lives.write(self._store.set_readiness, component, ready=ready, reason=reason)
+        except sa.exc.SQLAlchemyError as error:
+            # The next look tells it; without this there would be none.
+            logger.warning("readiness of %s could not be recorded: %s", component, error)
 
 
 async def _awaited(response: Any) -> Any:

@@ -6,15 +6,18 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn, TypeVar, cast
 
+import sqlalchemy as sa
 from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from deployments._endurance import patiently, uninterrupted
 from deployments._provenance import software
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
@@ -65,6 +68,8 @@ class Lives:
         self.descriptions: dict[str, dict[str, Any]] = {}
         """What models and data sources say of themselves, by name."""
         self.running: dict[str, Life] = {}
+        self.closed = False
+        """True when no life may begin here any more."""
         self._store = store
         self._deployments = deployments
         self._ended = ended
@@ -72,10 +77,12 @@ class Lives:
     @asynccontextmanager
     async def life_of(self, execution_id: str) -> AsyncIterator[Plan]:
         """Give an execution's plan, and record how its life ends if it does not end well."""
+        if self.closed:
+            raise asyncio.CancelledError
         life = Life(cast(asyncio.Task[Any], asyncio.current_task()))
         self.running[execution_id] = life
         try:
-            execution = await asyncio.to_thread(self._store.read, execution_id)
+            execution = await self._read(execution_id)
             if execution.cancel_requested:
                 raise asyncio.CancelledError
             if execution.status == Status.FAILED:
@@ -87,7 +94,11 @@ class Lives:
             yield plan
         except (asyncio.CancelledError, DBOSWorkflowCancelledError):
             # A cancel comes twice, from us and from DBOS: the second must not stop this.
-            await uninterrupted(self.end_cancelled(execution_id))
+            try:
+                await uninterrupted(self.end_cancelled(execution_id))
+            except sa.exc.SQLAlchemyError:
+                # As an error it would be recorded, and the successor would not go on.
+                logger.exception("not recorded", extra={"execution_id": execution_id})
             raise
         except Exception as error:
             logger.exception("execution failed", extra={"execution_id": execution_id})
@@ -106,11 +117,11 @@ class Lives:
         execution = await asyncio.to_thread(self._store.read, execution_id)
         if execution.cancel_requested and execution.status not in FINISHED:
             await self._tidy("purge", execution.workflow, execution_id)
-            await self.record(execution_id, status=Status.CANCELLED)
+            await self.write(self._store.update, execution_id, status=Status.CANCELLED)
 
     async def end_failed(self, execution_id: str, reason: str) -> None:
         """Record why an execution failed; what it made stays only if it can be had."""
-        execution = await asyncio.to_thread(self._store.read, execution_id)
+        execution = await self._read(execution_id)
         if execution.status in FINISHED - {Status.FAILED}:
             return
         await self.record(execution_id, status=Status.FAILED, error_message=reason)
@@ -122,14 +133,14 @@ class Lives:
 
     async def enter(self, execution_id: str, stage: Stage, status: Status | None = None) -> None:
         """Record that an execution has come to a stage; a resumed one does not step back."""
-        execution = await asyncio.to_thread(self._store.read, execution_id)
+        execution = await self._read(execution_id)
         order = list(Stage)
         if execution.stage is None or order.index(execution.stage) < order.index(stage):
             await self.record(execution_id, stage=stage, status=status)
 
     async def complete(self, execution_id: str, results: dict[str, Any]) -> None:
         """Record the results and that all is done; twice is harmless."""
-        execution = await asyncio.to_thread(self._store.read, execution_id)
+        execution = await self._read(execution_id)
         if execution.status not in FINISHED:
             ended = datetime.now(UTC)
             started = execution.started_at or execution.created_at
@@ -150,14 +161,17 @@ class Lives:
         await self._tidy("clean", execution_id)
 
     async def note_progress(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
-        """Record how far a member is, a few times a second and when all are done."""
+        """Record how far a member is, a few times a second and when it is whole.
+
+        A successor counts whole members by this: what is recorded as done is not run again.
+        """
         life = self.running[execution_id]
         life.written[member] = written
         # One after the other, or an older count could overwrite a newer one.
         async with life.telling:
             total = plan.n_times * len(plan.seeds)
             now, done = time.monotonic(), sum(life.written)
-            if now - life.told_at < PROGRESS_INTERVAL_S and done < total:
+            if now - life.told_at < PROGRESS_INTERVAL_S and written < plan.n_times:
                 return
             life.told_at = now
             members = sum(count == plan.n_times for count in life.written)
@@ -173,7 +187,10 @@ class Lives:
 
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""
-        await self.write(self._store.update, execution_id, **values)
+        await patiently(partial(self.write, self._store.update, execution_id, **values))
+
+    async def _read(self, execution_id: str) -> Execution:
+        return await patiently(partial(asyncio.to_thread, self._store.read, execution_id))
 
     async def write(self, method: Callable[..., R], *args: Any, **values: Any) -> R:
         """Call the store with our token, in a thread."""
@@ -243,15 +260,6 @@ class Lives:
                     logger.exception("files stay behind", extra={"execution_id": args[-1]})
                     return
             await asyncio.sleep(TIDY_PAUSE_S * 2**attempt)
-
-
-async def uninterrupted(ending: Coroutine[Any, Any, None]) -> None:
-    """Carry something to its end, whatever cancels the caller meanwhile."""
-    task = asyncio.ensure_future(ending)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({task})
-    task.result()
 
 
 def superseded(reason: str) -> NoReturn:

@@ -18,8 +18,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._conducting import Conducting, conduct_here, here
+from deployments._endurance import uninterrupted
 from deployments._isolation import hide_gpus
-from deployments._lives import uninterrupted
 from deployments._transient import TransientFailure
 from deployments.fcn3 import MemberJob
 from workflows.base import Plan

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from deployments._conducting import Conducting
 from deployments._execution_tables import conductors, executions
+from deployments._lives import Lives
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting_process import Journal, StandIns, conducting
@@ -275,6 +276,95 @@ async def test_a_purge_forgets_the_execution(
         else:
             pytest.fail("the execution is still there")
     assert "purge" in journal.lines()
+
+
+class Away(ConductedStore):
+    """A store that does not answer the first few times, as while its database restarts."""
+
+    def __init__(self, url: str, times: int) -> None:
+        super().__init__(url)
+        self.left = times
+
+    def _answer(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise sa.exc.OperationalError("…", {}, Exception("the database is starting up"))
+
+    def read(self, execution_id: str) -> Execution:
+        self._answer()
+        return super().read(execution_id)
+
+    def update(self, *args: Any, **values: Any) -> Execution:
+        self._answer()
+        return super().update(*args, **values)
+
+
+def lives_of(store: ConductedStore, fence: int) -> Lives:
+    lives = Lives(store, {}, lambda _: None)
+    lives.fence = fence
+    return lives
+
+
+@pytest.fixture
+def claimed(store: ConductedStore) -> tuple[str, int]:
+    """An execution that runs, and the fencing token of who runs it."""
+    execution_id, fence = submit(store), store.issue_fence()
+    store.claim_next(fence)
+    return execution_id, fence
+
+
+async def test_a_database_that_is_away_for_a_moment_fails_nothing(
+    store: ConductedStore, store_url: str, claimed: tuple[str, int]
+) -> None:
+    execution_id, fence = claimed
+    away = Away(store_url, 1)
+    lives = lives_of(away, fence)
+    async with lives.life_of(execution_id) as plan:
+        away.left = 2
+        await lives.note_progress(execution_id, plan, 0, 1)
+    told = store.read(execution_id)
+    assert told.status == Status.RUNNING
+    assert told.progress is not None
+    assert told.progress.members == (1, 0, 0)
+
+
+async def test_a_life_that_is_stopped_without_a_database_stays_pending(
+    store: ConductedStore, store_url: str, claimed: tuple[str, int]
+) -> None:
+    execution_id, fence = claimed
+    away = Away(store_url, 0)
+    # An error instead would be recorded by DBOS, and no successor would go on.
+    with pytest.raises(asyncio.CancelledError):
+        async with lives_of(away, fence).life_of(execution_id):
+            away.left = 1
+            raise asyncio.CancelledError
+    assert store.read(execution_id).status == Status.RUNNING
+
+
+async def test_no_life_begins_once_the_conductor_ends(
+    store: ConductedStore, claimed: tuple[str, int]
+) -> None:
+    execution_id, fence = claimed
+    lives = lives_of(store, fence)
+    lives.closed = True
+    with pytest.raises(asyncio.CancelledError):
+        async with lives.life_of(execution_id):
+            pytest.fail("it began")
+    assert store.read(execution_id).stage is None
+
+
+async def test_a_successor_knows_of_every_whole_member(
+    store: ConductedStore, claimed: tuple[str, int]
+) -> None:
+    execution_id, fence = claimed
+    first = lives_of(store, fence)
+    async with first.life_of(execution_id) as plan:
+        await first.note_progress(execution_id, plan, 0, 1)
+        await first.note_progress(execution_id, plan, 0, plan.n_times)
+        await first.note_progress(execution_id, plan, 1, 1)
+    second = lives_of(store, store.issue_fence())
+    async with second.life_of(execution_id):
+        assert second.running[execution_id].written == [plan.n_times, 0, 0]
 
 
 @on_both_databases

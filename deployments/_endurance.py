@@ -1,0 +1,45 @@
+"""Ways to carry something to its end: past a cancel, past a database that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+logger = logging.getLogger("ray.serve")
+
+STORE_PATIENCE_S = 60.0
+STORE_PAUSE_S = 0.5
+
+R = TypeVar("R")
+
+
+async def patiently(call: Callable[[], Awaitable[R]]) -> R:
+    """Wait for a database that is away for a moment, as DBOS does.
+
+    A failure would be recorded, and a forecast of hours be lost to a restart of the database. If
+    it stays away the Conductor's own queries fail, and lives are stopped where they are.
+    """
+    give_up_at = time.monotonic() + STORE_PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except sa.exc.OperationalError as error:
+            if time.monotonic() > give_up_at:
+                raise
+            logger.warning("the execution store does not answer, again: %s", error.orig)
+        await asyncio.sleep(STORE_PAUSE_S)
+
+
+async def uninterrupted(ending: Coroutine[Any, Any, None]) -> None:
+    """Carry something to its end, whatever cancels the caller meanwhile."""
+    task = asyncio.ensure_future(ending)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    task.result()
