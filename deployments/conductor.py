@@ -142,7 +142,13 @@ class ConductorOptions(BaseModel):
 
 
 @serve.deployment(
-    name="Conductor", num_replicas=1, max_ongoing_requests=1000, graceful_shutdown_timeout_s=30
+    name="Conductor",
+    num_replicas=1,
+    max_ongoing_requests=1000,
+    graceful_shutdown_timeout_s=30,
+    # Nothing advances without it. Serve replaces a replica after three failed checks, 10 s apart
+    # by default.
+    health_check_period_s=2,
 )
 class Conductor:
     """Carries executions through their lives, while it holds the lease.
