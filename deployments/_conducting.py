@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments._lease import lease_for
 from deployments._lives import Lives, superseded
+from deployments._logbook import quieten_dbos
 from deployments._transient import as_stage_failure
 from deployments.conducted_store import ConductedStore
 from workflows.execution import FINISHED, Execution
@@ -144,6 +145,7 @@ class Conducting:
             with closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
             config["system_database_url"] = f"sqlite:///{path}"
+        quieten_dbos()
         DBOS(config=config)  # type: ignore[arg-type]
         DBOS.launch()
 
@@ -232,7 +234,7 @@ class Conducting:
                 await DBOS.delete_workflow_async(execution_id)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:
-            logger.exception("not purged, tried again later", extra={"execution_id": execution_id})
+            logger.exception("%s not purged, tried again later", execution_id)
             await asyncio.sleep(PURGE_AGAIN_S)
         finally:
             del self._purging[execution_id]

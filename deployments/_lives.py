@@ -18,6 +18,7 @@ from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments._endurance import patiently, uninterrupted
+from deployments._logbook import tell_cancelled, tell_completed, tell_failure
 from deployments._provenance import software
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
@@ -98,10 +99,10 @@ class Lives:
                 await uninterrupted(self.end_cancelled(execution_id))
             except sa.exc.SQLAlchemyError:
                 # As an error it would be recorded, and the successor would not go on.
-                logger.exception("not recorded", extra={"execution_id": execution_id})
+                logger.exception("cancel of %s not recorded", execution_id)
             raise
         except Exception as error:
-            logger.exception("execution failed", extra={"execution_id": execution_id})
+            tell_failure(execution_id, _reason(error), error)
             await uninterrupted(self.end_failed(execution_id, _reason(error)))
             raise
         finally:
@@ -118,6 +119,7 @@ class Lives:
         if execution.cancel_requested and execution.status not in FINISHED:
             await self._tidy("purge", execution.workflow, execution_id)
             await self.write(self._store.update, execution_id, status=Status.CANCELLED)
+            tell_cancelled(execution_id)
 
     async def end_failed(self, execution_id: str, reason: str) -> None:
         """Record why an execution failed; what it made stays only if it can be had."""
@@ -158,6 +160,7 @@ class Lives:
             await self.record(
                 execution_id, status=Status.COMPLETED, stage=Stage.FINISH, results=manifest
             )
+            tell_completed(execution_id, (ended - started).total_seconds())
         await self._tidy("clean", execution_id)
 
     async def note_progress(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
@@ -257,7 +260,7 @@ class Lives:
                 return
             except Exception as error:
                 if not is_transient(error) or attempt == TIDY_ATTEMPTS - 1:
-                    logger.exception("files stay behind", extra={"execution_id": args[-1]})
+                    logger.exception("files of %s stay behind", args[-1])
                     return
             await asyncio.sleep(TIDY_PAUSE_S * 2**attempt)
 

@@ -123,7 +123,7 @@ async def test_a_life_goes_through_its_stages_in_order(
 
 
 async def test_a_stage_that_fails_stops_the_others_and_says_why(
-    store: ConductedStore, store_url: str, journal: Journal
+    store: ConductedStore, store_url: str, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def refuse(job: Any) -> None:
         if job.member == 1:
@@ -136,6 +136,9 @@ async def test_a_stage_that_fails_stops_the_others_and_says_why(
         assert failed.status == Status.FAILED
         assert failed.stage == "inference"
         assert failed.error_message == "the core returned NaN"
+        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert told == [f"{execution_id} failed at inference: the core returned NaN"]
+        assert "Traceback" not in caplog.text
         next_one = submit(store, n_samples=1)
         assert (await until(store, next_one, finished)).status == Status.COMPLETED
     assert journal.lines().count("begin 1") == 1
