@@ -10,14 +10,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from typing import Any
 
-import sqlalchemy as sa
 from dbos import DBOS, SetWorkflowID
 from ray.serve.handle import DeploymentHandle
 
+from deployments._component_watch import ComponentWatch
 from deployments._lease import lease_for
 from deployments._lives import Lives, superseded
 from deployments._logbook import quieten_dbos
-from deployments._transient import as_stage_failure
 from deployments.conducted_store import ConductedStore
 from workflows.execution import FINISHED, Execution
 
@@ -31,8 +30,6 @@ TICK_S = 1.0
 """How long a request can wait when its nudge was lost."""
 LEASE_POLL_S = 0.25
 PURGE_AGAIN_S = 10.0
-WATCH_INTERVAL_S = 10.0
-WATCH_TIMEOUT_S = 30.0
 
 
 class Conducting:
@@ -64,7 +61,6 @@ class Conducting:
     ) -> None:
         self._execute = execute
         self._deployments = deployments
-        self._components = components
         self._max_running = max_running
         self._drain_s = drain_s
         self._store_url = store_url
@@ -78,6 +74,7 @@ class Conducting:
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
         self.lives = Lives(self._store, deployments, self._ended)
+        self._watch = ComponentWatch(components, deployments, self._store, self.lives)
 
     async def run(self) -> None:
         """Wait for the lease, then conduct until `stop` is called."""
@@ -102,7 +99,7 @@ class Conducting:
         try:
             self._launch()
             await self._reconcile(claimed)
-            watch = asyncio.create_task(self._watch_components())
+            watch = asyncio.create_task(self._watch.run())
             await self._conduct()
         finally:
             for task in (watch, *self._purging.values()):
@@ -250,41 +247,6 @@ class Conducting:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
-
-    async def _watch_components(self) -> None:
-        """Ask models and data sources what they are; their answers make up readiness."""
-        pause = 0.5
-        while True:
-            await asyncio.gather(*(self._watch(name) for name in self._components))
-            await asyncio.sleep(pause)
-            pause = WATCH_INTERVAL_S
-
-    async def _watch(self, component: str) -> None:
-        deployment = self._deployments[self._components[component]]
-        arguments = (component,) if self._components[component] != component else ()
-        known = self.lives.descriptions
-        try:
-            known[component] = await asyncio.wait_for(
-                _awaited(deployment.describe.remote(*arguments)), WATCH_TIMEOUT_S
-            )
-            ready, reason = True, None
-        except TimeoutError:
-            # Busy with work, or still loading: what was known stays.
-            if component in known:
-                return
-            ready, reason = False, f"{component} is still being loaded"
-        except Exception as error:
-            ready, reason = False, str(as_stage_failure("readiness", error))
-            known.pop(component, None)
-        try:
-            await self.lives.write(self._store.set_readiness, component, ready=ready, reason=reason)
-        except sa.exc.SQLAlchemyError as error:
-            # The next look tells it; without this there would be none.
-            logger.warning("readiness of %s could not be recorded: %s", component, error)
-
-
-async def _awaited(response: Any) -> Any:
-    return await response
 
 
 _here: Conducting | None = None

@@ -1,0 +1,85 @@
+"""The watch over models and data sources; what they say of themselves makes up readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import sqlalchemy as sa
+from ray.serve.handle import DeploymentHandle
+
+from deployments._lives import Lives
+from deployments._transient import as_stage_failure
+from deployments.conducted_store import ConductedStore
+
+logger = logging.getLogger("ray.serve")
+
+FIRST_PAUSE_S = 0.5
+INTERVAL_S = 10.0
+TIMEOUT_S = 30.0
+
+
+class ComponentWatch:
+    """Asks models and data sources what they are, and keeps and records their answers.
+
+    Parameters
+    ----------
+    components : dict of str to str
+        Models and data sources, and the deployment that serves each.
+    deployments : dict of str to DeploymentHandle
+    store : ConductedStore
+        Gets the readiness.
+    lives : Lives
+        Get the descriptions.
+    """
+
+    def __init__(
+        self,
+        components: dict[str, str],
+        deployments: dict[str, DeploymentHandle[Any]],
+        store: ConductedStore,
+        lives: Lives,
+    ) -> None:
+        self._components = components
+        self._deployments = deployments
+        self._store = store
+        self._lives = lives
+
+    async def run(self) -> None:
+        """Look at all of them now and then, until cancelled."""
+        pause = FIRST_PAUSE_S
+        while True:
+            await asyncio.gather(*(self._look_at(name) for name in self._components))
+            await asyncio.sleep(pause)
+            pause = INTERVAL_S
+
+    async def _look_at(self, component: str) -> None:
+        deployment = self._deployments[self._components[component]]
+        arguments = (component,) if self._components[component] != component else ()
+        known = self._lives.descriptions
+        try:
+            known[component] = await asyncio.wait_for(
+                _awaited(deployment.describe.remote(*arguments)), TIMEOUT_S
+            )
+            ready, reason = True, None
+        except TimeoutError:
+            # Busy with work: what was known stays.
+            if component in known:
+                return
+            ready = False
+            reason = f"{component} is still being loaded, or waits for a GPU or CPU"
+        except Exception as error:
+            ready, reason = False, str(as_stage_failure("readiness", error))
+            known.pop(component, None)
+        try:
+            await self._lives.write(
+                self._store.set_readiness, component, ready=ready, reason=reason
+            )
+        except sa.exc.SQLAlchemyError as error:
+            # The next look tells it; without this there would be none.
+            logger.warning("readiness of %s could not be recorded: %s", component, error)
+
+
+async def _awaited(response: Any) -> Any:
+    return await response
