@@ -14,6 +14,7 @@ from ray import serve
 
 from deployments._isolation import hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
+from deployments._transient import TransientFailure
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
@@ -120,7 +121,9 @@ class InitialConditions:
                 np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
             )
         except Exception as error:
-            raise StageFailed(
+            # HTTP and network errors are OSErrors; they pass, a date without data does not.
+            passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            raise (TransientFailure if passing else StageFailed)(
                 Stage.INITIAL_CONDITIONS,
                 f"{plan.data_source} gave no data for {plan.start()}: "
                 f"{type(error).__name__}: {error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from deployments._transient import is_transient
 from deployments.initial_conditions import InitialConditions, SourceOptions
 from tests.deployments.results import make_plan
 from workflows.base import Grid, Plan
@@ -38,10 +40,15 @@ class Source:
     made: list[Source] = []
 
     def __init__(
-        self, spoil: dict[str, float] | None = None, error: str | None = None, **coords: Any
+        self,
+        spoil: dict[str, float] | None = None,
+        error: str | None = None,
+        kind: str = "OSError",
+        **coords: Any,
     ) -> None:
         self._spoil = spoil or {}
         self._error = error
+        self._kind: type[Exception] = getattr(builtins, kind)
         self._lat = np.asarray(coords.get("lat", GRID.latitudes()))
         self._lon = np.asarray(coords.get("lon", GRID.longitudes()))
         self._dims = coords.get("dims", ("time", "variable", "lat", "lon"))
@@ -51,7 +58,7 @@ class Source:
     def __call__(self, time: Any, variable: Any) -> xr.DataArray:
         self.asked.append((time, variable))
         if self._error is not None:
-            raise OSError(self._error)
+            raise self._kind(self._error)
         shape = (1, len(variable), self._lat.size, self._lon.size)
         fields = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
         for name, value in self._spoil.items():
@@ -145,6 +152,17 @@ async def test_a_source_that_fails_is_a_reason(tmp_path: Path) -> None:
         await source.fetch(PLAN, EXECUTION)
     assert e.value.stage == "initial_conditions"
     assert not isinstance(e.value, ModelUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("kind", "passes"),
+    [("OSError", True), ("TimeoutError", True), ("FileNotFoundError", False), ("KeyError", False)],
+)
+async def test_what_may_pass_is_tried_again(tmp_path: Path, kind: str, passes: bool) -> None:
+    source = await deployed(tmp_path, error="not now", kind=kind)
+    with pytest.raises(StageFailed, match="not now") as e:
+        await source.fetch(PLAN, EXECUTION)
+    assert is_transient(e.value) is passes
 
 
 async def test_a_source_that_lacks_a_variable_is_a_reason(tmp_path: Path) -> None:
