@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +19,10 @@ from numpy.typing import NDArray
 from deployments._result_files import ResultFiles
 from deployments._work_folder import WorkFolder
 from workflows.dataset import FIELD_DTYPE, Dataset, field_index
-from workflows.errors import ExecutionCancelled
+from workflows.errors import ExecutionCancelled, StageFailed
+from workflows.execution import Stage
+
+logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.02
 
@@ -42,9 +48,15 @@ class NetCDFFile:
     def __init__(self, path: Path, dataset: Dataset) -> None:
         with NETCDF_LOCK:
             self._file = netCDF4.Dataset(path, "w", format="NETCDF4")
-            # Every map is written whole or not at all: fill values need not be written first.
-            self._file.set_fill_off()
-            self._fields = self._define(dataset)
+        self._descriptor = os.open(path, os.O_WRONLY)
+        try:
+            with NETCDF_LOCK:
+                # Every map is written whole or not at all: no need to write fill values first.
+                self._file.set_fill_off()
+                self._fields = self._define(dataset)
+        except BaseException:
+            self.discard()
+            raise
 
     def _define(self, dataset: Dataset) -> dict[str, Any]:
         file = self._file
@@ -79,9 +91,29 @@ class NetCDFFile:
 
     def close(self) -> None:
         """Write what is pending and close."""
-        with NETCDF_LOCK:
-            if self._file.isopen():
+        try:
+            with NETCDF_LOCK:
                 self._file.close()
+        except BaseException:
+            self.discard()
+            raise
+        os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Close a file that is of no use any more, and give its space back.
+
+        On a full disk HDF5 cannot write what is pending; then it does not close the file, and a
+        file that is open keeps its space even when it is removed. An emptied one has room.
+        """
+        os.ftruncate(self._descriptor, 0)
+        try:
+            with NETCDF_LOCK:
+                if self._file.isopen():
+                    self._file.close()
+        except (OSError, RuntimeError):
+            logger.exception("a file that is of no use could not be closed")
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
 
     def __enter__(self) -> NetCDFFile:
         return self
@@ -92,7 +124,10 @@ class NetCDFFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
 
 
 def follow(
@@ -112,8 +147,27 @@ def follow(
     StaleConductor
         If a newer fence was seen.
     StageFailed
-        If the execution was removed.
+        If the execution was removed, or the file cannot be written.
     """
+    try:
+        _follow(path, files, work, fence, should_stop, poll_s)
+    except RuntimeError as error:
+        # All that HDF5 tells of a full disk is "HDF error".
+        free = shutil.disk_usage(path.parent.parent).free
+        raise StageFailed(
+            Stage.PACKAGE,
+            f"the NetCDF file could not be written: {error}; {free / 1e6:.0f} MB of disk are left",
+        ) from error
+
+
+def _follow(
+    path: Path,
+    files: ResultFiles,
+    work: WorkFolder,
+    fence: int,
+    should_stop: Callable[[], bool],
+    poll_s: float,
+) -> None:
     plan = files.plan
     upcoming = dict.fromkeys(plan.members, 0)
     with NetCDFFile(path, files.dataset()) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -144,6 +145,18 @@ async def test_a_stage_that_fails_stops_the_others_and_says_why(
     assert journal.lines().count("begin 1") == 1
     # What it had made is of no use; the next one's files stay.
     assert [line for line in journal.lines() if line in ("purge", "clean")] == ["purge", "clean"]
+
+
+async def test_a_failure_names_no_file_of_the_server(
+    store: ConductedStore, store_url: str, journal: Journal, tmp_path: Path
+) -> None:
+    async def refuse(_: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    execution_id = submit(store)
+    async with conducts(store_url, StandIns(journal, before={"create": refuse})):
+        failed = await until(store, execution_id, finished)
+    assert failed.error_message == "OSError: Read-only file system"
 
 
 async def test_a_death_on_the_way_is_tried_again(

@@ -1,6 +1,8 @@
+import resource
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import netCDF4
@@ -98,6 +100,40 @@ def test_it_ends_when_it_is_not_wanted_any_more(
             store.purge(PLAN.workflow, ID)
         with pytest.raises(error):
             export.result(10)
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_a_disk_that_is_full_gets_its_space_back(
+    store: ResultsStore, folder: Path, tmp_path: Path, purged: bool
+) -> None:
+    def go_away() -> bool:
+        if purged and len(store.written(ID)) == len(all_steps(PLAN)):
+            store.purge(PLAN.workflow, ID)
+        return False
+
+    write(store, *all_steps(PLAN))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # HDF5 meets the same wall as on a full disk: not even its close succeeds.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, unlimited[1]))
+    try:
+        with pytest.raises(StageFailed, match="MB of disk are left"):
+            store.export_netcdf(ID, 1, should_stop=go_away)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert held(tmp_path) == 0
+    if not purged:
+        store.export_netcdf(ID, 2)
+        check(folder / "results.nc")
+
+
+def held(folder: Path) -> int:
+    """Count the bytes on disk of files below a folder that this process has open."""
+    size = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if str(descriptor.readlink()).startswith(str(folder)):
+                size += descriptor.stat().st_blocks * 512
+    return size
 
 
 def test_one_exports_and_the_others_wait(store: ResultsStore, folder: Path) -> None:
