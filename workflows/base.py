@@ -37,6 +37,7 @@ class Grid(BaseModel):
 
     n_lat: int = Field(default=721, ge=2)
     n_lon: int = Field(default=1440, ge=2, multiple_of=2)
+    """Even, or none would lie at -180 degrees once they are rolled."""
 
     def latitudes(self) -> NDArray[np.float64]:
         """Give latitudes in degrees north, shape (lat,), 90 to -90."""

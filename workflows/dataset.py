@@ -139,14 +139,7 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
     Dataset
         With dimensions (ensemble, time, lat, lon), or (ensemble, time, lead_time, lat, lon) with
         one time, as ``plan.time_layout`` says; latitudes southwards, longitudes from -180.
-
-    Raises
-    ------
-    ValueError
-        If the number of longitudes is odd: then none lies at -180.
     """
-    if plan.grid.n_lon % 2:
-        raise ValueError(f"an even number of longitudes is needed, not {plan.grid.n_lon}")
     times = _times(plan)
     dims = {
         "ensemble": len(plan.seeds),

@@ -65,7 +65,8 @@ def test_cpu_replicas_see_no_gpu_also_when_their_options_are_overridden(
     config: Path, free_port: int, tmp_path: Path
 ) -> None:
     environment = {
-        **os.environ,
+        # Other tests make CPU deployments in this process, and those hide its GPUs.
+        **{name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"},
         "RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 2, "CPU": 8}),
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_TMPDIR": "/tmp",

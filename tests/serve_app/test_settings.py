@@ -86,6 +86,10 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
             "args.queue.max_size: Input should be greater than or equal to 1",
         ),
         ({"queue": {"max_size": True}}, "args.queue.max_size: Input should be a valid integer"),
+        (
+            {"models": {"fcn3": {"grid": {"n_lat": 5, "n_lon": 7}}}},
+            "args.models.fcn3.grid.n_lon: Input should be a multiple of 2",
+        ),
         ({"queue": {"max_sise": 3}}, "args.queue.max_sise: unknown key; did you mean max_size?"),
         ({"max_size": 3}, "args.max_size: unknown key; it belongs in applications[].args.queue"),
         (

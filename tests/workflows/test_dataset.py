@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.deployments.results import PROVENANCE, make_plan
-from workflows.base import Grid, Plan
+from workflows.base import Plan
 from workflows.dataset import (
     Dataset,
     Origin,
@@ -74,11 +74,6 @@ def test_seeds_are_exact() -> None:
     seeds = (0, 2**31, 2**32 - 1)
     stored = coordinate(described(make_plan(seeds=seeds)), "seed")
     assert tuple(int(seed) for seed in stored) == seeds
-
-
-def test_an_odd_number_of_longitudes_is_refused() -> None:
-    with pytest.raises(ValueError, match="even number"):
-        described(make_plan(grid=Grid(n_lat=5, n_lon=7)))
 
 
 def test_attributes_tell_where_the_result_comes_from() -> None:
