@@ -190,8 +190,10 @@ async def _answer_http(request: Request, error: Any) -> Response:
 def _allowed_methods(request: Request) -> list[str]:
     """Collect the methods of all routes of a path; Starlette names the first route's alone."""
     return sorted(
-        method
-        for route in request.app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods or ()
+        {
+            method
+            for route in request.app.routes
+            if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+            for method in route.methods or ()
+        }
     )

@@ -112,5 +112,8 @@ async def test_methods_that_a_path_lacks(service):
     assert answer.status_code == 405
     assert answer.json() == {"detail": "Method Not Allowed"}
     assert answer.headers["allow"] == "GET, HEAD, POST"
+    # Two routes match this one.
+    answer = await service.client.put("/v1/infer/workflows")
+    assert answer.headers["allow"] == "GET, HEAD, POST"
     answer = await service.client.get("/nowhere")
     assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
