@@ -137,15 +137,12 @@ async def test_a_stage_that_fails_stops_the_others_and_says_why(
         assert failed.status == Status.FAILED
         assert failed.stage == "inference"
         assert failed.error_message == "the core returned NaN"
-        # What DBOS says of the same failure is dropped; under a test runner that has run for long,
-        # CPython 3.11 now and then refuses it to pickle the error, which it does say.
-        told = [
-            record.getMessage()
-            for record in caplog.records
-            if record.levelname == "ERROR" and record.funcName != "serialize"
-        ]
+        # What DBOS says of the same failure is dropped. In a long test run, CPython 3.11 refuses it
+        # to pickle the error (RecursionError), which it does say.
+        records = [record for record in caplog.records if record.funcName != "serialize"]
+        told = [record.getMessage() for record in records if record.levelname == "ERROR"]
         assert told == [f"{execution_id} failed at inference: the core returned NaN"]
-        assert "Traceback" not in caplog.text
+        assert not any(record.exc_info for record in records)
         next_one = submit(store, n_samples=1)
         assert (await until(store, next_one, finished)).status == Status.COMPLETED
     assert journal.lines().count("begin 1") == 1
