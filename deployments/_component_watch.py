@@ -45,6 +45,7 @@ class ComponentWatch:
         self._deployments = deployments
         self._store = store
         self._lives = lives
+        self._described: dict[str, Any] = {}
 
     async def run(self) -> None:
         """Look at all of them now and then, until cancelled."""
@@ -59,16 +60,27 @@ class ComponentWatch:
         arguments = (component,) if self._components[component] != component else ()
         known = self._lives.descriptions
         try:
-            known[component] = await asyncio.wait_for(
+            found = await asyncio.wait_for(
                 _awaited(deployment.describe.remote(*arguments)), TIMEOUT_S
             )
-            ready, reason = True, None
+            # A user's workflow can tell what it is while it cannot run yet.
+            reason = found.pop("unready", None)
+            described = found.pop("description", None)
+            ready = reason is None
+            if ready:
+                known[component] = found
+            if described is not None and described != self._described.get(component):
+                await self._lives.write(self._store.describe, component, described)
+                self._described[component] = described
         except TimeoutError:
             # Busy with work: what was known stays.
             if component in known:
                 return
             ready = False
             reason = f"{component} is still being loaded, or waits for a GPU or CPU"
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("description of %s could not be recorded: %s", component, error)
+            return
         except Exception as error:
             ready, reason = False, str(as_stage_failure("readiness", error))
             known.pop(component, None)

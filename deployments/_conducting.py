@@ -6,7 +6,8 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -43,8 +44,9 @@ class Conducting:
         ``packager``, ``initial_conditions`` and every model, by name.
     components : dict of str to str
         Models and data sources to watch, and the deployment that serves each.
-    max_running : int
-        Executions that run at once.
+    max_running : mapping of str to int
+        Executions that run at once, by workflow; of others one, so that it can fail: this
+        server does not know them.
     drain_s : float
         What running steps get to end in when this process stops.
     """
@@ -56,7 +58,7 @@ class Conducting:
         components: dict[str, str],
         *,
         store_url: str,
-        max_running: int,
+        max_running: Mapping[str, int],
         drain_s: float,
     ) -> None:
         self._execute = execute
@@ -69,8 +71,8 @@ class Conducting:
         self._nudged = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._started: set[str] = set()
-        """What runs or is about to: a workflow begins a little after it was started."""
+        self._started: dict[str, str] = {}
+        """What runs or is about to, with its workflow: a life begins a little after its start."""
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
         self.lives = Lives(self._store, deployments, self._ended)
@@ -94,7 +96,7 @@ class Conducting:
         """Conduct until `stop` is called; however it ends, no step runs any more."""
         claimed = await asyncio.to_thread(self._store.unfinished)
         # Before DBOS takes them up: one that ends at once must be among those that can end.
-        self._started.update(execution.execution_id for execution in claimed)
+        self._started.update((e.execution_id, e.workflow) for e in claimed)
         watch: asyncio.Task[None] | None = None
         try:
             self._launch()
@@ -152,9 +154,9 @@ class Conducting:
             execution_id = execution.execution_id
             status = await DBOS.get_workflow_status_async(execution_id)
             if status is None:
-                await self._start(execution_id)
+                await self._start(execution)
             elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
-                self._started.discard(execution_id)
+                self._started.pop(execution_id, None)
                 # Taken up a moment ago, it may have ended by itself meanwhile.
                 if (await asyncio.to_thread(self._store.read, execution_id)).status in FINISHED:
                     continue
@@ -184,19 +186,24 @@ class Conducting:
                 continue
 
     async def _claim(self) -> None:
-        while len(self._started) < self._max_running and not self._stopping.is_set():
-            execution = await self.lives.write(self._store.claim_next)
+        while not self._stopping.is_set():
+            running = Counter(self._started.values())
+            full = [name for name, n in running.items() if n >= self._max_running.get(name, 1)]
+            if set(full) >= self._max_running.keys():
+                # No write lock for nothing; who waits of other workflows fails a little later.
+                return
+            execution = await self.lives.write(self._store.claim_next, full)
             if execution is None:
                 return
-            await self._start(execution.execution_id)
+            await self._start(execution)
 
-    async def _start(self, execution_id: str) -> None:
-        self._started.add(execution_id)
-        with SetWorkflowID(execution_id):
-            await DBOS.start_workflow_async(self._execute, execution_id)
+    async def _start(self, execution: Execution) -> None:
+        self._started[execution.execution_id] = execution.workflow
+        with SetWorkflowID(execution.execution_id):
+            await DBOS.start_workflow_async(self._execute, execution.execution_id)
 
     def _ended(self, execution_id: str) -> None:
-        self._started.discard(execution_id)
+        self._started.pop(execution_id, None)
         self._cancelling.discard(execution_id)
         self._nudged.set()
 

@@ -86,6 +86,13 @@ readiness = sa.Table(
     sa.Column("checked_at", _UtcTime, nullable=False),
 )
 
+descriptions = sa.Table(
+    "descriptions",
+    metadata,
+    sa.Column("workflow", sa.String(255), primary_key=True, comment="a user's own"),
+    sa.Column("description", _json, nullable=False),
+)
+
 EXECUTION_COLUMNS = [
     column
     for column in executions.c

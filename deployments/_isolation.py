@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import ray
+
 
 def hide_gpus() -> None:
     """Make every GPU invisible to this process.
@@ -13,3 +15,8 @@ def hide_gpus() -> None:
     deployments call this before anything imports torch.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def has_gpu() -> bool:
+    """Say whether Ray gave this replica a GPU."""
+    return ray.is_initialized() and bool(ray.get_gpu_ids())

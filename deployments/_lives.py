@@ -23,6 +23,7 @@ from deployments._provenance import software
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
 from workflows.base import Plan
+from workflows.custom import CustomPlan, is_custom
 from workflows.errors import StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 
@@ -76,7 +77,7 @@ class Lives:
         self._ended = ended
 
     @asynccontextmanager
-    async def life_of(self, execution_id: str) -> AsyncIterator[Plan]:
+    async def life_of(self, execution_id: str) -> AsyncIterator[Plan | CustomPlan]:
         """Give an execution's plan, and record how its life ends if it does not end well."""
         if self.closed:
             raise asyncio.CancelledError
@@ -89,9 +90,9 @@ class Lives:
             if execution.status == Status.FAILED:
                 # Taken up again by a successor after the outcome was recorded.
                 raise StageFailed(execution.stage or Stage.FINISH, execution.error_message or "")
-            plan = Plan.model_validate(execution.plan)
-            life.written = _written_before(execution, plan)
-            await self.enter(execution_id, Stage.INITIAL_CONDITIONS)
+            plan = _plan_of(execution)
+            if isinstance(plan, Plan):
+                life.written = _written_before(execution, plan)
             yield plan
         except (asyncio.CancelledError, DBOSWorkflowCancelledError):
             # A cancel comes twice, from us and from DBOS: the second must not stop this.
@@ -140,27 +141,22 @@ class Lives:
         if execution.stage is None or order.index(execution.stage) < order.index(stage):
             await self.record(execution_id, stage=stage, status=status)
 
+    async def keep(self, execution_id: str, results: dict[str, Any]) -> None:
+        """Record results of an execution that is about to fail: they can be had all the same."""
+        execution = await self._read(execution_id)
+        if execution.status not in FINISHED:
+            manifest = _manifest(execution, results, datetime.now(UTC))
+            await self.record(execution_id, results=manifest | {"status": str(Status.FAILED)})
+
     async def complete(self, execution_id: str, results: dict[str, Any]) -> None:
         """Record the results and that all is done; twice is harmless."""
         execution = await self._read(execution_id)
         if execution.status not in FINISHED:
-            ended = datetime.now(UTC)
-            started = execution.started_at or execution.created_at
-            manifest = {
-                **results,
-                "request_id": execution_id,
-                "workflow_name": execution.workflow,
-                "status": str(Status.COMPLETED),
-                "created_at": execution.created_at.isoformat(),
-                "completion_time": ended.isoformat(),
-                "execution_time_seconds": (ended - started).total_seconds(),
-                "parameters": execution.parameters,
-                "storage_type": "server",
-            }
+            manifest = _manifest(execution, results, datetime.now(UTC))
             await self.record(
                 execution_id, status=Status.COMPLETED, stage=Stage.FINISH, results=manifest
             )
-            tell_completed(execution_id, (ended - started).total_seconds())
+            tell_completed(execution_id, manifest["execution_time_seconds"])
         await self._tidy("clean", execution_id)
 
     async def note_progress(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
@@ -187,6 +183,10 @@ class Lives:
                 steps_per_member=plan.n_times,
             )
             await self.record(execution_id, progress=progress)
+
+    async def note_run(self, execution_id: str, progress: Progress) -> None:
+        """Record how far the run of a user's workflow is; its replica tells it now and then."""
+        await self.record(execution_id, progress=progress)
 
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""
@@ -241,6 +241,8 @@ class Lives:
         StageFailed
             With the reason; `TransientFailure` if another try is worth it.
         """
+        if deployment not in self._deployments:
+            raise StageFailed(stage, f"this server does not serve {deployment} any more")
         handle = self._deployments[deployment].options(stream=True)
         response = getattr(handle, method).remote(*args)
         try:
@@ -279,6 +281,27 @@ def _failure(stage: str, error: Exception) -> Exception:
     if isinstance(failure, StaleConductor):
         superseded(str(failure))
     return failure
+
+
+def _plan_of(execution: Execution) -> Plan | CustomPlan:
+    if is_custom(execution.plan):
+        return CustomPlan.model_validate(execution.plan)
+    return Plan.model_validate(execution.plan)
+
+
+def _manifest(execution: Execution, results: dict[str, Any], ended: datetime) -> dict[str, Any]:
+    started = execution.started_at or execution.created_at
+    return {
+        **results,
+        "request_id": execution.execution_id,
+        "workflow_name": execution.workflow,
+        "status": str(Status.COMPLETED),
+        "created_at": execution.created_at.isoformat(),
+        "completion_time": ended.isoformat(),
+        "execution_time_seconds": (ended - started).total_seconds(),
+        "parameters": execution.parameters,
+        "storage_type": "server",
+    }
 
 
 def _written_before(execution: Execution, plan: Plan) -> list[int]:

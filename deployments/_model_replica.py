@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -47,12 +49,21 @@ class Job:
 
     def __init__(self, fence: int) -> None:
         self.fence = fence
-        self.written: Callable[[], int] = lambda: 0
+        self.progress: Callable[[], Any] = lambda: None
+        """Says how far it is; told when it changes."""
         self._stop = threading.Event()
+        self._stopped_at: float | None = None
 
     def stop(self) -> None:
         """Ask the thread to stop before its next step."""
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
         self._stop.set()
+
+    @property
+    def overdue_s(self) -> float:
+        """Seconds since it was asked to stop; 0 if it was not."""
+        return 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
 
     def check(self) -> None:
         """Raise between two steps if the job shall stop.
@@ -89,17 +100,36 @@ class ModelReplica:
         The model's name in the settings.
     load : callable
         Gives the model; runs in the model's thread.
+    what : str
+        What is loaded, for messages.
+    grace_s : float, optional
+        What a job's thread gets to end in when it shall stop. A thread cannot be ended from
+        outside, so the process is, and Serve starts another. Without it the thread is waited for.
     """
 
-    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Any],
+        *,
+        what: str = "model",
+        grace_s: float | None = None,
+    ) -> None:
         self._name = name
+        self._what = what
         self._load = load
+        self._grace_s = grace_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._lock = asyncio.Lock()
         self._newest_fence = 0
         self._running: Job | None = None
         self._model: Any = None
         self._failure: str | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Say why it could not be loaded; None if it is, or was not tried yet."""
+        return self._failure and f"{self._what} {self._name} could not be loaded: {self._failure}"
 
     async def start(self) -> None:
         """Load the model; a failure is kept as the reason why it cannot be used."""
@@ -111,7 +141,7 @@ class ModelReplica:
             failure = f"{type(error).__name__}: {error}"
             # Once: it is tried again every few seconds.
             if failure != self._failure:
-                logger.exception("model %s could not be loaded", self._name)
+                logger.exception("%s %s could not be loaded", self._what, self._name)
             self._failure = failure
 
     async def model(self) -> Any:
@@ -127,9 +157,7 @@ class ModelReplica:
                 if self._model is None:
                     await self.start()
         if self._model is None:
-            raise ModelUnavailable(
-                Stage.INFERENCE, f"model {self._name} could not be loaded: {self._failure}"
-            )
+            raise ModelUnavailable(Stage.INFERENCE, self.failure or "")
         return self._model
 
     def admit(self, fence: int) -> None:
@@ -147,8 +175,8 @@ class ModelReplica:
             self._running.stop()
 
     async def run(
-        self, job: Job, work: Callable[[Any], None], finish: Callable[[], Any]
-    ) -> AsyncGenerator[MemberProgress]:
+        self, job: Job, work: Callable[[Any], None], finish: Callable[[], Any] | None = None
+    ) -> AsyncGenerator[Any]:
         """Run a job in the model's thread, and tell how far it is until it ends.
 
         Parameters
@@ -157,8 +185,13 @@ class ModelReplica:
             Watched by `work` through `Job.check`.
         work : callable
             Called with the model in its thread.
-        finish : callable
+        finish : callable, optional
             Gives a coroutine that waits until what `work` handed over is written.
+
+        Yields
+        ------
+        Any
+            What `Job.progress` gives, when it has changed and at the end.
 
         Raises
         ------
@@ -173,39 +206,50 @@ class ModelReplica:
             self._running = job
             thread = asyncio.get_running_loop().run_in_executor(self._thread, work, model)
             try:
-                async for progress in _until_done(thread, job):
+                async for progress in self._until_done(thread, job):
                     yield progress
-                writes = asyncio.ensure_future(finish())
-                async for progress in _until_done(writes, job):
-                    yield progress
+                if finish is not None:
+                    writes = asyncio.ensure_future(finish())
+                    async for progress in self._until_done(writes, job):
+                        yield progress
             finally:
                 job.stop()
-                await _settled(thread)
+                await self._settled(thread, job)
                 self._running = None
-        yield MemberProgress(written=job.written())
+        yield job.progress()
 
+    async def _until_done(self, future: asyncio.Future[Any], job: Job) -> AsyncGenerator[Any]:
+        told = None
+        while True:
+            await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S)
+            if future.done():
+                future.result()
+                return
+            self._check_patience(job)
+            if (progress := job.progress()) != told:
+                told = progress
+                yield progress
 
-async def _until_done(future: asyncio.Future[Any], job: Job) -> AsyncGenerator[MemberProgress]:
-    told = -1
-    while True:
-        await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S)
-        if future.done():
-            future.result()
-            return
-        if job.written() != told:
-            told = job.written()
-            yield MemberProgress(written=told)
+    async def _settled(self, future: asyncio.Future[Any], job: Job) -> None:
+        """Wait for a thread's end, whatever cancels this call meanwhile."""
+        interrupted = False
+        while not future.done():
+            try:
+                await asyncio.wait({future}, timeout=PROGRESS_INTERVAL_S)
+                self._check_patience(job)
+            except asyncio.CancelledError:
+                interrupted = True
+        if not future.cancelled():
+            future.exception()
+        if interrupted:
+            raise asyncio.CancelledError
 
-
-async def _settled(future: asyncio.Future[Any]) -> None:
-    """Wait for a thread's end, whatever cancels this call meanwhile."""
-    interrupted = False
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError:
-            interrupted = True
-    if not future.cancelled():
-        future.exception()
-    if interrupted:
-        raise asyncio.CancelledError
+    def _check_patience(self, job: Job) -> None:
+        if self._grace_s is not None and job.overdue_s > self._grace_s:
+            logger.critical(
+                "%s %s has not stopped within %g s, this process ends",
+                self._what,
+                self._name,
+                self._grace_s,
+            )
+            os._exit(1)

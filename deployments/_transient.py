@@ -47,16 +47,17 @@ def as_stage_failure(stage: str, error: Exception) -> Earth2ServeError:
         cause = error.cause
         if isinstance(cause, Earth2ServeError):
             return cause
-        return StageFailed(stage, _in_words(cause))
+        return StageFailed(stage, in_words(cause))
     if isinstance(error, Earth2ServeError):
         return error
     if is_transient(error):
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
         return TransientFailure(stage, f"{type(error).__name__}: {first_line}")
-    return StageFailed(stage, _in_words(error))
+    return StageFailed(stage, in_words(error))
 
 
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """Say what went wrong, for whoever asked for the forecast."""
     # Clients read it: where the file lies is not for them.
     text = error.strerror if isinstance(error, OSError) else None
     return f"{type(error).__name__}: {text or error}"

@@ -53,6 +53,17 @@ class WorkFolder:
         self._fences = path / "fences"
         self._steps = path / "steps"
 
+    def open(self, fence: int) -> None:
+        """Make the folder, unless it is there, and let the newest fence pass.
+
+        Raises
+        ------
+        StaleConductor
+            If a newer fence was seen.
+        """
+        self._fences.mkdir(parents=True, exist_ok=True)
+        self.admit(fence)
+
     # The plan.
 
     def begin(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
@@ -68,9 +79,8 @@ class WorkFolder:
         StageFailed
             If the execution was begun with another plan.
         """
-        self._fences.mkdir(parents=True, exist_ok=True)
+        self.open(fence)
         self._steps.mkdir(exist_ok=True)
-        self.admit(fence)
         try:
             known, first = self.plan()
         except FileNotFoundError:

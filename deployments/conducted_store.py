@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from deployments._execution_tables import (
     EXECUTION_COLUMNS,
     conductors,
+    descriptions,
     execution_of,
     executions,
     readiness,
@@ -62,12 +63,29 @@ class ConductedStore(ExecutionStore):
                 .on_conflict_do_update(index_elements=["component"], set_=values)
             )
 
-    def claim_next(self, fence: int) -> Execution | None:
-        """Take the execution that waits longest; it is running from now on."""
+    def describe(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
+        """Record how a user's workflow describes itself."""
+        values = {"description": dict(description)}
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        with self._fenced(fence) as connection:
+            connection.execute(
+                insert(descriptions)
+                .values(workflow=workflow, **values)
+                .on_conflict_do_update(index_elements=["workflow"], set_=values)
+            )
+
+    def claim_next(self, fence: int, full: Collection[str] = ()) -> Execution | None:
+        """Take the execution that waits longest; it is running from now on.
+
+        Parameters
+        ----------
+        full : collection of str
+            Workflows of which no more can run now.
+        """
         with self._fenced(fence) as connection:
             row = connection.execute(
                 sa.select(*EXECUTION_COLUMNS)
-                .where(executions.c.status == Status.QUEUED)
+                .where(executions.c.status == Status.QUEUED, executions.c.workflow.notin_(full))
                 .order_by(executions.c.number)
                 .limit(1)
             ).first()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from dbos import DBOS
@@ -21,8 +22,10 @@ from deployments._conducting import Conducting, conduct_here, here
 from deployments._endurance import uninterrupted
 from deployments._isolation import hide_gpus
 from deployments._transient import TransientFailure
+from deployments.custom_workflow import Packaging, RunJob, RunResult
 from deployments.fcn3 import MemberJob
 from workflows.base import Plan
+from workflows.custom import CustomPlan
 from workflows.errors import StageFailed
 from workflows.execution import Stage, Status
 
@@ -33,32 +36,54 @@ def _worth_another_try(error: BaseException) -> bool:
     return isinstance(error, TransientFailure)
 
 
-recorded = DBOS.step(
+_step = partial(
+    DBOS.step,
     retries_allowed=True,
-    max_attempts=4,
     interval_seconds=1.0,
     backoff_rate=2.0,
     should_retry=_worth_another_try,
     preemptible=True,
 )
+recorded = _step(max_attempts=4)
 """A step whose outcome is kept: it is not run again after a crash, but may run twice during one."""
+recorded_run = _step(max_attempts=3)
+"""The same for users' code: what has ended its process thrice will do so again."""
 
 
 @DBOS.workflow(name="execute", max_recovery_attempts=None)
 async def execute(execution_id: str) -> None:
-    """Carry one execution from initial conditions to a finished result."""
+    """Carry one execution from its plan to a finished result."""
     async with here().life_of(execution_id) as plan:
-        _, initial_conditions = await together(
-            create_result(execution_id, plan), fetch_initial_conditions(execution_id, plan)
-        )
-        await here().enter(execution_id, Stage.INFERENCE)
-        await together(
-            *([export(execution_id)] if plan.output_format == "netcdf4" else []),
-            *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
-        )
-        await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
-        results = await package(execution_id)
+        if isinstance(plan, CustomPlan):
+            results = await life_of_custom(execution_id, plan)
+        else:
+            results = await life_of_forecast(execution_id, plan)
         await finish(execution_id, results)
+
+
+async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
+    """Carry a forecast of ours from initial conditions to described results."""
+    await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
+    _, initial_conditions = await together(
+        create_result(execution_id, plan), fetch_initial_conditions(execution_id, plan)
+    )
+    await here().enter(execution_id, Stage.INFERENCE)
+    await together(
+        *([export(execution_id)] if plan.output_format == "netcdf4" else []),
+        *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
+    )
+    await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
+    return await package(execution_id)
+
+
+async def life_of_custom(execution_id: str, plan: CustomPlan) -> dict[str, Any]:
+    """Carry the run of a user's workflow class from its call to described results."""
+    await here().enter(execution_id, Stage.INFERENCE)
+    made = await run(execution_id, plan)
+    if made.shortcoming is not None:
+        await keep(execution_id, made.results)
+        raise StageFailed(Stage.PACKAGE, made.shortcoming)
+    return made.results
 
 
 @recorded
@@ -110,6 +135,34 @@ async def package(execution_id: str) -> dict[str, Any]:
     return results
 
 
+@recorded_run
+async def run(execution_id: str, plan: CustomPlan) -> RunResult:
+    """Run a user's workflow class; when this is done, its results are in their place."""
+    job = RunJob(execution_id=execution_id, plan=plan, fence=here().fence)
+    made: RunResult | None = None
+    try:
+        async for told in here().stream(Stage.INFERENCE, plan.workflow, "run", job):
+            if isinstance(told, RunResult):
+                made = told
+            elif isinstance(told, Packaging):
+                await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
+            else:
+                await here().note_run(execution_id, told)
+    except TransientFailure as error:
+        raise TransientFailure(
+            Stage.INFERENCE, f"the process that ran the workflow has ended: {error}"
+        ) from None
+    if made is None:
+        raise StageFailed(Stage.INFERENCE, "the run ended without a result")
+    return made
+
+
+@recorded
+async def keep(execution_id: str, results: Mapping[str, Any]) -> None:
+    """Keep results that fall short: they can be had although the execution fails."""
+    await uninterrupted(here().keep(execution_id, dict(results)))
+
+
 @recorded
 async def finish(execution_id: str, results: dict[str, Any]) -> None:
     """Say that the results can be had; once that has begun, a cancel comes too late."""
@@ -135,8 +188,8 @@ class ConductorOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store_url: str
-    max_running: int
-    """Executions that run at once."""
+    max_running: dict[str, int]
+    """Executions that run at once, by workflow."""
     drain_s: float = 5.0
     """What running steps get to end in when another replica takes over."""
 
@@ -157,9 +210,9 @@ class Conductor:
     ----------
     options : ConductorOptions
     deployments : dict of str to DeploymentHandle
-        ``packager``, ``initial_conditions`` and every model, by name.
+        ``packager``, ``initial_conditions``, and every model and user's workflow by name.
     components : dict of str to str
-        Models and data sources to watch, and the deployment that serves each.
+        Models, data sources and users' workflows to watch, and the deployment that serves each.
     """
 
     async def __init__(  # type: ignore[misc]

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from deployments._execution_tables import (
     EXECUTION_COLUMNS,
     conductors,
+    descriptions,
     execution_of,
     executions,
     metadata,
@@ -205,7 +206,10 @@ class ExecutionStore:
         return execution_of(row)
 
     def position(self, execution: Execution) -> int | None:
-        """Count the queued executions ahead of this one; None if it does not wait."""
+        """Count the queued executions of its workflow ahead of this one; None if it does not wait.
+
+        Those of other workflows do not stand in its way: each has replicas of its own.
+        """
         if execution.status != Status.QUEUED:
             return None
         with self.engine.connect() as connection:
@@ -214,7 +218,9 @@ class ExecutionStore:
     def _position(self, connection: sa.Connection, execution: Execution) -> int | None:
         if execution.status != Status.QUEUED:
             return None
-        return connection.scalar(_COUNT_AHEAD, {"id": execution.execution_id})
+        return connection.scalar(
+            _COUNT_AHEAD, {"id": execution.execution_id, "workflow": execution.workflow}
+        )
 
     def list_executions(
         self,
@@ -351,6 +357,13 @@ class ExecutionStore:
                 for row in connection.execute(sa.select(readiness))
             }
 
+    def description(self, workflow: str) -> dict[str, Any] | None:
+        """Read how a user's workflow was described last; None if it never was."""
+        query = sa.select(descriptions.c.description).where(descriptions.c.workflow == workflow)
+        with self.engine.connect() as connection:
+            found: dict[str, Any] | None = connection.scalar(query)
+            return found
+
     def read(self, execution_id: str) -> Execution:
         """Read one execution, whatever its workflow.
 
@@ -383,6 +396,7 @@ _SQLITE_REVISION = f"SELECT revision FROM {executions.name} WHERE execution_id =
 _COUNT_QUEUED = sa.select(sa.func.count()).where(executions.c.status == Status.QUEUED)
 _COUNT_AHEAD = sa.select(sa.func.count()).where(
     executions.c.status == Status.QUEUED,
+    executions.c.workflow == sa.bindparam("workflow"),
     executions.c.number
     < sa.select(executions.c.number)
     .where(executions.c.execution_id == sa.bindparam("id"))

@@ -10,13 +10,12 @@ from contextlib import aclosing
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments._isolation import hide_gpus
+from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._model_replica import Job, MemberProgress, ModelReplica
 from deployments._step_window import StepWindow
@@ -70,7 +69,7 @@ class FCN3:
         await self._replica.start()
 
     def _load(self) -> Any:
-        device = "cuda" if _has_gpu() else "cpu"
+        device = "cuda" if has_gpu() else "cpu"
         if device == "cpu":
             hide_gpus()
         model = load(self._options.loader, device=device)
@@ -109,7 +108,7 @@ class FCN3:
             )
 
         window = StepWindow(write, self._options.window_steps)
-        running.written = lambda: window.written
+        running.progress = lambda: MemberProgress(written=window.written)
 
         def work(model: Any) -> None:
             for time_index, fields in enumerate(forecast(model, job)):
@@ -201,8 +200,3 @@ def check_coordinates(model: Any, options: FCN3Options) -> None:
                 f"{given[name][-1]:g}; configured in models.fcn3.grid are {wanted.size} from "
                 f"{wanted[0]:g} to {wanted[-1]:g}",
             )
-
-
-def _has_gpu() -> bool:
-    """Say whether Ray gave this replica a GPU."""
-    return ray.is_initialized() and bool(ray.get_gpu_ids())

@@ -7,6 +7,7 @@ import shutil
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from deployments.execution_store import ExecutionStore, Idempotency, Submitted
 from serve_app.context import Context
@@ -44,9 +45,16 @@ def accept(
         return known
     parameters = workflow.validate(body.parameters)
     plan = workflow.plan(parameters)
-    _check_size(plan, workflow, options.max_output_bytes)
-    _check_disk(plan, workflow, options.results_dir)
-    drawn = {"seeds": list(plan.seeds), "n_samples": len(plan.seeds)}
+    drawn: dict[str, Any] = {}
+    if isinstance(plan, Plan):
+        _check_size(plan, workflow, options.max_output_bytes)
+        _check_disk(plan, workflow, options.results_dir)
+        drawn = {"seeds": list(plan.seeds), "n_samples": len(plan.seeds)}
+    elif not free_bytes(options.results_dir):
+        # How much it will write only its class knows; that is checked when it says so.
+        raise InvalidParameters(
+            [Problem("parameters", "no disk is left for results", "insufficient_storage")]
+        )
     execution = Execution(
         execution_id=new_execution_id(),
         workflow=workflow.name,
@@ -99,10 +107,7 @@ def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
 def _check_disk(plan: Plan, workflow: Workflow, results_dir: Path) -> None:
     # NetCDF4 is exported from the Zarr store, which is removed only afterwards.
     needed = plan.output_bytes * (2 if plan.output_format == "netcdf4" else 1)
-    folder = results_dir
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = max(shutil.disk_usage(folder).free - DISK_RESERVE, 0)
+    free = free_bytes(results_dir)
     if needed > free:
         raise _too_large(
             plan,
@@ -110,6 +115,13 @@ def _check_disk(plan: Plan, workflow: Workflow, results_dir: Path) -> None:
             f"it needs {readable_size(needed)} of disk, {readable_size(free)} are left",
             "insufficient_storage",
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Give what results may still take of a folder's disk; the folder need not exist yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return max(shutil.disk_usage(folder).free - DISK_RESERVE, 0)
 
 
 def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> InvalidParameters:

@@ -12,11 +12,17 @@ from ray.serve import Application, Deployment
 
 from deployments._loading import LoaderOptions
 from deployments.conductor import Conductor, ConductorOptions
+from deployments.custom_workflow import CustomWorkflow, CustomWorkflowOptions
 from deployments.fcn3 import FCN3, FCN3Options
 from deployments.initial_conditions import InitialConditions, SourceOptions
 from deployments.packager import Packager
 from serve_app.ingress import Ingress, IngressOptions
-from serve_app.sections import SYNTHETIC, DataSourceSettings, ModelSettings
+from serve_app.sections import (
+    SYNTHETIC,
+    CustomWorkflowSettings,
+    DataSourceSettings,
+    ModelSettings,
+)
 from serve_app.settings import Settings, parse_settings
 from workflows import WORKFLOWS
 from workflows.fcn3 import VARIABLES
@@ -46,7 +52,7 @@ def build(args: dict[str, Any]) -> Application:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         settings.check_nodes(sum(node["Alive"] for node in nodes))
     logger.info("settings: %s", settings.summary())
-    workflows = [WORKFLOWS[name] for name in settings.callable_workflows]
+    workflows = [WORKFLOWS[name] for name in settings.callable_workflows if name in WORKFLOWS]
     models = sorted({name for workflow in workflows for name in workflow.models})
     sources = sorted({name for workflow in workflows for name in workflow.data_sources})
 
@@ -59,23 +65,27 @@ def build(args: dict[str, Any]) -> Application:
     )
     deployments = {
         "packager": packager,
-        "initial_conditions": _bind(
+        **{name: MODELS[name](name, settings, packager) for name in models},
+    }
+    if sources:
+        deployments["initial_conditions"] = _bind(
             InitialConditions,
             WAITING,
             1,
             [_source(name, settings) for name in sources],
             settings.work_dir,
-        ),
-        **{name: MODELS[name](name, settings, packager) for name in models},
+        )
+    custom = {each.resolved_name: _custom(each, settings) for each in settings.custom_workflows}
+    components = dict.fromkeys(sources, "initial_conditions") | {
+        name: name for name in (*models, *custom)
     }
-    components = dict.fromkeys(sources, "initial_conditions") | {name: name for name in models}
     store_url = settings.resolved_store_url
     conductor = _bind(
         Conductor,
         WAITING,
         1,
         ConductorOptions(store_url=store_url, max_running=settings.max_running),
-        deployments,
+        deployments | custom,
         components,
     )
     options = IngressOptions(
@@ -89,16 +99,23 @@ def build(args: dict[str, Any]) -> Application:
         max_body_bytes=int(settings.limits.max_body_mb * 1e6),
         tokens_file=settings.auth.tokens_file,
         allow_origins=settings.cors.allow_origins,
-        components={w.name: (*w.models, *w.data_sources) for w in workflows},
+        components={w.name: (*w.models, *w.data_sources) for w in workflows}
+        | {name: (name,) for name in custom},
+        custom={each.resolved_name: each.output_format for each in settings.custom_workflows},
     )
-    return _bind(Ingress, WAITING, settings.ingress.replicas, options, conductor)
+    return _bind(Ingress, WAITING, settings.ingress.replicas, options, conductor, custom)
 
 
 def _bind(
-    deployment: type[Any], resources: dict[str, float], replicas: int, *args: Any
+    deployment: type[Any],
+    resources: dict[str, float],
+    replicas: int,
+    *args: Any,
+    name: str | None = None,
 ) -> Application:
-    configured = cast(Deployment, deployment).options(
-        num_replicas=replicas, ray_actor_options=resources
+    configured = cast(Deployment, deployment)
+    configured = configured.options(
+        name=name or configured.name, num_replicas=replicas, ray_actor_options=resources
     )
     return configured.bind(*args)
 
@@ -113,6 +130,22 @@ def _fcn3(name: str, settings: Settings, packager: Application) -> Application:
     )
     resources = {"num_cpus": 0.5, "num_gpus": model.resolved_num_gpus}
     return _bind(FCN3, resources, model.replicas, options, packager)
+
+
+def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
+    options = CustomWorkflowOptions(
+        name=each.resolved_name,
+        name_is_given=each.name is not None,
+        path=each.path,
+        config=each.config,
+        results_dir=settings.results_dir,
+        work_dir=settings.work_dir,
+        max_output_bytes=int(settings.limits.max_output_gb * 1e9),
+        window_bytes=each.window_mb * 10**6,
+        cancel_grace_s=each.cancel_grace_s,
+    )
+    resources = {**WAITING, "num_gpus": each.num_gpus}
+    return _bind(CustomWorkflow, resources, each.replicas, options, name=each.deployment)
 
 
 MODELS: dict[str, Callable[[str, Settings, Application], Application]] = {"fcn3": _fcn3}

@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app import findings
 from serve_app.findings import Finding
-from serve_app.settings import DEPLOYMENTS, find_in_args, places
+from serve_app.settings import DEPLOYMENTS, Settings, find_in_args, places
 
 BUILD = "serve_app.app:build"
 
@@ -91,8 +91,13 @@ def _find_in_application(application: Mapping[str, Any], path: findings.Path) ->
             yield Finding((*path, "import_path"), f"unknown import path; did you mean {BUILD}?")
         return
     args = application.get("args", {})
+    known: tuple[str, ...] = DEPLOYMENTS
     if isinstance(args, Mapping):
-        yield from find_in_args(args, (*path, "args"))
+        wrong = find_in_args(args, (*path, "args"))
+        yield from wrong
+        if not wrong:
+            workflows = Settings.model_validate(dict(args)).workflows
+            known += tuple(each.deployment for each in workflows.custom)
     deployments = application.get("deployments")
     seen = set()
     for index, deployment in enumerate(deployments if isinstance(deployments, list) else ()):
@@ -100,9 +105,8 @@ def _find_in_application(application: Mapping[str, Any], path: findings.Path) ->
         if not isinstance(name, str):
             continue
         here = (*path, "deployments", index, "name")
-        if name not in DEPLOYMENTS:
-            known = f"unknown deployment {name!r}; known are {', '.join(DEPLOYMENTS)}"
-            yield Finding(here, known)
+        if name not in known:
+            yield Finding(here, f"unknown deployment {name!r}; known are {', '.join(known)}")
         elif name in seen:
             yield Finding(here, f"{name} is overridden twice")
         seen.add(name)

@@ -15,9 +15,10 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments.execution_store import ExecutionStore
+from serve_app.custom_workflows import CustomWorkflows
 from serve_app.long_poll import ChangeWatcher
 from serve_app.observation import Observation, Observer
-from workflows.base import Grid, Workflow
+from workflows.base import Grid, OutputFormat, Workflow
 from workflows.errors import ExecutionNotFound, WorkflowNotFound
 from workflows.execution import Execution
 
@@ -39,6 +40,8 @@ class IngressOptions(BaseModel):
     """Workflows that are listed and can be called."""
     warmup: tuple[str, ...] = ()
     """Workflows that can be called but are not listed."""
+    custom: dict[str, OutputFormat] = {}
+    """Workflows of users' own among them, with the format of results where a class has no say."""
     grid: Grid = Grid()
     max_queued: int = Field(20, ge=1)
     max_output_bytes: int = Field(gt=0)
@@ -50,6 +53,11 @@ class IngressOptions(BaseModel):
     """Origins of web pages that may call; none by default."""
     components: dict[str, tuple[str, ...]] = {}
     """Workflow to the models and data sources whose readiness it needs."""
+
+    @property
+    def callable(self) -> tuple[str, ...]:
+        """Names of all workflows that can be called."""
+        return (*self.exposed, *self.warmup)
 
     @field_validator("results_dir", "tokens_file")
     @classmethod
@@ -66,7 +74,9 @@ class Context:
     options: IngressOptions
     store: ExecutionStore
     workflows: Mapping[str, Workflow]
-    """The callable ones, exposed or warm-up, by name."""
+    """The callable ones of ours, exposed or warm-up, by name."""
+    custom: CustomWorkflows
+    """The callable ones of users' own."""
     observer: Observer
     changes: ChangeWatcher
     nudge: Callable[[], None]
@@ -89,18 +99,31 @@ class Context:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, partial(call, *args, **kwargs))
 
-    def workflow(self, name: str) -> Workflow:
-        """Give a callable workflow.
+    def check_workflow(self, name: str) -> None:
+        """Refuse a workflow that cannot be called.
 
         Raises
         ------
         WorkflowNotFound
             If it does not exist or is hidden; a client cannot tell which.
         """
-        workflow = self.workflows.get(name)
-        if workflow is None:
+        if name not in self.workflows and name not in self.custom:
             raise WorkflowNotFound(f"workflow not found: {name[:100]}")
-        return workflow
+
+    async def workflow(self, name: str) -> Workflow:
+        """Give a callable workflow.
+
+        Raises
+        ------
+        WorkflowNotFound
+            As `check_workflow`.
+        WorkflowUnavailable
+            If it is a user's own and nothing is known of its class yet.
+        """
+        self.check_workflow(name)
+        if name in self.workflows:
+            return self.workflows[name]
+        return await self.read(self.custom.look_up, name)
 
     def check(self, workflow: str, execution_id: str) -> None:
         """Refuse hidden workflows and ids that cannot exist, before the store is asked.
@@ -109,7 +132,7 @@ class Context:
         ------
         WorkflowNotFound, ExecutionNotFound
         """
-        self.workflow(workflow)
+        self.check_workflow(workflow)
         if not _EXECUTION_ID.fullmatch(execution_id):
             raise ExecutionNotFound(execution_id)
 

@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from serve_app.custom_workflows import WorkflowUnavailable
 from serve_app.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from workflows.errors import (
     Earth2ServeError,
@@ -102,6 +103,7 @@ STATUS: dict[type[Exception], int] = {
     ForbiddenPath: 403,
     InvalidPath: 400,
     ResultsUnavailable: 503,
+    WorkflowUnavailable: 503,
     NoWorkflowExposed: 503,
     Unhealthy: 503,
     # SQLite: locked, disk full; PostgreSQL: away. And no connection left in the pool.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from ray.runtime_env import RuntimeEnv
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
@@ -79,12 +80,17 @@ def known_places(args: type[BaseModel]) -> Places:
 def _places(annotation: Any, pattern: str, args: type[BaseModel]) -> Iterator[tuple[str, str]]:
     for model, suffix in _models(annotation):
         where = pattern + suffix
-        for name, field in model.model_fields.items():
+        for name, field in _keys(model).items():
             if model is ServeApplicationSchema and name in _SINGLE_APPLICATION_KEYS:
                 continue
             yield name, where
             inner = args if model is ServeApplicationSchema and name == "args" else field.annotation
             yield from _places(inner, f"{where}.{name}" if where else name, args)
+
+
+def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Give the fields of a model by the keys that stand for them in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
@@ -112,7 +118,7 @@ def _unknown_keys(values: Any, annotation: Any, path: Path, places: Places) -> I
 def _unknown_in(
     values: Mapping[str, Any], model: type[BaseModel], path: Path, places: Places
 ) -> Iterator[Finding]:
-    fields = model.model_fields
+    fields = _keys(model)
     for key, value in values.items():
         here = (*path, key)
         if key not in fields:

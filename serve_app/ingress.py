@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -20,6 +21,7 @@ from deployments.execution_store import ExecutionStore
 from serve_app import errors
 from serve_app.auth import BearerAuth, Tokens
 from serve_app.context import Context, IngressOptions
+from serve_app.custom_workflows import CustomWorkflows, Validate
 from serve_app.long_poll import ChangeWatcher, look_at
 from serve_app.middleware import BodyBound, HeadWithoutBody, SameSiteWrites, UnexpectedErrors
 from serve_app.observation import Observer
@@ -27,6 +29,7 @@ from serve_app.openapi import describe
 from serve_app.routes import executions, health, results, workflows
 from workflows import WORKFLOWS
 from workflows.base import Grid, Workflow
+from workflows.errors import Problem
 
 __all__ = ["Ingress", "IngressOptions", "create_app"]
 
@@ -43,6 +46,7 @@ def create_app(
     options: IngressOptions,
     store: ExecutionStore,
     nudge: Nudge | None = None,
+    validators: Mapping[str, Validate] = MappingProxyType({}),
     catalogue: Catalogue = BUILT_IN,
 ) -> FastAPI:
     """Assemble the HTTP API; needs no Ray.
@@ -56,6 +60,8 @@ def create_app(
     nudge : callable, optional
         Tells the Conductor that there is something to do. Requests neither wait for it nor fail
         with it.
+    validators : mapping, optional
+        Has the class of each workflow of a user's own check parameters.
     catalogue : mapping, optional
         What makes each workflow, given the grid; the built-in ones by default.
 
@@ -70,8 +76,11 @@ def create_app(
         options=options,
         store=store,
         workflows={
-            name: catalogue[name](options.grid) for name in (*options.exposed, *options.warmup)
+            name: catalogue[name](options.grid)
+            for name in options.callable
+            if name not in options.custom
         },
+        custom=CustomWorkflows(store, options.custom, validators),
         observer=Observer(store),
         changes=changes,
         nudge=nudger,
@@ -183,18 +192,34 @@ class Ingress:
         What is served.
     conductor : DeploymentHandle
         Has ``nudge()``.
+    custom : dict of str to DeploymentHandle, optional
+        Users' own workflows, which have ``validate(parameters)``.
     """
 
-    def __init__(self, options: IngressOptions, conductor: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        options: IngressOptions,
+        conductor: DeploymentHandle[Any],
+        custom: dict[str, DeploymentHandle[Any]] | None = None,
+    ) -> None:
         hide_gpus()
         self._options = options
+        self._custom = custom or {}
         self._conductor = conductor
         self._store = ExecutionStore(options.store_url)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give the application; Serve calls this in the replica, after the constructor."""
-        return create_app(self._options, self._store, partial(_nudge, self._conductor))
+        validators = {name: partial(_validate, each) for name, each in self._custom.items()}
+        return create_app(self._options, self._store, partial(_nudge, self._conductor), validators)
 
 
 async def _nudge(conductor: DeploymentHandle[Any]) -> None:
     await conductor.nudge.remote()
+
+
+async def _validate(
+    workflow: DeploymentHandle[Any], parameters: Mapping[str, Any]
+) -> list[Problem]:
+    found: list[Problem] = await workflow.validate.remote(parameters)
+    return found

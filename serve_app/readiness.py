@@ -56,7 +56,7 @@ def metrics(context: Context) -> str:
     beat = context.store.conductor_heartbeat()
     # A gauge that is absent until its first execution breaks alerts, so every status is there.
     states: dict[tuple[str, str], float] = {
-        (name, status): 0 for name in context.workflows for status in Status
+        (name, status): 0 for name in context.options.callable for status in Status
     }
     states.update(counts)
     queued = sum(n for (_, status), n in counts.items() if status == Status.QUEUED)

@@ -146,7 +146,7 @@ def status_body(execution: Execution, position: int | None) -> dict[str, Any]:
             "progress": progress.message,
             "current_step": progress.current_step,
             "total_steps": progress.total_steps,
-            "error_message": execution.error_message,
+            "error_message": execution.error_message or progress.error_message,
             "members": progress.members,
             "steps_per_member": progress.steps_per_member,
         },

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    field_validator,
+)
 
+from serve_app.class_names import declared_name
 from workflows import WORKFLOWS, Grid
+from workflows.base import OutputFormat
+from workflows.custom import check_name
 
 SYNTHETIC = "synthetic"
 
 
-def _known_workflow(name: str) -> str:
-    if name not in WORKFLOWS:
-        raise ValueError(f"unknown workflow {name!r}; known are {', '.join(WORKFLOWS)}")
-    return name
+def _import_path(value: str) -> str:
+    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", value):
+        raise ValueError('give "module:Class", as in "my_package.workflows:MyWorkflow"')
+    return value
 
 
 def _loader(value: str) -> str:
@@ -34,7 +46,6 @@ def _origin(value: str) -> str:
 # Strict, because YAML has its own numbers and truth values: `true` is no count.
 Count = Annotated[int, Strict(), Field(ge=1)]
 Amount = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
-WorkflowName = Annotated[str, AfterValidator(_known_workflow)]
 Loader = Annotated[str, AfterValidator(_loader)]
 
 
@@ -44,9 +55,70 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+class CustomWorkflowSettings(Section):
+    """A user's own workflow class and the replicas that run it."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    path: Annotated[str, AfterValidator(_import_path)] = Field(
+        alias="class",
+        description='"module:Class": a class with the interface of Earth2Studio\'s Earth2Workflow.',
+    )
+    name: Annotated[str, AfterValidator(check_name)] | None = Field(
+        default=None, description="Name of the workflow; null is the one that the class has."
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the class's constructor."
+    )
+    replicas: Count = Field(default=1, description="Replicas; each runs one execution at a time.")
+    num_gpus: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] = Field(
+        default=1.0, description="GPUs of a replica; 0 runs it on the CPU."
+    )
+    output_format: OutputFormat = Field(
+        default="zarr",
+        description="Format of results if the class has no parameter output_format.",
+    )
+    window_mb: Count = Field(
+        default=256,
+        description="Megabytes that may be computed but unwritten: memory for speed.",
+    )
+    cancel_grace_s: Amount = Field(
+        default=15.0,
+        description="Seconds that a run gets to stop after a cancel; its process is ended then.",
+    )
+
+    @property
+    def resolved_name(self) -> str:
+        """Name of the workflow: given, or read in the class's source, or the class's own."""
+        attribute = self.path.partition(":")[2]
+        return self.name or declared_name(self.path) or attribute.rpartition(".")[2]
+
+    @property
+    def deployment(self) -> str:
+        """Name of its deployment."""
+        return f"CustomWorkflow-{self.resolved_name}"
+
+
+def _known_workflows(custom: Sequence[CustomWorkflowSettings]) -> tuple[str, ...]:
+    return (*WORKFLOWS, *(each.resolved_name for each in custom))
+
+
+def _known_workflow(name: str, info: ValidationInfo) -> str:
+    known = _known_workflows(info.data.get("custom", ()))
+    if name not in known:
+        raise ValueError(f"unknown workflow {name!r}; known are {', '.join(known)}")
+    return name
+
+
+WorkflowName = Annotated[str, AfterValidator(_known_workflow)]
+
+
 class WorkflowSettings(Section):
     """Which workflows can be called."""
 
+    custom: tuple[CustomWorkflowSettings, ...] = Field(
+        default=(), description="Workflow classes of your own, see docs/custom-workflows.md."
+    )
     exposed: tuple[WorkflowName, ...] = Field(
         default=(),
         description="Workflows that are listed and can be called; empty means all. "
@@ -55,6 +127,29 @@ class WorkflowSettings(Section):
     warmup: tuple[WorkflowName, ...] = Field(
         default=(), description="Workflows that can be called but are not listed."
     )
+
+    @field_validator("custom")
+    @classmethod
+    def _names_differ(
+        cls, value: tuple[CustomWorkflowSettings, ...]
+    ) -> tuple[CustomWorkflowSettings, ...]:
+        taken = set(WORKFLOWS)
+        for each in value:
+            name = each.resolved_name
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise ValueError(f"{each.path}: {error}; set another `name`") from None
+            if name in taken:
+                raise ValueError(
+                    f"{each.path}: there is a workflow {name!r} already; set another `name`"
+                )
+            taken.add(name)
+        return value
+
+    def known(self) -> tuple[str, ...]:
+        """Names of all workflows that there are, ours first."""
+        return _known_workflows(self.custom)
 
 
 class ModelSettings(Section):
@@ -120,7 +215,8 @@ class QueueSettings(Section):
     )
     max_running: Count | None = Field(
         default=None,
-        description="Executions that run at once; null is the replicas of the model plus 1.",
+        description="Executions of a workflow that run at once; null is its model's replicas plus 1, "
+        "and the replicas of a workflow of your own.",
     )
 
 

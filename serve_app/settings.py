@@ -16,6 +16,7 @@ from serve_app.findings import Finding, Places, explain, find, known_places
 from serve_app.sections import (
     AuthSettings,
     CorsSettings,
+    CustomWorkflowSettings,
     DataSourcesSettings,
     IngressSettings,
     LimitSettings,
@@ -28,7 +29,8 @@ from serve_app.sections import (
 from workflows import WORKFLOWS
 
 DEPLOYMENTS = ("Ingress", "Conductor", "InitialConditions", "FCN3", "Packager")
-"""Names of the deployments, as ``deployments:`` in a configuration file may name them."""
+"""Names of the deployments, as ``deployments:`` in a configuration file may name them; each
+workflow of a user's own has one more."""
 
 
 class SettingsError(ValueError):
@@ -87,7 +89,8 @@ class Settings(Section):
         """Names of the workflows that are listed."""
         if self.workflows.exposed:
             return tuple(dict.fromkeys(self.workflows.exposed))
-        return tuple(name for name in WORKFLOWS if name not in self.workflows.warmup)
+        known = self.workflows.known()
+        return tuple(name for name in known if name not in self.workflows.warmup)
 
     @property
     def callable_workflows(self) -> tuple[str, ...]:
@@ -95,9 +98,21 @@ class Settings(Section):
         return tuple(dict.fromkeys((*self.listed_workflows, *self.workflows.warmup)))
 
     @property
-    def max_running(self) -> int:
-        """Executions that run at once; one more than replicas, so that the next is prepared."""
-        return self.queue.max_running or self.models.fcn3.replicas + 1
+    def custom_workflows(self) -> tuple[CustomWorkflowSettings, ...]:
+        """The callable workflows of users' own."""
+        names = self.callable_workflows
+        return tuple(each for each in self.workflows.custom if each.resolved_name in names)
+
+    @property
+    def max_running(self) -> dict[str, int]:
+        """Executions that run at once, by callable workflow.
+
+        One more than replicas of a model of ours, so that the next is prepared; a user's class
+        prepares nothing ahead.
+        """
+        usual = dict.fromkeys(WORKFLOWS, self.models.fcn3.replicas + 1)
+        usual |= {each.resolved_name: each.replicas for each in self.custom_workflows}
+        return {name: self.queue.max_running or usual[name] for name in self.callable_workflows}
 
     @property
     def resolved_store_url(self) -> str:
@@ -159,6 +174,8 @@ class Settings(Section):
         values = self.model_dump(mode="json")
         for loader in (*values["models"].values(), *values["data_sources"].values()):
             loader["options"] = sorted(loader["options"])
+        for custom, each in zip(values["workflows"]["custom"], self.workflows.custom, strict=True):
+            custom |= {"config": sorted(custom["config"]), "name": each.resolved_name}
         for name, model in values["models"].items():
             model["num_gpus"] = getattr(self.models, name).resolved_num_gpus
         values["queue"]["max_running"] = self.max_running
@@ -191,12 +208,15 @@ def parse_settings(
     exposed = [name.strip() for name in environ.get("EXPOSED_WORKFLOWS", "").split(",")]
     override: dict[str, Any] = {"exposed": [name for name in exposed if name]}
     if override["exposed"]:
+        workflows = args.get("workflows")
+        override["custom"] = workflows.get("custom", ()) if isinstance(workflows, Mapping) else ()
         try:
             WorkflowSettings.model_validate(override)
         except ValidationError as error:
             findings += [
                 Finding(("EXPOSED_WORKFLOWS",), found.message)
                 for found in explain(error, override, ())
+                if found.path[:1] == ("exposed",)
             ]
     if findings:
         raise SettingsError("\n".join(map(str, findings)))

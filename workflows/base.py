@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -122,19 +123,31 @@ def draw_seeds(count: int) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+def number_not_bool(value: Any) -> Any:
+    """Refuse true and false, which pydantic takes for 1 and 0; to be used before validation."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
 class Workflow(ABC):
     """A named recipe: what can be asked for, and the plan that follows from it."""
 
-    name: ClassVar[str]
-    description: ClassVar[str]
-    parameters: ClassVar[type[Parameters]]
+    name: str
+    description: str
+    parameters: type[Parameters]
     models: ClassVar[Sequence[str]]
     """Names of the models that it needs, as in the settings."""
     data_sources: ClassVar[Sequence[str]]
 
+    @functools.cached_property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the parameters."""
+        return self.parameters.model_json_schema()
+
     @abstractmethod
-    def plan(self, parameters: Any) -> Plan:
-        """Resolve validated parameters; draws what was left to chance.
+    def plan(self, parameters: Any) -> BaseModel:
+        """Resolve validated parameters into a plan; draws what was left to chance.
 
         Raises
         ------
@@ -175,7 +188,7 @@ def problems_of(error: ValidationError, prefix: str, names: Sequence[str]) -> li
         Problem(
             ".".join([prefix, *(str(part) for part in found["loc"])]),
             unknown
-            if found["type"] == "extra_forbidden"
+            if found["type"] == "extra_forbidden" and len(found["loc"]) == 1
             else found["msg"].removeprefix("Value error, "),
             found["type"],
         )

@@ -77,6 +77,8 @@ class Progress(BaseModel):
     members: tuple[int, ...] = ()
     """Time steps finished, per member."""
     steps_per_member: int = 0
+    error_message: str | None = None
+    """What a user's workflow tells of an error that it goes on with."""
 
 
 class Execution(BaseModel):

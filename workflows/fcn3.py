@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -22,8 +22,10 @@ from workflows.base import (
     TimeLayout,
     Workflow,
     draw_seeds,
+    number_not_bool,
 )
 from workflows.errors import InvalidParameters, Problem
+from workflows.times import moment_of
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 VARIABLES: tuple[str, ...] = (
@@ -39,27 +41,9 @@ FIRST_YEAR, LAST_YEAR = 1900, 2199
 DEFAULT_VARIABLES = ("t2m", "u10m", "v10m")
 
 
-def _number_not_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
-    return value
-
-
-def _utc_time(value: Any) -> Any:
+def _utc_time(value: Any) -> datetime:
     """Take ISO 8601 text with a time part; a zone is converted, none means UTC."""
-    if isinstance(value, datetime):
-        moment = value
-    elif isinstance(value, str):
-        if not re.match(r"^\d{4}-\d{2}-\d{2}[T ]\d{2}", value):
-            raise ValueError(
-                "a date and a time are needed, as in 2025-01-01T00:00:00 or 2025-01-01T00:00:00Z"
-            )
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"not an ISO 8601 time: {value[:40]!r}") from None
-    else:
-        raise ValueError("ISO 8601 text is needed, as in 2025-01-01T00:00:00")
+    moment = moment_of(value)
     if moment.year not in range(FIRST_YEAR, LAST_YEAR + 1):
         raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
@@ -72,7 +56,7 @@ def _six_hourly(value: datetime) -> datetime:
 
 
 UtcTime = Annotated[datetime, BeforeValidator(_utc_time)]
-Count = BeforeValidator(_number_not_bool)
+Count = BeforeValidator(number_not_bool)
 Seed = Annotated[int, Count, Field(ge=0, lt=SEED_BOUND)]
 
 
@@ -173,8 +157,8 @@ class FCN3Workflow(Workflow):
         Grid of the model that is served; FCN3's own by default.
     """
 
-    name: ClassVar[str] = "foundry_fcn3_workflow"
-    description: ClassVar[str] = (
+    name = "foundry_fcn3_workflow"
+    description = (
         "FCN3 ensemble forecast from ECMWF IFS initial conditions, 6-hourly, global 0.25 degrees"
     )
     parameters = FCN3Parameters

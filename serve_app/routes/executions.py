@@ -86,7 +86,7 @@ async def list_executions(
 ) -> Response:
     """List the executions of a workflow, newest first."""
     context = context_of(request)
-    context.workflow(workflow)
+    context.check_workflow(workflow)
     found = await context.read(
         context.store.list_executions,
         workflow,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from serve_app import schemas
 from serve_app.admission import accept
 from serve_app.context import Context, context_of
+from serve_app.custom_workflows import WorkflowUnavailable
 from serve_app.errors import (
     NoWorkflowExposed,
     SeveralWorkflowsExposed,
@@ -18,7 +18,7 @@ from serve_app.errors import (
 )
 from serve_app.json_body import parse_idempotency_key, parse_submit
 from serve_app.routes import documented, get
-from workflows.base import Parameters
+from workflows.custom import CustomWorkflow
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,14 +44,19 @@ IdempotencyKey = Annotated[
 async def list_workflows(request: Request) -> Response:
     """List the workflows that can be called, with what they do."""
     context = context_of(request)
-    listed = {name: context.workflows[name].description for name in context.options.exposed}
+    listed = {}
+    for name in context.options.exposed:
+        try:
+            listed[name] = (await context.workflow(name)).description
+        except WorkflowUnavailable as error:
+            listed[name] = str(error)
     return json_response({"workflows": listed})
 
 
-@get(router, "/workflows/{workflow}/schema", responses=documented(dict[str, Any], 404))
+@get(router, "/workflows/{workflow}/schema", responses=documented(dict[str, Any], 404, 503))
 async def workflow_schema(request: Request, workflow: str) -> Response:
     """Give the JSON schema of a workflow's parameters."""
-    return json_response(_schema(context_of(request).workflow(workflow).parameters))
+    return json_response((await context_of(request).workflow(workflow)).schema)
 
 
 @router.post("", responses=_SUBMITTED | documented(schemas.SubmitBody, 409), openapi_extra=_BODY)
@@ -75,9 +80,12 @@ async def submit(
 
 
 async def _submit(context: Context, name: str, request: Request) -> Response:
-    workflow = context.workflow(name)
+    workflow = await context.workflow(name)
     key = parse_idempotency_key(request.headers.getlist("idempotency-key"))
     body = parse_submit(await request.body(), request.headers.get("content-type"))
+    if isinstance(workflow, CustomWorkflow) and workflow.own_validation:
+        values = workflow.validate(body.parameters).model_dump(mode="json", exclude_unset=True)
+        await context.custom.check(workflow, values)
     submitted = await context.write(accept, context, workflow, body, key)
     execution = submitted.execution
     if not submitted.replayed:
@@ -101,8 +109,3 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
         },
         headers={"Idempotency-Replayed": "true"} if submitted.replayed else None,
     )
-
-
-@functools.cache
-def _schema(parameters: type[Parameters]) -> dict[str, Any]:
-    return parameters.model_json_schema()

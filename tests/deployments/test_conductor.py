@@ -185,7 +185,9 @@ async def test_a_cancel_stops_running_members_and_frees_the_place(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     execution_id = submit(store, n_steps=400)
-    async with conducts(store_url, StandIns(journal, step_s=0.05), max_running=1) as made:
+    async with conducts(
+        store_url, StandIns(journal, step_s=0.05), max_running={"foundry_fcn3_workflow": 1}
+    ) as made:
         await until(store, execution_id, lambda e: e.progress is not None)
         waiting = submit(store, n_steps=1, n_samples=1)
         asked_at = time.monotonic()

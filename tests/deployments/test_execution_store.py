@@ -135,9 +135,10 @@ def test_a_full_queue_says_how_full_and_takes_more_when_one_runs(store: Conducte
 
 
 def test_positions_count_what_waits_ahead(store: ConductedStore) -> None:
-    first, second, third = submit(store, new(), new("another_workflow"), new())
-    assert [store.position(e) for e in (first, second, third)] == [0, 1, 2]
-    store.request_cancel("another_workflow", second.execution_id)
+    first, second, other, third = submit(store, new(), new(), new("another_workflow"), new())
+    # Another workflow has replicas of its own: nobody stands in its way.
+    assert [store.position(e) for e in (first, second, other, third)] == [0, 1, 0, 2]
+    store.request_cancel(second.workflow, second.execution_id)
     assert store.position(third) == 1
     claimed = store.claim_next(store.issue_fence())
     assert claimed is not None

@@ -34,7 +34,7 @@ class Work:
         self.entered = threading.Event()
         self.spans: list[tuple[float, float]] = []
         self.written = 0
-        job.written = lambda: self.written
+        job.progress = lambda: MemberProgress(written=self.written)
 
     def __call__(self, model: Any) -> None:
         assert model is MODEL
@@ -192,7 +192,7 @@ async def test_a_job_ends_when_what_it_handed_over_is_written(replica: ModelRepl
             written += 1
 
     job = Job(1)
-    job.written = lambda: written
+    job.progress = lambda: MemberProgress(written=written)
     told = await outcome(replica.run(job, lambda model: None, write_on))
 
     assert told[-1] == 4

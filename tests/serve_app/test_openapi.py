@@ -64,7 +64,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
 
 
 def _submit(context: Context) -> Submitted:
-    return accept(context, context.workflow(WORKFLOW), parse_submit(b"{}", None), None)
+    return accept(context, context.workflows[WORKFLOW], parse_submit(b"{}", None), None)
 
 
 def test_nothing_answers_5xx(app: FastAPI) -> None:

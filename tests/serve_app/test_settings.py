@@ -34,7 +34,7 @@ def test_every_default_is_usable() -> None:
     assert settings.callable_workflows == tuple(WORKFLOWS)
     assert settings.models.fcn3.resolved_num_gpus == 0
     assert (settings.models.fcn3.grid.n_lat, settings.models.fcn3.grid.n_lon) == (721, 1440)
-    assert settings.max_running == 2
+    assert settings.max_running == {FCN3: 2}
     settings.check_nodes(1)
 
 
@@ -74,8 +74,8 @@ def test_a_real_model_gets_a_gpu(model: dict[str, Any], num_gpus: float) -> None
 
 
 def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
-    assert parse({"models": {"fcn3": {"replicas": 3}}}).max_running == 4
-    assert parse({"queue": {"max_running": 7}}).max_running == 7
+    assert parse({"models": {"fcn3": {"replicas": 3}}}).max_running == {FCN3: 4}
+    assert parse({"queue": {"max_running": 7}}).max_running == {FCN3: 7}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_password_is_not_shown_in_errors(url: object) -> None:
 
 def test_the_summary_shows_what_defaults_became() -> None:
     summary = parse({"models": {"fcn3": {"loader": "a:b", "replicas": 3}}}).summary()
-    assert summary["queue"]["max_running"] == 4
+    assert summary["queue"]["max_running"] == {FCN3: 4}
     assert summary["models"]["fcn3"]["num_gpus"] == 1
     assert summary["store_url"] == "sqlite:////srv/var/executions.sqlite"
     assert summary["results_url"] == "file:///srv/var/results"

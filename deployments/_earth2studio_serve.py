@@ -1,0 +1,80 @@
+"""Earth2Studio's own server module, imported without what that does to a process.
+
+Its import makes an output folder, ``/outputs`` unless the environment names another, takes the
+handlers off the root logger and replaces loguru's. Classes import it for their base class; here
+that may change nothing but their namespace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("ray.serve")
+
+FOLDERS = ("DEFAULT_OUTPUT_DIR", "RESULTS_ZIP_DIR")
+"""Environment variables by which it takes its folders."""
+TELLS_OF_SETTINGS = "earth2studio.serve.server.config"
+"""Its module that warns of a configuration folder which nobody needs here."""
+
+
+@contextmanager
+def contained(scratch: Path) -> Iterator[None]:
+    """Keep logging and folders as they are while something is imported.
+
+    Parameters
+    ----------
+    scratch : Path
+        What its folders shall be; whoever may write there need not be root.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    # For good: it reads them once, whenever that may be, and makes the folder again and again.
+    os.environ.update(dict.fromkeys(FOLDERS, str(scratch)))
+    # Its registry is for its own server.
+    os.environ.pop("EARTH2STUDIO_API_ACTIVE", None)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    _disable_loguru(TELLS_OF_SETTINGS)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def bridge_loguru(execution_id: str = "") -> None:
+    """Send what Earth2Studio and user's classes tell loguru to this replica's log.
+
+    Done before each execution: modules that are imported on the way replace the handlers.
+    """
+    try:
+        from loguru import logger as loguru
+    except ImportError:
+        return
+
+    def pass_on(message: Any) -> None:
+        record = message.record
+        error = record["exception"]
+        logger.log(
+            record["level"].no,
+            "%s%s",
+            f"{execution_id}: " if execution_id else "",
+            record["message"].strip(),
+            exc_info=error and (error.type, error.value, error.traceback),
+            extra={"execution_id": execution_id},
+        )
+
+    loguru.remove()
+    loguru.add(pass_on, level="INFO", format="{message}")
+
+
+def _disable_loguru(module: str) -> None:
+    try:
+        from loguru import logger as loguru
+    except ImportError:
+        return
+    loguru.disable(module)

@@ -1,0 +1,255 @@
+"""A user's workflow writes NetCDF4: maps in a thread, everything with HDF5 under one lock.
+
+HDF5 as netCDF4 ships it is not thread-safe. So the lock is held around every call of ours, what the
+class gets of the file (`Guarded`) takes it too, and it is the lock that xarray takes when it
+reads NetCDF files, such as a data source may do beside the writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import netCDF4
+import numpy as np
+from numpy.typing import NDArray
+from xarray.backends.locks import HDF5_LOCK
+
+from deployments._output import Field, Index, Output
+from deployments._work_folder import Written
+from deployments._write_behind import WriteBehind
+from deployments.netcdf_export import NETCDF_LOCK
+
+_CHUNK_CACHE_BYTES = 1 << 20
+"""Maps that do not fit the cache are written straight to the file."""
+
+
+class NetCDFOutput(Output):
+    """An Earth2Studio ``NetCDF4Backend`` that writes behind the loop; see `Output`."""
+
+    def __init__(
+        self,
+        path: Path,
+        writer: WriteBehind,
+        max_bytes: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(path, writer, max_bytes, check)
+        self._lock = RLock()
+        self._held = False
+        with self._locked():
+            self._file = netCDF4.Dataset(path, "w", format="NETCDF4")
+            # Maps are written whole or, at the end, filled: not both.
+            self._file.set_fill_off()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with ExitStack() as held:
+            # Ours is taken again by whoever has it: a guarded object may use another.
+            held.enter_context(self._lock)
+            if not self._held:
+                held.enter_context(NETCDF_LOCK)
+                held.enter_context(HDF5_LOCK)
+                self._held = True
+                held.callback(setattr, self, "_held", False)
+            yield
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hold the lock while nothing waits to be written."""
+        self.flush()
+        with self._locked():
+            yield
+
+    @property
+    def root(self) -> Any:
+        """Give the file; attributes set on it and its variables are kept."""
+        return Guarded(self._file, self.quiet, self._touched)
+
+    def _touched(self, name: str) -> None:
+        if name in self.fields:
+            self.fields[name].by_hand = True
+
+    def close(self) -> None:
+        """Write what is pending and close."""
+        with self.quiet():
+            if self._file.isopen():
+                self._file.close()
+
+    def finish(self) -> dict[Path, Written]:
+        """Write what is pending, NaN where nothing was written, and close."""
+        with self.quiet():
+            if not self._file.isopen():
+                return {}
+            for each in self.fields.values():
+                if each.dtype.kind == "f" and each.whole_chunks and not each.by_hand:
+                    missing = np.full(each.chunks, np.nan, each.dtype)
+                    for index in each.all_chunks() - each.written:
+                        self._write_chunk(each, index, missing)
+            empty = not self._file.variables
+            self._file.close()
+        if empty:
+            self.path.unlink()
+        return {}
+
+    def discard(self) -> None:
+        """Close and remove the file."""
+        with self._locked():
+            if self._file.isopen():
+                try:
+                    self._file.close()
+                except (OSError, RuntimeError):
+                    # On a full disk HDF5 cannot write what is pending. An emptied file has room.
+                    with self.path.open("r+b") as file:
+                        file.truncate(0)
+        self.path.unlink(missing_ok=True)
+
+    def _create(
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        dtype: np.dtype[Any],
+        options: Mapping[str, Any],
+    ) -> tuple[Any, bool]:
+        with self.quiet():
+            layout: dict[str, Any] = {}
+            if shape:
+                layout["chunksizes"] = chunks
+            if dtype.kind == "f":
+                layout["fill_value"] = dtype.type(np.nan)
+            variable = self._file.createVariable(name, dtype, dims, **layout, **options)
+            variable.set_auto_maskandscale(False)
+            if shape:
+                variable.set_var_chunk_cache(size=_CHUNK_CACHE_BYTES, nelems=11, preemption=1.0)
+        return variable, True
+
+    def _create_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> Any:
+        with self.quiet():
+            if dims == (name,):
+                self._file.createDimension(name, len(values))
+            stored, attributes = _encoded(values)
+            variable = self._file.createVariable(name, stored.dtype, dims)
+            variable.setncatts(attributes)
+            variable[...] = stored
+        return variable
+
+    def _write_chunk(self, target: Field, index: Index, values: NDArray[Any]) -> None:
+        where = tuple(
+            slice(i * chunk, i * chunk + chunk)
+            for i, chunk in zip(index, target.chunks, strict=True)
+        )
+        block = tuple(
+            min(chunk, size) for chunk, size in zip(target.chunks, target.shape, strict=True)
+        )
+        with self._locked():
+            target.handle[where] = values.reshape(block)
+
+    def _write_part(
+        self, target: Field, selection: Sequence[NDArray[np.intp]], values: NDArray[Any]
+    ) -> None:
+        with self.quiet():
+            target.handle[tuple(selection) or ...] = values
+
+    def _read(self, target: Field, selection: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
+        with self.quiet():
+            return np.asarray(target.handle[tuple(selection) or ...])
+
+
+def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, str]]:
+    """Give times as numbers with units that every reader of CF takes; all else as it is."""
+    if values.dtype.kind == "M":
+        start = values.flat[0] if values.size else np.datetime64("1970-01-01")
+        start = start.astype("datetime64[s]")
+        units = f"hours since {str(start).replace('T', ' ')}"
+        return (values - start) / np.timedelta64(1, "h"), {
+            "units": units,
+            "calendar": "proleptic_gregorian",
+        }
+    if values.dtype.kind == "m":
+        hour, second = np.timedelta64(1, "h"), np.timedelta64(1, "s")
+        whole = not (values % hour).astype(np.int64).any()
+        # The attribute is for xarray, which would take "hours" for a number otherwise.
+        return (values / (hour if whole else second)).round().astype(np.int64), {
+            "units": "hours" if whole else "seconds",
+            "dtype": "timedelta64[ns]",
+        }
+    return values, {}
+
+
+class Guarded:
+    """Something of netCDF4's, used under the lock and after all that waits to be written.
+
+    Parameters
+    ----------
+    target : netCDF4.Dataset, Variable, Dimension or Group
+    quiet : callable
+        Gives the context in which it may be used.
+    touched : callable
+        Told the name of a variable whose values are set.
+    """
+
+    def __init__(
+        self, target: Any, quiet: Callable[[], Any], touched: Callable[[str], None]
+    ) -> None:
+        object.__setattr__(self, "_target", target)
+        object.__setattr__(self, "_quiet", quiet)
+        object.__setattr__(self, "_touched", touched)
+
+    def _wrap(self, value: Any) -> Any:
+        if isinstance(value, (netCDF4.Dataset, netCDF4.Variable, netCDF4.Dimension)):
+            return Guarded(value, self._quiet, self._touched)
+        if isinstance(value, dict):
+            return {key: self._wrap(each) for key, each in value.items()}
+        if callable(value) and not isinstance(value, type):
+            return self._calling(value)
+        return value
+
+    def _calling(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            with self._quiet():
+                return self._wrap(method(*args, **options))
+
+        return call
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Let ``isinstance`` see what is guarded."""
+        return type(self._target)
+
+    def __getattr__(self, name: str) -> Any:
+        with self._quiet():
+            return self._wrap(getattr(self._target, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        with self._quiet():
+            setattr(self._target, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        with self._quiet():
+            delattr(self._target, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        with self._quiet():
+            return self._wrap(self._target[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with self._quiet():
+            self._target[key] = value
+            self._touched(self._target.name)
+
+    def __array__(self, *args: Any, **options: Any) -> NDArray[Any]:
+        with self._quiet():
+            return np.asarray(self._target[...], *args, **options)
+
+    def __len__(self) -> int:
+        with self._quiet():
+            return len(self._target)
+
+    def __repr__(self) -> str:
+        with self._quiet():
+            return repr(self._target)

@@ -1,0 +1,150 @@
+"""The folder that one run of a user's workflow fills; what lies there at its end is the result.
+
+Each run has a folder of its own, beside the results and on the same mount. It becomes the result
+by a rename, under the fencing token: of several runs of an execution, one is delivered, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments._result_files import ZARR, remove_tree
+from deployments._work_folder import WorkFolder, Written
+from deployments.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
+from workflows.errors import StageFailed
+from workflows.execution import Stage
+
+
+class RunFolder:
+    """A folder for one run.
+
+    Parameters
+    ----------
+    results_dir, work_dir : Path
+        As for `deployments.results_store.ResultsStore`.
+    workflow, execution_id : str
+    fence : int
+        Token of the Conductor that asked for the run.
+
+    Raises
+    ------
+    StaleConductor
+        If a newer token was seen.
+    """
+
+    def __init__(
+        self, results_dir: Path, work_dir: Path, workflow: str, execution_id: str, fence: int
+    ) -> None:
+        self._work = WorkFolder(work_dir / execution_id, execution_id)
+        self._work.open(fence)
+        self._fence = fence
+        self._execution_id = execution_id
+        self._result = results_dir / workflow / execution_id
+        self.path = results_dir / ".partial" / execution_id / secrets.token_hex(8)
+        self.path.mkdir(parents=True)
+
+    def deliver(
+        self, known: Mapping[Path, Written], max_listed: int = MAX_LISTED
+    ) -> dict[str, Any]:
+        """Describe all files and make them the result.
+
+        Parameters
+        ----------
+        known : mapping of Path to Written
+            Size and checksum of files that need not be read for them.
+
+        Returns
+        -------
+        dict
+            As `deployments.manifest.describe_files` gives it, with ``warnings``.
+
+        Raises
+        ------
+        StageFailed
+            If there is no file, or the execution has been removed.
+        StaleConductor
+            If a newer token was seen.
+        """
+        files, warnings = _files_below(self.path)
+        if not files:
+            raise StageFailed(Stage.INFERENCE, "the workflow wrote no results")
+        if CHECKSUMS in files:
+            raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is a file of the server's; rename yours")
+        chunks = [key for key in files if _is_minor(key)]
+        whole = [key for key in files if not _is_minor(key)]
+        described = describe_files(
+            self._described(whole, known),
+            self._described(chunks, known),
+            self.path / CHECKSUMS,
+            self._execution_id,
+            max_listed,
+        )
+        self._work.admit(self._fence)
+        self._result.parent.mkdir(parents=True, exist_ok=True)
+        # What an earlier run delivered just before its Conductor died.
+        remove_tree(self._result)
+        self.path.rename(self._result)
+        try:
+            self._work.admit(self._fence)
+        except StageFailed:
+            # Removed in the meantime: nobody would look for this any more.
+            remove_tree(self._result)
+            raise
+        return described | {"warnings": warnings}
+
+    def remove(self) -> None:
+        """Remove the folder, unless it has become the result."""
+        remove_tree(self.path)
+
+    def _described(self, keys: list[str], known: Mapping[Path, Written]) -> Iterator[Written]:
+        for key in keys:
+            path = self.path / key
+            written = known.get(path)
+            yield Written(key, written.size, written.sha256) if written else hashed(path, key)
+
+
+def _is_minor(key: str) -> bool:
+    """Say whether a file need not be listed among very many: deep ones, but Zarr's metadata."""
+    return "/" in key and not (key.startswith(f"{ZARR}/") and key.endswith("/zarr.json"))
+
+
+def _files_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Find what can be delivered, in order of names; says what cannot."""
+    root = folder.resolve()
+    found: list[str] = []
+    left: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            key = path.relative_to(folder).as_posix()
+            reason = _why_not(path, root)
+            if reason is None:
+                found.append(key)
+            else:
+                left.append(f"{os.fsencode(key).decode(errors='replace')}: {reason}")
+    return found, left
+
+
+def _why_not(path: Path, root: Path) -> str | None:
+    """Say why a file cannot be delivered; None if it can."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            return "a link that leads out of the results"
+        if os.path.isabs(os.readlink(path)):
+            return "a link by an absolute path, which does not move along with the results"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link to nothing"
+    return None if stat.S_ISREG(mode) else "no regular file"

@@ -1,0 +1,230 @@
+"""A user's workflow class: imported, described, made and called, in the replica that runs it.
+
+The interface is that of ``earth2studio.serve.server.Earth2Workflow``; a class need not derive from
+it. One that does is given everything that Earth2Studio's own server gives it, without Redis.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from deployments._earth2studio_serve import contained
+from workflows.base import problems_of
+from workflows.custom import WorkflowDescription
+from workflows.errors import Problem
+from workflows.execution import Progress
+
+logger = logging.getLogger("ray.serve")
+
+THEIRS = "earth2studio.serve."
+"""What is defined below is Earth2Studio's server, not the user's."""
+STEPS = {"num_steps": (1, 1000), "nsteps": (1, 1000)}
+"""Bounds that Earth2Studio's server puts on parameters of these names."""
+
+
+class InvalidConfig(ValueError):
+    """A ``config`` that the class's constructor does not take."""
+
+
+class WorkflowClass:
+    """A class, by its import path.
+
+    Parameters
+    ----------
+    path : str
+        ``module:Class``.
+    scratch : Path
+        Folder for what Earth2Studio's server makes when it is imported.
+    """
+
+    def __init__(self, path: str, scratch: Path) -> None:
+        module, _, attribute = path.partition(":")
+        self.path = path
+        with contained(scratch):
+            # A file that was added since the last try would not be seen.
+            importlib.invalidate_caches()
+            try:
+                found: Any = importlib.import_module(module)
+            except SystemExit as error:
+                raise RuntimeError(f"{module} called sys.exit({error.code!r})") from error
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        if not inspect.isclass(found) or not any("__call__" in vars(b) for b in found.__mro__):
+            raise TypeError(f"{path} is no class with a __call__ method")
+        self.type = found
+        self._parameters = _model_of(found, "Parameters", "__call__", skip={"io"})
+        self._config = _model_of(found, "Config", "__init__")
+
+    @property
+    def name(self) -> str:
+        """Give the name that the class gives itself."""
+        return str(getattr(self.type, "name", None) or self.type.__name__)
+
+    def describe(self) -> WorkflowDescription:
+        """Say what a client needs to know."""
+        text = getattr(self.type, "description", "") or inspect.getdoc(self.type) or ""
+        return WorkflowDescription(
+            description=str(text),
+            parameters_schema=self._parameters.model_json_schema(),
+            own_validation=self._validates_itself(),
+        )
+
+    def make(self, config: Mapping[str, Any]) -> Any:
+        """Check the config and make an instance.
+
+        Raises
+        ------
+        InvalidConfig
+            Naming what the constructor does not take.
+        """
+        try:
+            checked = self._config.model_validate(dict(config))
+        except ValidationError as error:
+            problems = problems_of(error, "config", list(self._config.model_fields))
+            raise InvalidConfig("; ".join(f"{p.field}: {p.message}" for p in problems)) from None
+        return self.type(**{name: getattr(checked, name) for name in checked.model_fields_set})
+
+    def problems_with(self, parameters: Mapping[str, Any]) -> list[Problem]:
+        """Say what the class finds wrong with parameters."""
+        try:
+            self.validated(parameters)
+        except ValidationError as error:
+            return problems_of(error, "parameters", list(self._parameters.model_fields))
+        except Exception as error:
+            # Earth2Studio's base class says in words what pydantic found.
+            if isinstance(error.__cause__, ValidationError):
+                return problems_of(
+                    error.__cause__, "parameters", list(self._parameters.model_fields)
+                )
+            return [Problem("parameters", str(error) or type(error).__name__)]
+        return []
+
+    def validated(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Check parameters as the class does; gives the keyword arguments of a call.
+
+        Raises
+        ------
+        Exception
+            Whatever the class raises.
+        """
+        own = getattr(self.type, "validate_parameters", None)
+        checked = (own or self._parameters.model_validate)(dict(parameters))
+        if checked is None:
+            checked = self._parameters.model_validate(dict(parameters))
+        return checked.model_dump() if isinstance(checked, BaseModel) else dict(checked)
+
+    def _validates_itself(self) -> bool:
+        own = getattr(self.type, "validate_parameters", None)
+        if own is not None and not getattr(own, "__module__", "").startswith(THEIRS):
+            return True
+        decorators = self._parameters.__pydantic_decorators__
+        return any(
+            not getattr(each.func, "__module__", "").startswith(THEIRS)
+            for kind in ("field_validators", "model_validators", "validators", "root_validators")
+            for each in getattr(decorators, kind).values()
+        )
+
+
+def prepare(
+    instance: Any,
+    execution_id: str,
+    folder: Path,
+    note: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Give an instance what a running class may use: its id, its folder, its progress.
+
+    Set on the instance, where it goes before what the class inherits: Earth2Studio's own
+    methods want a Redis.
+    """
+
+    def get_output_path(execution_id: str | None = None) -> Path:
+        return folder
+
+    def update_execution_data(execution_id: str, updates: Any) -> None:
+        told = updates if isinstance(updates, Mapping) else {"progress": updates}
+        progress = told.get("progress")
+        if progress is not None:
+            note(_told(progress))
+
+    given: dict[str, Any] = {
+        "execution_id": execution_id,
+        "get_output_path": get_output_path,
+        "update_execution_data": update_execution_data,
+    }
+    if not hasattr(type(instance), "update_progress"):
+        given["update_progress"] = lambda progress: note(_told(progress))
+    if hasattr(instance, "__dict__"):  # not so with slots
+        for name, value in given.items():
+            object.__setattr__(instance, name, value)
+
+
+class Told:
+    """The progress that a class tells, piece by piece: what is left out stands as it was."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def note(self, values: Mapping[str, Any]) -> None:
+        """Add what was told."""
+        self._values = {**self._values, **values}
+
+    def progress(self, done: int, total: int) -> Progress:
+        """Give the progress, from what passed through the output where the class is silent."""
+        told = self._values
+        current, all_steps = told.get("current_step", done), told.get("total_steps", total)
+        message = told.get("progress") or (
+            f"{current} of {all_steps} steps" if all_steps else "running"
+        )
+        return Progress(
+            message=str(message),
+            current_step=max(int(current), 0),
+            total_steps=max(int(all_steps), 0),
+            error_message=told.get("error_message"),
+        )
+
+
+def _told(progress: Any) -> dict[str, Any]:
+    """Take a ``WorkflowProgress``, or a mapping or object of the same fields."""
+    if isinstance(progress, BaseModel):
+        values = progress.model_dump(exclude_none=True)
+    elif isinstance(progress, Mapping):
+        values = dict(progress)
+    else:
+        values = {"progress": str(progress)}
+    return {
+        name: values[name]
+        for name in ("progress", "current_step", "total_steps", "error_message")
+        if values.get(name) is not None
+    }
+
+
+def _model_of(
+    owner: type, attribute: str, method: str, skip: frozenset[str] | set[str] = frozenset()
+) -> type[BaseModel]:
+    """Give the class's own model of a method's parameters, or one made from its signature."""
+    own = getattr(owner, attribute, None)
+    if inspect.isclass(own) and issubclass(own, BaseModel):
+        return own
+    function = getattr(owner, method)
+    if function is object.__init__:
+        return create_model(attribute, __config__=ConfigDict(extra="forbid"))
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        if name in skip or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        low, high = STEPS.get(name, (None, None)) if method == "__call__" else (None, None)
+        fields[name] = (hints.get(name, Any), Field(default, ge=low, le=high))
+    return create_model(
+        f"{owner.__name__}{attribute}",
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True),
+        **fields,
+    )

@@ -1,0 +1,160 @@
+"""Writing behind a model's back: threads that write what its loop hands over.
+
+The loop goes on while fewer than a bounded number of bytes are unwritten; then it waits. So a
+slow disk costs memory first and time only then, and memory does not grow without end.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Task = Callable[[], object]
+
+STOP_INTERVAL_S = 0.1
+
+
+class WriteBehind:
+    """Threads with a window of bytes in front of them.
+
+    Parameters
+    ----------
+    threads : int
+        How many write at once.
+    window_bytes : int
+        Bytes that may be handed over but unwritten. One array may be larger: it waits until
+        it is alone.
+    check : callable
+        Called while somebody waits; raises if the work shall stop.
+    """
+
+    def __init__(
+        self, threads: int, window_bytes: int, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._window = window_bytes
+        self._check = check
+        self._changed = threading.Condition()
+        self._pending_bytes = 0
+        self._pending = 0
+        self._failure: BaseException | None = None
+        self._abandoned = False
+        self._spare: dict[int, deque[NDArray[np.uint8]]] = {}
+        self._queues: list[SimpleQueue[tuple[Task, NDArray[np.uint8]] | None]] = [
+            SimpleQueue() for _ in range(threads)
+        ]
+        self._threads = [
+            threading.Thread(target=self._work, args=(queue,), name="write-behind", daemon=True)
+            for queue in self._queues
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        fill: Callable[[NDArray[Any]], object],
+        write: Callable[[NDArray[Any]], object],
+    ) -> None:
+        """Hand over an array; a copy is written, so that the caller may overwrite it.
+
+        Parameters
+        ----------
+        key : str
+            What is written: the same key is written in the order in which it was handed over.
+        shape : tuple of int
+        dtype : dtype
+        fill : callable
+            Copies the values into the array that it is given, here and now.
+        write : callable
+            Writes that array, in a thread; it is reused after that.
+
+        Raises
+        ------
+        Exception
+            What an earlier write failed with, or what `check` raises.
+        """
+        memory = self._take(math.prod(shape) * np.dtype(dtype).itemsize)
+        try:
+            copy = memory.view(dtype).reshape(shape)
+            fill(copy)
+        except BaseException:
+            self._give_back(memory, None)
+            raise
+        self._queues[crc32(key.encode()) % len(self._queues)].put((lambda: write(copy), memory))
+
+    def flush(self) -> None:
+        """Wait until all is written.
+
+        Raises
+        ------
+        Exception
+            What a write failed with, or what `check` raises.
+        """
+        with self._changed:
+            while self._pending:
+                self._wait()
+            self._raise_failure()
+
+    def close(self) -> None:
+        """End the threads; what is unwritten is dropped. For the end, good or bad."""
+        self._abandoned = True
+        for queue in self._queues:
+            queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _take(self, size: int) -> NDArray[np.uint8]:
+        """Wait for room in the window; gives memory of that size."""
+        with self._changed:
+            while self._pending and self._pending_bytes + size > self._window:
+                self._wait()
+            self._raise_failure()
+            self._pending += 1
+            self._pending_bytes += size
+            spare = self._spare.get(size)
+            if spare:
+                return spare.pop()
+        # Kept from write to write: fresh memory costs a page fault for every 4 KiB.
+        return np.empty(size, np.uint8)
+
+    def _wait(self) -> None:
+        self._raise_failure()
+        if not self._changed.wait(STOP_INTERVAL_S):
+            self._check()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self, queue: SimpleQueue[tuple[Task, NDArray[np.uint8]] | None]) -> None:
+        while (item := queue.get()) is not None:
+            task, memory = item
+            failure: BaseException | None = None
+            try:
+                if not self._abandoned and self._failure is None:
+                    task()
+            except Exception as error:
+                failure = error
+            self._give_back(memory, failure)
+
+    def _give_back(self, memory: NDArray[np.uint8], failure: BaseException | None) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._pending -= 1
+            self._pending_bytes -= memory.nbytes
+            self._spare.setdefault(memory.nbytes, deque(maxlen=_SPARE)).append(memory)
+            self._changed.notify_all()
+
+
+_SPARE = 32
+"""Pieces of memory of one size that are kept."""

@@ -1,0 +1,267 @@
+"""CustomWorkflow: a user's own workflow class, one replica set for each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from deployments._earth2studio_serve import bridge_loguru
+from deployments._isolation import has_gpu, hide_gpus
+from deployments._model_replica import Job, ModelReplica
+from deployments._provenance import software
+from deployments._run_folder import RunFolder
+from deployments._transient import in_words
+from deployments._workflow_class import Told, WorkflowClass, prepare
+from deployments._workflow_output import RunOutput
+from workflows.custom import CustomPlan
+from workflows.errors import Earth2ServeError, ModelUnavailable, Problem, StageFailed
+from workflows.execution import Progress, Stage
+
+logger = logging.getLogger("ray.serve")
+
+LONGEST_REASON = 2000
+"""Characters of what a class says when it raises."""
+FIRST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 300.0
+
+
+class CustomWorkflowOptions(BaseModel):
+    """What a replica needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """By which the workflow is called."""
+    name_is_given: bool
+    """True if the settings name it; otherwise the class must have the same name."""
+    path: str
+    """``module:Class``."""
+    config: dict[str, Any]
+    results_dir: Path
+    work_dir: Path
+    max_output_bytes: int
+    window_bytes: int
+    """Bytes that may be computed but not yet written."""
+    cancel_grace_s: float
+    """Seconds that a run gets to stop after a cancel, before its process is ended."""
+
+
+class RunJob(BaseModel):
+    """One execution to run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    execution_id: str
+    plan: CustomPlan
+    fence: int
+
+
+class Packaging(BaseModel):
+    """Said when the class has ended and its results are being described."""
+
+    kind: Literal["packaging"] = "packaging"
+
+
+class RunResult(BaseModel):
+    """What a run has made."""
+
+    kind: Literal["result"] = "result"
+    results: dict[str, Any]
+    """The manifest's part about files, see `deployments.manifest.describe_files`."""
+    shortcoming: str | None
+    """Why these results are not what was asked for; None if they are."""
+
+
+@serve.deployment(
+    name="CustomWorkflow",
+    # One runs, by the replica's own lock; the others are short questions that must not wait for it.
+    max_ongoing_requests=32,
+)
+class CustomWorkflow:
+    """Serves a user's workflow class.
+
+    Parameters
+    ----------
+    options : CustomWorkflowOptions
+    """
+
+    async def __init__(self, options: CustomWorkflowOptions) -> None:  # type: ignore[misc]
+        self._options = options
+        self._class: WorkflowClass | None = None
+        self._replica = ModelReplica(
+            options.name, self._load, grace_s=options.cancel_grace_s, what="workflow"
+        )
+        self._pause_s = FIRST_PAUSE_S
+        self._try_again_at = 0.0
+        # Not awaited: a class that takes long, or dies at it, must not keep the application from
+        # being deployed.
+        self._loading = asyncio.create_task(self._try_to_load())
+
+    async def _try_to_load(self) -> None:
+        try:
+            await self._replica.model()
+        except ModelUnavailable:
+            # Logged where it happened; `describe` tells it and tries again.
+            self._try_again_at = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _load(self) -> Any:
+        """Import the class and make an instance, in the thread that will run it."""
+        options = self._options
+        if not has_gpu():
+            hide_gpus()
+        if self._class is None:
+            self._class = WorkflowClass(options.path, options.work_dir / ".earth2studio")
+        bridge_loguru()
+        if not options.name_is_given and self._class.name != options.name:
+            raise ValueError(
+                f"the class calls itself {self._class.name!r}, which could not be read in its "
+                f"source: set workflows.custom[].name to that"
+            )
+        try:
+            instance = self._class.make(options.config)
+        except SystemExit as error:
+            raise RuntimeError(f"its constructor called sys.exit({error.code!r})") from error
+        # Imported now, or the first job would wait for it.
+        RunOutput.prepare()
+        bridge_loguru()
+        return instance
+
+    async def describe(self) -> dict[str, Any]:
+        """Say what this workflow is, as far as that is known, and why it cannot run if so."""
+        reason = self._replica.failure
+        if not self._loading.done():
+            reason = reason or "it is still being loaded"
+        elif reason is not None and time.monotonic() >= self._try_again_at:
+            self._loading = asyncio.create_task(self._try_to_load())
+        return {
+            "name": self._options.name,
+            "loader": self._options.path,
+            "unready": reason,
+            "description": None if self._class is None else self._class.describe().model_dump(),
+        }
+
+    async def validate(self, parameters: Mapping[str, Any]) -> list[Problem]:
+        """Have the class check parameters by its own code; gives what is wrong.
+
+        Raises
+        ------
+        ModelUnavailable
+            If the class could not be imported.
+        """
+        if self._class is None:
+            raise ModelUnavailable(Stage.INFERENCE, self._replica.failure or "not imported yet")
+        return await asyncio.to_thread(self._class.problems_with, parameters)
+
+    async def run(self, job: RunJob) -> AsyncGenerator[Progress | Packaging | RunResult]:
+        """Run the class once; tells how far it is, and at the end what it has made.
+
+        Raises
+        ------
+        StaleConductor
+            If a newer Conductor has been seen.
+        StageFailed
+            With the reason, if the class could not be loaded or raises.
+        ExecutionCancelled
+            If the caller went away: the thread has stopped then.
+        """
+        running = Job(job.fence)
+        run = _Run(job, self._options, running)
+        running.progress = run.progress
+
+        def work(instance: Any) -> None:
+            run.call(cast(WorkflowClass, self._class), instance)
+
+        try:
+            # Closed here, not by the garbage collector: the thread must have stopped by then.
+            async with aclosing(self._replica.run(running, work)) as told:
+                async for progress in told:
+                    yield progress
+            yield Packaging()
+            # Outside of the lock: the next execution computes meanwhile.
+            yield await asyncio.to_thread(run.deliver)
+        finally:
+            await asyncio.to_thread(run.close)
+
+
+class _Run:
+    """One run: its folder, its output, its progress."""
+
+    def __init__(self, job: RunJob, options: CustomWorkflowOptions, running: Job) -> None:
+        self._job = job
+        self._options = options
+        self._running = running
+        self._told = Told()
+        self._folder: RunFolder | None = None
+        self._output: RunOutput | None = None
+
+    def call(self, workflow: WorkflowClass, instance: Any) -> None:
+        """Call the class, in its thread."""
+        job, options = self._job, self._options
+        bridge_loguru(job.execution_id)
+        self._folder = RunFolder(
+            options.results_dir, options.work_dir, options.name, job.execution_id, job.fence
+        )
+        self._output = RunOutput(
+            self._folder.path,
+            job.plan.output_format,
+            window_bytes=options.window_bytes,
+            max_bytes=options.max_output_bytes,
+            check=self._running.check,
+        )
+        prepare(instance, job.execution_id, self._folder.path, self._note)
+        try:
+            instance(io=self._output.backend, **workflow.validated(job.plan.parameters))
+            self._running.check()
+            self._output.backend.flush()
+        except Earth2ServeError:
+            raise
+        except BaseException as error:  # a class may call sys.exit, too
+            self._running.check()
+            logger.exception("%s: the workflow raised", job.execution_id)
+            raise StageFailed(Stage.INFERENCE, in_words(error)[:LONGEST_REASON]) from None
+        finally:
+            bridge_loguru()
+
+    def _note(self, values: Mapping[str, Any]) -> None:
+        self._running.check()
+        self._told.note(values)
+
+    def progress(self) -> Progress:
+        """Say how far it is."""
+        done, total = (0, 0) if self._output is None else self._output.backend.progress
+        return self._told.progress(done, total)
+
+    def deliver(self) -> RunResult:
+        """Close the output and make the folder the result."""
+        if self._folder is None or self._output is None:
+            raise RuntimeError("nothing was run")
+        backend = self._output.backend
+        lacking = self._output.shortcoming()
+        described = self._folder.deliver(backend.finish())
+        described["warnings"] += [
+            f"{name}: everything written is NaN" for name in backend.without_values()
+        ]
+        return RunResult(
+            results=described
+            | {
+                "device": "cuda" if has_gpu() else "cpu",
+                "provenance": {"workflow": self._options.path, "software": software()},
+            },
+            shortcoming=lacking,
+        )
+
+    def close(self) -> None:
+        """Leave nothing behind but what was delivered."""
+        if self._output is not None:
+            self._output.close()
+        if self._folder is not None:
+            self._folder.remove()
