@@ -16,7 +16,8 @@ help:
 	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
 	@echo "make check    check the configuration files"
 	@echo "make test     all tests"
-	@echo "make format lint types bench"
+	@echo "make bench    measure; ARGS=\"--base URL --against URL\" compares two servers"
+	@echo "make format lint types"
 
 # The stamps make a second call quick: pip runs only when what is to be installed has changed.
 install: .venv/.installed
@@ -62,4 +63,4 @@ serve: install
 	$(BIN)/python -m serve_app $(CONFIG) $(if $(PORT),--port $(PORT))
 
 bench: install-test
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,32 +1,38 @@
 """Measure the server: ``make bench``, or ``python -m benchmarks [--quick] [--only NAME ...]``.
 
 Two servers are started one after the other: one with a grid of 8 x 16 points, for what serving
-itself costs, and one as config/local.yaml has it. docs/benchmarks.md says what each figure means.
+itself costs, and one as config/local.yaml has it. With --base and --against two servers that run
+are compared instead. docs/benchmarks.md says what each figure means.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from benchmarks import machine
-from benchmarks.client import TINY, run_job, submit
+from benchmarks.client import Client
+from benchmarks.comparison import COMPARED, compare
 from benchmarks.downloads import measure_downloads
 from benchmarks.forecasts import measure_forecasts
-from benchmarks.http_client import Connection
 from benchmarks.report import Report
 from benchmarks.server import Server
 from benchmarks.submit_and_status import measure_requests
 from benchmarks.tiny_jobs import measure_tiny_jobs
+from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload, workload_of
 
 SMALL = ("tiny", "requests")
 LARGE = ("memory", "forecast", "downloads")
+TINY = {**FCN3.tiny, "output_format": "zarr"}
 SMALL_GRID = {"n_lat": 8, "n_lon": 16}
 BARE = {
     "name": "bare",
@@ -45,30 +51,83 @@ SHOWN_BYTES = 20_000_000
 
 def main() -> None:
     """Measure what was asked for, and print and keep the figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--only", nargs="+", choices=SMALL + LARGE, metavar="NAME", help=f"{SMALL + LARGE}"
-    )
-    parser.add_argument("--quick", action="store_true", help="less often, 10 steps instead of 40")
-    parser.add_argument(
-        "--base", metavar="URL", help="measure a server that runs; memory is left out"
-    )
-    given = parser.parse_args()
+    given, workload = parse(sys.argv[1:])
     # A shell that starts us in the background has SIGINT ignored, and so would our servers.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(f"load average {machine.load_average():.1f}, {os.cpu_count()} cores")
+    if workload is not None:
+        wanted = set(given.only or COMPARED)
+        if not uvloop.run(compare(given.base, given.against, workload, wanted, quick=given.quick)):
+            sys.exit(1)
+        return
     wanted = set(given.only or SMALL + LARGE)
     if "downloads" in wanted:
         wanted.add("forecast")  # what is downloaded
     report = Report(owns_server=given.base is None)
-    print(f"load average {machine.load_average():.1f}, {os.cpu_count()} cores")
     if given.base:
-        uvloop.run(_on_running(report, given.base.rstrip("/"), wanted, quick=given.quick))
+        uvloop.run(_on_running(report, given.base, wanted, quick=given.quick))
     else:
         if wanted & set(SMALL):
             _small(report, wanted, quick=given.quick)
         if wanted & set(LARGE):
             _large(report, wanted, quick=given.quick)
     report.close()
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Workload | None]:
+    """Parse the command line; the workload is given where two servers are to be compared."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {' '.join(SMALL + LARGE)}; of {' '.join(COMPARED)} with --against",
+    )
+    parser.add_argument("--quick", action="store_true", help="less often, 10 steps instead of 40")
+    parser.add_argument(
+        "--base", type=_url, metavar="URL", help="measure a server that runs; memory is left out"
+    )
+    comparison = parser.add_argument_group("comparison of two servers that run")
+    comparison.add_argument(
+        "--against", type=_url, metavar="URL", help="the server that --base is compared with"
+    )
+    comparison.add_argument(
+        "--workflow", metavar="NAME", help=f"served by both; {BENCH_PERSISTENCE.workflow}"
+    )
+    for job in ("tiny", "large"):
+        comparison.add_argument(
+            f"--{job}", type=_json_object, metavar="JSON", help=f"parameters of a {job} job"
+        )
+    given = parser.parse_args(arguments)
+    names = COMPARED if given.against else SMALL + LARGE
+    for name in given.only or ():
+        if name not in names:
+            parser.error(f"--only {name}: choose from {' '.join(names)}")
+    if given.against is None:
+        if (given.workflow, given.tiny, given.large) != (None, None, None):
+            parser.error("--workflow, --tiny and --large need --against")
+        return given, None
+    if given.base is None:
+        parser.error("--against needs --base")
+    try:
+        workflow = given.workflow or BENCH_PERSISTENCE.workflow
+        return given, workload_of(workflow, given.tiny, given.large)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _url(text: str) -> str:
+    return text.rstrip("/")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an object in JSON")
+    return found
 
 
 def _small(report: Report, wanted: set[str], *, quick: bool) -> None:
@@ -97,9 +156,8 @@ def _small(report: Report, wanted: set[str], *, quick: bool) -> None:
 
 
 async def _on_held(report: Report, base: str, *, quick: bool) -> None:
-    connection = await Connection.open(base)
-    waiting = [await submit(connection, TINY) for _ in range(RUNNING)]
-    connection.close()
+    async with Client.connected(base, FCN3.path) as client:
+        waiting = [await client.submit(TINY) for _ in range(RUNNING)]
     await measure_requests(report, base, waiting[0], bare=True, quick=quick)
 
 
@@ -125,9 +183,8 @@ async def _on_running(report: Report, base: str, wanted: set[str], *, quick: boo
     if "tiny" in wanted:
         await measure_tiny_jobs(report, base, quick=quick)
     if "requests" in wanted:
-        connection = await Connection.open(base)
-        job = await run_job(connection, TINY)
-        connection.close()
+        async with Client.connected(base, FCN3.path) as client:
+            job = await client.run_job(TINY)
         await measure_requests(report, base, job.execution_id, bare=False, quick=quick)
     await _on_large(report, base, wanted, quick=quick)
 

@@ -3,53 +3,153 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
-from benchmarks.client import WORKFLOW
+from benchmarks.client import Client
 from benchmarks.http_client import Connection
-from benchmarks.report import Report
+from benchmarks.report import Aim, Report, ratio_of_neighbours
+from benchmarks.sides import Side, Sides, Turns, in_turns, report_ratio
+from benchmarks.workloads import FCN3
 
 PIECE = 1 << 20
 PARALLEL = 4
 
+WHOLE_RATIO_AIMS = {1: Aim(0.8, at_least=True), PARALLEL: Aim(1.0, at_least=True)}
+PIECE_RATIO_AIM = Aim(0.1)
+"""At the end of the file: ours / theirs."""
+FAR_PIECE_AIM = Aim(1.2)
+"""Of ours: at the end of the file / at its beginning."""
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A file of a finished job."""
+
+    path: str
+    """In the URL."""
+    size: int
+    """Bytes."""
+
+
+async def find_netcdf(client: Client, execution_id: str) -> ResultFile:
+    """Find the NetCDF4 file of a finished job."""
+    path = f"{client.path}/{execution_id}/results"
+    manifest = (await client.connection.get(path)).json()
+    file = next(file for file in manifest["output_files"] if file["path"].endswith(".nc"))
+    return ResultFile(f"{path}/{file['path']}", int(file["size"]))
+
+
+async def download_whole(connections: list[Connection], file: ResultFile) -> float:
+    """Download a file over several connections at once; gives the seconds."""
+
+    async def whole(connection: Connection) -> None:
+        answer = await connection.send(connection.prepare("GET", file.path), keep_body=False)
+        if (answer.status, answer.length) != (200, file.size):
+            raise RuntimeError(f"HTTP {answer.status} with {answer.length} of {file.size} bytes")
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(whole, connections))
+    return time.perf_counter() - began
+
+
+async def download_piece(connection: Connection, file: ResultFile, percent: int) -> float:
+    """Download 1 MiB from somewhere in a file; gives the seconds."""
+    start = (file.size - PIECE) * percent // 100
+    request = connection.prepare("GET", file.path, Range=f"bytes={start}-{start + PIECE - 1}")
+    began = time.perf_counter()
+    answer = await connection.send(request, keep_body=False)
+    seconds = time.perf_counter() - began
+    if (answer.status, answer.length) != (206, PIECE):
+        raise RuntimeError(f"HTTP {answer.status} with {answer.length} bytes")
+    return seconds
+
 
 async def measure_downloads(report: Report, base: str, execution_id: str, *, quick: bool) -> None:
     """Measure downloads of an execution's NetCDF4 file."""
-    connections = await asyncio.gather(*(Connection.open(base) for _ in range(PARALLEL)))
-    first = connections[0]
-    path = f"{WORKFLOW}/{execution_id}/results"
-    manifest = (await first.get(path)).json()
-    file = next(file for file in manifest["output_files"] if file["path"].endswith(".nc"))
-    path, size = f"{path}/{file['path']}", int(file["size"])
-    report.begin(f"downloads of a NetCDF4 file of {size / 1e6:.0f} MB")
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(Client.connected(base, FCN3.path))
+            for _ in range(PARALLEL)
+        ]
+        connections = [client.connection for client in clients]
+        file = await find_netcdf(clients[0], execution_id)
+        report.begin(f"downloads of a NetCDF4 file of {file.size / 1e6:.0f} MB")
+        for count in (1, PARALLEL):
+            report.measuring()
+            seconds = [
+                await download_whole(connections[:count], file) for _ in range(1 if quick else 3)
+            ]
+            report.add(_whole_by(count), count * file.size / median(seconds) / 1e6, "MB/s")
+        for percent in (0, 50, 99):
+            report.measuring()
+            seconds = [
+                await download_piece(connections[0], file, percent)
+                for _ in range(5 if quick else 15)
+            ]
+            report.add(f"1 MiB at {percent} %", 1e3 * median(seconds), "ms")
 
-    async def whole(connection: Connection) -> None:
-        answer = await connection.send(connection.prepare("GET", path), keep_body=False)
-        if (answer.status, answer.length) != (200, size):
-            raise RuntimeError(f"HTTP {answer.status} with {answer.length} of {size} bytes")
 
-    runs = 1 if quick else 3
-    for clients in (1, PARALLEL):
-        report.measuring()
-        seconds = []
-        for _ in range(runs):
-            began = time.perf_counter()
-            await asyncio.gather(*map(whole, connections[:clients]))
-            seconds.append(time.perf_counter() - began)
-        name = f"whole file, {clients} client{'s' if clients > 1 else ''}"
-        report.add(name, clients * size / median(seconds) / 1e6, "MB/s")
-    for percent in (0, 50, 99):
-        start = (size - PIECE) * percent // 100
-        request = first.prepare("GET", path, Range=f"bytes={start}-{start + PIECE - 1}")
-        report.measuring()
-        seconds = []
-        for _ in range(5 if quick else 15):
-            began = time.perf_counter()
-            answer = await first.send(request, keep_body=False)
-            seconds.append(time.perf_counter() - began)
-            if (answer.status, answer.length) != (206, PIECE):
-                raise RuntimeError(f"HTTP {answer.status} with {answer.length} bytes")
-        report.add(f"1 MiB at {percent} %", 1e3 * median(seconds), "ms")
-    for connection in connections:
-        connection.close()
+async def compare_downloads(
+    report: Report, sides: Sides, kept: dict[str, str], *, quick: bool
+) -> None:
+    """Compare downloads of the NetCDF4 file of a job of each side.
+
+    Parameters
+    ----------
+    kept : dict
+        Id of a finished job, by name of the side.
+    """
+    files = {}
+    for side in sides:
+        async with side.connected() as client:
+            files[side.name] = await find_netcdf(client, kept[side.name])
+    sizes = ", ".join(f"{name} {file.size / 1e6:.0f} MB" for name, file in files.items())
+    report.begin(f"downloads of a NetCDF4 file ({sizes}): ours / theirs")
+    os.sync()
+    for count, aim in WHOLE_RATIO_AIMS.items():
+        rate = partial(_whole_rate, files=files, clients=count)
+        turns = await in_turns(sides, 2 if quick else 7, rate)
+        report_ratio(report, _whole_by(count), turns, "MB/s", aim=aim)
+    pieces = partial(_pieces, files=files)
+    _report_pieces(report, await in_turns(sides, 5 if quick else 15, pieces))
+
+
+async def _whole_rate(side: Side, files: dict[str, ResultFile], clients: int) -> float:
+    """Give the MB/s that some clients got together."""
+    file = files[side.name]
+    async with AsyncExitStack() as stack:
+        connected = [await stack.enter_async_context(side.connected()) for _ in range(clients)]
+        seconds = await download_whole([client.connection for client in connected], file)
+    return clients * file.size / seconds / 1e6
+
+
+async def _pieces(side: Side, files: dict[str, ResultFile]) -> tuple[float, float]:
+    """Give the ms of a piece from the beginning and of one from the end."""
+    file = files[side.name]
+    async with side.connected() as client:
+        # The first request of a connection is slower, whatever it asks for.
+        await download_piece(client.connection, file, 50)
+        near = await download_piece(client.connection, file, 0)
+        far = await download_piece(client.connection, file, 99)
+    return 1e3 * near, 1e3 * far
+
+
+def _report_pieces(report: Report, turns: Turns[tuple[float, float]]) -> None:
+    near, far = turns.each(lambda run: run[0]), turns.each(lambda run: run[1])
+    report_ratio(report, "1 MiB at 0 %", near, "ms")
+    report_ratio(report, "1 MiB at 99 %", far, "ms", aim=PIECE_RATIO_AIM)
+    for name, these, those, aim in (
+        ("ours", far.ours, near.ours, FAR_PIECE_AIM),
+        ("theirs", far.theirs, near.theirs, None),
+    ):
+        ratio, spread = ratio_of_neighbours(these, those)
+        report.add(f"{name}: 1 MiB at 99 % / at 0 %", ratio, "x", aim=aim, note=spread)
+
+
+def _whole_by(clients: int) -> str:
+    return f"whole file, {clients} client{'s' if clients > 1 else ''}"

@@ -11,12 +11,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.client import Followed, remove, run_job
-from benchmarks.http_client import Connection
-from benchmarks.in_process import CHOSEN, SEED, START
-from benchmarks.report import Aim, Report
+from benchmarks.client import Client, Followed
+from benchmarks.report import Aim, Report, ratio_of_neighbours
+from benchmarks.workloads import CHOSEN, FCN3, QUICK_STEPS, STEPS
 
-STEPS = 40
 FIELD_MB = 721 * 1440 * 4 / 1e6
 POLL_S = 0.02
 RATIO_AIM = Aim(1.3)
@@ -28,28 +26,27 @@ async def measure_forecasts(report: Report, base: str, *, quick: bool) -> str:
     Served and in-process ones alternate. Dirty pages are written out before each, so that none
     pays for another's.
     """
-    steps = 10 if quick else STEPS
+    steps = QUICK_STEPS if quick else STEPS
     megabytes = (steps + 1) * len(CHOSEN) * FIELD_MB
     report.begin(
         f"{steps} steps x {len(CHOSEN)} variables x 721 x 1440 ({megabytes:.0f} MB), 1 member"
     )
-    connection = await Connection.open(base)
-    await _served(connection, "netcdf4", 1)
     served: dict[str, list[Followed]] = {"zarr": [], "netcdf4": []}
     alone: dict[str, list[dict[str, float]]] = {"none": [], "zarr": [], "netcdf4": []}
     kept = ""
-    report.measuring()
-    for _ in range(1 if quick else 3):
-        alone["none"].append(_in_process("none", steps))
-        for output_format, jobs in served.items():
-            jobs.append(await _served(connection, output_format, steps))
-            alone[output_format].append(_in_process(output_format, steps))
-            done = jobs[-1].execution_id
-            if output_format == "netcdf4":
-                done, kept = kept, done
-            if done:
-                await remove(connection, done)
-    connection.close()
+    async with Client.connected(base, FCN3.path) as client:
+        await _served(client, "netcdf4", 1)
+        report.measuring()
+        for _ in range(1 if quick else 3):
+            alone["none"].append(_in_process("none", steps))
+            for output_format, jobs in served.items():
+                jobs.append(await _served(client, output_format, steps))
+                alone[output_format].append(_in_process(output_format, steps))
+                done = jobs[-1].execution_id
+                if output_format == "netcdf4":
+                    done, kept = kept, done
+                if done:
+                    await client.remove(done)
     _report(report, served, alone)
     return kept
 
@@ -74,16 +71,10 @@ def _report(
         report.add(f"served, {output_format}", chosen.seconds, "s", note=_split(chosen))
     for output_format, aim in (("zarr", RATIO_AIM), ("netcdf4", None)):
         in_process = [run["total"] for run in alone[output_format]]
-        ratio, spread = _ratio(seconds[output_format], in_process)
+        ratio, spread = ratio_of_neighbours(seconds[output_format], in_process)
         report.add(f"{output_format}: served / in-process", ratio, "x", aim=aim, note=spread)
-    ratio, spread = _ratio(seconds["netcdf4"], seconds["zarr"])
+    ratio, spread = ratio_of_neighbours(seconds["netcdf4"], seconds["zarr"])
     report.add("netcdf4 / zarr, served", ratio, "x", aim=RATIO_AIM, note=spread)
-
-
-def _ratio(these: list[float], those: list[float]) -> tuple[float, str]:
-    """Give the median ratio of neighbours, which saw the same machine, and the spread."""
-    ratios = [this / that for this, that in zip(these, those, strict=True)]
-    return median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _split(job: Followed) -> str:
@@ -96,16 +87,10 @@ def _split(job: Followed) -> str:
     )
 
 
-async def _served(connection: Connection, output_format: str, steps: int) -> Followed:
+async def _served(client: Client, output_format: str, steps: int) -> Followed:
     os.sync()
-    parameters = {
-        "start_time": f"{START.isoformat()}Z",
-        "n_steps": steps,
-        "seeds": [SEED],
-        "variables": list(CHOSEN),
-        "output_format": output_format,
-    }
-    return await run_job(connection, parameters, poll_s=POLL_S)
+    parameters = {**FCN3.with_steps(steps).large, "output_format": output_format}
+    return await client.run_job(parameters, poll_s=POLL_S)
 
 
 def _in_process(output_format: str, steps: int) -> dict[str, float]:

@@ -39,6 +39,30 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+class _Chunks:
+    """Takes a body in chunks apart (RFC 9112, section 7.1); trailers are dropped."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """Give what of the body has come with some bytes, and whether that was the last of it."""
+        self._rest += data
+        parts: list[bytes] = []
+        while True:
+            line, found, behind = self._rest.partition(b"\r\n")
+            if not found:
+                return b"".join(parts), False
+            size = int(line.partition(b";")[0], 16)
+            if size == 0:
+                # An empty line ends the trailers, of which there are hardly ever any.
+                return b"".join(parts), behind.startswith(b"\r\n") or b"\r\n\r\n" in behind
+            if len(behind) < size + 2:
+                return b"".join(parts), False
+            parts.append(behind[:size])
+            self._rest = behind[size + 2 :]
+
+
 class Connection(asyncio.Protocol):
     """One keep-alive connection, one request at a time."""
 
@@ -49,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._in_body = False
         self._parts: list[bytes] | None = None
         self._status = self._wanted = self._received = 0
+        self._chunks: _Chunks | None = None
         self._answered: asyncio.Future[Answer] | None = None
 
     @classmethod
@@ -118,10 +143,15 @@ class Connection(asyncio.Protocol):
             head, data = self._head[:end].lower(), self._head[end + 4 :]
             self._head = b""
             self._begin_body(head)
+        ended = False
+        if self._chunks is not None:
+            data, ended = self._chunks.feed(data)
         self._received += len(data)
         if self._parts is not None:
             self._parts.append(data)
-        if self._received >= self._wanted and self._answered is not None:
+        if self._chunks is None:
+            ended = self._received >= self._wanted
+        if ended and self._answered is not None:
             self._in_body = False
             body = b"" if self._parts is None else b"".join(self._parts)
             self._answered.set_result(Answer(self._status, self._received, body))
@@ -130,8 +160,9 @@ class Connection(asyncio.Protocol):
         self._in_body = True
         self._received = 0
         self._status = int(head[9:12])
+        self._chunks = _Chunks() if b"\r\ntransfer-encoding: chunked" in head else None
         _, found, rest = head.partition(b"\r\ncontent-length:")
-        if not found and self._status not in (204, 304):
+        if not found and self._chunks is None and self._status not in (204, 304):
             raise RuntimeError(f"an answer without a length: {head[:200]!r}")
         self._wanted = int(rest.partition(b"\r\n")[0]) if found else 0
 
@@ -163,11 +194,21 @@ class Load:
 
 
 async def load(
-    base: str, prepare: Callable[[Connection], bytes], *, clients: int, requests: int
+    base: str,
+    prepare: Callable[[Connection], bytes],
+    *,
+    clients: int,
+    requests: int,
+    answers: list[Answer] | None = None,
 ) -> Load:
     """Send requests over some keep-alive connections, each as soon as its last is answered.
 
     A tenth more are sent beforehand and not counted.
+
+    Parameters
+    ----------
+    answers : list of Answer, optional
+        Is given every answer, of those sent beforehand too.
     """
     connections = await asyncio.gather(*(Connection.open(base) for _ in range(clients)))
     request = prepare(connections[0])
@@ -180,6 +221,8 @@ async def load(
             answer = await connection.send(request)
             latencies.append(time.perf_counter() - began)
             statuses[answer.status] += 1
+            if answers is not None:
+                answers.append(answer)
 
     async def all_clients(count: int) -> float:
         turns = iter(range(count))

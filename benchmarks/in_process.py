@@ -20,12 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.workloads import CHOSEN, SEED, START
 from deployments.synthetic import SyntheticFCN3, SyntheticIFS, load_fcn3, load_ifs
 from workflows.fcn3 import VARIABLES
-
-START = datetime(2025, 1, 1)
-SEED = 7
-CHOSEN = ("t2m", "u10m", "v10m", "z500")
 
 Step = tuple[int, NDArray[np.float32]]
 """Index of the time; fields, shape (variable, lat, lon)."""

@@ -28,7 +28,7 @@ class Aim:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {_short(self.bound)}"
+        return f"{'≥' if self.at_least else '≤'} {short(self.bound)}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Figure:
     """Load average over the minute before the figure was taken."""
     others: float | None
     """Cores that other processes kept busy meanwhile; None if ours cannot be told from them."""
+    runs: dict[str, list[float]] = field(default_factory=dict)
+    """What a ratio is made of: the runs of each side, in order."""
 
 
 @dataclass
@@ -55,9 +57,12 @@ class Report:
     ----------
     owns_server : bool
         False if the server is somebody else's, so that its work cannot be told from that of others.
+    about : dict, optional
+        What else the file should say.
     """
 
     owns_server: bool
+    about: dict[str, Any] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     _watch: machine.OthersWatch = field(default_factory=machine.OthersWatch)
     _group: str = ""
@@ -73,11 +78,19 @@ class Report:
         self._watch.restart()
 
     def add(
-        self, name: str, value: float, unit: str, *, aim: Aim | None = None, note: str = ""
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        *,
+        aim: Aim | None = None,
+        note: str = "",
+        runs: dict[str, list[float]] | None = None,
     ) -> None:
         """Add a figure, measured since the last call of `measuring`."""
         others = self._watch.cores() if self.owns_server else None
-        figure = Figure(self._group, name, value, unit, aim, note, machine.load_average(), others)
+        load = machine.load_average()
+        figure = Figure(self._group, name, value, unit, aim, note, load, others, runs or {})
         self.figures.append(figure)
         print(_line(figure), flush=True)
 
@@ -105,11 +118,22 @@ class Report:
                 "processor": _processor(),
                 "python": platform.python_version(),
             },
-            "figures": [
-                asdict(figure) | {"met": figure.aim.met(figure.value) if figure.aim else None}
-                for figure in self.figures
-            ],
+            **self.about,
+            "figures": [_entry(figure) for figure in self.figures],
         }
+
+
+def ratio_of_neighbours(these: list[float], those: list[float]) -> tuple[float, str]:
+    """Give the median ratio of neighbours, which saw the same machine, and the spread."""
+    ratios = [this / that for this, that in zip(these, those, strict=True)]
+    return median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def _entry(figure: Figure) -> dict[str, Any]:
+    entry = asdict(figure) | {"met": figure.aim.met(figure.value) if figure.aim else None}
+    if not figure.runs:
+        del entry["runs"]
+    return entry
 
 
 def _line(figure: Figure) -> str:
@@ -119,12 +143,13 @@ def _line(figure: Figure) -> str:
     others = "" if figure.others is None else f" others {figure.others:.1f}"
     warning = " !" if figure.others and figure.others > machine.QUIET_CORES else ""
     return (
-        f"  {figure.name:<46} {_short(figure.value):>8} {figure.unit:<5} {aim:<20} "
+        f"  {figure.name:<46} {short(figure.value):>8} {figure.unit:<5} {aim:<20} "
         f"load {figure.load:<5.1f}{others}{warning}  {figure.note}"
     ).rstrip()
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Write a value with three digits, or as many as it has before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
+from typing import Any
 
 from benchmarks.baselines import plain_uvicorn
-from benchmarks.client import TINY, WORKFLOW
-from benchmarks.http_client import Connection, Load, load
-from benchmarks.report import Aim, Report
+from benchmarks.client import POLL_S, QueueFull, accepted
+from benchmarks.http_client import Answer, Connection, Load, load
+from benchmarks.report import Aim, Report, short
+from benchmarks.sides import Side, Sides, Turns, in_turns, report_ratio
+from benchmarks.workloads import FCN3, Workload
 
 CLIENTS = (1, 8, 32)
 BARE_PATH = "/bare/x/exec_0_00000000/status"
@@ -17,6 +21,10 @@ BARE_PATH = "/bare/x/exec_0_00000000/status"
 STATUS_AIMS = {1: Aim(2.0)}
 STATUS_RATE_AIMS = {32: Aim(900, at_least=True)}
 SUBMIT_AIMS = {1: Aim(5.0)}
+
+COMPARED_CLIENTS = (1, 32)
+COMPARED_REQUESTS = 200
+RATE_RATIO_AIM = Aim(1.0, at_least=True)
 
 
 async def measure_requests(
@@ -48,7 +56,7 @@ async def measure_requests(
         report,
         "status",
         base,
-        _get(f"{WORKFLOW}/{execution_id}/status"),
+        _get(f"{FCN3.path}/{execution_id}/status"),
         300,
         runs=runs,
         floors=floors,
@@ -59,12 +67,87 @@ async def measure_requests(
         report,
         "submit",
         base,
-        lambda connection: connection.prepare("POST", WORKFLOW, {"parameters": TINY}),
+        _post(FCN3),
         100,
         runs=runs,
         floors=floors,
         aims=(SUBMIT_AIMS, {}),
     )
+
+
+async def compare_requests(report: Report, sides: Sides, *, quick: bool) -> None:
+    """Compare the rates of submits and of statuses.
+
+    Raises
+    ------
+    QueueFull
+        If a server has no room for the submits.
+    """
+    rounds = 1 if quick else 3
+    report.begin(f"{COMPARED_REQUESTS} submits, and as many statuses: ours / theirs")
+    finished = {}
+    for side in sides:
+        async with side.connected() as client:
+            job = await client.run_job(_tiny(side.workload), poll_s=POLL_S)
+            finished[side.name] = job.execution_id
+    for clients in COMPARED_CLIENTS:
+        submits = await in_turns(sides, rounds, partial(_submits, clients=clients))
+        _report_rates(report, f"submit, {_by(clients)}", submits)
+        statuses = partial(_statuses, finished=finished, clients=clients)
+        _report_rates(report, f"status, {_by(clients)}", await in_turns(sides, rounds, statuses))
+
+
+async def _submits(side: Side, clients: int) -> Load:
+    """Submit tiny jobs, and wait until all have completed: what follows finds an empty queue."""
+    answers: list[Answer] = []
+    submit = _post(side.workload)
+    measured = await load(
+        side.base, submit, clients=clients, requests=COMPARED_REQUESTS, answers=answers
+    )
+    taken = [accepted(answer) for answer in answers if answer.status != 429]
+    async with side.connected() as client:
+        await client.wait_for(taken)
+    if len(taken) < len(answers):
+        raise QueueFull(
+            f"{side.base} refused {len(answers) - len(taken)} of {len(answers)} submits with "
+            "HTTP 429: its queue is too short"
+        )
+    return measured
+
+
+async def _statuses(side: Side, finished: dict[str, str], clients: int) -> Load:
+    path = f"{side.workload.path}/{finished[side.name]}/status"
+    measured = await load(side.base, _get(path), clients=clients, requests=COMPARED_REQUESTS)
+    if set(measured.statuses) != {200}:
+        raise RuntimeError(f"{side.base} answers {measured.statuses} to statuses")
+    return measured
+
+
+def _report_rates(report: Report, name: str, turns: Turns[Load]) -> None:
+    ours, theirs = (
+        short(median([run.p50_ms for run in runs])) for runs in (turns.ours, turns.theirs)
+    )
+    report_ratio(
+        report,
+        name,
+        turns.each(lambda run: run.per_s),
+        "/s",
+        aim=RATE_RATIO_AIM,
+        note=f"p50 ours {ours}, theirs {theirs} ms",
+    )
+
+
+def _tiny(workload: Workload) -> dict[str, Any]:
+    return {**workload.tiny, "output_format": "zarr"}
+
+
+def _post(workload: Workload) -> Callable[[Connection], bytes]:
+    body = {"parameters": _tiny(workload)}
+    return lambda connection: connection.prepare("POST", workload.path, body)
+
+
+def _by(clients: int) -> str:
+    return f"{clients} client{'s' if clients > 1 else ''}"
 
 
 def _get(path: str) -> Callable[[Connection], bytes]:
@@ -100,7 +183,7 @@ async def _many(
         chosen = min(loads, key=lambda each: abs(each.per_s - rate))
         found[clients] = chosen
         refused = {code: n for code, n in chosen.statuses.items() if code != 200}
-        who = f"{name}, {clients} client{'s' if clients > 1 else ''}"
+        who = f"{name}, {_by(clients)}"
         note = f"p99 {chosen.p99_ms:.1f} ms"
         if refused:
             note += f"; NOT 200: {refused}"

@@ -2,60 +2,86 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
+from functools import partial
 from statistics import median
 
-from benchmarks.client import ENDED, TINY, WORKFLOW, run_job, submit
-from benchmarks.http_client import Connection
+from benchmarks.client import POLL_S, Client
 from benchmarks.report import Aim, Report
+from benchmarks.sides import Side, Sides, in_turns, report_ratio
+from benchmarks.workloads import FCN3
 
 AIM = Aim(0.15)
-POLL_S = 0.01
 QUEUED = 20
 
-
-async def measure_tiny_jobs(report: Report, base: str, *, quick: bool) -> str:
-    """Measure single tiny jobs and a queue of them; gives the id of a completed one."""
-    connection = await Connection.open(base)
-    report.begin("tiny job (1 member, 1 step, 1 variable), submit to completed")
-    last = ""
-    for output_format in ("zarr", "netcdf4"):
-        parameters = {**TINY, "output_format": output_format}
-        for _ in range(3):
-            await run_job(connection, parameters)
-        for how, poll_s in (("polled every 10 ms", POLL_S), ("?wait=", 0.0)):
-            report.measuring()
-            jobs = [
-                await run_job(connection, parameters, poll_s=poll_s)
-                for _ in range(5 if quick else 15)
-            ]
-            seconds = sorted(job.seconds for job in jobs)
-            report.add(
-                f"{output_format}, {how}",
-                median(seconds),
-                "s",
-                aim=AIM,
-                note=f"{seconds[0]:.3f} to {seconds[-1]:.3f}",
-            )
-            last = jobs[-1].execution_id
-    report.measuring()
-    makespans = [await _queue(connection) for _ in range(1 if quick else 3)]
-    report.add(f"{QUEUED} queued at once, all completed", median(makespans), "s")
-    connection.close()
-    return last
+FIRST_AIM = Aim(1.0)
+RATIO_AIMS = {"zarr": Aim(1.0), "netcdf4": Aim(1.5)}
+QUEUE_RATIO_AIM = Aim(1.0)
 
 
-async def _queue(connection: Connection) -> float:
-    """Submit several jobs and wait for all, in seconds."""
-    began = time.perf_counter()
-    waiting = [await submit(connection, TINY) for _ in range(QUEUED)]
-    while waiting:
-        status = (await connection.get(f"{WORKFLOW}/{waiting[0]}/status")).json()["status"]
-        if status not in ENDED:
-            await asyncio.sleep(POLL_S)
-            continue
-        if status != "completed":
-            raise RuntimeError(f"{waiting[0]} {status}")
-        del waiting[0]
-    return time.perf_counter() - began
+async def measure_tiny_jobs(report: Report, base: str, *, quick: bool) -> None:
+    """Measure single tiny jobs and a queue of them."""
+    async with Client.connected(base, FCN3.path) as client:
+        report.begin("tiny job (1 member, 1 step, 1 variable), submit to completed")
+        for output_format in ("zarr", "netcdf4"):
+            parameters = {**FCN3.tiny, "output_format": output_format}
+            for _ in range(3):
+                await client.run_job(parameters)
+            for how, poll_s in (("polled every 10 ms", POLL_S), ("?wait=", 0.0)):
+                report.measuring()
+                jobs = [
+                    await client.run_job(parameters, poll_s=poll_s)
+                    for _ in range(5 if quick else 15)
+                ]
+                seconds = sorted(job.seconds for job in jobs)
+                report.add(
+                    f"{output_format}, {how}",
+                    median(seconds),
+                    "s",
+                    aim=AIM,
+                    note=f"{seconds[0]:.3f} to {seconds[-1]:.3f}",
+                )
+        parameters = {**FCN3.tiny, "output_format": "zarr"}
+        report.measuring()
+        makespans = [await client.run_queue(parameters, QUEUED) for _ in range(1 if quick else 3)]
+        report.add(f"{QUEUED} queued at once, all completed", median(makespans), "s")
+
+
+async def measure_first_jobs(report: Report, sides: Sides) -> None:
+    """Measure the first tiny job of each side: before all else, or it is not the first."""
+    report.begin("first job after the server was found ready")
+    for side in sides:
+        report.add(
+            f"first job, {side.name}",
+            await _tiny(side, "zarr"),
+            "s",
+            aim=FIRST_AIM if side is sides.ours else None,
+            note="tells something only of a server that has just been started",
+        )
+
+
+async def compare_tiny_jobs(report: Report, sides: Sides, *, quick: bool) -> None:
+    """Compare single tiny jobs, by plain polls: Earth2Studio's serve module has no others."""
+    report.begin("tiny job, submit to completed, polled every 10 ms: ours / theirs")
+    for output_format, aim in RATIO_AIMS.items():
+        run = partial(_tiny, output_format=output_format)
+        await in_turns(sides, 1, run)
+        turns = await in_turns(sides, 5 if quick else 15, run)
+        report_ratio(report, f"tiny job, {output_format}", turns, "s", aim=aim)
+
+
+async def compare_queues(report: Report, sides: Sides, *, quick: bool) -> None:
+    """Compare the makespan of a queue of tiny jobs."""
+    report.begin("a queue of tiny jobs: ours / theirs")
+    turns = await in_turns(sides, 1 if quick else 3, _queue)
+    report_ratio(report, f"{QUEUED} queued, until all completed", turns, "s", aim=QUEUE_RATIO_AIM)
+
+
+async def _tiny(side: Side, output_format: str) -> float:
+    async with side.connected() as client:
+        parameters = {**side.workload.tiny, "output_format": output_format}
+        return (await client.run_job(parameters, poll_s=POLL_S)).seconds
+
+
+async def _queue(side: Side) -> float:
+    async with side.connected() as client:
+        return await client.run_queue({**side.workload.tiny, "output_format": "zarr"}, QUEUED)
