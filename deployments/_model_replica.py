@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from deployments._transient import in_words
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 from workflows.execution import Stage
 
@@ -138,7 +139,7 @@ class ModelReplica:
             self._model = await loop.run_in_executor(self._thread, self._load)
             self._failure = None
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = in_words(error)
             # Once: it is tried again every few seconds.
             if failure != self._failure:
                 logger.exception("%s %s could not be loaded", self._what, self._name)

@@ -268,6 +268,13 @@ class Output(ABC):
         first = next((f for f in self.fields.values() if _counts(f)), None)
         return (0, 0) if first is None else (len(first.written), first.n_chunks)
 
+    @property
+    def has_been_written(self) -> bool:
+        """Say whether anything but coordinates was written."""
+        return any(
+            each.by_hand or each.written for each in self.fields.values() if not each.is_coordinate
+        )
+
     def shortcomings(self) -> list[str]:
         """Say in words what is missing: declared but not written, or without any value."""
         found = []

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments._result_files import ZARR, remove_tree
+from deployments._result_files import NETCDF, ZARR, remove_tree
 from deployments._work_folder import WorkFolder, Written
 from deployments.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
 from workflows.errors import StageFailed
@@ -66,13 +66,11 @@ class RunFolder:
         Raises
         ------
         StageFailed
-            If there is no file, or the execution has been removed.
+            If the execution has been removed.
         StaleConductor
             If a newer token was seen.
         """
         files, warnings = _files_below(self.path)
-        if not files:
-            raise StageFailed(Stage.INFERENCE, "the workflow wrote no results")
         if CHECKSUMS in files:
             raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is a file of the server's; rename yours")
         chunks = [key for key in files if _is_minor(key)]
@@ -96,6 +94,11 @@ class RunFolder:
             remove_tree(self._result)
             raise
         return described | {"warnings": warnings}
+
+    @property
+    def is_empty(self) -> bool:
+        """Say whether nothing but the output itself is there."""
+        return all(path.name in (ZARR, NETCDF) for path in self.path.iterdir())
 
     def remove(self) -> None:
         """Remove the folder, unless it has become the result."""

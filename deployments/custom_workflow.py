@@ -222,6 +222,8 @@ class _Run:
             instance(io=self._output.backend, **workflow.validated(job.plan.parameters))
             self._running.check()
             self._output.backend.flush()
+            if not self._output.backend.has_been_written and self._folder.is_empty:
+                raise StageFailed(Stage.INFERENCE, "the workflow wrote no results")
         except Earth2ServeError:
             raise
         except BaseException as error:  # a class may call sys.exit, too

@@ -157,7 +157,7 @@ def _headers(error: Exception) -> dict[str, str] | None:
     match error:
         case TryLater():
             return {"Retry-After": str(error.retry_after_s)}
-        case Unhealthy() | ResultsUnavailable() | sa.exc.SQLAlchemyError():
+        case Unhealthy() | ResultsUnavailable() | WorkflowUnavailable() | sa.exc.SQLAlchemyError():
             return {"Retry-After": str(STORE_RETRY_S)}
         case _:
             return None

@@ -21,19 +21,24 @@ PREFIX = "SERVE_REPLICA::"
 class Server:
     """A client of a served application, and a view of its replicas."""
 
-    def __init__(self, name: str, base_url: str) -> None:
+    def __init__(self, name: str, base_url: str, workflow: str = WORKFLOW) -> None:
         self.name = name
         self.base_url = base_url
+        self.workflow = workflow
         self.http = httpx.Client(base_url=base_url, timeout=60)
 
+    def calling(self, workflow: str) -> Server:
+        """Give the same server, seen by a client of another workflow."""
+        return Server(self.name, self.base_url, workflow)
+
     def submit(self, **parameters: Any) -> str:
-        answer = self.http.post(f"/v1/infer/{WORKFLOW}", json={"parameters": parameters})
+        answer = self.http.post(f"/v1/infer/{self.workflow}", json={"parameters": parameters})
         assert answer.status_code == 200, answer.text
         execution_id: str = answer.json()["execution_id"]
         return execution_id
 
     def status(self, execution_id: str, wait_s: float = 0.0) -> dict[str, Any]:
-        path = f"/v1/infer/{WORKFLOW}/{execution_id}/status"
+        path = f"/v1/infer/{self.workflow}/{execution_id}/status"
         answer = self.http.get(path, params={"wait": wait_s} if wait_s else {})
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
@@ -78,12 +83,14 @@ class Server:
 
 
 @contextmanager
-def served(args: Mapping[str, Any], name: str, port: int) -> Iterator[Server]:
+def served(
+    args: Mapping[str, Any], name: str, port: int, seconds: float = 60.0
+) -> Iterator[Server]:
     """Serve the application under a name and route of its own; it is gone afterwards."""
     deploy(args, name)
     server = Server(name, f"http://127.0.0.1:{port}/{name}")
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + seconds
         while server.http.get("/readiness").status_code != 200:
             assert time.monotonic() < deadline, server.http.get("/readiness").text
             time.sleep(0.1)

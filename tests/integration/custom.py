@@ -1,0 +1,151 @@
+"""Workflow classes as users write them, well and badly; served by import path."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import OrderedDict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from earth2studio.serve.server import (
+    Earth2Workflow,
+    WorkflowParameters,
+    WorkflowProgress,
+    WorkflowRegistry,
+)
+
+How = Literal[
+    "well", "raises", "exits", "dies", "hangs", "nothing", "nan", "some_nan", "early", "greedy"
+]
+
+
+class Behaving:
+    """A class without any base: behaves as it is told."""
+
+    name = "behaving"
+    description = "Behaves as it is told"
+
+    def __init__(self, gain: float = 1.0, journal: str = "") -> None:
+        self.gain = gain
+        self._journal = Path(journal)
+
+    def __call__(
+        self,
+        io: Any,
+        how: How = "well",
+        n_steps: int = 4,
+        step_s: float = 0.0,
+        output_format: Literal["zarr", "netcdf4"] = "zarr",
+    ) -> None:
+        with self._journal.open("a") as journal:
+            journal.write(f"{how} {os.getpid()}\n")
+        getattr(self, f"_{how}", lambda: None)()
+        if how == "nothing":
+            return
+        coords = OrderedDict(
+            time=np.array(["2025-01-01"], "datetime64[ns]"),
+            lead_time=np.arange(n_steps) * np.timedelta64(6, "h"),
+            lat=np.linspace(90, -90, 5),
+            lon=np.arange(0.0, 360.0, 45.0),
+        )
+        if how == "greedy":
+            coords["lat"] = np.linspace(90, -90, 10**7)
+        io.add_array(coords, ["t2m", "u10m"])
+        for step in range(n_steps if how != "early" else n_steps - 1):
+            time.sleep(step_s)
+            here = {**coords, "lead_time": coords["lead_time"][step : step + 1]}
+            fields = np.full((1, 1, 5, 8), self.gain * step, np.float32)
+            empty = np.full_like(fields, np.nan)
+            io.write(
+                [
+                    empty if how in ("nan", "some_nan") else fields,
+                    empty if how == "nan" else fields,
+                ],
+                here,
+                ["t2m", "u10m"],
+            )
+
+    def _raises(self) -> None:
+        raise RuntimeError("deliberate failure")
+
+    def _exits(self) -> None:
+        sys.exit(3)
+
+    def _dies(self) -> None:
+        os._exit(1)
+
+    def _hangs(self) -> None:
+        time.sleep(10**6)
+
+
+@WorkflowRegistry.instance().register
+class Talking(Earth2Workflow):
+    """A class on Earth2Studio's base, with all that it offers."""
+
+    name = "talking"
+    description = "Checks, tells its progress and leaves further files"
+
+    def __init__(self, limit: int = 5) -> None:
+        super().__init__()
+        self.limit = limit
+
+    @classmethod
+    def validate_parameters(
+        cls, parameters: dict[str, Any] | WorkflowParameters
+    ) -> WorkflowParameters:
+        validated = super().validate_parameters(parameters)
+        if validated.n_steps % 2:
+            raise ValueError(f"n_steps must be even, not {validated.n_steps}")
+        return validated
+
+    def __call__(
+        self,
+        io: Any,
+        start_time: list[datetime] = [datetime(2025, 1, 1)],  # noqa: B006
+        n_steps: int = 2,
+        output_format: Literal["zarr", "netcdf4"] = "netcdf4",
+    ) -> None:
+        import torch
+
+        coords = OrderedDict(
+            time=np.array(start_time, "datetime64[ns]"),
+            lead_time=np.arange(n_steps) * np.timedelta64(1, "h"),
+            lat=np.linspace(90, -90, 5),
+            lon=np.arange(0.0, 360.0, 45.0),
+        )
+        io.add_array(coords, "z500")
+        io.add_array({}, "crs")
+        io.root["crs"].grid_mapping_name = "latitude_longitude"
+        io.root["z500"].grid_mapping = "crs"
+        for step in range(n_steps):
+            here = OrderedDict(coords)
+            here["lead_time"] = coords["lead_time"][step : step + 1]
+            io.write(torch.full((len(start_time), 1, 5, 8), float(step)), here, "z500")
+            self.update_progress(
+                WorkflowProgress(
+                    progress=f"hour {step}", current_step=step + 1, total_steps=n_steps
+                )
+            )
+            time.sleep(0.3)
+        folder = self.get_output_path(self.execution_id)
+        (folder / "notes").mkdir()
+        (folder / "notes" / "tracks.txt").write_text("none found")
+        os.symlink("/etc/hostname", folder / "outside")
+
+
+class Unloadable:
+    """A class whose constructor fails until a file is there."""
+
+    name = "unloadable"
+    description = "Cannot be loaded yet"
+
+    def __init__(self, weights: str) -> None:
+        self.weights = Path(weights).read_text()
+
+    def __call__(self, io: Any) -> None:
+        """Write nothing but the weights."""
+        (self.get_output_path() / "weights.txt").write_text(self.weights)
