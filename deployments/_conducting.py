@@ -75,7 +75,7 @@ class Conducting:
         """What runs or is about to, with its workflow: a life begins a little after its start."""
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
-        self.lives = Lives(self._store, deployments, self._ended)
+        self.lives = Lives(self._store, deployments, self._ended, self._freed)
         self._watch = ComponentWatch(components, deployments, self._store, self.lives)
 
     async def run(self) -> None:
@@ -205,6 +205,11 @@ class Conducting:
     def _ended(self, execution_id: str) -> None:
         self._started.pop(execution_id, None)
         self._cancelling.discard(execution_id)
+        self._nudged.set()
+
+    def _freed(self, execution_id: str) -> None:
+        """Let the next of its workflow begin: what is left of this one needs no replica."""
+        self._started[execution_id] = ""
         self._nudged.set()
 
     async def _cancel_requested(self) -> None:

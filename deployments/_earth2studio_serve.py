@@ -38,6 +38,8 @@ def contained(scratch: Path) -> Iterator[None]:
     os.environ.pop("EARTH2STUDIO_API_ACTIVE", None)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    # Taken off before: otherwise they would be closed as well, and a file does not open again.
+    root.handlers[:] = []
     _disable_loguru(TELLS_OF_SETTINGS)
     try:
         yield

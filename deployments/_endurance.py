@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -15,6 +15,8 @@ logger = logging.getLogger("ray.serve")
 
 STORE_PATIENCE_S = 60.0
 STORE_PAUSE_S = 0.5
+
+SOON_S = 0.25
 
 R = TypeVar("R")
 
@@ -43,3 +45,27 @@ async def uninterrupted(ending: Coroutine[Any, Any, None]) -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})
     task.result()
+
+
+@asynccontextmanager
+async def unless_over_soon(
+    pause_s: float = SOON_S,
+) -> AsyncIterator[Callable[[Callable[[], Awaitable[None]]], None]]:
+    """Give what does something after a pause, unless the block has ended by then.
+
+    What has begun is waited for at the end of the block.
+    """
+    over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def wait(call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await asyncio.wait_for(over.wait(), pause_s)
+        except TimeoutError:
+            await call()
+
+    try:
+        yield lambda call: tasks.append(asyncio.ensure_future(wait(call)))
+    finally:
+        over.set()
+        await asyncio.gather(*tasks)

@@ -57,6 +57,8 @@ class Lives:
         ``packager``, ``initial_conditions`` and every model, by name.
     ended : callable
         Told the id of every life that ends here.
+    freed : callable
+        Told the id of an execution that needs its replica no more, before it ends.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Lives:
         store: ConductedStore,
         deployments: dict[str, DeploymentHandle[Any]],
         ended: Callable[[str], None],
+        freed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.fence = 0
         """Our token; goes along with every call that changes something."""
@@ -75,6 +78,7 @@ class Lives:
         self._store = store
         self._deployments = deployments
         self._ended = ended
+        self.freed = freed
 
     @asynccontextmanager
     async def life_of(self, execution_id: str) -> AsyncIterator[Plan | CustomPlan]:
@@ -134,27 +138,44 @@ class Lives:
         else:
             await self._tidy("clean", execution_id)
 
-    async def enter(self, execution_id: str, stage: Stage, status: Status | None = None) -> None:
+    async def enter(
+        self,
+        execution_id: str,
+        stage: Stage,
+        status: Status | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         """Record that an execution has come to a stage; a resumed one does not step back."""
         execution = await self._read(execution_id)
         order = list(Stage)
         if execution.stage is None or order.index(execution.stage) < order.index(stage):
-            await self.record(execution_id, stage=stage, status=status)
+            await self.record(execution_id, stage=stage, status=status, progress=progress)
 
-    async def keep(self, execution_id: str, results: dict[str, Any]) -> None:
+    async def keep(self, execution_id: str, results: dict[str, Any], progress: Progress) -> None:
         """Record results of an execution that is about to fail: they can be had all the same."""
         execution = await self._read(execution_id)
         if execution.status not in FINISHED:
             manifest = _manifest(execution, results, datetime.now(UTC))
-            await self.record(execution_id, results=manifest | {"status": str(Status.FAILED)})
+            await self.record(
+                execution_id,
+                stage=Stage.PACKAGE,
+                progress=progress,
+                results=manifest | {"status": str(Status.FAILED)},
+            )
 
-    async def complete(self, execution_id: str, results: dict[str, Any]) -> None:
+    async def complete(
+        self, execution_id: str, results: dict[str, Any], progress: Progress | None = None
+    ) -> None:
         """Record the results and that all is done; twice is harmless."""
         execution = await self._read(execution_id)
         if execution.status not in FINISHED:
             manifest = _manifest(execution, results, datetime.now(UTC))
             await self.record(
-                execution_id, status=Status.COMPLETED, stage=Stage.FINISH, results=manifest
+                execution_id,
+                status=Status.COMPLETED,
+                stage=Stage.FINISH,
+                progress=progress,
+                results=manifest,
             )
             tell_completed(execution_id, manifest["execution_time_seconds"])
         await self._tidy("clean", execution_id)
@@ -183,10 +204,6 @@ class Lives:
                 steps_per_member=plan.n_times,
             )
             await self.record(execution_id, progress=progress)
-
-    async def note_run(self, execution_id: str, progress: Progress) -> None:
-        """Record how far the run of a user's workflow is; its replica tells it now and then."""
-        await self.record(execution_id, progress=progress)
 
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""

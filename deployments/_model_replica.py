@@ -52,6 +52,8 @@ class Job:
         self.fence = fence
         self.progress: Callable[[], Any] = lambda: None
         """Says how far it is; told when it changes."""
+        self.done = False
+        """True when the thread has ended and all is written."""
         self._stop = threading.Event()
         self._stopped_at: float | None = None
 
@@ -217,6 +219,7 @@ class ModelReplica:
                 job.stop()
                 await self._settled(thread, job)
                 self._running = None
+        job.done = True
         yield job.progress()
 
     async def _until_done(self, future: asyncio.Future[Any], job: Job) -> AsyncGenerator[Any]:

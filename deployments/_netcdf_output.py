@@ -42,8 +42,6 @@ class NetCDFOutput(Output):
         self._held = False
         with self._locked():
             self._file = netCDF4.Dataset(path, "w", format="NETCDF4")
-            # Maps are written whole or, at the end, filled: not both.
-            self._file.set_fill_off()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -64,6 +62,10 @@ class NetCDFOutput(Output):
         with self._locked():
             yield
 
+    def __getitem__(self, name: str) -> Any:
+        # The file itself takes a name that is not there for a path, and an index out of range.
+        return self.root.variables[name]
+
     @property
     def root(self) -> Any:
         """Give the file; attributes set on it and its variables are kept."""
@@ -71,28 +73,32 @@ class NetCDFOutput(Output):
 
     def _touched(self, name: str) -> None:
         if name in self.fields:
-            self.fields[name].by_hand = True
+            touched = self.fields[name]
+            # Nobody can tell later what the class has left out.
+            self._fill(touched)
+            touched.by_hand = True
+
+    def _fill(self, target: Field, chunks: set[Index] | None = None) -> None:
+        """Write NaN into those chunks, or all, that nobody wrote; HDF5 does not, see `_create`."""
+        if target.is_coordinate or target.by_hand or target.dtype.kind != "f":
+            return
+        missing = np.full(target.chunks, np.nan, target.dtype)
+        for index in (target.all_chunks() if chunks is None else chunks) - target.written:
+            self._write_chunk(target, index, missing)
 
     def close(self) -> None:
-        """Write what is pending and close."""
+        """Write what is pending, NaN where nothing was written, and close."""
         with self.quiet():
             if self._file.isopen():
+                for each in self.fields.values():
+                    self._fill(each)
                 self._file.close()
 
     def finish(self) -> dict[Path, Written]:
-        """Write what is pending, NaN where nothing was written, and close."""
-        with self.quiet():
-            if not self._file.isopen():
-                return {}
-            for each in self.fields.values():
-                if each.dtype.kind == "f" and each.whole_chunks and not each.by_hand:
-                    missing = np.full(each.chunks, np.nan, each.dtype)
-                    for index in each.all_chunks() - each.written:
-                        self._write_chunk(each, index, missing)
-            empty = not self._file.variables
-            self._file.close()
-        if empty:
-            self.path.unlink()
+        """Close, unless the class did; leaves nothing of a file without variables."""
+        self.close()
+        if not self._file.variables:
+            self.path.unlink(missing_ok=True)
         return {}
 
     def discard(self) -> None:
@@ -122,7 +128,10 @@ class NetCDFOutput(Output):
                 layout["chunksizes"] = chunks
             if dtype.kind == "f":
                 layout["fill_value"] = dtype.type(np.nan)
-            variable = self._file.createVariable(name, dtype, dims, **layout, **options)
+            # Maps are written whole or, at the end, filled: not both.
+            self._file.set_fill_off()
+            variable = self._file.createVariable(name, dtype, dims, **{**layout, **options})
+            self._file.set_fill_on()
             variable.set_auto_maskandscale(False)
             if shape:
                 variable.set_var_chunk_cache(size=_CHUNK_CACHE_BYTES, nelems=11, preemption=1.0)
@@ -153,6 +162,7 @@ class NetCDFOutput(Output):
         self, target: Field, selection: Sequence[NDArray[np.intp]], values: NDArray[Any]
     ) -> None:
         with self.quiet():
+            self._fill(target, target.chunks_of(selection))
             target.handle[tuple(selection) or ...] = values
 
     def _read(self, target: Field, selection: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
@@ -165,20 +175,27 @@ def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, str]]:
     if values.dtype.kind == "M":
         start = values.flat[0] if values.size else np.datetime64("1970-01-01")
         start = start.astype("datetime64[s]")
-        units = f"hours since {str(start).replace('T', ' ')}"
-        return (values - start) / np.timedelta64(1, "h"), {
-            "units": units,
+        units, unit = _largest_unit(values - start)
+        return (values - start) / unit, {
+            "units": f"{units} since {str(start).replace('T', ' ')}",
             "calendar": "proleptic_gregorian",
         }
     if values.dtype.kind == "m":
-        hour, second = np.timedelta64(1, "h"), np.timedelta64(1, "s")
-        whole = not (values % hour).astype(np.int64).any()
+        units, unit = _largest_unit(values)
         # The attribute is for xarray, which would take "hours" for a number otherwise.
-        return (values / (hour if whole else second)).round().astype(np.int64), {
-            "units": "hours" if whole else "seconds",
+        return (values / unit).round().astype(np.int64), {
+            "units": units,
             "dtype": "timedelta64[ns]",
         }
     return values, {}
+
+
+def _largest_unit(offsets: NDArray[np.timedelta64]) -> tuple[str, np.timedelta64]:
+    """Give the unit of which all are multiples: readers do not restore fractions exactly."""
+    for units, unit in (("hours", np.timedelta64(1, "h")), ("seconds", np.timedelta64(1, "s"))):
+        if not (offsets % unit).astype(np.int64).any():
+            return units, unit
+    return "microseconds", np.timedelta64(1, "us")
 
 
 class Guarded:
@@ -239,8 +256,8 @@ class Guarded:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         with self._quiet():
-            self._target[key] = value
             self._touched(self._target.name)
+            self._target[key] = value
 
     def __array__(self, *args: Any, **options: Any) -> NDArray[Any]:
         with self._quiet():
@@ -249,6 +266,10 @@ class Guarded:
     def __len__(self) -> int:
         with self._quiet():
             return len(self._target)
+
+    def __bool__(self) -> bool:
+        # A file has no length, and is true nevertheless.
+        return not hasattr(self._target, "__len__") or len(self) > 0
 
     def __repr__(self) -> str:
         with self._quiet():

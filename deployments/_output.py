@@ -182,8 +182,11 @@ class Output(ABC):
         adjusted, several = _one_dimensional(coords)
         self._add_coordinates(coords, adjusted, several)
         for name, tensor in zip(names, tensors, strict=True):
-            if name in self.fields and not options.get("overwrite", False):
-                continue
+            if name in self.fields:
+                if not options.get("overwrite", False):
+                    continue
+                # What waits to be written belongs to the array that goes.
+                self.flush()
             values = None if tensor is None else _on_host(tensor)
             self._add_field(name, tuple(adjusted), values, options)
 
@@ -265,7 +268,8 @@ class Output(ABC):
     @property
     def progress(self) -> tuple[int, int]:
         """Count written and all maps of the array that was added first."""
-        first = next((f for f in self.fields.values() if _counts(f)), None)
+        # A copy, made at once: another thread asks while the workflow's adds arrays.
+        first = next(filter(_counts, list(self.fields.values())), None)
         return (0, 0) if first is None else (len(first.written), first.n_chunks)
 
     @property
@@ -276,7 +280,7 @@ class Output(ABC):
         )
 
     def shortcomings(self) -> list[str]:
-        """Say in words what is missing: declared but not written, or without any value."""
+        """Say in words what was declared but not written."""
         found = []
         for each in filter(_counts, self.fields.values()):
             if not each.by_hand and len(each.written) < each.n_chunks:
@@ -289,7 +293,7 @@ class Output(ABC):
         return [
             each.name
             for each in filter(_counts, self.fields.values())
-            if each.only_nan and len(each.only_nan) == len(each.written)
+            if not each.by_hand and each.only_nan and len(each.only_nan) == len(each.written)
         ]
 
     @property
@@ -360,6 +364,13 @@ class Output(ABC):
         shape = tuple(len(self.coords[dim]) for dim in dims)
         dtype = np.dtype("<f4") if values is None else values.dtype
         self._check_size(math.prod(shape) * dtype.itemsize, name, shape)
+        if values is not None:
+            try:
+                values = np.broadcast_to(values, shape)
+            except ValueError:
+                raise ValueError(
+                    f"the coordinates of {name} have shape {shape}, its data {values.shape}"
+                ) from None
         chunks = tuple(
             1 if dim in MAPS or position < len(dims) - 2 else max(size, 1)
             for position, (dim, size) in enumerate(zip(dims, shape, strict=True))
@@ -369,8 +380,8 @@ class Output(ABC):
         self.fields[name] = added
         if values is not None:
             everything = [np.arange(size) for size in shape]
-            self._write_part(added, everything, np.broadcast_to(values, shape))
             added.written |= added.all_chunks()
+            self._write_part(added, everything, values)
             if has_no_value(values):
                 added.only_nan |= added.written
 
@@ -395,12 +406,11 @@ class Output(ABC):
         known, values = self.coords[dim], np.atleast_1d(values)
         if known is values or np.array_equal(known, values):
             return np.arange(len(known))
+        unknown = values[~np.isin(values, known)]
+        if unknown.size:
+            raise ValueError(f"coordinate {dim} has no value {unknown[0]}")
         order = np.argsort(known, kind="stable")
-        found = np.searchsorted(known, values, sorter=order).clip(max=len(known) - 1)
-        positions: NDArray[np.intp] = order[found]
-        if not np.array_equal(known[positions], values):
-            unknown = values[known[positions] != values][0]
-            raise ValueError(f"coordinate {dim} has no value {unknown}")
+        positions: NDArray[np.intp] = order[np.searchsorted(known, values, sorter=order)]
         return positions
 
     def _write(
@@ -424,10 +434,12 @@ class Output(ABC):
             values = _on_host(tensor)
             self._write_part(target, selection, values)
             touched = target.chunks_of(selection)
-            target.written |= touched
-            target.only_nan -= touched
             if has_no_value(values):
-                target.only_nan |= touched
+                # What else those chunks hold stays.
+                target.only_nan |= touched - target.written
+            else:
+                target.only_nan -= touched
+            target.written |= touched
             return
         tail = (0,) * (len(shape) - leading)
         for place in itertools.product(*(range(size) for size in shape[:leading])):
@@ -464,9 +476,13 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _on_host(tensor: Any) -> NDArray[Any]:
-    values: NDArray[Any] = (
-        tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
-    )
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    import torch
+
+    tensor = tensor.detach().cpu()
+    # NumPy has no such type.
+    values: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return values
 
 

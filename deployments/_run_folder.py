@@ -7,6 +7,7 @@ by a rename, under the fencing token: of several runs of an execution, one is de
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,9 @@ from deployments._work_folder import WorkFolder, Written
 from deployments.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+"""What the download routes refuse in a path; a line break would also split a checksum's line."""
 
 
 class RunFolder:
@@ -71,22 +75,27 @@ class RunFolder:
             If a newer token was seen.
         """
         files, warnings = _files_below(self.path)
-        if CHECKSUMS in files:
+        # Whatever it is: a link would be written through, a FIFO waited for.
+        if os.path.lexists(self.path / CHECKSUMS):
             raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is a file of the server's; rename yours")
         chunks = [key for key in files if _is_minor(key)]
         whole = [key for key in files if not _is_minor(key)]
-        described = describe_files(
-            self._described(whole, known),
-            self._described(chunks, known),
-            self.path / CHECKSUMS,
-            self._execution_id,
-            max_listed,
-        )
-        self._work.admit(self._fence)
-        self._result.parent.mkdir(parents=True, exist_ok=True)
-        # What an earlier run delivered just before its Conductor died.
-        remove_tree(self._result)
-        self.path.rename(self._result)
+        try:
+            described = describe_files(
+                self._described(whole, known),
+                self._described(chunks, known),
+                self.path / CHECKSUMS,
+                self._execution_id,
+                max_listed,
+            )
+            self._work.admit(self._fence)
+            self._result.parent.mkdir(parents=True, exist_ok=True)
+            # What an earlier run delivered just before its Conductor died.
+            remove_tree(self._result)
+            self.path.rename(self._result)
+        except FileNotFoundError:
+            self._work.admit(self._fence)  # says so if the execution has been removed
+            raise
         try:
             self._work.admit(self._fence)
         except StageFailed:
@@ -123,25 +132,30 @@ def _files_below(folder: Path) -> tuple[list[str], list[str]]:
     left: list[str] = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
+        # Links to folders are listed as folders, but not entered.
+        links = [name for name in folders if os.path.islink(Path(parent, name))]
+        for name in sorted([*names, *links]):
             path = Path(parent, name)
             key = path.relative_to(folder).as_posix()
-            reason = _why_not(path, root)
+            reason = _why_not(path, key, root)
             if reason is None:
                 found.append(key)
             else:
-                left.append(f"{os.fsencode(key).decode(errors='replace')}: {reason}")
+                readable = os.fsencode(key).decode(errors="replace")
+                left.append(f"{_UNUSABLE.sub('?', readable)}: {reason}")
     return found, left
 
 
-def _why_not(path: Path, root: Path) -> str | None:
+def _why_not(path: Path, key: str, root: Path) -> str | None:
     """Say why a file cannot be delivered; None if it can."""
     try:
-        os.fspath(path).encode()
+        key.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8"
+    if _UNUSABLE.search(key):
+        return "its name has control characters or a backslash"
     if path.is_symlink():
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # `resolve` raises if it leads to itself
         if not target.is_relative_to(root):
             return "a link that leads out of the results"
         if os.path.isabs(os.readlink(path)):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -27,6 +29,8 @@ THEIRS = "earth2studio.serve."
 """What is defined below is Earth2Studio's server, not the user's."""
 STEPS = {"num_steps": (1, 1000), "nsteps": (1, 1000)}
 """Bounds that Earth2Studio's server puts on parameters of these names."""
+TOLD = {"progress": str, "current_step": int, "total_steps": int, "error_message": str}
+"""What a class may tell of its progress, the fields of Earth2Studio's ``WorkflowProgress``."""
 
 
 class InvalidConfig(ValueError):
@@ -69,10 +73,13 @@ class WorkflowClass:
 
     def describe(self) -> WorkflowDescription:
         """Say what a client needs to know."""
-        text = getattr(self.type, "description", "") or inspect.getdoc(self.type) or ""
+        # Not `inspect.getdoc`, which takes what the base class says of itself.
+        text = getattr(self.type, "description", "") or inspect.cleandoc(self.type.__doc__ or "")
+        # A default may be NaN, which is no JSON.
+        schema = json.dumps(self._parameters.model_json_schema())
         return WorkflowDescription(
             description=str(text),
-            parameters_schema=self._parameters.model_json_schema(),
+            parameters_schema=json.loads(schema, parse_constant=lambda _: None),
             own_validation=self._validates_itself(),
         )
 
@@ -124,12 +131,7 @@ class WorkflowClass:
         own = getattr(self.type, "validate_parameters", None)
         if own is not None and not getattr(own, "__module__", "").startswith(THEIRS):
             return True
-        decorators = self._parameters.__pydantic_decorators__
-        return any(
-            not getattr(each.func, "__module__", "").startswith(THEIRS)
-            for kind in ("field_validators", "model_validators", "validators", "root_validators")
-            for each in getattr(decorators, kind).values()
-        )
+        return _calls_functions(self._parameters.__pydantic_core_schema__)
 
 
 def prepare(
@@ -160,8 +162,8 @@ def prepare(
     }
     if not hasattr(type(instance), "update_progress"):
         given["update_progress"] = lambda progress: note(_told(progress))
-    if hasattr(instance, "__dict__"):  # not so with slots
-        for name, value in given.items():
+    for name, value in given.items():
+        with suppress(AttributeError):  # of slots, or a property of the class's own
             object.__setattr__(instance, name, value)
 
 
@@ -191,22 +193,52 @@ class Told:
 
 
 def _told(progress: Any) -> dict[str, Any]:
-    """Take a ``WorkflowProgress``, or a mapping or object of the same fields."""
-    if isinstance(progress, BaseModel):
-        values = progress.model_dump(exclude_none=True)
-    elif isinstance(progress, Mapping):
-        values = dict(progress)
-    else:
-        values = {"progress": str(progress)}
+    """Take a ``WorkflowProgress``, a mapping or object of the same fields, or words alone.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a step is no number: in the class's own thread, at the line that tells it.
+    """
+    if isinstance(progress, str):
+        progress = {"progress": progress}
+    elif not isinstance(progress, Mapping):
+        progress = {name: getattr(progress, name, None) for name in TOLD}
     return {
-        name: values[name]
-        for name in ("progress", "current_step", "total_steps", "error_message")
-        if values.get(name) is not None
+        name: kind(progress[name]) for name, kind in TOLD.items() if progress.get(name) is not None
     }
 
 
+def _calls_functions(schema: Any) -> bool:
+    """Say whether a schema of pydantic's core calls validators of the user's, at any depth."""
+    pending = [schema]
+    while pending:
+        match pending.pop():
+            case {"type": str(kind), "function": {"function": function}} if kind.startswith(
+                "function-"
+            ) and not getattr(function, "__module__", "").startswith((THEIRS, "pydantic.")):
+                return True
+            case dict() as part:
+                pending.extend(part.values())
+            case list() | tuple() as parts:
+                pending.extend(parts)
+    return False
+
+
+def _hints(function: Any, names: Collection[str]) -> dict[str, Any]:
+    """Resolve the annotations of some parameters; others may name what is not imported here."""
+
+    def chosen() -> None:
+        pass
+
+    annotations = getattr(function, "__annotations__", {})
+    chosen.__annotations__ = {name: annotations[name] for name in names if name in annotations}
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    return get_type_hints(chosen, known, include_extras=True)
+
+
 def _model_of(
-    owner: type, attribute: str, method: str, skip: frozenset[str] | set[str] = frozenset()
+    owner: type, attribute: str, method: str, skip: Collection[str] = ()
 ) -> type[BaseModel]:
     """Give the class's own model of a method's parameters, or one made from its signature."""
     own = getattr(owner, attribute, None)
@@ -215,11 +247,15 @@ def _model_of(
     function = getattr(owner, method)
     if function is object.__init__:
         return create_model(attribute, __config__=ConfigDict(extra="forbid"))
-    hints = get_type_hints(function, include_extras=True)
+    parameters = {
+        name: parameter
+        for name, parameter in list(inspect.signature(function).parameters.items())[1:]
+        if name not in skip
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    hints = _hints(function, parameters)
     fields: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
-        if name in skip or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+    for name, parameter in parameters.items():
         default = ... if parameter.default is parameter.empty else parameter.default
         low, high = STEPS.get(name, (None, None)) if method == "__call__" else (None, None)
         fields[name] = (hints.get(name, Any), Field(default, ge=low, le=high))

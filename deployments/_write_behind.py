@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
@@ -46,7 +45,8 @@ class WriteBehind:
         self._pending = 0
         self._failure: BaseException | None = None
         self._abandoned = False
-        self._spare: dict[int, deque[NDArray[np.uint8]]] = {}
+        self._spare: dict[int, list[NDArray[np.uint8]]] = {}
+        self._spare_bytes = 0
         self._queues: list[SimpleQueue[tuple[Task, NDArray[np.uint8]] | None]] = [
             SimpleQueue() for _ in range(threads)
         ]
@@ -82,6 +82,8 @@ class WriteBehind:
         ------
         Exception
             What an earlier write failed with, or what `check` raises.
+        RuntimeError
+            If it is closed.
         """
         memory = self._take(math.prod(shape) * np.dtype(dtype).itemsize)
         try:
@@ -119,18 +121,27 @@ class WriteBehind:
             while self._pending and self._pending_bytes + size > self._window:
                 self._wait()
             self._raise_failure()
+            if self._abandoned:
+                raise RuntimeError("nothing is written any more: the output is closed")
             self._pending += 1
             self._pending_bytes += size
-            spare = self._spare.get(size)
-            if spare:
+            if spare := self._spare.get(size):
+                # Kept from write to write: fresh memory costs a page fault for every 4 KiB.
+                self._spare_bytes -= size
                 return spare.pop()
-        # Kept from write to write: fresh memory costs a page fault for every 4 KiB.
+            self._make_room()
         return np.empty(size, np.uint8)
+
+    def _make_room(self) -> None:
+        """Let go of what is kept beyond the window."""
+        for kept in self._spare.values():
+            while kept and self._pending_bytes + self._spare_bytes > self._window:
+                self._spare_bytes -= kept.pop().nbytes
 
     def _wait(self) -> None:
         self._raise_failure()
-        if not self._changed.wait(STOP_INTERVAL_S):
-            self._check()
+        self._changed.wait(STOP_INTERVAL_S)
+        self._check()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -152,9 +163,6 @@ class WriteBehind:
             self._failure = self._failure or failure
             self._pending -= 1
             self._pending_bytes -= memory.nbytes
-            self._spare.setdefault(memory.nbytes, deque(maxlen=_SPARE)).append(memory)
+            self._spare.setdefault(memory.nbytes, []).append(memory)
+            self._spare_bytes += memory.nbytes
             self._changed.notify_all()
-
-
-_SPARE = 32
-"""Pieces of memory of one size that are kept."""

@@ -39,8 +39,8 @@ class ZarrOutput(Output):
         self.zarr_codecs = None
         self._group = zarr.create_group(self.store, overwrite=True)
         self._root = _Root(self._group._async_group, self)
-        self._chunk_files: dict[Path, tuple[Written, int]] = {}
-        """Files of chunks as they were written, and when, in nanoseconds."""
+        self._chunk_files: dict[str, dict[Index, tuple[Path, Written, int]]] = {}
+        """By array, files of chunks as they were written, and when, in nanoseconds."""
 
     @property
     def root(self) -> zarr.Group:
@@ -68,7 +68,8 @@ class ZarrOutput(Output):
             zarr.consolidate_metadata(self.store)
         return {
             path: written
-            for path, (written, at) in self._chunk_files.items()
+            for files in self._chunk_files.values()
+            for path, written, at in files.values()
             if path.is_file() and path.stat().st_mtime_ns == at
         }
 
@@ -100,7 +101,8 @@ class ZarrOutput(Output):
             },
         )
         [*others, last] = getattr(array.metadata, "codecs", (None, None))
-        plain = not others and isinstance(last, BytesCodec) and dtype.isnative
+        # What does nothing: the order of bytes is this machine's, or there is only one.
+        plain = not others and last in (BytesCodec(), BytesCodec(endian=None)) and dtype.isnative
         return array, plain and array.chunks == chunks and not array.shards
 
     def _create_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> Any:
@@ -123,22 +125,33 @@ class ZarrOutput(Output):
         with warnings.catch_warnings():
             # Times have no Zarr v3 data type yet; Earth2Studio stores them like this, too.
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
-            self._group.create_array(name, config=config, **options)
-        created: zarr.Array[Any] = self._root.renewed(name)
-        return created
+            created = self._group.create_array(name, config=config, **options)
+        return self._root.adopt(name, created)
 
     def _write_chunk(self, target: Field, index: Index, values: NDArray[Any]) -> None:
         key = ".".join(["c", *map(str, index)])
         path = self.path / target.name / key
-        with path.open("wb", buffering=0) as file:
+        # Not unbuffered: on a full disk that writes a part, and tells it only by its result.
+        with path.open("wb") as file:
             file.write(values.data)
         written = Written(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
-        self._chunk_files[path] = written, path.stat().st_mtime_ns
+        files = self._chunk_files.setdefault(target.name, {})
+        files[index] = path, written, path.stat().st_mtime_ns
 
     def _write_part(
         self, target: Field, selection: Sequence[NDArray[np.intp]], values: NDArray[Any]
     ) -> None:
+        files = self._chunk_files.get(target.name, {})
+        for index in files.keys() & target.chunks_of(selection):
+            del files[index]
         zarr.Array.__setitem__(target.handle, _selector(selection), values)
+
+    def touched(self, name: str) -> None:
+        """Note that the class sets values of an array by itself."""
+        self.flush()
+        self._chunk_files.pop(name, None)
+        if name in self.fields:
+            self.fields[name].by_hand = True
 
     def _read(self, target: Field, selection: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
         return np.asarray(target.handle[_selector(selection)])
@@ -166,9 +179,7 @@ class _Array(zarr.Array[Any]):
 
     def __setitem__(self, selection: Any, value: Any) -> None:
         if self._output is not None:
-            self._output.flush()
-            if self.basename in self._output.fields:
-                self._output.fields[self.basename].by_hand = True
+            self._output.touched(self.basename)
         super().__setitem__(selection, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -193,10 +204,10 @@ class _Root(zarr.Group):
             self._known[path] = self._opened(path)
         return self._known[path]
 
-    def renewed(self, path: str) -> Any:
-        """Give an array that was created a moment ago."""
-        self._known.pop(path, None)
-        return self[path]
+    def adopt(self, path: str, created: zarr.Array[Any]) -> zarr.Array[Any]:
+        """Show an array that was created a moment ago."""
+        array = self._known[path] = _Array(created._async_array, self._output)
+        return array
 
     def _opened(self, path: str) -> Any:
         found = super().__getitem__(path)
@@ -224,6 +235,13 @@ def _set_attribute(node: Any, name: str, value: Any) -> None:
     if name.startswith("_") or hasattr(type(node), name):
         object.__setattr__(node, name, value)
         return
+    node.attrs[name] = _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON takes for numbers of NumPy's, as netCDF4 takes them as well."""
     if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()
-    node.attrs[name] = value
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value

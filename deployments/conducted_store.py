@@ -19,6 +19,7 @@ from deployments._execution_tables import (
     readiness,
 )
 from deployments.execution_store import ExecutionStore
+from workflows.custom import is_custom
 from workflows.errors import StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 
@@ -91,8 +92,15 @@ class ConductedStore(ExecutionStore):
             ).first()
             if row is None:
                 return None
+            execution = execution_of(row)
+            # A user's class does all in one stage: its first is told here, without a second write.
+            stage = Stage.INFERENCE if is_custom(execution.plan) else None
             return self._update(
-                connection, execution_of(row), status=Status.RUNNING, started_at=datetime.now(UTC)
+                connection,
+                execution,
+                status=Status.RUNNING,
+                stage=stage,
+                started_at=datetime.now(UTC),
             )
 
     def unfinished(self) -> list[Execution]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._conducting import Conducting, conduct_here, here
-from deployments._endurance import uninterrupted
+from deployments._endurance import uninterrupted, unless_over_soon
 from deployments._isolation import hide_gpus
 from deployments._transient import TransientFailure
 from deployments.custom_workflow import Packaging, RunJob, RunResult
@@ -27,7 +27,7 @@ from deployments.fcn3 import MemberJob
 from workflows.base import Plan
 from workflows.custom import CustomPlan
 from workflows.errors import StageFailed
-from workflows.execution import Stage, Status
+from workflows.execution import Progress, Stage, Status
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,10 +55,11 @@ async def execute(execution_id: str) -> None:
     """Carry one execution from its plan to a finished result."""
     async with here().life_of(execution_id) as plan:
         if isinstance(plan, CustomPlan):
-            results = await life_of_custom(execution_id, plan)
+            made = await life_of_custom(execution_id, plan)
+            await finish(execution_id, made.results, made.progress)
         else:
             results = await life_of_forecast(execution_id, plan)
-        await finish(execution_id, results)
+            await finish(execution_id, results)
 
 
 async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
@@ -76,14 +77,16 @@ async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     return await package(execution_id)
 
 
-async def life_of_custom(execution_id: str, plan: CustomPlan) -> dict[str, Any]:
-    """Carry the run of a user's workflow class from its call to described results."""
-    await here().enter(execution_id, Stage.INFERENCE)
+async def life_of_custom(execution_id: str, plan: CustomPlan) -> RunResult:
+    """Carry the run of a user's workflow class from its call to described results.
+
+    It enters inference as it is claimed, and the package stage when that takes a while.
+    """
     made = await run(execution_id, plan)
     if made.shortcoming is not None:
-        await keep(execution_id, made.results)
+        await keep(execution_id, made)
         raise StageFailed(Stage.PACKAGE, made.shortcoming)
-    return made.results
+    return made
 
 
 @recorded
@@ -141,13 +144,23 @@ async def run(execution_id: str, plan: CustomPlan) -> RunResult:
     job = RunJob(execution_id=execution_id, plan=plan, fence=here().fence)
     made: RunResult | None = None
     try:
-        async for told in here().stream(Stage.INFERENCE, plan.workflow, "run", job):
-            if isinstance(told, RunResult):
-                made = told
-            elif isinstance(told, Packaging):
-                await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
-            else:
-                await here().note_run(execution_id, told)
+        async with unless_over_soon() as later:
+            async for told in here().stream(Stage.INFERENCE, plan.workflow, "run", job):
+                if isinstance(told, RunResult):
+                    made = told
+                elif isinstance(told, Packaging):
+                    here().freed(execution_id)
+                    later(
+                        partial(
+                            here().enter,
+                            execution_id,
+                            Stage.PACKAGE,
+                            Status.PENDING_RESULTS,
+                            told.progress,
+                        )
+                    )
+                else:
+                    await here().record(execution_id, progress=told)
     except TransientFailure as error:
         raise TransientFailure(
             Stage.INFERENCE, f"the process that ran the workflow has ended: {error}"
@@ -158,15 +171,19 @@ async def run(execution_id: str, plan: CustomPlan) -> RunResult:
 
 
 @recorded
-async def keep(execution_id: str, results: Mapping[str, Any]) -> None:
+async def keep(execution_id: str, made: RunResult) -> None:
     """Keep results that fall short: they can be had although the execution fails."""
-    await uninterrupted(here().keep(execution_id, dict(results)))
+    await uninterrupted(here().keep(execution_id, made.results, made.progress))
 
 
-@recorded
-async def finish(execution_id: str, results: dict[str, Any]) -> None:
-    """Say that the results can be had; once that has begun, a cancel comes too late."""
-    await uninterrupted(here().complete(execution_id, results))
+async def finish(
+    execution_id: str, results: dict[str, Any], progress: Progress | None = None
+) -> None:
+    """Say that the results can be had; once that has begun, a cancel comes too late.
+
+    Not recorded: the execution's own record says that this was done.
+    """
+    await uninterrupted(here().complete(execution_id, results, progress))
 
 
 async def together(*steps: Coroutine[Any, Any, Any]) -> list[Any]:

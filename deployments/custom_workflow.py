@@ -68,12 +68,14 @@ class Packaging(BaseModel):
     """Said when the class has ended and its results are being described."""
 
     kind: Literal["packaging"] = "packaging"
+    progress: Progress
 
 
 class RunResult(BaseModel):
     """What a run has made."""
 
     kind: Literal["result"] = "result"
+    progress: Progress
     results: dict[str, Any]
     """The manifest's part about files, see `deployments.manifest.describe_files`."""
     shortcoming: str | None
@@ -184,8 +186,9 @@ class CustomWorkflow:
             # Closed here, not by the garbage collector: the thread must have stopped by then.
             async with aclosing(self._replica.run(running, work)) as told:
                 async for progress in told:
-                    yield progress
-            yield Packaging()
+                    if not running.done:
+                        yield progress
+            yield Packaging(progress=run.progress())
             # Outside of the lock: the next execution computes meanwhile.
             yield await asyncio.to_thread(run.deliver)
         finally:
@@ -253,6 +256,7 @@ class _Run:
             f"{name}: everything written is NaN" for name in backend.without_values()
         ]
         return RunResult(
+            progress=self.progress(),
             results=described
             | {
                 "device": "cuda" if has_gpu() else "cpu",

@@ -27,7 +27,7 @@ def describe_files(
     Parameters
     ----------
     whole : iterable of Written
-        Files that are always listed; keys are relative to the folder of the result.
+        Files that are listed first; keys are relative to the folder of the result.
     chunks : iterable of Written
         Files that are listed only if all are together not more than `max_listed`. They are taken
         one by one: memory does not grow with their number beyond that.
@@ -49,7 +49,7 @@ def describe_files(
         for file in group:
             files += 1
             size += file.size
-            if len(listed) <= max_listed:
+            if len(listed) < max_listed - 1:  # the checksums are listed, too
                 listed.append(_entry(file, execution_id))
             yield f"{file.sha256}  {file.key}\n".encode()
 

@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app import findings
 from serve_app.findings import Finding
+from serve_app.sections import CUSTOM
 from serve_app.settings import DEPLOYMENTS, Settings, find_in_args, places
 
 BUILD = "serve_app.app:build"
@@ -92,10 +93,12 @@ def _find_in_application(application: Mapping[str, Any], path: findings.Path) ->
         return
     args = application.get("args", {})
     known: tuple[str, ...] = DEPLOYMENTS
+    usable = False
     if isinstance(args, Mapping):
         wrong = find_in_args(args, (*path, "args"))
         yield from wrong
-        if not wrong:
+        usable = not wrong
+        if usable:
             workflows = Settings.model_validate(dict(args)).workflows
             known += tuple(each.deployment for each in workflows.custom)
     deployments = application.get("deployments")
@@ -105,6 +108,8 @@ def _find_in_application(application: Mapping[str, Any], path: findings.Path) ->
         if not isinstance(name, str):
             continue
         here = (*path, "deployments", index, "name")
+        if name.startswith(CUSTOM) and not usable:
+            continue  # what it could name is not known
         if name not in known:
             yield Finding(here, f"unknown deployment {name!r}; known are {', '.join(known)}")
         elif name in seen:

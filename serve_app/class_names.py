@@ -31,7 +31,7 @@ def declared_name(path: str) -> str | None:
     if source is None or "." in attribute:
         return None
     try:
-        tree = ast.parse(source.read_text(encoding="utf-8"))
+        tree = ast.parse(source.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
     for node in tree.body:
@@ -58,9 +58,10 @@ def _name_in(node: ast.ClassDef) -> str | None:
 def _source(module: str) -> Path | None:
     """Find a module's file without importing anything, its parents included."""
     where, origin = sys.path, None
-    parts = module.split(".")
-    for index, _ in enumerate(parts):
-        spec = PathFinder.find_spec(".".join(parts[: index + 1]), where)
+    for part in module.split("."):
+        # By its last name alone: with a dotted one, folders without __init__.py would want their
+        # parents imported.
+        spec = PathFinder.find_spec(part, where)
         if spec is None:
             return None
         where, origin = list(spec.submodule_search_locations or []), spec.origin

@@ -47,6 +47,8 @@ class IngressOptions(BaseModel):
     max_output_bytes: int = Field(gt=0)
     """A request whose estimated result is larger is refused."""
     max_body_bytes: int = Field(2**20, ge=1)
+    validation_limit_s: float = Field(default=10.0, gt=0)
+    """What a class of a user's own may take to check parameters."""
     tokens_file: Path | None = None
     """Bearer tokens, see `serve_app.auth`; None asks for none."""
     allow_origins: tuple[str, ...] = ()

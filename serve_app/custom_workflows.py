@@ -11,14 +11,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from deployments._transient import TransientFailure, as_stage_failure
 from deployments.execution_store import ExecutionStore
 from workflows.base import OutputFormat
 from workflows.custom import CustomWorkflow, WorkflowDescription
-from workflows.errors import Earth2ServeError, InvalidParameters, Problem
+from workflows.errors import Earth2ServeError, InvalidParameters, ModelUnavailable, Problem
+from workflows.execution import Stage
 
 REMEMBERED_S = 1.0
 """How long a description counts as fresh: a class that is replaced may describe itself anew."""
-VALIDATION_LIMIT_S = 10.0
 
 Validate = Callable[[Mapping[str, Any]], Awaitable[list[Problem]]]
 
@@ -37,6 +38,8 @@ class CustomWorkflows:
         Their names, and the format of results where the class does not take it.
     validators : mapping of str to callable
         Has each class check parameters by its own code.
+    validation_limit_s : float
+        What that may take, in seconds.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class CustomWorkflows:
         store: ExecutionStore,
         formats: Mapping[str, OutputFormat],
         validators: Mapping[str, Validate],
+        validation_limit_s: float,
     ) -> None:
         self._store = store
         self._formats = formats
         self._validators = validators
+        self._validation_limit_s = validation_limit_s
         self._known: dict[str, tuple[CustomWorkflow, dict[str, Any]]] = {}
         self._looked_at: dict[str, float] = {}
 
@@ -90,14 +95,20 @@ class CustomWorkflows:
         """
         if not workflow.own_validation:
             return
-        name = workflow.name
+        name, limit_s = workflow.name, self._validation_limit_s
         try:
-            problems = await asyncio.wait_for(
-                self._validators[name](values), timeout=VALIDATION_LIMIT_S
-            )
+            problems = await asyncio.wait_for(self._validators[name](values), limit_s)
         except TimeoutError:
             raise WorkflowUnavailable(
-                f"workflow {name} has not checked the parameters within {VALIDATION_LIMIT_S:g} s"
+                f"workflow {name} has not checked the parameters within {limit_s:g} s"
+            ) from None
+        except Exception as error:
+            # Ray has its own classes for what a replica raises, and for its death.
+            failure = as_stage_failure(Stage.INFERENCE, error)
+            if not isinstance(failure, ModelUnavailable | TransientFailure):
+                raise
+            raise WorkflowUnavailable(
+                f"workflow {name} cannot check the parameters now: {failure}"
             ) from None
         if problems:
             raise InvalidParameters(problems)

@@ -80,7 +80,7 @@ def create_app(
             for name in options.callable
             if name not in options.custom
         },
-        custom=CustomWorkflows(store, options.custom, validators),
+        custom=CustomWorkflows(store, options.custom, validators, options.validation_limit_s),
         observer=Observer(store),
         changes=changes,
         nudge=nudger,

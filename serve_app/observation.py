@@ -25,6 +25,8 @@ class Observation(NamedTuple):
     position: int | None
     body: bytes
     """The answer to a request for its status, JSON."""
+    packaged: bool
+    """Whether it has results."""
 
     @property
     def revision(self) -> int:
@@ -68,7 +70,9 @@ class Observer:
         execution = self._store.get(workflow, execution_id)
         position = self._store.position(execution)
         body = json.dumps(status_body(execution, position), separators=(",", ":")).encode()
-        seen = Observation(execution.model_copy(update={"results": None}), position, body)
+        packaged = execution.results is not None
+        bare = execution.model_copy(update={"results": None})
+        seen = Observation(bare, position, body, packaged)
         self._remember(key, seen)
         return seen
 

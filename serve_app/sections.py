@@ -23,6 +23,15 @@ from workflows.base import OutputFormat
 from workflows.custom import check_name
 
 SYNTHETIC = "synthetic"
+CUSTOM = "CustomWorkflow-"
+"""With this begin the names of the deployments that serve workflows of users' own."""
+OURS = {
+    "packager",
+    "initial_conditions",
+    *(name for workflow in WORKFLOWS.values() for name in workflow.models),
+    *(name for workflow in WORKFLOWS.values() for name in workflow.data_sources),
+}
+"""Names by which the Conductor calls what is ours; no workflow can have one of them."""
 
 
 def _import_path(value: str) -> str:
@@ -96,7 +105,7 @@ class CustomWorkflowSettings(Section):
     @property
     def deployment(self) -> str:
         """Name of its deployment."""
-        return f"CustomWorkflow-{self.resolved_name}"
+        return f"{CUSTOM}{self.resolved_name}"
 
 
 def _known_workflows(custom: Sequence[CustomWorkflowSettings]) -> tuple[str, ...]:
@@ -104,7 +113,9 @@ def _known_workflows(custom: Sequence[CustomWorkflowSettings]) -> tuple[str, ...
 
 
 def _known_workflow(name: str, info: ValidationInfo) -> str:
-    known = _known_workflows(info.data.get("custom", ()))
+    if "custom" not in info.data:  # wrong itself, so nobody knows
+        return name
+    known = _known_workflows(info.data["custom"])
     if name not in known:
         raise ValueError(f"unknown workflow {name!r}; known are {', '.join(known)}")
     return name
@@ -140,6 +151,10 @@ class WorkflowSettings(Section):
                 check_name(name)
             except ValueError as error:
                 raise ValueError(f"{each.path}: {error}; set another `name`") from None
+            if name in OURS:
+                raise ValueError(
+                    f"{each.path}: {name!r} is a part of the server; set another `name`"
+                )
             if name in taken:
                 raise ValueError(
                     f"{each.path}: there is a workflow {name!r} already; set another `name`"
@@ -215,8 +230,8 @@ class QueueSettings(Section):
     )
     max_running: Count | None = Field(
         default=None,
-        description="Executions of a workflow that run at once; null is its model's replicas plus 1, "
-        "and the replicas of a workflow of your own.",
+        description="Executions of a workflow that run at once; null is its model's replicas plus "
+        "1, and the replicas of a workflow of your own.",
     )
 
 

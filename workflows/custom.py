@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from workflows.base import OutputFormat, Parameters, Workflow
+from workflows.errors import InvalidParameters, Problem
 from workflows.schema_model import parameters_from_schema
 
 RESERVED_NAMES = frozenset({"workflows"})
 """``/v1/infer/workflows`` lists the workflows."""
+
+FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
@@ -94,13 +97,23 @@ class CustomWorkflow(Workflow):
         return self._schema
 
     def plan(self, parameters: Parameters) -> CustomPlan:
-        """Keep the parameters with what decides the format of the result."""
+        """Keep the parameters with what decides the format of the result.
+
+        Raises
+        ------
+        InvalidParameters
+            If the request names another format, which the class would be given in vain.
+        """
+        # What was left out stays so: a class may have defaults that its own types refuse.
+        given = parameters.model_dump(mode="json", exclude_unset=True)
         chosen = parameters.model_dump(mode="json").get("output_format")
+        if chosen not in FORMATS and given.get("output_format") is not None:
+            problem = Problem("parameters.output_format", "'zarr' or 'netcdf4' is needed")
+            raise InvalidParameters([problem])
         return CustomPlan(
             workflow=self.name,
-            # What was left out stays so: a class may have defaults that its own types refuse.
-            parameters=parameters.model_dump(mode="json", exclude_unset=True),
-            output_format=chosen if chosen in ("zarr", "netcdf4") else self._output_format,
+            parameters=given,
+            output_format=chosen if chosen in FORMATS else self._output_format,
         )
 
 

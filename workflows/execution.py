@@ -39,7 +39,10 @@ FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.FAILED}),
-    Status.RUNNING: frozenset({Status.PENDING_RESULTS, Status.FAILED, Status.CANCELLED}),
+    # Results that are described in no time leave no time to say that they are pending.
+    Status.RUNNING: frozenset(
+        {Status.PENDING_RESULTS, Status.COMPLETED, Status.FAILED, Status.CANCELLED}
+    ),
     Status.PENDING_RESULTS: frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
     Status.COMPLETED: frozenset({Status.EXPIRED}),
     Status.FAILED: frozenset({Status.QUEUED, Status.EXPIRED}),

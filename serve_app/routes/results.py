@@ -31,7 +31,7 @@ async def results(request: Request, workflow: str, execution_id: str) -> Respons
             "timestamp": schemas.now(),
         }
         return json_response({"detail": pending}, 202)
-    _check_available(execution)
+    _check_available(execution, packaged=execution.results is not None)
     return json_response(schemas.results_body(execution))
 
 
@@ -48,19 +48,21 @@ async def results(request: Request, workflow: str, execution_id: str) -> Respons
 async def result_file(request: Request, workflow: str, execution_id: str, path: str) -> Response:
     """Give a result file, whole or in ranges; paths are those of the manifest."""
     context = context_of(request)
-    _check_available(await context.execution(workflow, execution_id))
+    # Not read anew: a reader of Zarr asks for thousands of files, and the record is as large as
+    # the manifest.
+    seen = await context.observe(workflow, execution_id)
+    _check_available(seen.execution, packaged=seen.packaged)
     # In the manifest paths begin with the execution's id, as Earth2Studio's clients expect.
     relative = path.removeprefix(f"{execution_id}/")
     folder = context.options.results_dir / workflow / execution_id
     return await ResultFile.open(folder, relative, request)
 
 
-def _check_available(execution: Execution) -> None:
+def _check_available(execution: Execution, *, packaged: bool) -> None:
     """Refuse what was never packaged, or is gone.
 
     An execution that failed after packaging, say at `register`, keeps its results.
     """
-    packaged = execution.results is not None
     if execution.status == Status.COMPLETED or (execution.status == Status.FAILED and packaged):
         return
     reason = f": {execution.error_message}" if execution.error_message else ""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
+from deployments.execution_store import Idempotency
 from serve_app import schemas
 from serve_app.admission import accept
 from serve_app.context import Context, context_of
@@ -16,7 +17,7 @@ from serve_app.errors import (
     SeveralWorkflowsExposed,
     json_response,
 )
-from serve_app.json_body import parse_idempotency_key, parse_submit
+from serve_app.json_body import RequestBody, parse_idempotency_key, parse_submit
 from serve_app.routes import documented, get
 from workflows.custom import CustomWorkflow
 
@@ -83,9 +84,8 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
     workflow = await context.workflow(name)
     key = parse_idempotency_key(request.headers.getlist("idempotency-key"))
     body = parse_submit(await request.body(), request.headers.get("content-type"))
-    if isinstance(workflow, CustomWorkflow) and workflow.own_validation:
-        values = workflow.validate(body.parameters).model_dump(mode="json", exclude_unset=True)
-        await context.custom.check(workflow, values)
+    if isinstance(workflow, CustomWorkflow):
+        await _have_checked(context, workflow, body, key)
     submitted = await context.write(accept, context, workflow, body, key)
     execution = submitted.execution
     if not submitted.replayed:
@@ -109,3 +109,17 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
         },
         headers={"Idempotency-Replayed": "true"} if submitted.replayed else None,
     )
+
+
+async def _have_checked(
+    context: Context, workflow: CustomWorkflow, body: RequestBody, key: str | None
+) -> None:
+    """Have a class with checks of its own look at what was not accepted before."""
+    if not workflow.own_validation:
+        return
+    if key is not None:
+        repeated = Idempotency(key, body.digest)
+        if await context.read(context.store.replay, workflow.name, repeated):
+            return
+    values = workflow.validate(body.parameters).model_dump(mode="json", exclude_unset=True)
+    await context.custom.check(workflow, values)
