@@ -122,7 +122,10 @@ class WorkflowClass:
             Whatever the class raises.
         """
         own = getattr(self.type, "validate_parameters", None)
-        checked = (own or self._parameters.model_validate)(dict(parameters))
+        try:
+            checked = (own or self._parameters.model_validate)(dict(parameters))
+        except SystemExit as error:
+            raise ValueError(f"validate_parameters called sys.exit({error.code!r})") from None
         if checked is None:
             checked = self._parameters.model_validate(dict(parameters))
         return checked.model_dump() if isinstance(checked, BaseModel) else dict(checked)

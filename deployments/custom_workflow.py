@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from deployments._earth2studio_serve import bridge_loguru
+from deployments._earth2studio_serve import bridge_loguru, contained
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._model_replica import Job, ModelReplica
 from deployments._provenance import software
@@ -27,6 +27,8 @@ from workflows.execution import Progress, Stage
 
 logger = logging.getLogger("ray.serve")
 
+SCRATCH = ".earth2studio"
+"""Folder of working files for what Earth2Studio's server would make elsewhere."""
 LONGEST_REASON = 2000
 """Characters of what a class says when it raises."""
 FIRST_PAUSE_S = 10.0
@@ -121,7 +123,7 @@ class CustomWorkflow:
         if not has_gpu():
             hide_gpus()
         if self._class is None:
-            self._class = WorkflowClass(options.path, options.work_dir / ".earth2studio")
+            self._class = WorkflowClass(options.path, options.work_dir / SCRATCH)
         bridge_loguru()
         if not options.name_is_given and self._class.name != options.name:
             raise ValueError(
@@ -129,7 +131,8 @@ class CustomWorkflow:
                 f"source: set workflows.custom[].name to that"
             )
         try:
-            instance = self._class.make(options.config)
+            with contained(options.work_dir / SCRATCH):
+                instance = self._class.make(options.config)
         except SystemExit as error:
             raise RuntimeError(f"its constructor called sys.exit({error.code!r})") from error
         # Imported now, or the first job would wait for it.

@@ -232,7 +232,14 @@ FULL = {
             "import_path": "serve_app.app:build",
             "route_prefix": "/",
             "runtime_env": {"env_vars": {"A": "b"}},
-            "args": {"queue": {"max_size": 3}, "models": {"fcn3": {"options": {}}}},
+            "args": {
+                "queue": {"max_size": 3},
+                "models": {"fcn3": {"options": {}}},
+                "workflows": {
+                    "custom": [{"class": "a:B", "name": "b", "config": {"c": 1}}],
+                    "exposed": ["b"],
+                },
+            },
             "deployments": [
                 {
                     "name": "FCN3",
@@ -279,3 +286,107 @@ def test_it_is_a_command(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[0].startswith("bad.yaml:1: ")
     assert done.stderr == ""
+
+
+# Workflows of users' own.
+
+CUSTOM = """\
+    args:
+      workflows:
+        custom:
+          - class: no_such_module.workflows:Storms
+            name: storms
+            config: {anything: [goes, {here: 1}]}
+          - class: no_such_module.workflows:Rain
+        exposed: [storms, foundry_fcn3_workflow]
+        warmup: [Rain]
+"""
+
+
+def test_workflows_of_ones_own_and_their_deployments_pass(tmp_path: Path) -> None:
+    text = (
+        APPLICATION
+        + CUSTOM
+        + (
+            "    deployments:\n"
+            "      - {name: CustomWorkflow-storms, ray_actor_options: {num_gpus: 0.5}}\n"
+            "      - {name: CustomWorkflow-Rain, num_replicas: 2}\n"
+        )
+    )
+    assert check(tmp_path, text) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("name: storms", "nam: storms", "10: applications[0].args.workflows.custom[0].nam: "),
+        (
+            "Rain\n",
+            "Rain\n            replicas: 0\n",
+            "13: applications[0].args.workflows.custom[1]",
+        ),
+        ("- class: no_such_module.workflows:Rain", "- name: Rain", "12: applications[0].args.wor"),
+        (
+            "class: no_such_module.workflows:Rain",
+            "class: Rain",
+            '12: applications[0].args.workflows.custom[1].class: give "module:Class"',
+        ),
+        (
+            "name: storms",
+            "name: Rain",
+            "8: applications[0].args.workflows.custom: no_such_module.workflows:Rain: there is a",
+        ),
+        (
+            "name: storms",
+            "name: foundry_fcn3_workflow",
+            "8: applications[0].args.workflows.custom: no_such_module.workflows:Storms: there is a",
+        ),
+        (
+            "exposed: [storms",
+            "exposed: [stroms",
+            "13: applications[0].args.workflows.exposed[0]: unknown workflow 'stroms'; known are "
+            "foundry_fcn3_workflow, storms, Rain",
+        ),
+        (
+            "warmup: [Rain]",
+            "warmup: [rain]",
+            "14: applications[0].args.workflows.warmup[0]: unknown workflow 'rain'",
+        ),
+    ],
+)
+def test_the_line_of_a_wrong_workflow_of_ones_own_is_named(
+    tmp_path: Path, old: str, new: str, finding: str
+) -> None:
+    # Nothing else is: neither the names of the workflows nor their deployments are in doubt.
+    deployments = "    deployments:\n      - {name: CustomWorkflow-storms, num_replicas: 2}\n"
+    assert CUSTOM.count(old) == 1
+    (found,) = check(tmp_path, APPLICATION + CUSTOM.replace(old, new) + deployments)
+    assert found.startswith(finding)
+
+
+def test_a_deployment_of_no_workflow_is_named(tmp_path: Path) -> None:
+    deployments = (
+        "    deployments:\n      - name: CustomWorkflow-Storms\n      - name: CustomWorkflow\n"
+    )
+    first, second = check(tmp_path, APPLICATION + CUSTOM + deployments)
+    assert first.startswith(
+        "16: applications[0].deployments[0].name: unknown deployment 'CustomWorkflow-Storms'; "
+    )
+    assert first.endswith("Packager, CustomWorkflow-storms, CustomWorkflow-Rain")
+    assert second.startswith("17: applications[0].deployments[1].name: unknown deployment")
+
+
+def test_other_deployments_are_named_whatever_is_wrong_with_the_workflows(tmp_path: Path) -> None:
+    wrong = CUSTOM.replace("name: storms", "name: a/b")
+    deployments = "    deployments:\n      - {name: Fcn3}\n      - {name: CustomWorkflow-a}\n"
+    first, second = check(tmp_path, APPLICATION + wrong + deployments)
+    assert first.startswith("10: applications[0].args.workflows.custom[0].name: 'a/b' cannot name")
+    assert second.startswith("16: applications[0].deployments[0].name: unknown deployment 'Fcn3'")
+
+
+def test_deployments_of_users_workflows_are_built_by_the_names_that_the_check_knows() -> None:
+    args = {"workflows": {"custom": [{"class": "no_such_module:Storms", "name": "storms"}]}}
+    built = build_app(build(args), name="earth2serve")
+    assert sorted(deployment.name for deployment in built.deployments) == sorted(
+        (*DEPLOYMENTS, "CustomWorkflow-storms")
+    )

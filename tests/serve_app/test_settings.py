@@ -218,3 +218,155 @@ def test_every_setting_is_described() -> None:
         return found
 
     assert undescribed(Settings, "args") == []
+
+
+# Workflows of users' own.
+
+MINE = {"class": "no_such_module.workflows:Storms"}
+
+
+def custom(*each: Any, **workflows: Any) -> dict[str, Any]:
+    return {"workflows": {"custom": list(each), **workflows}}
+
+
+def test_a_class_is_all_that_a_workflow_of_ones_own_needs() -> None:
+    settings = parse(custom(MINE))
+    (mine,) = settings.custom_workflows
+    assert (mine.name, mine.resolved_name, mine.config) == (None, "Storms", {})
+    assert (mine.replicas, mine.num_gpus, mine.output_format) == (1, 1.0, "zarr")
+    assert mine.deployment == "CustomWorkflow-Storms"
+    assert settings.callable_workflows == settings.listed_workflows == (FCN3, "Storms")
+
+
+def test_everything_about_a_workflow_of_ones_own_can_be_set() -> None:
+    given = {
+        **MINE,
+        "name": "storms-2.1",
+        "config": {"model_type": "dlwp", "levels": [500]},
+        "replicas": 3,
+        "num_gpus": 0.5,
+        "output_format": "netcdf4",
+        "window_mb": 64,
+        "cancel_grace_s": 2,
+    }
+    (mine,) = parse(custom(given)).custom_workflows
+    assert mine.model_dump(by_alias=True) == given
+
+
+def test_the_name_is_the_one_in_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "raise RuntimeError('imported')\nclass Mine:\n    name = 'storms'\n"
+    (tmp_path / "users_settings.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = {"class": "users_settings:Mine"}
+    assert parse(custom(mine, exposed=["storms"])).callable_workflows == ("storms",)
+    given = custom({**mine, "name": "other"}, exposed=["other"])
+    assert parse(given).callable_workflows == ("other",)
+
+
+def test_as_many_run_at_once_as_there_are_replicas_of_a_class() -> None:
+    several = custom({**MINE, "replicas": 3}, {**MINE, "name": "b"})
+    assert parse(several).max_running == {FCN3: 2, "Storms": 3, "b": 1}
+    assert parse({**several, "queue": {"max_running": 7}}).max_running == {
+        FCN3: 7,
+        "Storms": 7,
+        "b": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (custom({}), "args.workflows.custom[0].class: Field required"),
+        (custom({"path": "a:B"}), "args.workflows.custom[0].path: unknown key; known are class, "),
+        (custom({"class": "a.b"}), 'args.workflows.custom[0].class: give "module:Class"'),
+        (
+            custom(MINE, {**MINE, "name": "b", "replica": 2}),
+            "args.workflows.custom[1].replica: unknown key; did you mean replicas?",
+        ),
+        (
+            custom({**MINE, "max_size": 2}),
+            "args.workflows.custom[0].max_size: unknown key; it belongs in applications[].args.que",
+        ),
+        (custom({**MINE, "num_gpus": True}), "args.workflows.custom[0].num_gpus: Input should be"),
+        (custom({**MINE, "config": ["a"]}), "args.workflows.custom[0].config: Input should be a "),
+        (custom({**MINE, "output_format": "grib"}), "args.workflows.custom[0].output_format: "),
+        (
+            custom({**MINE, "name": "a/b"}),
+            "args.workflows.custom[0].name: 'a/b' cannot name a workflow: up to 100 letters",
+        ),
+        (custom({**MINE, "name": "workflows"}), "args.workflows.custom[0].name: a workflow cannot"),
+        (
+            custom({"class": "no_such_module:workflows"}),
+            "args.workflows.custom: no_such_module:workflows: a workflow cannot be called "
+            "'workflows': that is a route of its own; set another `name`",
+        ),
+        (
+            custom(MINE, MINE),
+            f"args.workflows.custom: {MINE['class']}: there is a workflow 'Storms' already; "
+            "set another `name`",
+        ),
+        (
+            custom({**MINE, "name": FCN3}),
+            f"args.workflows.custom: {MINE['class']}: there is a workflow '{FCN3}' already; ",
+        ),
+        # Hidden, it is there all the same.
+        (
+            custom({**MINE, "name": FCN3}, exposed=[FCN3]),
+            f"args.workflows.custom: {MINE['class']}: there is a workflow '{FCN3}' already; ",
+        ),
+        ({"workflows": {"custom": MINE}}, "args.workflows.custom: Input should be a valid "),
+        (
+            custom(MINE, exposed=["Storms", "storms"]),
+            f"args.workflows.exposed[1]: unknown workflow 'storms'; known are {FCN3}, Storms",
+        ),
+        (custom(MINE, warmup=["storms"]), "args.workflows.warmup[0]: unknown workflow 'storms'"),
+    ],
+)
+def test_what_is_wrong_with_a_workflow_of_ones_own_is_named(
+    args: dict[str, Any], message: str
+) -> None:
+    (line,) = refused(args)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("name", ["packager", "initial_conditions", "fcn3", "ifs"])
+def test_a_workflow_cannot_take_the_place_of_a_part_of_the_server(name: str) -> None:
+    (line,) = refused(custom({**MINE, "name": name}))
+    assert line.endswith(f"'{name}' is a part of the server; set another `name`")
+
+
+def test_names_are_not_called_unknown_while_the_classes_are_wrong() -> None:
+    args = custom({**MINE, "replicas": 0}, exposed=["Storms"], warmup=[FCN3])
+    (line,) = refused(args, EXPOSED_WORKFLOWS="Storms")
+    assert line.startswith("args.workflows.custom[0].replicas: ")
+
+
+def test_a_workflow_of_ones_own_can_be_exposed_or_only_called() -> None:
+    settings = parse(custom(MINE, {**MINE, "name": "b"}, exposed=["Storms"], warmup=["b"]))
+    assert settings.listed_workflows == ("Storms",)
+    assert settings.callable_workflows == ("Storms", "b")
+    hidden = parse(custom(MINE, {**MINE, "name": "b"}, exposed=["b"]))
+    assert [each.resolved_name for each in hidden.custom_workflows] == ["b"]
+    assert hidden.max_running == {"b": 1}
+
+
+def test_the_environment_may_expose_a_workflow_of_ones_own() -> None:
+    settings = parse(custom(MINE), EXPOSED_WORKFLOWS="Storms")
+    assert settings.callable_workflows == ("Storms",)
+    (line,) = refused(custom(MINE), EXPOSED_WORKFLOWS="Storms,b")
+    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'b'; known are {FCN3}, Storms"
+
+
+@pytest.mark.parametrize("args", [{}, {"workflows": {}}, custom()])
+def test_the_environment_cannot_expose_what_is_not_there(args: dict[str, Any]) -> None:
+    (line,) = refused(args, EXPOSED_WORKFLOWS="Storms")
+    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'Storms'; known are {FCN3}"
+
+
+def test_the_summary_names_what_a_class_gets_but_not_the_values() -> None:
+    args = custom({**MINE, "config": {"token": PASSWORD, "device": {"key": PASSWORD}}})
+    summary = parse(args).summary()
+    (mine,) = summary["workflows"]["custom"]
+    assert (mine["name"], mine["config"]) == ("Storms", ["device", "token"])
+    assert PASSWORD not in str(summary)
+    assert PASSWORD not in "".join(refused(custom({**args["workflows"]["custom"][0], "x": 1})))
