@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from workflows.base import (
+    DELIVERY,
     SEED_BOUND,
     Grid,
     OutputFormat,
@@ -23,8 +24,8 @@ from workflows.base import (
     Workflow,
     draw_seeds,
     number_not_bool,
+    refuse_delivery,
 )
-from workflows.errors import InvalidParameters, Problem
 from workflows.times import moment_of
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
@@ -170,16 +171,7 @@ class FCN3Workflow(Workflow):
 
     def plan(self, parameters: FCN3Parameters) -> Plan:
         """Resolve parameters; seeds that were not given are drawn here and stay with the plan."""
-        undelivered = [
-            Problem(
-                f"parameters.{field}",
-                "this server does not deliver to Azure; leave it out and download the results",
-            )
-            for field in ("container_url", "geo_catalog_url", "collection_id")
-            if getattr(parameters, field) is not None
-        ]
-        if undelivered:
-            raise InvalidParameters(undelivered)
+        refuse_delivery(parameters.model_dump(include=set(DELIVERY)))
         seeds = parameters.seeds
         return Plan(
             workflow=self.name,
