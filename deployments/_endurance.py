@@ -68,4 +68,7 @@ async def unless_over_soon(
         yield lambda call: tasks.append(asyncio.ensure_future(wait(call)))
     finally:
         over.set()
-        await asyncio.gather(*tasks)
+        for failure in await asyncio.gather(*tasks, return_exceptions=True):
+            if failure is not None:
+                # It was a word on the way; how the block ends is not for it to change.
+                logger.warning("something that was due meanwhile failed: %r", failure)

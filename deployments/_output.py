@@ -361,6 +361,8 @@ class Output(ABC):
         values: NDArray[Any] | None,
         options: Mapping[str, Any],
     ) -> None:
+        if not name or "/" in name or name.endswith(".json"):
+            raise ValueError(f"{name!r} cannot name an array")
         shape = tuple(len(self.coords[dim]) for dim in dims)
         dtype = np.dtype("<f4") if values is None else values.dtype
         self._check_size(math.prod(shape) * dtype.itemsize, name, shape)
@@ -386,7 +388,9 @@ class Output(ABC):
                 added.only_nan |= added.written
 
     def _check_size(self, size: int, name: str, shape: tuple[int, ...]) -> None:
-        declared = size + sum(each.nbytes for each in self.fields.values())
+        # One of the same name would be replaced.
+        others = (each.nbytes for each in self.fields.values() if each.name != name)
+        declared = size + sum(others)
         if declared > self._max_bytes:
             raise OutputTooLarge(
                 f"with {name}, shape {shape}, the result would take {declared / 1e9:.3g} GB; this "

@@ -80,6 +80,7 @@ class RunFolder:
             raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is a file of the server's; rename yours")
         chunks = [key for key in files if _is_minor(key)]
         whole = [key for key in files if not _is_minor(key)]
+        looks = [self._look(key) for key in files]
         try:
             described = describe_files(
                 self._described(whole, known),
@@ -88,6 +89,11 @@ class RunFolder:
                 self._execution_id,
                 max_listed,
             )
+            for key, look in zip(files, looks, strict=True):
+                if self._look(key) != look:
+                    raise StageFailed(
+                        Stage.PACKAGE, f"{key} was written to after the workflow had ended"
+                    )
             self._work.admit(self._fence)
             self._result.parent.mkdir(parents=True, exist_ok=True)
             # What an earlier run delivered just before its Conductor died.
@@ -112,6 +118,14 @@ class RunFolder:
     def remove(self) -> None:
         """Remove the folder, unless it has become the result."""
         remove_tree(self.path)
+
+    def _look(self, key: str) -> tuple[int, int] | None:
+        """Take a look at a file: one that is changed while it is described has no checksum."""
+        try:
+            found = (self.path / key).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_mtime_ns
 
     def _described(self, keys: list[str], known: Mapping[Path, Written]) -> Iterator[Written]:
         for key in keys:

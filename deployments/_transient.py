@@ -60,4 +60,13 @@ def in_words(error: BaseException) -> str:
     """Say what went wrong, for whoever asked for the forecast."""
     # Clients read it: where the file lies is not for them.
     text = error.strerror if isinstance(error, OSError) else None
-    return f"{type(error).__name__}: {text or error}"
+    return legible(f"{type(error).__name__}: {text or error}")
+
+
+def legible(text: str) -> str:
+    """Replace what cannot be written everywhere.
+
+    Halves of characters, as in file names that are not UTF-8, are no UTF-8, and PostgreSQL takes no
+    NUL.
+    """
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

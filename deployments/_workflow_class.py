@@ -12,12 +12,14 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from deployments._earth2studio_serve import contained
+from deployments._transient import legible
 from workflows.base import problems_of
 from workflows.custom import WorkflowDescription
 from workflows.errors import Problem
@@ -29,7 +31,28 @@ THEIRS = "earth2studio.serve."
 """What is defined below is Earth2Studio's server, not the user's."""
 STEPS = {"num_steps": (1, 1000), "nsteps": (1, 1000)}
 """Bounds that Earth2Studio's server puts on parameters of these names."""
-TOLD = {"progress": str, "current_step": int, "total_steps": int, "error_message": str}
+R = TypeVar("R")
+
+LONGEST_MESSAGE = 500
+MOST_STEPS = 2**53
+"""What every client's JSON reads exactly."""
+
+
+def _words(value: Any) -> str:
+    """Bound a text that every status answer will carry; what UTF-8 cannot hold is replaced."""
+    return legible(str(value)[:LONGEST_MESSAGE])
+
+
+def _step(value: Any) -> int:
+    return min(max(int(value), 0), MOST_STEPS)
+
+
+TOLD: Mapping[str, Callable[[Any], Any]] = {
+    "progress": _words,
+    "current_step": _step,
+    "total_steps": _step,
+    "error_message": _words,
+}
 """What a class may tell of its progress, the fields of Earth2Studio's ``WorkflowProgress``."""
 
 
@@ -54,10 +77,7 @@ class WorkflowClass:
         with contained(scratch):
             # A file that was added since the last try would not be seen.
             importlib.invalidate_caches()
-            try:
-                found: Any = importlib.import_module(module)
-            except SystemExit as error:
-                raise RuntimeError(f"{module} called sys.exit({error.code!r})") from error
+            found: Any = tamed(partial(importlib.import_module, module))
             for part in attribute.split("."):
                 found = getattr(found, part)
         if not inspect.isclass(found) or not any("__call__" in vars(b) for b in found.__mro__):
@@ -110,7 +130,7 @@ class WorkflowClass:
                 return problems_of(
                     error.__cause__, "parameters", list(self._parameters.model_fields)
                 )
-            return [Problem("parameters", str(error) or type(error).__name__)]
+            return [Problem("parameters", _words(error) or type(error).__name__)]
         return []
 
     def validated(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,10 +142,7 @@ class WorkflowClass:
             Whatever the class raises.
         """
         own = getattr(self.type, "validate_parameters", None)
-        try:
-            checked = (own or self._parameters.model_validate)(dict(parameters))
-        except SystemExit as error:
-            raise ValueError(f"validate_parameters called sys.exit({error.code!r})") from None
+        checked = tamed(partial(own or self._parameters.model_validate, dict(parameters)))
         if checked is None:
             checked = self._parameters.model_validate(dict(parameters))
         return checked.model_dump() if isinstance(checked, BaseModel) else dict(checked)
@@ -135,6 +152,22 @@ class WorkflowClass:
         if own is not None and not getattr(own, "__module__", "").startswith(THEIRS):
             return True
         return _calls_functions(self._parameters.__pydantic_core_schema__)
+
+
+def tamed(call: Callable[[], R]) -> R:
+    """Call what a user wrote; what would end a process or an event loop becomes an error.
+
+    Raises
+    ------
+    Exception
+        What the call raises; `RuntimeError` instead of ``SystemExit`` and the like.
+    """
+    try:
+        return call()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def prepare(
@@ -189,8 +222,8 @@ class Told:
         )
         return Progress(
             message=str(message),
-            current_step=max(int(current), 0),
-            total_steps=max(int(all_steps), 0),
+            current_step=_step(current),
+            total_steps=_step(all_steps),
             error_message=told.get("error_message"),
         )
 
@@ -256,6 +289,9 @@ def _model_of(
         if name not in skip
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
+    for name in parameters:
+        if name.startswith("_") or (name.startswith("model_") and hasattr(BaseModel, name)):
+            raise TypeError(f"{method} has a parameter {name!r}, which cannot be served: rename it")
     hints = _hints(function, parameters)
     fields: dict[str, Any] = {}
     for name, parameter in parameters.items():

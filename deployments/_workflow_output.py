@@ -50,7 +50,11 @@ class RunOutput:
         else:
             name, threads, kind = NETCDF, NETCDF_THREADS, as_backend(NetCDFOutput, NetCDF4Backend)
         self._writer = WriteBehind(threads, window_bytes, check)
-        self.backend = kind(folder / name, self._writer, max_bytes, check)
+        try:
+            self.backend = kind(folder / name, self._writer, max_bytes, check)
+        except BaseException:
+            self._writer.close()
+            raise
         self._folder = folder
 
     @staticmethod

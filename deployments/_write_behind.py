@@ -109,11 +109,16 @@ class WriteBehind:
 
     def close(self) -> None:
         """End the threads; what is unwritten is dropped. For the end, good or bad."""
-        self._abandoned = True
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
         for queue in self._queues:
             queue.put(None)
         for thread in self._threads:
             thread.join()
+        # What is left of a run may be referred to for long.
+        self._spare.clear()
+        self._spare_bytes = 0
 
     def _take(self, size: int) -> NDArray[np.uint8]:
         """Wait for room in the window; gives memory of that size."""

@@ -162,6 +162,8 @@ async def run(execution_id: str, plan: CustomPlan) -> RunResult:
                 else:
                     await here().record(execution_id, progress=told)
     except TransientFailure as error:
+        if "Died" not in str(error):
+            raise
         raise TransientFailure(
             Stage.INFERENCE, f"the process that ran the workflow has ended: {error}"
         ) from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+import traceback
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -18,14 +20,16 @@ from deployments._isolation import has_gpu, hide_gpus
 from deployments._model_replica import Job, ModelReplica
 from deployments._provenance import software
 from deployments._run_folder import RunFolder
-from deployments._transient import in_words
-from deployments._workflow_class import Told, WorkflowClass, prepare
+from deployments._transient import in_words, legible
+from deployments._workflow_class import Told, WorkflowClass, prepare, tamed
 from deployments._workflow_output import RunOutput
 from workflows.custom import CustomPlan
 from workflows.errors import Earth2ServeError, ModelUnavailable, Problem, StageFailed
 from workflows.execution import Progress, Stage
 
 logger = logging.getLogger("ray.serve")
+
+R = TypeVar("R")
 
 SCRATCH = ".earth2studio"
 """Folder of working files for what Earth2Studio's server would make elsewhere."""
@@ -100,8 +104,12 @@ class CustomWorkflow:
     async def __init__(self, options: CustomWorkflowOptions) -> None:  # type: ignore[misc]
         self._options = options
         self._class: WorkflowClass | None = None
+        self._description: dict[str, Any] | None = None
         self._replica = ModelReplica(
-            options.name, self._load, grace_s=options.cancel_grace_s, what="workflow"
+            options.name,
+            partial(tamed, self._load),
+            grace_s=options.cancel_grace_s,
+            what="workflow",
         )
         self._pause_s = FIRST_PAUSE_S
         self._try_again_at = 0.0
@@ -130,11 +138,9 @@ class CustomWorkflow:
                 f"the class calls itself {self._class.name!r}, which could not be read in its "
                 f"source: set workflows.custom[].name to that"
             )
-        try:
-            with contained(options.work_dir / SCRATCH):
-                instance = self._class.make(options.config)
-        except SystemExit as error:
-            raise RuntimeError(f"its constructor called sys.exit({error.code!r})") from error
+        self._description = self._class.describe().model_dump()
+        with contained(options.work_dir / SCRATCH):
+            instance = self._class.make(options.config)
         # Imported now, or the first job would wait for it.
         RunOutput.prepare()
         bridge_loguru()
@@ -151,7 +157,7 @@ class CustomWorkflow:
             "name": self._options.name,
             "loader": self._options.path,
             "unready": reason,
-            "description": None if self._class is None else self._class.describe().model_dump(),
+            "description": self._description,
         }
 
     async def validate(self, parameters: Mapping[str, Any]) -> list[Problem]:
@@ -164,7 +170,7 @@ class CustomWorkflow:
         """
         if self._class is None:
             raise ModelUnavailable(Stage.INFERENCE, self._replica.failure or "not imported yet")
-        return await asyncio.to_thread(self._class.problems_with, parameters)
+        return await asyncio.to_thread(tamed, partial(self._class.problems_with, parameters))
 
     async def run(self, job: RunJob) -> AsyncGenerator[Progress | Packaging | RunResult]:
         """Run the class once; tells how far it is, and at the end what it has made.
@@ -193,9 +199,19 @@ class CustomWorkflow:
                         yield progress
             yield Packaging(progress=run.progress())
             # Outside of the lock: the next execution computes meanwhile.
-            yield await asyncio.to_thread(run.deliver)
+            yield await _to_its_end(run.deliver)
         finally:
-            await asyncio.to_thread(run.close)
+            await _to_its_end(run.close)
+
+
+async def _to_its_end(call: Callable[[], R]) -> R:
+    """Call in a thread and wait until it has ended, also if that is cancelled meanwhile."""
+    running = asyncio.get_running_loop().run_in_executor(None, call)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 class _Run:
@@ -234,7 +250,8 @@ class _Run:
             raise
         except BaseException as error:  # a class may call sys.exit, too
             self._running.check()
-            logger.exception("%s: the workflow raised", job.execution_id)
+            trace = legible(traceback.format_exc())
+            logger.error("%s: the workflow raised\n%s", job.execution_id, trace)
             raise StageFailed(Stage.INFERENCE, in_words(error)[:LONGEST_REASON]) from None
         finally:
             bridge_loguru()
@@ -270,7 +287,13 @@ class _Run:
 
     def close(self) -> None:
         """Leave nothing behind but what was delivered."""
-        if self._output is not None:
-            self._output.close()
-        if self._folder is not None:
-            self._folder.remove()
+        try:
+            if self._output is not None:
+                self._output.close()
+            if self._folder is not None:
+                self._folder.remove()
+        except Exception:
+            # What was delivered is; that something stays behind must not change that.
+            logger.exception("%s: not all of its run could be removed", self._job.execution_id)
+        # The instance still refers to this run, until its next.
+        self._output = self._folder = None

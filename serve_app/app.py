@@ -144,7 +144,8 @@ def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
         window_bytes=each.window_mb * 10**6,
         cancel_grace_s=each.cancel_grace_s,
     )
-    resources = {**WAITING, "num_gpus": each.num_gpus}
+    # Almost none: it computes on a GPU, and a small machine shall hold many classes.
+    resources = {"num_cpus": 0.01, "num_gpus": each.num_gpus}
     return _bind(CustomWorkflow, resources, each.replicas, options, name=each.deployment)
 
 

@@ -103,7 +103,7 @@ def _decode(raw: bytes) -> tuple[Any, bytes]:
         canonical = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
-        return value, canonical.encode("utf-8")
+        encoded = canonical.encode("utf-8")
     except json.JSONDecodeError as error:
         raise _refusal("", f"not JSON: {error}", "json_invalid") from None
     except UnicodeDecodeError as error:
@@ -114,6 +114,24 @@ def _decode(raw: bytes) -> tuple[Any, bytes]:
         raise _refusal("", f"{str(error)[:100]!r} is given twice", "json_invalid") from None
     except ValueError:  # what `dumps` and `encode` refuse
         raise InvalidParameters(list(_unusable(value, []))) from None
+    if _too_deep(value):
+        raise _refusal("", "nested too deeply", "json_invalid")
+    return value, encoded
+
+
+def _too_deep(value: Any) -> bool:
+    """Say whether lists and objects lie deeper in each other than those can handle who follow."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            entry
+            for each in level
+            if isinstance(each, (dict, list))
+            for entry in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -372,3 +372,19 @@ def test_of_many_files_the_metadata_of_zarr_and_what_lies_on_top_are_listed(
         "results.zarr/t2m/zarr.json",
         CHECKSUMS,
     }
+
+
+def test_a_file_that_changes_while_it_is_described_is_no_result(server: Server) -> None:
+    folder = server.run({"a.txt": b"a", "results.zarr/t2m/c.0.0": b"chunk", "z.txt": b"z"})
+
+    class Meddling(dict[Path, Written]):
+        """Stands for what is known, and writes on when it is asked for the last file."""
+
+        def get(self, path: Path, default: Any = None) -> Any:
+            if path.name == "c.0.0":
+                (folder.path / "a.txt").write_bytes(b"and more")
+            return None
+
+    with pytest.raises(StageFailed, match="a.txt was written to after the workflow had ended"):
+        folder.deliver(Meddling())
+    assert not server.result.exists()

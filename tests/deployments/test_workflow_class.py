@@ -250,7 +250,7 @@ def test_a_module_that_exits_does_not_end_the_replica(
 ) -> None:
     (tmp_path / "users_exiting.py").write_text("import sys\nsys.exit('no licence')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(RuntimeError, match="users_exiting called sys.exit..no licence"):
+    with pytest.raises(RuntimeError, match="SystemExit: no licence"):
         load("users_exiting:Storms")
 
 
@@ -914,3 +914,33 @@ def test_between_executions_no_id_is_told(caplog: pytest.LogCaptureFixture) -> N
     (record,) = caplog.records
     assert record.getMessage() == "between"
     assert record.execution_id == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_checks_that_raise_what_ends_a_process_only_refuse(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    (tmp_path / "users_ending.py").write_text(
+        "class Ending:\n"
+        "    def __call__(self, io): pass\n"
+        "    @classmethod\n"
+        f"    def validate_parameters(cls, parameters): raise {error.__name__}('\\udcff')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "users_ending", raising=False)
+    [problem] = load("users_ending:Ending").problems_with({})
+    assert error.__name__ in problem.message
+    problem.message.encode()
+
+
+@pytest.mark.parametrize("name", ["_hidden", "model_config"])
+def test_parameters_that_cannot_be_served_are_named(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "users_hiding.py").write_text(
+        f"class Hiding:\n    def __call__(self, io, {name}: int = 0): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "users_hiding", raising=False)
+    with pytest.raises(TypeError, match=f"'{name}', which cannot be served: rename it"):
+        load("users_hiding:Hiding")

@@ -19,7 +19,17 @@ from earth2studio.serve.server import (
 )
 
 How = Literal[
-    "well", "raises", "exits", "dies", "hangs", "nothing", "nan", "some_nan", "early", "greedy"
+    "well",
+    "raises",
+    "mumbles",
+    "exits",
+    "dies",
+    "hangs",
+    "nothing",
+    "nan",
+    "some_nan",
+    "early",
+    "greedy",
 ]
 
 
@@ -71,6 +81,9 @@ class Behaving:
 
     def _raises(self) -> None:
         raise RuntimeError("deliberate failure")
+
+    def _mumbles(self) -> None:
+        raise RuntimeError("cannot read weights-\udcff\0.pt")
 
     def _exits(self) -> None:
         sys.exit(3)

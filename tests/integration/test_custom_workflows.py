@@ -135,6 +135,7 @@ def test_a_class_checks_parameters_before_anything_is_queued(talking: Server) ->
     ("how", "stage", "reason"),
     [
         ("raises", "inference", "RuntimeError: deliberate failure"),
+        ("mumbles", "inference", "RuntimeError: cannot read weights-"),
         ("exits", "inference", "SystemExit: 3"),
         ("nothing", "inference", "the workflow wrote no results"),
         ("greedy", "inference", "this server accepts 1 GB"),

@@ -75,3 +75,13 @@ def test_idempotency_keys():
     for values in (["k" * 256], [""], ["\u00e4"], ["a\tb"], ["\x7f"], ["a", "b"]):
         with pytest.raises(InvalidHeader):
             parse_idempotency_key(values)
+
+
+def test_what_lies_too_deep_is_refused_before_anybody_follows_it():
+    def body(depth: int) -> bytes:
+        return b'{"parameters": {"a": ' + b"[" * depth + b"]" * depth + b"}}"
+
+    assert parse_submit(body(90), None).parameters["a"]
+    for depth in (101, 300, 90_000):
+        with pytest.raises(InvalidParameters, match="nested too deeply"):
+            parse_submit(body(depth), None)
