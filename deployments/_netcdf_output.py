@@ -1,8 +1,12 @@
-"""A user's workflow writes NetCDF4: maps in a thread, everything with HDF5 under one lock.
+"""A user's workflow writes NetCDF4: in its own thread, from the first array to the close.
 
-HDF5 as netCDF4 ships it is not thread-safe. So the lock is held around every call of ours, what the
-class gets of the file (`Guarded`) takes it too, and it is the lock that xarray takes when it
-reads NetCDF files, such as a data source may do beside the writing.
+HDF5 as netCDF4 ships it is not thread-safe, and not everybody who uses it takes a lock: xarray
+opens files without one, netCDF4 never has one. A data source that opens a NetCDF file in the
+class's thread while another of ours wrote would end the process. So nothing is written behind the
+loop here; what a disk is slow at, the page cache takes.
+
+Threads of the class's own may use ``io`` all the same: a lock is held around every call, what the
+class gets of the file (`Guarded`) takes it too, and it is the one that xarray takes when it reads.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xarray.backends.locks import HDF5_LOCK
 
-from deployments._output import Field, Index, Output
+from deployments._output import Field, Index, Output, on_host
 from deployments._work_folder import Written
 from deployments._write_behind import WriteBehind
 from deployments.netcdf_export import NETCDF_LOCK
@@ -93,6 +97,12 @@ class NetCDFOutput(Output):
                 for each in self.fields.values():
                     self._fill(each)
                 self._file.close()
+
+    def _hand_over(self, target: Field, index: Index, values: Any) -> None:
+        chunk = np.asarray(on_host(values), target.dtype)
+        self._write_chunk(target, index, chunk)
+        with self._noting:
+            target.note(index, chunk)
 
     def finish(self) -> dict[Path, Written]:
         """Close, unless the class did; leaves nothing of a file without variables."""

@@ -3,7 +3,7 @@
 `add_array` and `write` mean what they mean in Earth2Studio's ``ZarrBackend`` and
 ``NetCDF4Backend``, and ``isinstance`` says that the object is one (see `as_backend`). Beyond that
 
-- whole maps are written by threads, behind the back of the model's loop;
+- whole maps of Zarr are written by threads, behind the back of the model's loop;
 - what is not written is NaN, and it is known what was written: a workflow that returns early cannot
   pass for one that is complete;
 - attributes that are set on ``io.root[name]`` are kept in both formats.
@@ -187,7 +187,7 @@ class Output(ABC):
                     continue
                 # What waits to be written belongs to the array that goes.
                 self.flush()
-            values = None if tensor is None else _on_host(tensor)
+            values = None if tensor is None else on_host(tensor)
             self._add_field(name, tuple(adjusted), values, options)
 
     def write(self, x: Any, coords: Coordinates, array_name: Any) -> None:
@@ -435,7 +435,7 @@ class Output(ABC):
         leading = target.n_leading(selection)
         if leading is None:
             self.flush()
-            values = _on_host(tensor)
+            values = on_host(tensor)
             self._write_part(target, selection, values)
             touched = target.chunks_of(selection)
             if has_no_value(values):
@@ -479,9 +479,10 @@ def _listed(given: Any) -> list[Any]:
     return [given]
 
 
-def _on_host(tensor: Any) -> NDArray[Any]:
-    if isinstance(tensor, np.ndarray):
-        return tensor
+def on_host(tensor: Any) -> NDArray[Any]:
+    """Give a tensor's values, wherever it is, as an array of NumPy's."""
+    if isinstance(tensor, (np.ndarray, np.generic)):
+        return np.asarray(tensor)
     import torch
 
     tensor = tensor.detach().cpu()

@@ -13,8 +13,8 @@ from deployments._zarr_output import ZarrOutput
 from workflows.base import OutputFormat
 
 ZARR_THREADS = 2
-NETCDF_THREADS = 1
-"""HDF5 does one thing at a time."""
+NETCDF_THREADS = 0
+"""Written in the class's own thread, see `deployments._netcdf_output`."""
 
 
 class RunOutput:

@@ -21,6 +21,7 @@ from deployments._model_replica import Job, ModelReplica
 from deployments._provenance import software
 from deployments._run_folder import RunFolder
 from deployments._transient import in_words, legible
+from deployments._work_folder import Written
 from deployments._workflow_class import Told, WorkflowClass, prepare, tamed
 from deployments._workflow_output import RunOutput
 from workflows.custom import CustomPlan
@@ -224,6 +225,8 @@ class _Run:
         self._told = Told()
         self._folder: RunFolder | None = None
         self._output: RunOutput | None = None
+        self._known: Mapping[Path, Written] = {}
+        self._shortcoming: str | None = None
 
     def call(self, workflow: WorkflowClass, instance: Any) -> None:
         """Call the class, in its thread."""
@@ -246,9 +249,14 @@ class _Run:
             self._output.backend.flush()
             if not self._output.backend.has_been_written and self._folder.is_empty:
                 raise StageFailed(Stage.INFERENCE, "the workflow wrote no results")
+            # In this thread, for NetCDF4's sake: the next run may use HDF5 as soon as this ends.
+            self._shortcoming = self._output.shortcoming()
+            self._known = self._output.backend.finish()
         except Earth2ServeError:
+            self._output.close()
             raise
         except BaseException as error:  # a class may call sys.exit, too
+            self._output.close()
             self._running.check()
             trace = legible(traceback.format_exc())
             logger.error("%s: the workflow raised\n%s", job.execution_id, trace)
@@ -266,12 +274,11 @@ class _Run:
         return self._told.progress(done, total)
 
     def deliver(self) -> RunResult:
-        """Close the output and make the folder the result."""
+        """Make the folder the result."""
         if self._folder is None or self._output is None:
             raise RuntimeError("nothing was run")
         backend = self._output.backend
-        lacking = self._output.shortcoming()
-        described = self._folder.deliver(backend.finish())
+        described = self._folder.deliver(self._known)
         described["warnings"] += [
             f"{name}: everything written is NaN" for name in backend.without_values()
         ]
@@ -282,7 +289,7 @@ class _Run:
                 "device": "cuda" if has_gpu() else "cpu",
                 "provenance": {"workflow": self._options.path, "software": software()},
             },
-            shortcoming=lacking,
+            shortcoming=self._shortcoming,
         )
 
     def close(self) -> None:

@@ -23,10 +23,12 @@ pytest.register_assert_rewrite("tests.deployments.outputs")
 from tests.deployments.outputs import (  # noqa: E402
     ENSEMBLE,
     FORECAST,
+    LAT,
     MAP,
     TIME,
     VARIABLES,
     LateWriter,
+    NewOutput,
     OutputContract,
     at,
     dataset,
@@ -45,6 +47,27 @@ pytestmark = [
 
 class TestContract(OutputContract):
     output_format = "zarr"
+
+    # NetCDF4 is written in the thread of whoever writes, and so at once.
+
+    def test_progress_is_of_what_is_on_disk(self, io: Output) -> None:
+        io.add_array(FORECAST, "t2m")
+        io.write(tensor(FORECAST), FORECAST, "t2m")
+        assert io.progress == (0, 3)
+        io.flush()
+        assert io.progress == (3, 3)
+
+    def test_a_write_that_fails_is_told_at_the_latest_at_the_end(self, new: NewOutput) -> None:
+        class FullDisk(LateWriter):
+            def flush(self) -> None:
+                if self.pending:
+                    raise OSError("no space left")
+
+        io = new(FullDisk())
+        io.add_array(FORECAST, "t2m")
+        io.write(tensor(FORECAST), FORECAST, "t2m")
+        with pytest.raises(OSError, match="no space left"):
+            io.finish()
 
 
 @pytest.fixture
@@ -139,6 +162,18 @@ def test_metadata_are_consolidated(io: Output) -> None:
     for name in io:
         assert dict(group[name].attrs) == dict(plain[name].attrs)
         assert group[name].shape == plain[name].shape
+
+
+def test_an_array_of_the_classs_own_keeps_attributes(io: Output) -> None:
+    io.add_array(MAP, "t2m")
+    io.root.create_array("own", shape=(5,), dtype="f4", dimension_names=["lat"])
+    first, second = io.root["own"], io.root["own"]
+    first.units = "K"
+    second.long_name = "temperature"
+    first[...] = LAT
+    io.finish()
+    assert dataset(io.path).own.attrs == {"units": "K", "long_name": "temperature"}
+    np.testing.assert_array_equal(dataset(io.path).own, LAT)
 
 
 def test_a_chunk_is_a_map(io: Output) -> None:
