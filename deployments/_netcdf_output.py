@@ -32,7 +32,7 @@ _CHUNK_CACHE_BYTES = 1 << 20
 
 
 class NetCDFOutput(Output):
-    """An Earth2Studio ``NetCDF4Backend`` that writes behind the loop; see `Output`."""
+    """An Earth2Studio ``NetCDF4Backend`` that knows what was written; see `Output`."""
 
     def __init__(
         self,
