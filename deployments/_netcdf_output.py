@@ -1,9 +1,10 @@
-"""A user's workflow writes NetCDF4: in its own thread, from the first array to the close.
+"""A user's workflow writes NetCDF4: HDF5 lays the file out, threads write the maps into it.
 
 HDF5 as netCDF4 ships it is not thread-safe, and not everybody who uses it takes a lock: xarray
 opens files without one, netCDF4 never has one. A data source that opens a NetCDF file in the
-class's thread while another of ours wrote would end the process. So nothing is written behind the
-loop here; what a disk is slow at, the page cache takes.
+class's thread while another of ours was in HDF5 would end the process. So HDF5 is only called in
+the class's own thread. What it is called for is little: every chunk gets its place in the file when
+its array is added, and the threads write there as into any other file.
 
 Threads of the class's own may use ``io`` all the same: a lock is held around every call, what the
 class gets of the file (`Guarded`) takes it too, and it is the one that xarray takes when it reads.
@@ -11,8 +12,10 @@ class gets of the file (`Guarded`) takes it too, and it is the one that xarray t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -27,8 +30,8 @@ from deployments._work_folder import Written
 from deployments._write_behind import WriteBehind
 from deployments.netcdf_export import NETCDF_LOCK
 
-_CHUNK_CACHE_BYTES = 1 << 20
-"""Maps that do not fit the cache are written straight to the file."""
+_NO_CACHE_BYTES = 1
+"""Size of a chunk cache into which nothing fits; netCDF takes zero for its default."""
 
 
 class NetCDFOutput(Output):
@@ -46,6 +49,13 @@ class NetCDFOutput(Output):
         self._held = False
         with self._locked():
             self._file = netCDF4.Dataset(path, "w", format="NETCDF4")
+        self._plain: set[str] = set()
+        """Arrays that lie in the file as they do in memory, and are only written by us."""
+        self._places: dict[str, dict[Index, int]] = {}
+        """By array, where its chunks begin, in bytes."""
+        self._filled: dict[str, set[Index]] = {}
+        """By array, chunks that hold NaN until they are written."""
+        self._raw: int | None = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -73,7 +83,11 @@ class NetCDFOutput(Output):
     @property
     def root(self) -> Any:
         """Give the file; attributes set on it and its variables are kept."""
-        return Guarded(self._file, self.quiet, self._touched)
+        return Guarded(self._file, self.quiet, self._read_by_hand, self._touched)
+
+    def _read_by_hand(self, name: str) -> None:
+        if name in self.fields:
+            self._fill(self.fields[name])
 
     def _touched(self, name: str) -> None:
         if name in self.fields:
@@ -81,14 +95,18 @@ class NetCDFOutput(Output):
             # Nobody can tell later what the class has left out.
             self._fill(touched)
             touched.by_hand = True
+            self._plain.discard(name)
+            self._places.pop(name, None)
 
     def _fill(self, target: Field, chunks: set[Index] | None = None) -> None:
         """Write NaN into those chunks, or all, that nobody wrote; HDF5 does not, see `_create`."""
         if target.is_coordinate or target.by_hand or target.dtype.kind != "f":
             return
         missing = np.full(target.chunks, np.nan, target.dtype)
-        for index in (target.all_chunks() if chunks is None else chunks) - target.written:
+        filled = self._filled.setdefault(target.name, set())
+        for index in (target.all_chunks() if chunks is None else chunks) - target.written - filled:
             self._write_chunk(target, index, missing)
+            filled.add(index)
 
     def close(self) -> None:
         """Write what is pending, NaN where nothing was written, and close."""
@@ -97,8 +115,21 @@ class NetCDFOutput(Output):
                 for each in self.fields.values():
                     self._fill(each)
                 self._file.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._raw is not None:
+            os.close(self._raw)
+            self._raw = None
+            self._plain.clear()
+            self._places.clear()
 
     def _hand_over(self, target: Field, index: Index, values: Any) -> None:
+        if target.name in self._plain:
+            with self._locked():
+                self._find_places()
+            super()._hand_over(target, index, values)
+            return
         chunk = np.asarray(on_host(values), target.dtype)
         self._write_chunk(target, index, chunk)
         with self._noting:
@@ -121,6 +152,7 @@ class NetCDFOutput(Output):
                     # On a full disk HDF5 cannot write what is pending. An emptied file has room.
                     with self.path.open("r+b") as file:
                         file.truncate(0)
+            self._let_go()
         self.path.unlink(missing_ok=True)
 
     def _create(
@@ -143,8 +175,15 @@ class NetCDFOutput(Output):
             variable = self._file.createVariable(name, dtype, dims, **{**layout, **options})
             self._file.set_fill_on()
             variable.set_auto_maskandscale(False)
-            if shape:
-                variable.set_var_chunk_cache(size=_CHUNK_CACHE_BYTES, nelems=11, preemption=1.0)
+            self._places.pop(name, None)
+            self._filled.pop(name, None)
+            self._plain.discard(name)
+            plain = dtype.isnative and options.keys() <= {"fill_value"}
+            if plain and shape and all(shape):
+                variable.set_var_chunk_cache(_NO_CACHE_BYTES, 1, 1.0)
+                # One value in each chunk gives all of them their places.
+                variable[tuple(slice(None) if chunk == 1 else 0 for chunk in chunks)] = 0
+                self._plain.add(name)
         return variable, True
 
     def _create_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> Any:
@@ -157,7 +196,27 @@ class NetCDFOutput(Output):
             variable[...] = stored
         return variable
 
+    def _find_places(self) -> None:
+        """Read in the file where the chunks of arrays begin that were added since the last time."""
+        added = self._plain - self._places.keys()
+        if not added:
+            return
+        # netCDF4 does not tell. In the class's thread like all else, since both may be built on
+        # one and the same HDF5.
+        import h5py
+
+        self._file.sync()
+        with h5py.File(self.path, "r", locking=False) as file:
+            for name in added:
+                places: dict[Index, int] = {}
+                chunks = self.fields[name].chunks
+                file[name].id.chunk_iter(partial(_note_place, places, chunks))
+                self._places[name] = places
+
     def _write_chunk(self, target: Field, index: Index, values: NDArray[Any]) -> None:
+        if self._raw is not None and (places := self._places.get(target.name)) is not None:
+            _write_at(self._raw, places[index], values)
+            return
         where = tuple(
             slice(i * chunk, i * chunk + chunk)
             for i, chunk in zip(index, target.chunks, strict=True)
@@ -177,7 +236,20 @@ class NetCDFOutput(Output):
 
     def _read(self, target: Field, selection: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
         with self.quiet():
+            self._fill(target, target.chunks_of(selection))
             return np.asarray(target.handle[tuple(selection) or ...])
+
+
+def _note_place(places: dict[Index, int], chunks: tuple[int, ...], stored: Any) -> None:
+    index = tuple(at // size for at, size in zip(stored.chunk_offset, chunks, strict=True))
+    places[index] = stored.byte_offset
+
+
+def _write_at(file: int, offset: int, values: NDArray[Any]) -> None:
+    left = np.ascontiguousarray(values).data.cast("B")
+    while left:
+        n_written = os.pwrite(file, left, offset)
+        left, offset = left[n_written:], offset + n_written
 
 
 def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, str]]:
@@ -216,20 +288,25 @@ class Guarded:
     target : netCDF4.Dataset, Variable, Dimension or Group
     quiet : callable
         Gives the context in which it may be used.
-    touched : callable
-        Told the name of a variable whose values are set.
+    read, touched : callable
+        Told the name of a variable before its values are read, or set.
     """
 
     def __init__(
-        self, target: Any, quiet: Callable[[], Any], touched: Callable[[str], None]
+        self,
+        target: Any,
+        quiet: Callable[[], Any],
+        read: Callable[[str], None],
+        touched: Callable[[str], None],
     ) -> None:
         object.__setattr__(self, "_target", target)
         object.__setattr__(self, "_quiet", quiet)
+        object.__setattr__(self, "_read", read)
         object.__setattr__(self, "_touched", touched)
 
     def _wrap(self, value: Any) -> Any:
         if isinstance(value, (netCDF4.Dataset, netCDF4.Variable, netCDF4.Dimension)):
-            return Guarded(value, self._quiet, self._touched)
+            return Guarded(value, self._quiet, self._read, self._touched)
         if isinstance(value, dict):
             return {key: self._wrap(each) for key, each in value.items()}
         if callable(value) and not isinstance(value, type):
@@ -262,6 +339,7 @@ class Guarded:
 
     def __getitem__(self, key: Any) -> Any:
         with self._quiet():
+            self._note_reading()
             return self._wrap(self._target[key])
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -271,7 +349,12 @@ class Guarded:
 
     def __array__(self, *args: Any, **options: Any) -> NDArray[Any]:
         with self._quiet():
+            self._note_reading()
             return np.asarray(self._target[...], *args, **options)
+
+    def _note_reading(self) -> None:
+        if isinstance(self._target, netCDF4.Variable):
+            self._read(self._target.name)
 
     def __len__(self) -> int:
         with self._quiet():

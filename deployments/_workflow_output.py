@@ -12,9 +12,7 @@ from deployments._write_behind import WriteBehind
 from deployments._zarr_output import ZarrOutput
 from workflows.base import OutputFormat
 
-ZARR_THREADS = 2
-NETCDF_THREADS = 0
-"""Written in the class's own thread, see `deployments._netcdf_output`."""
+THREADS = 2
 
 
 class RunOutput:
@@ -46,10 +44,10 @@ class RunOutput:
 
         kind: type[Output]
         if output_format == "zarr":
-            name, threads, kind = ZARR, ZARR_THREADS, as_backend(ZarrOutput, ZarrBackend)
+            name, kind = ZARR, as_backend(ZarrOutput, ZarrBackend)
         else:
-            name, threads, kind = NETCDF, NETCDF_THREADS, as_backend(NetCDFOutput, NetCDF4Backend)
-        self._writer = WriteBehind(threads, window_bytes, check)
+            name, kind = NETCDF, as_backend(NetCDFOutput, NetCDF4Backend)
+        self._writer = WriteBehind(THREADS, window_bytes, check)
         try:
             self.backend = kind(folder / name, self._writer, max_bytes, check)
         except BaseException:
@@ -62,6 +60,7 @@ class RunOutput:
         """Import what making an output imports, which takes seconds."""
         import earth2studio.io
         import earth2studio.utils.coords  # noqa: F401
+        import h5py  # noqa: F401
 
     def shortcoming(self) -> str | None:
         """Say why what was written is not what the class announced; None if it is."""

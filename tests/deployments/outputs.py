@@ -295,6 +295,16 @@ GIVEN: dict[str, tuple[Give, Give]] = {
 """What classes give to ours and to Earth2Studio's."""
 
 
+LOOKS: list[Callable[[Output], Any]] = [
+    lambda io: io["t2m"][...],
+    lambda io: io.root["t2m"][...],
+    lambda io: io.io["t2m"][:],
+    lambda io: np.asarray(io["t2m"]),
+    lambda io: io.read(FORECAST, "t2m")[0],
+]
+"""How a class looks at what is in the output."""
+
+
 def member_by_member_after_set_up(io: Any) -> None:
     values = [tensor(ENSEMBLE, 1), tensor(ENSEMBLE, 2)]
     for member in range(2):
@@ -438,13 +448,7 @@ class OutputContract:
 
     @pytest.mark.parametrize(
         "look",
-        [
-            lambda io: io["t2m"][...],
-            lambda io: io.root["t2m"][...],
-            lambda io: io.io["t2m"][:],
-            lambda io: np.asarray(io["t2m"]),
-            lambda io: io.read(FORECAST, "t2m")[0],
-        ],
+        LOOKS,
     )
     def test_what_was_written_a_moment_ago_is_seen(
         self, io: Output, look: Callable[[Output], Any]
@@ -452,6 +456,20 @@ class OutputContract:
         io.add_array(FORECAST, "t2m")
         io.write(tensor(FORECAST), FORECAST, "t2m")
         np.testing.assert_array_equal(look(io), tensor(FORECAST))
+
+    @pytest.mark.parametrize("look", LOOKS)
+    def test_what_was_not_written_is_seen_as_nan(
+        self, io: Output, look: Callable[[Output], Any]
+    ) -> None:
+        io.add_array(FORECAST, "t2m")
+        expected = np.full((1, 3, 5, 8), np.nan)
+        for hour in (1, 0):
+            step = at(FORECAST, lead_time=[hour])
+            io.write(tensor(step, hour), step, "t2m")
+            expected[:, [hour]] = tensor(step, hour)
+            np.testing.assert_array_equal(look(io), expected)
+        io.finish()
+        np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
     def test_a_held_array_shows_what_is_written_later(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
