@@ -12,6 +12,7 @@ class gets of the file (`Guarded`) takes it too, and it is the one that xarray t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,12 +31,20 @@ from deployments._work_folder import Written
 from deployments._write_behind import WriteBehind
 from deployments.netcdf_export import NETCDF_LOCK
 
+SMALL_CHUNK_BYTES = 1 << 16
+"""Below this, handing a chunk to a thread costs more than writing it."""
 _NO_CACHE_BYTES = 1
 """Size of a chunk cache into which nothing fits; netCDF takes zero for its default."""
 
 
 class NetCDFOutput(Output):
-    """An Earth2Studio ``NetCDF4Backend`` that knows what was written; see `Output`."""
+    """An Earth2Studio ``NetCDF4Backend`` that writes behind the loop; see `Output`.
+
+    Parameters
+    ----------
+    behind_from : int
+        Bytes of a chunk from which on it is written behind.
+    """
 
     def __init__(
         self,
@@ -43,8 +52,10 @@ class NetCDFOutput(Output):
         writer: WriteBehind,
         max_bytes: int,
         check: Callable[[], None] = lambda: None,
+        behind_from: int = SMALL_CHUNK_BYTES,
     ) -> None:
         super().__init__(path, writer, max_bytes, check)
+        self._behind_from = behind_from
         self._lock = RLock()
         self._held = False
         with self._locked():
@@ -178,8 +189,9 @@ class NetCDFOutput(Output):
             self._places.pop(name, None)
             self._filled.pop(name, None)
             self._plain.discard(name)
+            large = math.prod(chunks) * dtype.itemsize >= self._behind_from
             plain = dtype.isnative and options.keys() <= {"fill_value"}
-            if plain and shape and all(shape):
+            if large and plain and shape and all(shape):
                 variable.set_var_chunk_cache(_NO_CACHE_BYTES, 1, 1.0)
                 # One value in each chunk gives all of them their places.
                 variable[tuple(slice(None) if chunk == 1 else 0 for chunk in chunks)] = 0

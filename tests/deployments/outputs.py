@@ -65,6 +65,7 @@ def new_output(
     *,
     max_bytes: int = 1 << 30,
     check: Callable[[], None] = lambda: None,
+    **more: Any,
 ) -> Output:
     from earth2studio.io import NetCDF4Backend, ZarrBackend
 
@@ -72,7 +73,7 @@ def new_output(
         "zarr": (ZarrOutput, ZarrBackend, "results.zarr"),
         "netcdf4": (NetCDFOutput, NetCDF4Backend, "results.nc"),
     }[output_format]
-    return as_backend(ours, theirs)(folder / name, writer or LateWriter(), max_bytes, check)
+    return as_backend(ours, theirs)(folder / name, writer or LateWriter(), max_bytes, check, **more)
 
 
 def new_backend(path: Path, output_format: OutputFormat) -> Any:
@@ -339,6 +340,7 @@ class OutputContract:
     """What holds for every format; a subclass names its own."""
 
     output_format: OutputFormat
+    options: Mapping[str, Any] = {}
 
     @pytest.fixture
     def new(self, tmp_path: Path) -> Iterator[NewOutput]:
@@ -348,7 +350,9 @@ class OutputContract:
         def new(*args: Any, **options: Any) -> Output:
             folder = tmp_path / f"run {len(made)}"
             folder.mkdir()
-            made.append(new_output(folder, self.output_format, *args, **options))
+            made.append(
+                new_output(folder, self.output_format, *args, **{**self.options, **options})
+            )
             return made[-1]
 
         yield new

@@ -44,9 +44,17 @@ from tests.deployments.outputs import (  # noqa: E402
 
 pytestmark = pytest.mark.models
 
+ALL_BEHIND = {"behind_from": 1}
+"""Has every chunk written behind the loop, as large ones are."""
+
 
 class TestContract(OutputContract):
     output_format = "netcdf4"
+
+
+class TestContractOfLargeChunks(OutputContract):
+    output_format = "netcdf4"
+    options = ALL_BEHIND
 
 
 @pytest.fixture
@@ -157,7 +165,7 @@ def test_a_variable_of_the_classs_own_is_filled_as_netcdf4_does(io: Output) -> N
 
 def test_maps_are_written_past_hdf5(tmp_path: Path) -> None:
     later = LateWriter()
-    io = new_output(tmp_path, "netcdf4", later)
+    io = new_output(tmp_path, "netcdf4", later, **ALL_BEHIND)
     io.add_array(FORECAST, VARIABLES)
     io.write([tensor(FORECAST, 1), tensor(FORECAST, 2)], FORECAST, VARIABLES)
     # Nobody gets into HDF5 here: what would need it waits for ever.
