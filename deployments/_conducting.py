@@ -49,6 +49,8 @@ class Conducting:
         server does not know them.
     drain_s : float
         What running steps get to end in when this process stops.
+    in_turn : bool
+        Whether models take turns on one GPU.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Conducting:
         store_url: str,
         max_running: Mapping[str, int],
         drain_s: float,
+        in_turn: bool = False,
     ) -> None:
         self._execute = execute
         self._deployments = deployments
@@ -75,7 +78,7 @@ class Conducting:
         """What runs or is about to, with its workflow: a life begins a little after its start."""
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
-        self.lives = Lives(self._store, deployments, self._ended, self._freed)
+        self.lives = Lives(self._store, deployments, self._ended, self._freed, in_turn=in_turn)
         self._watch = ComponentWatch(components, deployments, self._store, self.lives)
 
     async def run(self) -> None:

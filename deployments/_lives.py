@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +43,10 @@ class Life:
     task: asyncio.Task[Any]
     written: list[int] = field(default_factory=list)
     """Time steps on disk, per member."""
+    conditioned: list[int] = field(default_factory=list)
+    """Fields that are there, per member of the conditioning forecast."""
+    conditioning: asyncio.Condition = field(default_factory=asyncio.Condition)
+    """Notified when there are more of them."""
     told_at: float = 0.0
     telling: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -59,6 +63,8 @@ class Lives:
         Told the id of every life that ends here.
     freed : callable
         Told the id of an execution that needs its replica no more, before it ends.
+    in_turn : bool
+        Whether models take turns on one GPU.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class Lives:
         deployments: dict[str, DeploymentHandle[Any]],
         ended: Callable[[str], None],
         freed: Callable[[str], None] = lambda _: None,
+        *,
+        in_turn: bool = False,
     ) -> None:
         self.fence = 0
         """Our token; goes along with every call that changes something."""
@@ -79,6 +87,7 @@ class Lives:
         self._deployments = deployments
         self._ended = ended
         self.freed = freed
+        self._in_turn = in_turn
 
     @asynccontextmanager
     async def life_of(self, execution_id: str) -> AsyncIterator[Plan | CustomPlan]:
@@ -97,6 +106,7 @@ class Lives:
             plan = _plan_of(execution)
             if isinstance(plan, Plan):
                 life.written = _written_before(execution, plan)
+                life.conditioned = [0] * len(plan.conditioning.seeds if plan.conditioning else ())
             yield plan
         except (asyncio.CancelledError, DBOSWorkflowCancelledError):
             # A cancel comes twice, from us and from DBOS: the second must not stop this.
@@ -187,17 +197,55 @@ class Lives:
         """
         life = self.running[execution_id]
         life.written[member] = written
+        await self._tell_progress(execution_id, life, plan, at_once=written == plan.n_times)
+
+    async def note_conditioning(
+        self, execution_id: str, plan: Plan, member: int, fields: int
+    ) -> None:
+        """Note how many fields of the conditioning forecast's member are there."""
+        life = self.running[execution_id]
+        async with life.conditioning:
+            life.conditioned[member] = fields
+            life.conditioning.notify_all()
+        await self._tell_progress(execution_id, life, plan, at_once=False)
+
+    async def all_conditioned(
+        self, execution_id: str, plan: Plan, member: int, step: Awaitable[None]
+    ) -> None:
+        """Await the step that computes a member's fields; a predecessor may have done that."""
+        await step
+        await self.note_conditioning(execution_id, plan, member, plan.n_steps)
+
+    async def conditioned(self, execution_id: str, plan: Plan, member: int) -> None:
+        """Wait until a member of the conditioning forecast has begun to give fields.
+
+        Where models take turns on one GPU, until all members have given all: whoever waits there
+        for another would keep the GPU from it.
+        """
+        life = self.running[execution_id]
+
+        def ready() -> bool:
+            if self._in_turn:
+                return min(life.conditioned) == plan.n_steps
+            return life.conditioned[member] > 0
+
+        async with life.conditioning:
+            await life.conditioning.wait_for(ready)
+
+    async def _tell_progress(
+        self, execution_id: str, life: Life, plan: Plan, *, at_once: bool
+    ) -> None:
         # One after the other, or an older count could overwrite a newer one.
         async with life.telling:
             total = plan.n_times * len(plan.seeds)
             now, done = time.monotonic(), sum(life.written)
-            if now - life.told_at < PROGRESS_INTERVAL_S and written < plan.n_times:
+            if now - life.told_at < PROGRESS_INTERVAL_S and not at_once:
                 return
             life.told_at = now
             members = sum(count == plan.n_times for count in life.written)
             progress = Progress(
                 message=f"{members} of {len(plan.seeds)} members, "
-                f"{done} of {total} time steps written",
+                f"{done} of {total} time steps written{_conditioning_in_words(life, plan)}",
                 current_step=done,
                 total_steps=total,
                 members=tuple(life.written),
@@ -224,6 +272,9 @@ class Lives:
         return {
             "model": self.descriptions.get(plan.model, {"name": plan.model}),
             "data_source": self.descriptions.get(plan.data_source, {"name": plan.data_source}),
+            "conditioned_on": [
+                self.descriptions.get(name, {"name": name}) for name in _conditioned_on(plan)
+            ],
             "software": software(),
         }
 
@@ -319,6 +370,19 @@ def _manifest(execution: Execution, results: dict[str, Any], ended: datetime) ->
         "parameters": execution.parameters,
         "storage_type": "server",
     }
+
+
+def _conditioned_on(plan: Plan) -> tuple[str, ...]:
+    if plan.conditioning is None:
+        return ()
+    return plan.conditioning.model, plan.conditioning.interpolation, plan.conditioning.data_source
+
+
+def _conditioning_in_words(life: Life, plan: Plan) -> str:
+    if plan.conditioning is None:
+        return ""
+    total = plan.n_steps * len(life.conditioned)
+    return f"; {plan.conditioning.model}: {sum(life.conditioned)} of {total} hours"
 
 
 def _written_before(execution: Execution, plan: Plan) -> list[int]:

@@ -12,12 +12,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import aclosing, closing
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from deployments._step_window import StepWindow
 from deployments._transient import in_words
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 from workflows.execution import Stage
@@ -163,6 +167,12 @@ class ModelReplica:
             raise ModelUnavailable(Stage.INFERENCE, self.failure or "")
         return self._model
 
+    async def between_jobs(self, work: Callable[[Any], None]) -> None:
+        """Call something with the model in its thread, while no job runs."""
+        model = await self.model()
+        async with self._lock:
+            await asyncio.get_running_loop().run_in_executor(self._thread, work, model)
+
     def admit(self, fence: int) -> None:
         """Check a caller's fencing token; a newer one stops the work of its predecessor.
 
@@ -257,3 +267,41 @@ class ModelReplica:
                 self._grace_s,
             )
             os._exit(1)
+
+
+async def written_steps(
+    replica: ModelReplica,
+    job: Job,
+    steps: Callable[[Any, Job], Generator[NDArray[np.float32]]],
+    window: StepWindow,
+) -> AsyncGenerator[MemberProgress]:
+    """Run steps in the model's thread and have each written; tells how many are.
+
+    Parameters
+    ----------
+    steps : callable
+        Generator of the fields of each step, called with the model and the job.
+    window : StepWindow
+        Has them written.
+
+    Raises
+    ------
+    ExecutionCancelled
+        If the job was stopped.
+    """
+    loop = asyncio.get_running_loop()
+    job.progress = lambda: MemberProgress(written=window.written)
+
+    def work(model: Any) -> None:
+        with closing(steps(model, job)) as given:
+            for index, fields in enumerate(given):
+                job.check()
+                job.wait_for(asyncio.run_coroutine_threadsafe(window.put(index, fields), loop))
+
+    try:
+        # Closed here, not by the garbage collector: the thread must have stopped by then.
+        async with aclosing(replica.run(job, work, window.close)) as told:
+            async for progress in told:
+                yield progress
+    finally:
+        await window.abandon()

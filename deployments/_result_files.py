@@ -22,6 +22,7 @@ from workflows.base import Plan
 from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+from workflows.grids import Grid
 
 ZARR, NETCDF = "results.zarr", "results.nc"
 _scratch = threading.local()
@@ -86,12 +87,15 @@ class ResultFiles:
     def write_field(
         self, variable: str, member: int, time_index: int, field: NDArray[np.float32]
     ) -> Written:
-        """Write one map, longitudes 0 to 360, as one chunk that appears whole.
+        """Write one map, as models give it, as one chunk that appears whole.
 
         No codec is used: the bytes of the array are the encoded object.
         """
         key = chunk_key(variable, field_index(self.plan, member, time_index))
-        rolled = _from_west(field)
+        if isinstance(self.plan.grid, Grid):
+            rolled = _from_west(field)
+        else:
+            rolled = np.ascontiguousarray(field, FIELD_DTYPE)
         partial = self.new_partial()
         try:
             with partial.open("xb") as file:
@@ -107,7 +111,7 @@ class ResultFiles:
         return Written(f"{ZARR}/{key}", rolled.nbytes, digest)
 
     def read_field(self, variable: str, member: int, time_index: int) -> NDArray[np.float32]:
-        """Read one map, longitudes from -180.
+        """Read one map, as it is stored.
 
         Raises
         ------
@@ -115,7 +119,7 @@ class ResultFiles:
             If it is not there.
         """
         key = chunk_key(variable, field_index(self.plan, member, time_index))
-        shape = (self.plan.grid.n_lat, self.plan.grid.n_lon)
+        shape = self.plan.grid.shape
         return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(shape)
 
     def whole_files(self, work: WorkFolder, extra: Sequence[str]) -> Iterator[Written]:

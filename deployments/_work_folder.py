@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import ExecutionCancelled, StageFailed, StaleConductor
@@ -52,6 +55,7 @@ class WorkFolder:
         self._execution_id = execution_id
         self._fences = path / "fences"
         self._steps = path / "steps"
+        self._conditioning = path / "conditioning"
 
     def open(self, fence: int) -> None:
         """Make the folder, unless it is there, and let the newest fence pass.
@@ -81,6 +85,7 @@ class WorkFolder:
         """
         self.open(fence)
         self._steps.mkdir(exist_ok=True)
+        self._conditioning.mkdir(exist_ok=True)
         try:
             known, first = self.plan()
         except FileNotFoundError:
@@ -164,6 +169,40 @@ class WorkFolder:
 
     def _step(self, member: int, time_index: int) -> Path:
         return self._steps / f"{member}-{time_index}"
+
+    # What conditions the execution's forecast: fields on their way from one model to another.
+
+    def write_conditioning(self, member: int, step: int, field: NDArray[np.float32]) -> None:
+        """Keep a field, unless it is there, until the execution has ended."""
+        path = self._conditioning_field(member, step)
+        if path.exists():
+            return
+        partial = path.with_name(f".{secrets.token_hex(8)}")
+        try:
+            with partial.open("xb") as file:
+                np.save(file, field)
+            partial.replace(path)
+        except FileNotFoundError:
+            raise self.gone() from None
+
+    def read_conditioning(self, member: int, step: int) -> NDArray[np.float32] | None:
+        """Read a field; None if it is not there yet.
+
+        Raises
+        ------
+        StageFailed
+            If the execution is not being written.
+        """
+        try:
+            field: NDArray[np.float32] = np.load(self._conditioning_field(member, step))
+        except FileNotFoundError:
+            if not self._conditioning.exists():
+                raise self.gone() from None
+            return None
+        return field
+
+    def _conditioning_field(self, member: int, step: int) -> Path:
+        return self._conditioning / f"{member}-{step}.npy"
 
     # The export.
 

@@ -18,7 +18,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from workflows.dataset import FIELD_DTYPE, Dataset, Variable
+from workflows.coordinates import Variable
+from workflows.dataset import FIELD_DTYPE, Dataset
 
 
 def chunk_key(variable: str, index: tuple[int, ...]) -> str:

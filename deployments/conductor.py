@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from dbos import DBOS
 from pydantic import BaseModel, ConfigDict
@@ -20,11 +20,12 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments._conducting import Conducting, conduct_here, here
 from deployments._endurance import uninterrupted, unless_over_soon
+from deployments._fcn3_steps import ConditioningJob, MemberJob
 from deployments._isolation import hide_gpus
+from deployments._stormscope_steps import NowcastJob
 from deployments._transient import TransientFailure
 from deployments.custom_workflow import Packaging, RunJob, RunResult
-from deployments.fcn3 import MemberJob
-from workflows.base import Plan
+from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan
 from workflows.errors import StageFailed
 from workflows.execution import Progress, Stage, Status
@@ -57,9 +58,10 @@ async def execute(execution_id: str) -> None:
         if isinstance(plan, CustomPlan):
             made = await life_of_custom(execution_id, plan)
             await finish(execution_id, made.results, made.progress)
+        elif plan.conditioning is not None:
+            await finish(execution_id, await life_of_nowcast(execution_id, plan, plan.conditioning))
         else:
-            results = await life_of_forecast(execution_id, plan)
-            await finish(execution_id, results)
+            await finish(execution_id, await life_of_forecast(execution_id, plan))
 
 
 async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
@@ -72,6 +74,31 @@ async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     await together(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
         *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
+    )
+    await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
+    return await package(execution_id)
+
+
+async def life_of_nowcast(
+    execution_id: str, plan: Plan, conditioning: Conditioning
+) -> dict[str, Any]:
+    """Carry a forecast that another one conditions: field by field, while both are computed."""
+    await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
+    _, satellite_image, analysis = await together(
+        create_result(execution_id, plan),
+        fetch_initial_conditions(execution_id, plan),
+        fetch_initial_conditions(execution_id, conditioning),
+    )
+    await here().enter(execution_id, Stage.INFERENCE)
+    await together(
+        *([export(execution_id)] if plan.output_format == "netcdf4" else []),
+        *(
+            here().all_conditioned(
+                execution_id, plan, m, condition_member(execution_id, plan, m, analysis)
+            )
+            for m in conditioning.members
+        ),
+        *(nowcast_member(execution_id, plan, m, satellite_image) for m in plan.members),
     )
     await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
     return await package(execution_id)
@@ -101,7 +128,7 @@ async def create_result(execution_id: str, plan: Plan) -> None:
 
 
 @recorded
-async def fetch_initial_conditions(execution_id: str, plan: Plan) -> str:
+async def fetch_initial_conditions(execution_id: str, plan: Plan | Conditioning) -> str:
     """Fetch the analysed state at the start; gives its path."""
     path: str = await here().call(
         Stage.INITIAL_CONDITIONS, "initial_conditions", "fetch", plan, execution_id, fenced=False
@@ -122,6 +149,37 @@ async def forecast_member(
         fence=here().fence,
     )
     async for progress in here().stream(Stage.INFERENCE, plan.model, "forecast_member", job):
+        await here().note_progress(execution_id, plan, member, progress.written)
+
+
+@recorded
+async def condition_member(execution_id: str, plan: Plan, member: int, analysis: str) -> None:
+    """Compute one member of what conditions the plan's forecast; at the end its fields are kept."""
+    job = ConditioningJob(
+        execution_id=execution_id,
+        plan=plan,
+        member=member,
+        initial_conditions=analysis,
+        fence=here().fence,
+    )
+    model = cast(Conditioning, plan.conditioning).model
+    async for progress in here().stream(Stage.INFERENCE, model, "condition_member", job):
+        await here().note_conditioning(execution_id, plan, member, progress.written)
+
+
+@recorded
+async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_image: str) -> None:
+    """Compute one ensemble member as the fields come that condition it."""
+    # Not before there is something to begin with: a model that waits could work for others.
+    await here().conditioned(execution_id, plan, plan.conditioned_by(member))
+    job = NowcastJob(
+        execution_id=execution_id,
+        plan=plan,
+        member=member,
+        initial_conditions=satellite_image,
+        fence=here().fence,
+    )
+    async for progress in here().stream(Stage.INFERENCE, plan.model, "nowcast_member", job):
         await here().note_progress(execution_id, plan, member, progress.written)
 
 
@@ -209,6 +267,8 @@ class ConductorOptions(BaseModel):
     store_url: str
     max_running: dict[str, int]
     """Executions that run at once, by workflow."""
+    in_turn: bool = False
+    """Whether models take turns on one GPU: what conditions a forecast is then computed first."""
     drain_s: float = 5.0
     """What running steps get to end in when another replica takes over."""
 
@@ -247,6 +307,7 @@ class Conductor:
             components,
             store_url=options.store_url,
             max_running=options.max_running,
+            in_turn=options.in_turn,
             drain_s=options.drain_s,
         )
         conduct_here(self._conducting)

@@ -1,12 +1,15 @@
-"""FCN3: one ensemble member at a time, each step handed to the Packager as it is computed."""
+"""FCN3: one ensemble member at a time, each step handed to the Packager as it is computed.
+
+With an interpolation to hourly steps it also conditions the forecasts of other models.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,23 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments._fcn3_steps import (
+    ConditioningJob,
+    MemberJob,
+    check_coordinates,
+    check_hourly,
+    conditioning,
+    forecast,
+)
+from deployments._gpu_turn import GpuTurn
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
-from deployments._model_replica import Job, MemberProgress, ModelReplica
+from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
-from workflows.base import Grid, Plan
+from deployments._transient import in_words
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
+from workflows.grids import Grid
 
 logger = logging.getLogger("ray.serve")
 
@@ -36,19 +49,24 @@ class FCN3Options(BaseModel):
     input_variables: tuple[str, ...]
     window_steps: int
     """Steps that may be computed but not yet written."""
+    turns: Path | None = None
+    """Folder of the locks by which models take turns on a GPU; None if each has its own."""
+    interpolation: LoaderOptions | None = None
+    """What makes its steps hourly; None if nothing is conditioned."""
 
 
-class MemberJob(BaseModel):
-    """One ensemble member to compute."""
+@dataclass
+class Loaded:
+    """A model, and what makes its steps hourly if it could be had."""
 
-    model_config = ConfigDict(frozen=True)
+    model: Any
+    hourly: Any = None
+    hourly_failure: str | None = None
 
-    execution_id: str
-    plan: Plan
-    member: int
-    initial_conditions: str
-    """Path of a ``.npy`` file, float32, shape (variable, lat, lon)."""
-    fence: int
+    @property
+    def all(self) -> Any:
+        """The model with all that belongs to it."""
+        return self.model if self.hourly is None else self.hourly
 
 
 @serve.deployment(name="FCN3", max_ongoing_requests=2)
@@ -65,27 +83,63 @@ class FCN3:
     async def __init__(self, options: FCN3Options, packager: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         self._options = options
         self._packager = packager
+        self._device = "cuda" if has_gpu() else "cpu"
+        self._turn = GpuTurn(options.turns, self._device)
         self._replica = ModelReplica(options.loader.name, self._load)
         await self._replica.start()
 
-    def _load(self) -> Any:
-        device = "cuda" if has_gpu() else "cpu"
-        if device == "cpu":
+    def _load(self) -> Loaded:
+        if self._device == "cpu":
             hide_gpus()
-        model = load(self._options.loader, device=device)
-        check_coordinates(model, self._options)
-        return model
+        with self._turn.loading() as put_aside:
+            model = load(self._options.loader, device=self._device)
+            check_coordinates(model, self._options.grid, self._options.input_variables)
+            loaded = Loaded(model)
+            if self._options.interpolation is not None:
+                self._load_interpolation(loaded, self._options.interpolation)
+            put_aside(loaded.all)
+        return loaded
 
-    async def describe(self) -> dict[str, Any]:
+    def _load_interpolation(self, loaded: Loaded, options: LoaderOptions) -> None:
+        """Load it; a failure is kept as the reason: forecasts do not need it."""
+        try:
+            loaded.hourly = load(options, device=self._device, px_model=loaded.model)
+            check_hourly(loaded.hourly, self._options.grid)
+            loaded.hourly_failure = None
+        except Exception as error:
+            loaded.hourly = None
+            failure = in_words(error)
+            # Once: it is tried again every few seconds.
+            if failure != loaded.hourly_failure:
+                logger.exception("model %s could not be loaded", options.name)
+            loaded.hourly_failure = failure
+
+    def _load_interpolation_again(self, loaded: Loaded, options: LoaderOptions) -> None:
+        with self._turn.computing(loaded.all, lambda: None):
+            self._load_interpolation(loaded, options)
+
+    async def describe(self, name: str | None = None) -> dict[str, Any]:
         """Say which model this is, for the provenance of results.
+
+        Parameters
+        ----------
+        name : str, optional
+            ``interpolation`` for what makes the steps hourly.
 
         Raises
         ------
         ModelUnavailable
             If it could not be loaded, with the reason.
         """
-        model = await self._replica.model()
-        return dict(describe_origin(model, self._options.loader))
+        loaded = await self._replica.model()
+        options = self._options.interpolation
+        if name is None or options is None or name != options.name:
+            return dict(describe_origin(loaded.model, self._options.loader))
+        if loaded.hourly is None:
+            await self._replica.between_jobs(
+                lambda loaded: self._load_interpolation_again(loaded, options)
+            )
+        return dict(describe_origin(_hourly(loaded), options))
 
     async def forecast_member(self, job: MemberJob) -> AsyncGenerator[MemberProgress]:
         """Compute a member and have every step written; tells how many are.
@@ -99,104 +153,48 @@ class FCN3:
         ExecutionCancelled
             If the caller went away: the thread has stopped then.
         """
-        loop = asyncio.get_running_loop()
-        running = Job(job.fence)
+        async with self._written(
+            job, lambda loaded: forecast(loaded.model, job), self._packager.write_step
+        ) as told:
+            async for progress in told:
+                yield progress
 
-        async def write(time_index: int, fields: NDArray[np.float32]) -> None:
-            await self._packager.write_step.remote(
-                job.execution_id, job.fence, job.member, time_index, fields
-            )
+    async def condition_member(self, job: ConditioningJob) -> AsyncGenerator[MemberProgress]:
+        """Compute the fields that condition a forecast, hour by hour; tells how many are there.
+
+        Raises
+        ------
+        StaleConductor, ExecutionCancelled
+            As `forecast_member`.
+        ModelUnavailable
+            If there is no interpolation to hourly steps.
+        """
+        async with self._written(
+            job,
+            lambda loaded: conditioning(loaded.model, _hourly(loaded), job),
+            self._packager.write_conditioning,
+        ) as told:
+            async for progress in told:
+                yield progress
+
+    def _written(
+        self, job: MemberJob, steps: Callable[[Loaded], Generator[NDArray[np.float32]]], writer: Any
+    ) -> aclosing[AsyncGenerator[MemberProgress]]:
+        async def write(index: int, fields: NDArray[np.float32]) -> None:
+            await writer.remote(job.execution_id, job.fence, job.member, index, fields)
+
+        def in_turn(loaded: Loaded, running: Job) -> Generator[NDArray[np.float32]]:
+            with self._turn.computing(loaded.all, running.check), closing(steps(loaded)) as each:
+                yield from each
 
         window = StepWindow(write, self._options.window_steps)
-        running.progress = lambda: MemberProgress(written=window.written)
-
-        def work(model: Any) -> None:
-            for time_index, fields in enumerate(forecast(model, job)):
-                running.check()
-                running.wait_for(
-                    asyncio.run_coroutine_threadsafe(window.put(time_index, fields), loop)
-                )
-
-        try:
-            # Closed here, not by the garbage collector: the thread must have stopped by then.
-            async with aclosing(self._replica.run(running, work, window.close)) as told:
-                async for progress in told:
-                    yield progress
-        finally:
-            await window.abandon()
+        return aclosing(written_steps(self._replica, Job(job.fence), in_turn, window))
 
 
-def forecast(model: Any, job: MemberJob) -> Iterator[NDArray[np.float32]]:
-    """Run a model over one member.
-
-    Yields
-    ------
-    ndarray, shape (variable, lat, lon)
-        The plan's variables at each time, initial conditions first; longitudes 0 to 360. A copy:
-        models overwrite what they gave on the next step.
-    """
-    plan = job.plan
-    state = np.load(job.initial_conditions, mmap_mode="r")[None, None]
-    coords = OrderedDict(
-        time=np.array([plan.start()]).astype("datetime64[ns]"),
-        lead_time=np.array([np.timedelta64(0, "h")]),
-        variable=np.array(plan.input_variables),
-        lat=plan.grid.latitudes(),
-        lon=plan.grid.longitudes(),
-    )
-    # Consumed at the iterator's first step: no other iterator may be made in between.
-    model.set_rng(seed=plan.seeds[job.member], reset=True)
-    iterator = model.create_iterator(_as_model_input(model, state), coords)
-    chosen: list[int] | None = None
-    for _ in range(plan.n_times):
-        fields, given = next(iterator)
-        if chosen is None:
-            names = [str(name) for name in given["variable"]]
-            chosen = [names.index(name) for name in plan.variables]
-        yield _to_host(fields[0, 0], chosen)
-
-
-def _as_model_input(model: Any, state: NDArray[np.float32]) -> Any:
-    """Copy the state to where the model computes: it overwrites its input."""
-    if getattr(model, "numpy_native", False):
-        return np.array(state)
-    import torch
-
-    parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
-    device = parameter.device if parameter is not None else "cpu"
-    return torch.from_numpy(np.array(state)).to(device)
-
-
-def _to_host(fields: Any, chosen: list[int]) -> NDArray[np.float32]:
-    """Copy chosen variables, shape (variable, lat, lon), into memory of the host."""
-    picked = fields[chosen]
-    if isinstance(picked, np.ndarray):
-        return np.ascontiguousarray(picked, dtype=np.float32)
-    host: NDArray[np.float32] = picked.detach().float().cpu().numpy()
-    return host
-
-
-def check_coordinates(model: Any, options: FCN3Options) -> None:
-    """Refuse a model whose coordinates are not those that plans are made with.
-
-    Raises
-    ------
-    ModelUnavailable
-        Naming what differs.
-    """
-    given: Mapping[str, Any] = model.input_coords()
-    names = tuple(str(name) for name in given["variable"])
-    if names != options.input_variables:
-        odd = sorted(set(names) ^ set(options.input_variables))[:5] or "in another order"
-        raise ModelUnavailable(Stage.INFERENCE, f"the model's variables differ: {odd}")
-    for name, wanted in (
-        ("lat", options.grid.latitudes()),
-        ("lon", options.grid.longitudes()),
-    ):
-        if given[name].shape != wanted.shape or not np.allclose(given[name], wanted):
-            raise ModelUnavailable(
-                Stage.INFERENCE,
-                f"the model has {given[name].size} values of {name} from {given[name][0]:g} to "
-                f"{given[name][-1]:g}; configured in models.fcn3.grid are {wanted.size} from "
-                f"{wanted[0]:g} to {wanted[-1]:g}",
-            )
+def _hourly(loaded: Loaded) -> Any:
+    if loaded.hourly is None:
+        raise ModelUnavailable(
+            Stage.INFERENCE,
+            f"model interpolation could not be loaded: {loaded.hourly_failure or 'none is set'}",
+        )
+    return loaded.hourly

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from ray import serve
 
 from deployments._isolation import hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._transient import TransientFailure
-from workflows.base import Plan
+from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
+from workflows.grids import Grid
 
 logger = logging.getLogger("ray.serve")
+
+Floats = NDArray[np.float32]
 
 COORDINATE_TOLERANCE = 1e-4
 """Degrees by which a source's grid may differ from the model's: float32 coordinates do."""
@@ -81,14 +85,15 @@ class InitialConditions:
             )
         return dict(describe_origin(self._sources[name], self._options[name]))
 
-    async def fetch(self, plan: Plan, execution_id: str) -> str:
+    async def fetch(self, plan: Plan | Conditioning, execution_id: str) -> str:
         """Fetch the state at the plan's start and keep it as a file.
 
         Returns
         -------
         str
             Path of a ``.npy`` file, float32, shape (variable, lat, lon), in the order of
-            ``plan.input_variables``.
+            ``plan.input_variables``. For a model on a map of its own the fields are those of the
+            source, (variable, y, x); `source_grid` gives the file with their coordinates.
 
         Raises
         ------
@@ -96,7 +101,7 @@ class InitialConditions:
             If the source fails, or what it gives does not fit the model.
         """
         await self.describe(plan.data_source)
-        target = self._work_dir / execution_id / "initial_conditions.npy"
+        target = self._work_dir / execution_id / f"{plan.data_source}.npy"
         if not await asyncio.to_thread(target.exists):
             # The thread of a source that hangs cannot be ended, but nobody waits for it any more.
             # It is not one of the loop's own: those are few, and all else here needs them.
@@ -113,7 +118,7 @@ class InitialConditions:
                 ) from None
         return str(target)
 
-    def _fetch(self, plan: Plan, target: Path) -> None:
+    def _fetch(self, plan: Plan | Conditioning, target: Path) -> None:
         # Not after the download: the folder of an execution that has ended meanwhile is gone.
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -128,46 +133,104 @@ class InitialConditions:
                 f"{plan.data_source} gave no data for {plan.start()}: "
                 f"{type(error).__name__}: {error}",
             ) from error
-        fields = self._checked(plan, found)
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-        with partial.open("wb") as file:
-            np.save(file, fields)
-        partial.replace(target)
+        found = _of_one_time(plan, found)
+        if isinstance(plan.grid, Grid):
+            _put(target, _on_the_models_grid(plan, plan.grid, found))
+        else:
+            fields, points = _on_its_own_grid(plan, found)
+            # First: the fields are what others look for.
+            _put(source_grid(target), points)
+            _put(target, fields)
 
-    @staticmethod
-    def _checked(plan: Plan, found: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Bring a source's answer into the model's shape, or say why it does not fit."""
-        if "lead_time" in found.dims:
-            found = found.isel(lead_time=0)
-        found = found.isel(time=0).transpose("variable", "lat", "lon")
-        names = [str(name) for name in found["variable"].values]
-        lacking = [name for name in plan.input_variables if name not in names]
-        if lacking:
+
+def source_grid(fields: Path) -> Path:
+    """Give the file with latitudes and longitudes of fields, float64, shape (2, y, x)."""
+    return fields.with_suffix(".grid.npy")
+
+
+def _put(target: Path, array: NDArray[Any]) -> None:
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(target)
+
+
+def _of_one_time(plan: Plan | Conditioning, found: Any) -> Any:
+    """Bring a source's answer into the order of the plan's variables."""
+    for dim in ("lead_time", "time"):
+        if dim in found.dims:
+            found = found.isel({dim: 0})
+    found = found.transpose("variable", ...)
+    names = [str(name) for name in found["variable"].values]
+    lacking = [name for name in plan.input_variables if name not in names]
+    if lacking:
+        raise StageFailed(
+            Stage.INITIAL_CONDITIONS,
+            f"{plan.data_source} gave no {', '.join(lacking[:5])} at {plan.start()}",
+        )
+    if names != list(plan.input_variables):
+        found = found.sel(variable=list(plan.input_variables))
+    return found
+
+
+def _on_the_models_grid(plan: Plan | Conditioning, grid: Grid, found: Any) -> Floats:
+    """Take fields as the model needs them, or say why they do not fit."""
+    found = found.transpose("variable", "lat", "lon")
+    for name, wanted in (("lat", grid.latitudes()), ("lon", grid.longitudes())):
+        given = np.asarray(found[name], dtype=np.float64)
+        if given.shape != wanted.shape or np.abs(given - wanted).max() > COORDINATE_TOLERANCE:
             raise StageFailed(
                 Stage.INITIAL_CONDITIONS,
-                f"{plan.data_source} gave no {', '.join(lacking[:5])} at {plan.start()}",
+                f"{plan.data_source} has {given.size} values of {name} from {given[0]:g} to "
+                f"{given[-1]:g}, the model needs {wanted.size} from {wanted[0]:g} to "
+                f"{wanted[-1]:g}",
             )
-        if names != list(plan.input_variables):
-            found = found.sel(variable=list(plan.input_variables))
-        for name, wanted in (("lat", plan.grid.latitudes()), ("lon", plan.grid.longitudes())):
-            given = np.asarray(found[name], dtype=np.float64)
-            if given.shape != wanted.shape or np.abs(given - wanted).max() > COORDINATE_TOLERANCE:
-                raise StageFailed(
-                    Stage.INITIAL_CONDITIONS,
-                    f"{plan.data_source} has {given.size} values of {name} from {given[0]:g} to "
-                    f"{given[-1]:g}, the model needs {wanted.size} from {wanted[0]:g} to "
-                    f"{wanted[-1]:g}",
-                )
-        fields = np.ascontiguousarray(found.values, dtype=np.float32)
-        spoilt = [
-            name
-            for name, field in zip(plan.input_variables, fields, strict=True)
-            if not np.isfinite(field).all()
-        ]
-        if spoilt:
+    fields = np.ascontiguousarray(found.values, dtype=np.float32)
+    spoilt = [
+        name
+        for name, field in zip(plan.input_variables, fields, strict=True)
+        if not np.isfinite(field).all()
+    ]
+    if spoilt:
+        raise StageFailed(
+            Stage.INITIAL_CONDITIONS,
+            f"{plan.data_source} has missing values in {', '.join(spoilt[:5])} at {plan.start()}",
+        )
+    return fields
+
+
+def _on_its_own_grid(plan: Plan | Conditioning, found: Any) -> tuple[Floats, NDArray[np.float64]]:
+    """Take fields and their coordinates as the source has them; the model brings them to its own.
+
+    Points without a value are common at the rim of a satellite's view. Whether they matter only
+    the model can say.
+    """
+    points = []
+    for name in ("lat", "lon"):
+        # GOES has its coordinates under these names: they are no dimensions.
+        along = next((found[n] for n in (f"_{name}", name) if n in found.coords), None)
+        if along is None:
             raise StageFailed(
-                Stage.INITIAL_CONDITIONS,
-                f"{plan.data_source} has missing values in {', '.join(spoilt[:5])} at "
-                f"{plan.start()}",
+                Stage.INITIAL_CONDITIONS, f"{plan.data_source} does not say where its points lie"
             )
-        return fields
+        points.append(np.asarray(along, np.float64))
+    if points[0].ndim == 1:
+        points = list(np.meshgrid(*points, indexing="ij"))
+    fields = np.ascontiguousarray(found.values, dtype=np.float32)
+    if points[0].shape != fields.shape[1:] or points[1].shape != fields.shape[1:]:
+        raise StageFailed(
+            Stage.INITIAL_CONDITIONS,
+            f"{plan.data_source} has fields of shape {fields.shape[1:]} but coordinates of shapes "
+            f"{points[0].shape} and {points[1].shape}",
+        )
+    empty = [
+        name
+        for name, field in zip(plan.input_variables, fields, strict=True)
+        if not np.isfinite(field).any()
+    ]
+    if empty:
+        raise StageFailed(
+            Stage.INITIAL_CONDITIONS,
+            f"{plan.data_source} has no value in {', '.join(empty[:5])} at {plan.start()}",
+        )
+    return fields, np.stack(points)

@@ -24,6 +24,9 @@ from workflows.dataset import Provenance, variable_attributes
 PREVIEW = "preview.png"
 """A map of the result's first variable: the first member at the last time."""
 
+CONDITIONING_LOOKS, CONDITIONING_PAUSE_S = 25, 0.02
+"""Half a second in all: a call that waits keeps a place that others may need."""
+
 
 @serve.deployment(name="Packager", max_ongoing_requests=16)
 class Packager:
@@ -53,7 +56,7 @@ class Packager:
         time_index: int,
         fields: NDArray[np.float32],
     ) -> None:
-        """Write one time of one member, shape (variable, lat, lon), longitudes 0 to 360.
+        """Write one time of one member, shape (variable, lat, lon) or (variable, y, x).
 
         Raises
         ------
@@ -63,6 +66,32 @@ class Packager:
         await asyncio.to_thread(
             self._results.write_step, execution_id, fence, member, time_index, fields
         )
+
+    async def write_conditioning(
+        self,
+        execution_id: str,
+        fence: int,
+        member: int,
+        step: int,
+        field: NDArray[np.float32],
+    ) -> None:
+        """Keep a field, shape (lat, lon), that conditions a step of another model's forecast."""
+        await asyncio.to_thread(
+            self._results.write_conditioning, execution_id, fence, member, step, field
+        )
+
+    async def read_conditioning(
+        self, execution_id: str, member: int, step: int
+    ) -> NDArray[np.float32] | None:
+        """Give such a field, waiting a moment for it; None if it has not come by then."""
+        for _ in range(CONDITIONING_LOOKS):
+            field = await asyncio.to_thread(
+                self._results.read_conditioning, execution_id, member, step
+            )
+            if field is not None:
+                return field
+            await asyncio.sleep(CONDITIONING_PAUSE_S)
+        return None
 
     async def export_netcdf(self, execution_id: str, fence: int) -> None:
         """Write the NetCDF4 file, following the steps as they are written; ends when it is whole.

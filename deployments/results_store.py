@@ -112,7 +112,8 @@ class ResultsStore:
         Parameters
         ----------
         fields : ndarray, shape (variable, lat, lon)
-            In the order of the plan's variables, longitudes 0 to 360 as models use them.
+            In the order of the plan's variables, as models give them: longitudes 0 to 360. Of a
+            regional grid (variable, y, x).
         """
         work = self._work(execution_id)
         work.admit(fence)
@@ -120,7 +121,7 @@ class ResultsStore:
             return
         files = self._open(execution_id)
         plan = files.plan
-        shape = (len(plan.variables), plan.grid.n_lat, plan.grid.n_lon)
+        shape = (len(plan.variables), *plan.grid.shape)
         if fields.shape != shape:
             raise ValueError(f"fields of shape {shape} are needed, not {fields.shape}")
         if member not in plan.members or time_index not in range(plan.n_times):
@@ -136,6 +137,20 @@ class ResultsStore:
             raise work.gone() from None
         work.record_step(member, time_index, objects)
 
+    def write_conditioning(
+        self, execution_id: str, fence: int, member: int, step: int, field: NDArray[np.float32]
+    ) -> None:
+        """Keep a field that conditions a step of the forecast, unless it is there already."""
+        work = self._work(execution_id)
+        work.admit(fence)
+        work.write_conditioning(member, step, field)
+
+    def read_conditioning(
+        self, execution_id: str, member: int, step: int
+    ) -> NDArray[np.float32] | None:
+        """Read such a field; None if it is not there yet."""
+        return self._work(execution_id).read_conditioning(member, step)
+
     def written(self, execution_id: str) -> set[tuple[int, int]]:
         """Read which (member, time index) are written."""
         return self._work(execution_id).written()
@@ -148,7 +163,7 @@ class ResultsStore:
     def read_field(
         self, execution_id: str, variable: str, member: int, time_index: int
     ) -> NDArray[np.float32] | None:
-        """Read a map before `finish`, shape (lat, lon), longitudes from -180.
+        """Read a map before `finish`, as it is stored: shape (lat, lon), longitudes from -180.
 
         Returns
         -------

@@ -49,7 +49,7 @@ def accept(
     if isinstance(plan, Plan):
         _check_size(plan, workflow, options.max_output_bytes)
         _check_disk(plan, workflow, options.results_dir)
-        drawn = {"seeds": list(plan.seeds), "n_samples": len(plan.seeds)}
+        drawn = workflow.drawn(plan)
     elif not free_bytes(options.results_dir):
         # How much it will write only its class knows; that is checked when it says so.
         raise InvalidParameters(
@@ -59,10 +59,7 @@ def accept(
         execution_id=new_execution_id(),
         workflow=workflow.name,
         status=Status.QUEUED,
-        parameters=parameters.model_dump(mode="json")
-        | {
-            name: value for name, value in drawn.items() if name in workflow.parameters.model_fields
-        },
+        parameters=parameters.model_dump(mode="json") | drawn,
         plan=plan.model_dump(mode="json"),
         created_at=datetime.now(UTC),
     )
@@ -131,7 +128,7 @@ def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> Invali
     )
     reducible = [
         name
-        for name in ("n_steps", "n_samples", "seeds", "variables")
+        for name in ("n_steps", "n_samples", "seeds", "n_samples_stormscope", "variables")
         if name in workflow.parameters.model_fields
     ]
     return InvalidParameters(

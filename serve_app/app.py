@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -16,22 +17,25 @@ from deployments.custom_workflow import CustomWorkflow, CustomWorkflowOptions
 from deployments.fcn3 import FCN3, FCN3Options
 from deployments.initial_conditions import InitialConditions, SourceOptions
 from deployments.packager import Packager
+from deployments.stormscope import StormScope, StormScopeOptions
 from serve_app.ingress import Ingress, IngressOptions
 from serve_app.sections import (
     SYNTHETIC,
     CustomWorkflowSettings,
     DataSourceSettings,
+    InterpolationSettings,
     ModelSettings,
 )
 from serve_app.settings import Settings, parse_settings
 from workflows import WORKFLOWS
-from workflows.fcn3 import VARIABLES
+from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
+from workflows.stormscope import VARIABLES as GOES_VARIABLES
 
 logger = logging.getLogger("ray.serve")
 
 WAITING = {"num_cpus": 0.1, "num_gpus": 0}
 """For deployments that mostly wait: a node's cores are for the Packager and the models."""
-WRITING = {"num_cpus": 0.5, "num_gpus": 0}
+WRITING = {"num_cpus": 0.4, "num_gpus": 0}
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -65,7 +69,7 @@ def build(args: dict[str, Any]) -> Application:
     )
     deployments = {
         "packager": packager,
-        **{name: MODELS[name](name, settings, packager) for name in models},
+        **{name: MODELS[name](settings, packager) for name in models if name in MODELS},
     }
     if sources:
         deployments["initial_conditions"] = _bind(
@@ -77,14 +81,18 @@ def build(args: dict[str, Any]) -> Application:
         )
     custom = {each.resolved_name: _custom(each, settings) for each in settings.custom_workflows}
     components = dict.fromkeys(sources, "initial_conditions") | {
-        name: name for name in (*models, *custom)
+        name: SERVED_BY.get(name, name) for name in (*models, *custom)
     }
     store_url = settings.resolved_store_url
     conductor = _bind(
         Conductor,
         WAITING,
         1,
-        ConductorOptions(store_url=store_url, max_running=settings.max_running),
+        ConductorOptions(
+            store_url=store_url,
+            max_running=settings.max_running,
+            in_turn=settings.models.in_turn,
+        ),
         deployments | custom,
         components,
     )
@@ -94,6 +102,7 @@ def build(args: dict[str, Any]) -> Application:
         exposed=settings.listed_workflows,
         warmup=settings.workflows.warmup,
         grid=settings.models.fcn3.grid,
+        regional_grid=settings.models.stormscope.grid,
         max_queued=settings.queue.max_size,
         max_output_bytes=int(settings.limits.max_output_gb * 1e9),
         max_body_bytes=int(settings.limits.max_body_mb * 1e6),
@@ -120,16 +129,50 @@ def _bind(
     return configured.bind(*args)
 
 
-def _fcn3(name: str, settings: Settings, packager: Application) -> Application:
-    model: ModelSettings = getattr(settings.models, name)
-    options = FCN3Options(
-        loader=_loader(name, model, "deployments.synthetic:load_fcn3", model.grid.model_dump()),
-        grid=model.grid,
-        input_variables=VARIABLES,
-        window_steps=settings.packager.window_steps,
+def _fcn3(settings: Settings, packager: Application) -> Application:
+    model = settings.models.fcn3
+    hourly = any(
+        INTERPOLATION in WORKFLOWS[name].models
+        for name in settings.callable_workflows
+        if name in WORKFLOWS
     )
-    resources = {"num_cpus": 0.5, "num_gpus": model.resolved_num_gpus}
+    interpolation = _loader(
+        INTERPOLATION,
+        settings.models.interpolation,
+        "deployments.synthetic_satellite:load_interpolation",
+        {},
+    )
+    options = FCN3Options(
+        loader=_loader("fcn3", model, "deployments.synthetic:load_fcn3", model.grid.model_dump()),
+        grid=model.grid,
+        input_variables=FCN3_VARIABLES,
+        window_steps=settings.packager.window_steps,
+        interpolation=interpolation if hourly else None,
+        turns=_turns(settings),
+    )
+    resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
     return _bind(FCN3, resources, model.replicas, options, packager)
+
+
+def _stormscope(settings: Settings, packager: Application) -> Application:
+    model = settings.models.stormscope
+    grid = model.grid.model_dump()
+    options = StormScopeOptions(
+        loader=_loader(
+            "stormscope", model, "deployments.synthetic_satellite:load_stormscope", grid
+        ),
+        grid=model.grid,
+        conditioning_grid=settings.models.fcn3.grid,
+        input_variables=GOES_VARIABLES,
+        window_steps=settings.packager.window_steps,
+        turns=_turns(settings),
+    )
+    resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
+    return _bind(StormScope, resources, model.replicas, options, packager)
+
+
+def _turns(settings: Settings) -> Path | None:
+    return settings.work_dir / "turns" if settings.models.in_turn else None
 
 
 def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
@@ -149,20 +192,33 @@ def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
     return _bind(CustomWorkflow, resources, each.replicas, options, name=each.deployment)
 
 
-MODELS: dict[str, Callable[[str, Settings, Application], Application]] = {"fcn3": _fcn3}
+MODELS: dict[str, Callable[[Settings, Application], Application]] = {
+    "fcn3": _fcn3,
+    "stormscope": _stormscope,
+}
 """How each model's deployment is built."""
+INTERPOLATION = "interpolation"
+SERVED_BY = {INTERPOLATION: "fcn3"}
+"""Models that have no deployment of their own."""
 
 
 def _source(name: str, settings: Settings) -> SourceOptions:
-    grid = settings.models.fcn3.grid.model_dump()
-    chosen: DataSourceSettings = getattr(settings.data_sources, name)
-    loader = _loader(name, chosen, "deployments.synthetic:load_ifs", grid)
+    chosen: DataSourceSettings
+    if name == "ifs":
+        chosen = settings.data_sources.ifs
+        grid = settings.models.fcn3.grid.model_dump()
+        loader = _loader(name, chosen, "deployments.synthetic:load_ifs", grid)
+    else:
+        chosen = settings.data_sources.goes
+        grid = settings.models.stormscope.grid.model_dump()
+        loader = _loader(name, chosen, "deployments.synthetic_satellite:load_goes", grid)
+        loader = loader.model_copy(update={"options": {"satellite": name, **loader.options}})
     return SourceOptions(**loader.model_dump(), timeout_s=chosen.timeout_s)
 
 
 def _loader(
     name: str,
-    chosen: ModelSettings | DataSourceSettings,
+    chosen: ModelSettings | InterpolationSettings | DataSourceSettings,
     synthetic: str,
     synthetic_options: dict[str, Any],
 ) -> LoaderOptions:

@@ -18,9 +18,10 @@ from deployments.execution_store import ExecutionStore
 from serve_app.custom_workflows import CustomWorkflows
 from serve_app.long_poll import ChangeWatcher
 from serve_app.observation import Observation, Observer
-from workflows.base import Grid, OutputFormat, Workflow
+from workflows.base import OutputFormat, Workflow
 from workflows.errors import ExecutionNotFound, WorkflowNotFound
 from workflows.execution import Execution
+from workflows.grids import Grid, LambertGrid
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +44,8 @@ class IngressOptions(BaseModel):
     custom: dict[str, OutputFormat] = {}
     """Workflows of users' own among them, with the format of results where a class has no say."""
     grid: Grid = Grid()
+    """Grid of the global model."""
+    regional_grid: LambertGrid = LambertGrid()
     max_queued: int = Field(20, ge=1)
     max_output_bytes: int = Field(gt=0)
     """A request whose estimated result is larger is refused."""

@@ -28,18 +28,19 @@ from serve_app.observation import Observer
 from serve_app.openapi import describe
 from serve_app.routes import executions, health, results, workflows
 from workflows import WORKFLOWS
-from workflows.base import Grid, Workflow
+from workflows.base import Workflow
 from workflows.errors import Problem
+from workflows.grids import Grid, LambertGrid
 
 __all__ = ["Ingress", "IngressOptions", "create_app"]
 
 logger = logging.getLogger("ray.serve")
 
 Nudge = Callable[[], Awaitable[None]]
-Catalogue = Mapping[str, Callable[[Grid], Workflow]]
+Catalogue = Mapping[str, Callable[[Grid, LambertGrid], Workflow]]
 """What makes each workflow, by name."""
 
-BUILT_IN = cast(Catalogue, WORKFLOWS)  # all take the grid; their abstract base does not say so
+BUILT_IN = cast(Catalogue, WORKFLOWS)  # all take the grids; their abstract base does not say so
 
 
 def create_app(
@@ -63,7 +64,7 @@ def create_app(
     validators : mapping, optional
         Has the class of each workflow of a user's own check parameters.
     catalogue : mapping, optional
-        What makes each workflow, given the grid; the built-in ones by default.
+        What makes each workflow, given the grids; the built-in ones by default.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def create_app(
         options=options,
         store=store,
         workflows={
-            name: catalogue[name](options.grid)
+            name: catalogue[name](options.grid, options.regional_grid)
             for name in options.callable
             if name not in options.custom
         },

@@ -21,6 +21,7 @@ from serve_app.class_names import declared_name
 from workflows import WORKFLOWS, Grid
 from workflows.base import OutputFormat
 from workflows.custom import check_name
+from workflows.grids import LambertGrid
 
 SYNTHETIC = "synthetic"
 CUSTOM = "CustomWorkflow-"
@@ -194,10 +195,43 @@ class ModelSettings(Section):
         return 0.0 if self.loader == SYNTHETIC else 1.0
 
 
+class StormScopeSettings(ModelSettings):
+    """StormScope and the replicas that run it."""
+
+    grid: LambertGrid = Field(  # type: ignore[assignment]
+        default=LambertGrid(), description="Grid of the model, on HRRR's map."
+    )
+
+
+class InterpolationSettings(Section):
+    """What makes the steps of FCN3 hourly; it runs in FCN3's replicas, beside it."""
+
+    loader: Loader = Field(
+        default=SYNTHETIC,
+        description='"synthetic", or "module:callable": what loads it, called with the device, '
+        "FCN3 as `px_model` and `options`.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the loader."
+    )
+
+
 class ModelsSettings(Section):
     """The models, by name."""
 
     fcn3: ModelSettings = Field(default=ModelSettings(), description="FourCastNet 3.")
+    interpolation: InterpolationSettings = Field(
+        default=InterpolationSettings(),
+        description="Interpolation of FCN3 to hours, for what it conditions.",
+    )
+    stormscope: StormScopeSettings = Field(
+        default=StormScopeSettings(), description="StormScope-GOES."
+    )
+    in_turn: Annotated[bool, Strict()] = Field(
+        default=False,
+        description="True where FCN3 and StormScope share one GPU that cannot hold both: one "
+        "computes while the other waits in the host's memory.",
+    )
 
 
 class DataSourceSettings(Section):
@@ -220,6 +254,10 @@ class DataSourcesSettings(Section):
     """The data sources, by name."""
 
     ifs: DataSourceSettings = Field(default=DataSourceSettings(), description="ECMWF IFS analyses.")
+    goes: DataSourceSettings = Field(
+        default=DataSourceSettings(),
+        description="Images of GOES-East; the loader is also given `satellite`, goes16 or goes19.",
+    )
 
 
 class QueueSettings(Section):

@@ -28,7 +28,7 @@ from serve_app.sections import (
 )
 from workflows import WORKFLOWS
 
-DEPLOYMENTS = ("Ingress", "Conductor", "InitialConditions", "FCN3", "Packager")
+DEPLOYMENTS = ("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager")
 """Names of the deployments, as ``deployments:`` in a configuration file may name them; each
 workflow of a user's own has one more."""
 
@@ -172,12 +172,14 @@ class Settings(Section):
     def summary(self) -> dict[str, Any]:
         """Give what was resolved, for the log: no password, of loaders' options only the names."""
         values = self.model_dump(mode="json")
+        in_turn = values["models"].pop("in_turn")
         for loader in (*values["models"].values(), *values["data_sources"].values()):
             loader["options"] = sorted(loader["options"])
         for custom, each in zip(values["workflows"]["custom"], self.workflows.custom, strict=True):
             custom |= {"config": sorted(custom["config"]), "name": each.resolved_name}
-        for name, model in values["models"].items():
-            model["num_gpus"] = getattr(self.models, name).resolved_num_gpus
+        for name in ("fcn3", "stormscope"):
+            values["models"][name]["num_gpus"] = getattr(self.models, name).resolved_num_gpus
+        values["models"]["in_turn"] = in_turn
         values["queue"]["max_running"] = self.max_running
         return values | {
             "store_url": sa.make_url(self.resolved_store_url).render_as_string(hide_password=True),

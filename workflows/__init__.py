@@ -1,10 +1,15 @@
 """What a workflow is: parameters, validation, plan, output schema. No Ray, HTTP or torch here."""
 
-from workflows.base import Grid, Parameters, Plan, Workflow
+from workflows.base import Parameters, Plan, Workflow
 from workflows.execution import Execution, Progress, Stage, Status
 from workflows.fcn3 import FCN3Workflow
+from workflows.grids import Grid
+from workflows.stormscope import StormScopeWorkflow
 
-WORKFLOWS: dict[str, type[Workflow]] = {FCN3Workflow.name: FCN3Workflow}
+WORKFLOWS: dict[str, type[Workflow]] = {
+    FCN3Workflow.name: FCN3Workflow,
+    StormScopeWorkflow.name: StormScopeWorkflow,
+}
 """The built-in workflows, by name."""
 
 __all__ = [
@@ -17,5 +22,6 @@ __all__ = [
     "Progress",
     "Stage",
     "Status",
+    "StormScopeWorkflow",
     "Workflow",
 ]

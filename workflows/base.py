@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workflows.errors import InvalidParameters, Problem
+from workflows.grids import Grid, LambertGrid
 
 OutputFormat = Literal["zarr", "netcdf4"]
 TimeLayout = Literal["time", "lead_time"]
@@ -31,29 +33,33 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Grid(BaseModel):
-    """A regular latitude-longitude grid, from the north pole southwards.
+class Conditioning(BaseModel):
+    """The global forecast that a regional one is conditioned on, hour by hour."""
 
-    The default is the 0.25 degree grid of ECMWF's open data and FCN3.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str
+    """Name of the model's deployment in the settings."""
+    interpolation: str
+    """Name of what makes the model's steps hourly."""
+    data_source: str
+    start_time: datetime
+    """Time of its initial conditions, UTC; not after the start of what it conditions."""
+    seeds: tuple[int, ...]
+    """One per member; each conditions as many members of the regional forecast."""
+    input_variables: tuple[str, ...]
+    variable: str
+    """What conditions."""
+    grid: Grid
 
-    n_lat: int = Field(default=721, ge=2)
-    n_lon: int = Field(default=1440, ge=2, multiple_of=2)
-    """Even, or none would lie at -180 degrees once they are rolled."""
+    @property
+    def members(self) -> range:
+        """Indices of the members."""
+        return range(len(self.seeds))
 
-    def latitudes(self) -> NDArray[np.float64]:
-        """Give latitudes in degrees north, shape (lat,), 90 to -90."""
-        return np.linspace(90.0, -90.0, self.n_lat)
-
-    def longitudes(self) -> NDArray[np.float64]:
-        """Give longitudes in degrees east, shape (lon,), 0 to 360 exclusive, as models use them."""
-        return np.linspace(0.0, 360.0, self.n_lon, endpoint=False)
-
-    def output_longitudes(self) -> NDArray[np.float64]:
-        """Give longitudes as they are stored, shape (lon,), -180 to 180 exclusive."""
-        return np.linspace(-180.0, 180.0, self.n_lon, endpoint=False)
+    def start(self) -> np.datetime64:
+        """Give the start as ``datetime64[s]``, UTC."""
+        return as_datetime64(self.start_time)
 
 
 class Plan(BaseModel):
@@ -80,10 +86,12 @@ class Plan(BaseModel):
     """What the model needs of the initial conditions, in its order."""
     variables: tuple[str, ...]
     """What the result keeps."""
-    grid: Grid
+    grid: Grid | LambertGrid
     output_format: OutputFormat
     time_layout: TimeLayout = "time"
     """Dimensions of the result: valid ``time`` alone, or one ``time`` and ``lead_time``."""
+    conditioning: Conditioning | None = None
+    """The forecast that this one is conditioned on, if any."""
 
     @property
     def members(self) -> range:
@@ -101,7 +109,7 @@ class Plan(BaseModel):
 
     def start(self) -> np.datetime64:
         """Give the start as ``datetime64[s]``, UTC."""
-        return np.datetime64(self.start_time.astimezone(UTC).replace(tzinfo=None), "s")
+        return as_datetime64(self.start_time)
 
     def end_time(self) -> datetime:
         """Give the valid time of the last step, UTC."""
@@ -110,12 +118,37 @@ class Plan(BaseModel):
     @property
     def field_bytes(self) -> int:
         """Size of one variable at one time of one member, float32."""
-        return 4 * self.grid.n_lat * self.grid.n_lon
+        return 4 * math.prod(self.grid.shape)
 
     @property
     def output_bytes(self) -> int:
         """Size of the result, uncompressed."""
         return len(self.seeds) * self.n_times * len(self.variables) * self.field_bytes
+
+    @property
+    def conditioning_hours(self) -> range:
+        """Hours after the conditioning forecast's start whose fields are needed, one a step."""
+        if self.conditioning is None:
+            return range(0)
+        ahead = int((self.start() - self.conditioning.start()) / np.timedelta64(1, "h"))
+        return range(ahead, ahead + self.n_steps)
+
+    def conditioned_by(self, member: int) -> int:
+        """Give the member of the conditioning forecast that conditions a member of this one.
+
+        Raises
+        ------
+        ValueError
+            If nothing conditions this one.
+        """
+        if self.conditioning is None:
+            raise ValueError(f"{self.workflow} is not conditioned")
+        return member // (len(self.seeds) // len(self.conditioning.seeds))
+
+
+def as_datetime64(moment: datetime) -> np.datetime64:
+    """Give a time with a zone as ``datetime64[s]``, UTC."""
+    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "s")
 
 
 def draw_seeds(count: int) -> tuple[int, ...]:
@@ -166,6 +199,10 @@ class Workflow(ABC):
     def schema(self) -> dict[str, Any]:
         """JSON schema of the parameters."""
         return self.parameters.model_json_schema()
+
+    def drawn(self, plan: Any) -> dict[str, Any]:
+        """Give parameters whose values the plan has drawn, as the execution's record shall have."""
+        return {}
 
     @abstractmethod
     def plan(self, parameters: Any) -> BaseModel:

@@ -14,18 +14,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from workflows.base import Plan
+from workflows.coordinates import (
+    CRS,
+    Variable,
+    members_of,
+    output_longitudes,
+    points_of,
+    times_of,
+)
 
 CONVENTIONS = "CF-1.8, ACDD-1.3"
 FIELD_DTYPE = np.dtype("<f4")
 PROJECT_URL = "https://github.com/NVIDIA/earth2studio"
 
+REFLECTANCE = "toa_bidirectional_reflectance"
+BRIGHTNESS = "toa_brightness_temperature"
 SURFACE: Mapping[str, tuple[str, str, str]] = {
     "u10m": ("eastward_wind", "Eastward wind at 10 m", "m s-1"),
     "v10m": ("northward_wind", "Northward wind at 10 m", "m s-1"),
@@ -34,6 +42,15 @@ SURFACE: Mapping[str, tuple[str, str, str]] = {
     "t2m": ("air_temperature", "Air temperature at 2 m", "K"),
     "msl": ("air_pressure_at_mean_sea_level", "Mean sea level pressure", "Pa"),
     "tcwv": ("atmosphere_mass_content_of_water_vapor", "Total column water vapour", "kg m-2"),
+    "sp": ("surface_air_pressure", "Surface pressure", "Pa"),
+    "abi01c": (REFLECTANCE, "GOES ABI band 1, reflectance at 0.47 um", "1"),
+    "abi02c": (REFLECTANCE, "GOES ABI band 2, reflectance at 0.64 um", "1"),
+    "abi03c": (REFLECTANCE, "GOES ABI band 3, reflectance at 0.86 um", "1"),
+    "abi07c": (BRIGHTNESS, "GOES ABI band 7, brightness temperature at 3.9 um", "K"),
+    "abi08c": (BRIGHTNESS, "GOES ABI band 8, brightness temperature at 6.2 um", "K"),
+    "abi09c": (BRIGHTNESS, "GOES ABI band 9, brightness temperature at 6.9 um", "K"),
+    "abi10c": (BRIGHTNESS, "GOES ABI band 10, brightness temperature at 7.3 um", "K"),
+    "abi13c": (BRIGHTNESS, "GOES ABI band 13, brightness temperature at 10.3 um", "K"),
 }
 """Standard name, long name and units of variables without a level."""
 
@@ -67,6 +84,8 @@ class Provenance(BaseModel):
 
     model: Origin
     data_source: Origin
+    conditioned_on: tuple[Origin, ...] = ()
+    """Models and data source of the forecast that conditions this one."""
     software: Mapping[str, str] = {}
     """Versions of what computed the result, by package; ``earth2serve`` among them."""
     institution: str = ""
@@ -76,19 +95,8 @@ class Provenance(BaseModel):
     @property
     def synthetic(self) -> bool | None:
         """True if the model or its initial conditions are stand-ins, None if nobody knows."""
-        known = (self.model.synthetic, self.data_source.synthetic)
+        known = [each.synthetic for each in (self.model, self.data_source, *self.conditioned_on)]
         return True if True in known else None if None in known else False
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One array of the dataset."""
-
-    name: str
-    dims: tuple[str, ...]
-    attributes: Mapping[str, str | float]
-    values: NDArray[Any] | None = None
-    """What it holds; None for the fields that the model computes, float32, NaN until written."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ class Dataset:
 
 
 def field_index(plan: Plan, member: int, time_index: int) -> tuple[int, ...]:
-    """Give the place of one map along the dimensions before lat and lon."""
+    """Give the place of one map along the dimensions before its own two."""
     return (member, 0, time_index) if plan.time_layout == "lead_time" else (member, time_index)
 
 
@@ -138,64 +146,22 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
     -------
     Dataset
         With dimensions (ensemble, time, lat, lon), or (ensemble, time, lead_time, lat, lon) with
-        one time, as ``plan.time_layout`` says; latitudes southwards, longitudes from -180.
+        one time, as ``plan.time_layout`` says; latitudes southwards, longitudes from -180. Of a
+        `LambertGrid` the last two are y, northwards, and x, eastwards.
     """
-    times = _times(plan)
+    times = times_of(plan)
+    n_y, n_x = plan.grid.shape
     dims = {
         "ensemble": len(plan.seeds),
         **{time.name: plan.n_times if time is times[-1] else 1 for time in times},
-        "lat": plan.grid.n_lat,
-        "lon": plan.grid.n_lon,
+        plan.grid.dims[0]: n_y,
+        plan.grid.dims[1]: n_x,
     }
-    coordinates = (
-        Variable(
-            "ensemble",
-            ("ensemble",),
-            {"standard_name": "realization", "long_name": "Ensemble member", "units": "1"},
-            np.arange(len(plan.seeds), dtype="<i4"),
-        ),
-        *times,
-        Variable(
-            "lat",
-            ("lat",),
-            {
-                "standard_name": "latitude",
-                "long_name": "Latitude",
-                "units": "degrees_north",
-                "axis": "Y",
-            },
-            plan.grid.latitudes().astype("<f8"),
-        ),
-        Variable(
-            "lon",
-            ("lon",),
-            {
-                "standard_name": "longitude",
-                "long_name": "Longitude",
-                "units": "degrees_east",
-                "axis": "X",
-            },
-            plan.grid.output_longitudes().astype("<f8"),
-        ),
-        # CF 1.8 has no integer type that holds every seed; float64 is exact up to 2**53.
-        Variable(
-            "seed",
-            ("ensemble",),
-            {"long_name": "Seed of the member's random numbers", "units": "1"},
-            np.array(plan.seeds, dtype="<f8"),
-        ),
-        Variable(
-            "crs",
-            (),
-            {
-                "long_name": "Coordinate reference system",
-                "grid_mapping_name": "latitude_longitude",
-                "longitude_of_prime_meridian": 0.0,
-                "semi_major_axis": 6378137.0,
-                "inverse_flattening": 298.257223563,
-            },
-            np.array(0, dtype="<i4"),
-        ),
+    coordinates = (*members_of(plan), *times, *points_of(plan.grid))
+    beside = " ".join(
+        variable.name
+        for variable in coordinates
+        if variable.name not in dims and variable.name != CRS
     )
     fields = tuple(
         Variable(
@@ -204,60 +170,13 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
             {
                 **variable_attributes(name),
                 "coverage_content_type": "modelResult",
-                "grid_mapping": "crs",
-                "coordinates": "seed",
+                "grid_mapping": CRS,
+                "coordinates": beside,
             },
         )
         for name in plan.variables
     )
     return Dataset(dims, coordinates, fields, _global_attributes(plan, execution_id, provenance))
-
-
-def _times(plan: Plan) -> tuple[Variable, ...]:
-    units = f"hours since {str(plan.start()).replace('T', ' ')}"
-    hours = (plan.lead_times() / np.timedelta64(1, "h")).astype("<i4")
-    if plan.time_layout == "lead_time":
-        return (
-            Variable(
-                "time",
-                ("time",),
-                {
-                    # It is the forecast_reference_time, but the checkers of CF want a dimension
-                    # of this name to be time.
-                    "standard_name": "time",
-                    "long_name": "Time of the initial conditions",
-                    "units": units,
-                    "calendar": "standard",
-                },
-                hours[:1],
-            ),
-            Variable(
-                "lead_time",
-                ("lead_time",),
-                {
-                    "standard_name": "forecast_period",
-                    "long_name": "Time since the initial conditions",
-                    "units": "hours",
-                    # Xarray decodes durations by this attribute; by their units it only warns.
-                    "dtype": "timedelta64[ns]",
-                },
-                hours,
-            ),
-        )
-    return (
-        Variable(
-            "time",
-            ("time",),
-            {
-                "standard_name": "time",
-                "long_name": "Valid time",
-                "units": units,
-                "calendar": "standard",
-                "axis": "T",
-            },
-            hours,
-        ),
-    )
 
 
 def _global_attributes(
@@ -268,7 +187,7 @@ def _global_attributes(
     weights = model.weights or "none"
     version = provenance.software.get("earth2serve", "unknown")
     created, start, end = map(_iso, (provenance.created, plan.start_time, plan.end_time()))
-    latitudes, longitudes = plan.grid.latitudes(), plan.grid.output_longitudes()
+    latitudes, longitudes = plan.grid.latitudes(), output_longitudes(plan.grid)
     attributes: dict[str, str | float] = {
         "Conventions": CONVENTIONS,
         "title": f"{model.name} ensemble forecast from {start}",
@@ -300,6 +219,7 @@ def _global_attributes(
         "weights": weights,
         "data_source": data_source.name,
         "data_source_loader": data_source.loader,
+        **_conditioning_attributes(plan, provenance),
         "synthetic": {True: "true", False: "false", None: "unknown"}[provenance.synthetic],
         "software_versions": ", ".join(
             f"{package} {number}" for package, number in provenance.software.items()
@@ -313,6 +233,20 @@ def _global_attributes(
             "Synthetic: made by a stand-in for the model or its data, not a forecast."
         )
     return attributes
+
+
+def _conditioning_attributes(plan: Plan, provenance: Provenance) -> dict[str, str]:
+    if plan.conditioning is None:
+        return {}
+    origins = [
+        f"{each.name} (weights: {each.weights or 'none'}, loader: {each.loader})"
+        for each in provenance.conditioned_on
+    ]
+    return {
+        "conditioned_on": ", ".join(origins),
+        "conditioning_variable": plan.conditioning.variable,
+        "conditioning_reference_time": _iso(plan.conditioning.start_time),
+    }
 
 
 def _iso(moment: datetime) -> str:

@@ -7,26 +7,21 @@ Bonev et al., FourCastNet 3, arXiv:2507.12144.
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from workflows.base import (
-    DELIVERY,
-    SEED_BOUND,
-    Grid,
-    OutputFormat,
-    Parameters,
-    Plan,
-    TimeLayout,
-    Workflow,
-    draw_seeds,
-    number_not_bool,
-    refuse_delivery,
+from workflows.base import DELIVERY, Plan, TimeLayout, Workflow, draw_seeds, refuse_delivery
+from workflows.grids import Grid, LambertGrid
+from workflows.parameters import (
+    Count,
+    ForecastParameters,
+    Seed,
+    SixHourlyTime,
+    known_and_unique,
+    refuse_disagreement,
 )
-from workflows.times import moment_of
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 VARIABLES: tuple[str, ...] = (
@@ -38,33 +33,13 @@ VARIABLES: tuple[str, ...] = (
 STEP_HOURS = 6
 MAX_STEPS = 400
 MAX_MEMBERS = 32
-FIRST_YEAR, LAST_YEAR = 1900, 2199
 DEFAULT_VARIABLES = ("t2m", "u10m", "v10m")
 
 
-def _utc_time(value: Any) -> datetime:
-    """Take ISO 8601 text with a time part; a zone is converted, none means UTC."""
-    moment = moment_of(value)
-    if moment.year not in range(FIRST_YEAR, LAST_YEAR + 1):
-        raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _six_hourly(value: datetime) -> datetime:
-    if value.hour % STEP_HOURS or value.minute or value.second or value.microsecond:
-        raise ValueError("initial conditions exist at 00, 06, 12 and 18 UTC only")
-    return value
-
-
-UtcTime = Annotated[datetime, BeforeValidator(_utc_time)]
-Count = BeforeValidator(number_not_bool)
-Seed = Annotated[int, Count, Field(ge=0, lt=SEED_BOUND)]
-
-
-class FCN3Parameters(Parameters):
+class FCN3Parameters(ForecastParameters):
     """Parameters of `FCN3Workflow`."""
 
-    start_time: Annotated[UtcTime, AfterValidator(_six_hourly)] = Field(
+    start_time: SixHourlyTime = Field(
         datetime(2025, 1, 1, tzinfo=UTC),
         description="Time of the initial conditions, ISO 8601; without a zone it is UTC. "
         "00, 06, 12 or 18 UTC.",
@@ -90,62 +65,20 @@ class FCN3Parameters(Parameters):
         max_length=len(VARIABLES),
         description="Variables to keep, in Earth2Studio's names; null keeps all.",
     )
-    output_format: OutputFormat = Field("netcdf4", description="Format of the result.")
     time_layout: TimeLayout = Field(
         "time",
         description="Dimensions of the result: time has valid times; lead_time has one time, that "
         "of the initial conditions, and offsets from it, as Earth2Studio's data sources need.",
     )
-    container_url: str | None = Field(
-        None, max_length=2048, description="Azure Blob container for the results."
-    )
-    geo_catalog_url: str | None = Field(
-        None, max_length=2048, description="GeoCatalog that registers the results."
-    )
-    collection_id: str | None = Field(
-        None, max_length=255, description="STAC collection of the registered item."
-    )
 
     @field_validator("variables")
     @classmethod
     def _known_and_unique(cls, value: list[str] | None) -> list[str] | None:
-        if value is None:
-            return value
-        unknown = [name[:40] for name in value if name not in VARIABLES]
-        if unknown:
-            raise ValueError(
-                f"unknown: {', '.join(unknown[:5])}; allowed are {', '.join(VARIABLES)}"
-            )
-        if len(set(value)) < len(value):
-            repeated = sorted({name for name in value if value.count(name) > 1})
-            raise ValueError(f"repeated: {', '.join(repeated)}")
-        return value
-
-    @field_validator("container_url", "geo_catalog_url")
-    @classmethod
-    def _https(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https://[^\s/?#@]+(/[^\s?#]*)?", value):
-            raise ValueError("an https:// URL without credentials or query is needed")
-        return value
-
-    @field_validator("collection_id")
-    @classmethod
-    def _collection_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError("letters, digits, '.', '_' and '-' are allowed")
-        return value
+        return known_and_unique(value, VARIABLES)
 
     @model_validator(mode="after")
     def _agree(self) -> FCN3Parameters:
-        if (
-            self.seeds is not None
-            and "n_samples" in self.model_fields_set
-            and len(self.seeds) != self.n_samples
-        ):
-            raise ValueError(
-                f"seeds has {len(self.seeds)} entries but n_samples is {self.n_samples}; "
-                "give one of them, or let them agree"
-            )
+        refuse_disagreement(self, "n_samples", "seeds", self.seeds)
         return self
 
 
@@ -156,6 +89,8 @@ class FCN3Workflow(Workflow):
     ----------
     grid : Grid, optional
         Grid of the model that is served; FCN3's own by default.
+    regional_grid : LambertGrid, optional
+        Taken because every built-in workflow is made with both; nothing here is regional.
     """
 
     name = "foundry_fcn3_workflow"
@@ -166,7 +101,7 @@ class FCN3Workflow(Workflow):
     models = ("fcn3",)
     data_sources = ("ifs",)
 
-    def __init__(self, grid: Grid | None = None) -> None:
+    def __init__(self, grid: Grid | None = None, regional_grid: LambertGrid | None = None) -> None:
         self._grid = grid or Grid()
 
     def plan(self, parameters: FCN3Parameters) -> Plan:
@@ -187,3 +122,7 @@ class FCN3Workflow(Workflow):
             output_format=parameters.output_format,
             time_layout=parameters.time_layout,
         )
+
+    def drawn(self, plan: Plan) -> dict[str, Any]:
+        """Give the seeds, and how many there are."""
+        return {"seeds": list(plan.seeds), "n_samples": len(plan.seeds)}

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workflows.base import Grid, Plan
+from workflows.base import Plan
+from workflows.grids import Grid
 
 PROVENANCE: dict[str, Any] = {
     "model": {"name": "fcn3", "loader": "synthetic", "synthetic": True, "weights": ""},

@@ -21,9 +21,9 @@ from deployments.fcn3 import FCN3, FCN3Options, MemberJob, check_coordinates, fo
 from deployments.synthetic import SyntheticFCN3, SyntheticIFS
 from tests.deployments.conducting_process import Handle
 from tests.deployments.results import make_plan
-from workflows.base import Grid
 from workflows.errors import ModelUnavailable, StageFailed, StaleConductor
 from workflows.fcn3 import VARIABLES
+from workflows.grids import Grid
 
 GRID = Grid(n_lat=6, n_lon=8)
 SEEDS = (11, 5, 11)

@@ -17,8 +17,9 @@ import xarray as xr
 from deployments._transient import is_transient
 from deployments.initial_conditions import InitialConditions, SourceOptions
 from tests.deployments.results import make_plan
-from workflows.base import Grid, Plan
+from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
+from workflows.grids import Grid
 
 INPUT = ("t2m", "z500", "q50")
 GRID = Grid(n_lat=5, n_lon=8)

@@ -11,8 +11,9 @@ import zarr
 
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, expected, fields, make_plan
-from workflows.base import Grid, Plan
+from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
+from workflows.grids import Grid
 
 ID = "exec_1_00000000"
 

@@ -18,8 +18,8 @@ import torch
 import xarray as xr
 
 from tests.models import standin_makani
-from workflows.base import Grid
 from workflows.fcn3 import VARIABLES
+from workflows.grids import Grid
 
 standin_makani.register()
 

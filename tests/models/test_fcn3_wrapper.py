@@ -17,10 +17,11 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments.fcn3 import MemberJob, forecast
+from deployments._fcn3_steps import MemberJob, forecast
 from tests.integration.serving import WORKFLOW, Server, deploy, served
-from workflows.base import Grid, Plan
+from workflows.base import Plan
 from workflows.fcn3 import VARIABLES, FCN3Workflow
+from workflows.grids import Grid
 
 pytestmark = pytest.mark.models
 

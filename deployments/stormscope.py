@@ -1,0 +1,187 @@
+"""StormScope: one ensemble member at a time, conditioned on fields as another model gives them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments._gpu_turn import GpuTurn
+from deployments._isolation import has_gpu, hide_gpus
+from deployments._loading import LoaderOptions, describe_origin, load
+from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
+from deployments._step_window import StepWindow
+from deployments._stormscope_steps import Nowcaster, NowcastJob, nowcast, prepare
+from deployments._transient import is_transient
+from workflows.grids import Grid, LambertGrid
+
+logger = logging.getLogger("ray.serve")
+
+Floats = NDArray[np.float32]
+Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
+
+ATTEMPTS = 5
+PAUSE_S = 0.5
+
+
+class StormScopeOptions(BaseModel):
+    """What a StormScope replica needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loader: LoaderOptions
+    grid: LambertGrid
+    conditioning_grid: Grid
+    input_variables: tuple[str, ...]
+    window_steps: int
+    """Steps that may be computed but not yet written."""
+    turns: Path | None = None
+    """Folder of the locks by which models take turns on a GPU; None if each has its own."""
+
+
+@serve.deployment(name="StormScope", max_ongoing_requests=2)
+class StormScope:
+    """Serves a StormScope model, real or synthetic.
+
+    Parameters
+    ----------
+    options : StormScopeOptions
+    packager : DeploymentHandle
+        Writes the steps, and keeps the fields that condition them.
+    """
+
+    async def __init__(  # type: ignore[misc]
+        self, options: StormScopeOptions, packager: DeploymentHandle[Any]
+    ) -> None:
+        self._options = options
+        self._packager = packager
+        self._device = "cuda" if has_gpu() else "cpu"
+        self._turn = GpuTurn(options.turns, self._device)
+        self._replica = ModelReplica(options.loader.name, self._load)
+        await self._replica.start()
+
+    def _load(self) -> Nowcaster:
+        if self._device == "cpu":
+            hide_gpus()
+        options = self._options
+        with self._turn.loading() as put_aside:
+            model = load(options.loader, device=self._device)
+            nowcaster = prepare(
+                model, options.grid, options.conditioning_grid, options.input_variables
+            )
+            put_aside(model)
+        return nowcaster
+
+    async def describe(self) -> dict[str, Any]:
+        """Say which model this is, for the provenance of results.
+
+        Raises
+        ------
+        ModelUnavailable
+            If it could not be loaded, with the reason.
+        """
+        nowcaster: Nowcaster = await self._replica.model()
+        return dict(describe_origin(nowcaster.model, self._options.loader))
+
+    async def nowcast_member(self, job: NowcastJob) -> AsyncGenerator[MemberProgress]:
+        """Compute a member and have every step written; tells how many are.
+
+        Each step waits for the field that conditions it. The same plan, member, image and fields
+        give the same arrays, whatever ran before.
+
+        Raises
+        ------
+        StaleConductor
+            If a newer Conductor has been seen.
+        StageFailed
+            If the satellite's image has gaps.
+        ExecutionCancelled
+            If the caller went away: the thread has stopped then.
+        """
+        loop = asyncio.get_running_loop()
+
+        async def write(index: int, fields: Floats) -> None:
+            await self._packager.write_step.remote(
+                job.execution_id, job.fence, job.member, index, fields
+            )
+
+        def steps(nowcaster: Nowcaster, running: Job) -> Generator[Floats]:
+            fields = FieldsAhead(lambda step: self._field(job, step), job, running, loop)
+            with (
+                self._turn.computing(nowcaster.model, running.check),
+                closing(fields),
+                closing(nowcast(nowcaster, job, fields.of)) as each,
+            ):
+                yield from each
+
+        window = StepWindow(write, self._options.window_steps)
+        async with aclosing(written_steps(self._replica, Job(job.fence), steps, window)) as told:
+            async for progress in told:
+                yield progress
+
+    async def _field(self, job: NowcastJob, step: int) -> Floats:
+        """Wait for the field that conditions a step, however long it takes."""
+        member = job.plan.conditioned_by(job.member)
+        failures = 0
+        while True:
+            try:
+                field: Floats | None = await self._packager.read_conditioning.remote(
+                    job.execution_id, member, step
+                )
+            except Exception as error:
+                failures += 1
+                if not is_transient(error) or failures == ATTEMPTS:
+                    raise
+                logger.warning("a field of %s not read, again: %s", job.execution_id, error)
+                await asyncio.sleep(PAUSE_S * 2**failures)
+            else:
+                if field is not None:
+                    return field
+
+
+class FieldsAhead:
+    """Fields that condition a member; the next is fetched while the model computes.
+
+    Parameters
+    ----------
+    fetch : callable
+        Gives a coroutine that waits for a step's field.
+    job : NowcastJob
+    running : Job
+        Stops the waiting.
+    loop : AbstractEventLoop
+        Where fields are fetched.
+    """
+
+    def __init__(
+        self, fetch: Fetch, job: NowcastJob, running: Job, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._fetch = fetch
+        self._n_steps = job.plan.n_steps
+        self._running = running
+        self._loop = loop
+        self._next: Future[Floats] | None = None
+
+    def of(self, step: int) -> Floats:
+        """Give a step's field; to be asked for one after the other, in the model's thread."""
+        field = self._running.wait_for(self._next or self._begin(step))
+        self._next = self._begin(step + 1) if step + 1 < self._n_steps else None
+        return field
+
+    def _begin(self, step: int) -> Future[Floats]:
+        return asyncio.run_coroutine_threadsafe(self._fetch(step), self._loop)
+
+    def close(self) -> None:
+        """Stop fetching."""
+        if self._next is not None:
+            self._next.cancel()

@@ -1,0 +1,174 @@
+"""Coordinates of a result, with their CF attributes: members, times, points on the map.
+
+References
+----------
+CF Conventions 1.8, https://cfconventions.org, Appendix F for the grid mappings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflows.base import Plan
+from workflows.grids import Grid, LambertGrid
+
+CRS = "crs"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of the dataset."""
+
+    name: str
+    dims: tuple[str, ...]
+    attributes: Mapping[str, str | float]
+    values: NDArray[Any] | None = None
+    """What it holds; None for the fields that the model computes, float32, NaN until written."""
+
+
+def members_of(plan: Plan) -> tuple[Variable, ...]:
+    """Give the ensemble dimension and the seeds of its members."""
+    number = Variable(
+        "ensemble",
+        ("ensemble",),
+        {"standard_name": "realization", "long_name": "Ensemble member", "units": "1"},
+        np.arange(len(plan.seeds), dtype="<i4"),
+    )
+    if plan.conditioning is None:
+        return number, _seeds("seed", "Seed of the member's random numbers", plan.seeds)
+    conditioning = [plan.conditioning.seeds[plan.conditioned_by(m)] for m in plan.members]
+    return (
+        number,
+        _seeds(
+            f"seed_{plan.conditioning.model}",
+            f"Seed of the member of {plan.conditioning.model} that conditions this one",
+            conditioning,
+        ),
+        _seeds(
+            f"seed_{plan.model}", f"Seed of the member's random numbers in {plan.model}", plan.seeds
+        ),
+    )
+
+
+def _seeds(name: str, long_name: str, seeds: Sequence[int]) -> Variable:
+    # CF 1.8 has no integer type that holds every seed; float64 is exact up to 2**53.
+    attributes = {"long_name": long_name, "units": "1"}
+    return Variable(name, ("ensemble",), attributes, np.array(seeds, dtype="<f8"))
+
+
+def times_of(plan: Plan) -> tuple[Variable, ...]:
+    """Give the times of a result, and the lead times if they are apart."""
+    units = f"hours since {str(plan.start()).replace('T', ' ')}"
+    hours = (plan.lead_times() / np.timedelta64(1, "h")).astype("<i4")
+    if plan.time_layout == "lead_time":
+        return (
+            Variable(
+                "time",
+                ("time",),
+                {
+                    # It is the forecast_reference_time, but the checkers of CF want a dimension
+                    # of this name to be time.
+                    "standard_name": "time",
+                    "long_name": "Time of the initial conditions",
+                    "units": units,
+                    "calendar": "standard",
+                },
+                hours[:1],
+            ),
+            Variable(
+                "lead_time",
+                ("lead_time",),
+                {
+                    "standard_name": "forecast_period",
+                    "long_name": "Time since the initial conditions",
+                    "units": "hours",
+                    # Xarray decodes durations by this attribute; by their units it only warns.
+                    "dtype": "timedelta64[ns]",
+                },
+                hours,
+            ),
+        )
+    return (
+        Variable(
+            "time",
+            ("time",),
+            {
+                "standard_name": "time",
+                "long_name": "Valid time",
+                "units": units,
+                "calendar": "standard",
+                "axis": "T",
+            },
+            hours,
+        ),
+    )
+
+
+def output_longitudes(grid: Grid | LambertGrid) -> NDArray[np.float64]:
+    """Give longitudes as they are stored, -180 to 180."""
+    return grid.output_longitudes() if isinstance(grid, Grid) else grid.longitudes()
+
+
+def points_of(grid: Grid | LambertGrid) -> tuple[Variable, ...]:
+    """Give what places a map on the Earth: its dimensions and, last, the grid mapping."""
+    return _lambert(grid) if isinstance(grid, LambertGrid) else _regular(grid)
+
+
+_LATITUDE = {"standard_name": "latitude", "long_name": "Latitude", "units": "degrees_north"}
+_LONGITUDE = {"standard_name": "longitude", "long_name": "Longitude", "units": "degrees_east"}
+
+
+def _regular(grid: Grid) -> tuple[Variable, ...]:
+    return (
+        Variable("lat", ("lat",), _LATITUDE | {"axis": "Y"}, grid.latitudes().astype("<f8")),
+        Variable(
+            "lon", ("lon",), _LONGITUDE | {"axis": "X"}, grid.output_longitudes().astype("<f8")
+        ),
+        _crs(
+            {
+                "grid_mapping_name": "latitude_longitude",
+                "longitude_of_prime_meridian": 0.0,
+                "semi_major_axis": 6378137.0,
+                "inverse_flattening": 298.257223563,
+            }
+        ),
+    )
+
+
+def _lambert(grid: LambertGrid) -> tuple[Variable, ...]:
+    return (
+        Variable("y", ("y",), _projected("y", "Northward"), grid.y().astype("<f8")),
+        Variable("x", ("x",), _projected("x", "Eastward"), grid.x().astype("<f8")),
+        Variable("latitude", ("y", "x"), _LATITUDE, grid.latitudes().astype("<f8")),
+        Variable("longitude", ("y", "x"), _LONGITUDE, grid.longitudes().astype("<f8")),
+        _crs(
+            {
+                "grid_mapping_name": "lambert_conformal_conic",
+                "standard_parallel": grid.standard_parallel,
+                "longitude_of_central_meridian": grid.central_meridian,
+                "latitude_of_projection_origin": grid.standard_parallel,
+                "false_easting": 0.0,
+                "false_northing": 0.0,
+                "earth_radius": grid.radius_m,
+            }
+        ),
+    )
+
+
+def _projected(name: str, direction: str) -> dict[str, str]:
+    return {
+        "standard_name": f"projection_{name}_coordinate",
+        "long_name": f"{direction} distance from the projection's origin",
+        "units": "m",
+        "axis": name.upper(),
+    }
+
+
+def _crs(attributes: Mapping[str, str | float]) -> Variable:
+    named = {"long_name": "Coordinate reference system", **attributes}
+    return Variable(CRS, (), named, np.array(0, dtype="<i4"))

@@ -1,0 +1,109 @@
+"""Parameters that the built-in workflows share, with the words that refuse wrong ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from workflows.base import SEED_BOUND, OutputFormat, Parameters, number_not_bool
+from workflows.times import moment_of
+
+FIRST_YEAR, LAST_YEAR = 1900, 2199
+
+
+def _utc_time(value: Any) -> datetime:
+    """Take ISO 8601 text with a time part; a zone is converted, none means UTC."""
+    moment = moment_of(value)
+    if moment.year not in range(FIRST_YEAR, LAST_YEAR + 1):
+        raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _hourly(value: datetime) -> datetime:
+    if value.minute or value.second or value.microsecond:
+        raise ValueError("a full hour is needed")
+    return value
+
+
+def _six_hourly(value: datetime) -> datetime:
+    if value.hour % 6 or value.minute or value.second or value.microsecond:
+        raise ValueError("initial conditions exist at 00, 06, 12 and 18 UTC only")
+    return value
+
+
+UtcTime = Annotated[datetime, BeforeValidator(_utc_time)]
+HourlyTime = Annotated[UtcTime, AfterValidator(_hourly)]
+SixHourlyTime = Annotated[UtcTime, AfterValidator(_six_hourly)]
+Count = BeforeValidator(number_not_bool)
+Seed = Annotated[int, Count, Field(ge=0, lt=SEED_BOUND)]
+
+
+class ForecastParameters(Parameters):
+    """What every forecast takes: format and delivery, as the peer's Foundry workflows name them."""
+
+    output_format: OutputFormat = Field("netcdf4", description="Format of the result.")
+    container_url: str | None = Field(
+        None, max_length=2048, description="Azure Blob container for the results."
+    )
+    geo_catalog_url: str | None = Field(
+        None, max_length=2048, description="GeoCatalog that registers the results."
+    )
+    collection_id: str | None = Field(
+        None, max_length=255, description="STAC collection of the registered item."
+    )
+
+    @field_validator("container_url", "geo_catalog_url")
+    @classmethod
+    def _https(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https://[^\s/?#@]+(/[^\s?#]*)?", value):
+            raise ValueError("an https:// URL without credentials or query is needed")
+        return value
+
+    @field_validator("collection_id")
+    @classmethod
+    def _collection_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("letters, digits, '.', '_' and '-' are allowed")
+        return value
+
+
+def known_and_unique(value: list[str] | None, allowed: Sequence[str]) -> list[str] | None:
+    """Refuse names of variables that are unknown or come twice.
+
+    Raises
+    ------
+    ValueError
+        Naming them, and what is allowed.
+    """
+    if value is None:
+        return value
+    unknown = [name[:40] for name in value if name not in allowed]
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(unknown[:5])}; allowed are {', '.join(allowed)}")
+    if len(set(value)) < len(value):
+        repeated = sorted({name for name in value if value.count(name) > 1})
+        raise ValueError(f"repeated: {', '.join(repeated)}")
+    return value
+
+
+def refuse_disagreement(
+    parameters: Parameters, count: str, seeds: str, given: Sequence[int] | None
+) -> None:
+    """Refuse a count of members that is given beside another number of seeds.
+
+    Raises
+    ------
+    ValueError
+        Naming both.
+    """
+    if given is None or count not in parameters.model_fields_set:
+        return
+    if len(given) != getattr(parameters, count):
+        raise ValueError(
+            f"{seeds} has {len(given)} entries but {count} is {getattr(parameters, count)}; "
+            "give one of them, or let them agree"
+        )

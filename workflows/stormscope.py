@@ -1,0 +1,201 @@
+"""StormScope nowcasts over the contiguous United States, conditioned on FCN3.
+
+References
+----------
+StormScope: https://huggingface.co/nvidia/stormscope-goes-mrms. FCN3: arXiv:2507.12144. GOES-19
+took over as GOES-East on 7 April 2025 (NOAA).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from workflows.base import DELIVERY, Conditioning, Plan, Workflow, draw_seeds, refuse_delivery
+from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
+from workflows.grids import Grid, LambertGrid
+from workflows.parameters import (
+    Count,
+    ForecastParameters,
+    HourlyTime,
+    Seed,
+    SixHourlyTime,
+    known_and_unique,
+    refuse_disagreement,
+)
+
+VARIABLES: tuple[str, ...] = (
+    *("abi01c", "abi02c", "abi03c", "abi07c"),
+    *("abi08c", "abi09c", "abi10c", "abi13c"),
+)
+"""The 8 channels of GOES that StormScope forecasts, in its order."""
+CONDITIONING_VARIABLE = "z500"
+DEFAULT_VARIABLES = ("abi01c", "abi02c", "abi03c")
+
+MAX_STEPS = 32
+MAX_MEMBERS = 32
+MAX_HOURS_AHEAD = 12
+"""What FCN3 may start before StormScope; every hour of it is computed before the nowcast begins."""
+GOES_19_SINCE = datetime(2025, 4, 7, tzinfo=UTC)
+
+
+class StormScopeParameters(ForecastParameters):
+    """Parameters of `StormScopeWorkflow`."""
+
+    start_time_fcn3: SixHourlyTime = Field(
+        datetime(2025, 1, 1, 18, tzinfo=UTC),
+        description="Time of FCN3's initial conditions, ISO 8601; without a zone it is UTC. 00, "
+        "06, 12 or 18 UTC.",
+    )
+    start_time_stormscope: HourlyTime = Field(
+        datetime(2025, 1, 1, 18, tzinfo=UTC),
+        description="Time of the satellite image that the nowcast starts from: a full hour, not "
+        f"before start_time_fcn3 and at most {MAX_HOURS_AHEAD} hours after it.",
+    )
+    n_steps: Annotated[int, Count] = Field(
+        12,
+        ge=1,
+        le=MAX_STEPS,
+        description="Steps of 1 hour; the result has n_steps + 1 times.",
+    )
+    n_samples_fcn3: Annotated[int, Count] = Field(
+        1, ge=1, le=MAX_MEMBERS, description="Members of FCN3's ensemble."
+    )
+    n_samples_stormscope: Annotated[int, Count] = Field(
+        1,
+        ge=1,
+        le=MAX_MEMBERS,
+        description="Members of the nowcast, a multiple of n_samples_fcn3; left out, it is as "
+        "many.",
+    )
+    seeds_fcn3: list[Seed] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MEMBERS,
+        description="One seed per member of FCN3, drawn when left out.",
+    )
+    seeds_stormscope: list[Seed] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MEMBERS,
+        description="One seed per member of the nowcast, drawn when left out: first those that "
+        "the first member of FCN3 conditions.",
+    )
+    variables: list[str] | None = Field(
+        list(DEFAULT_VARIABLES),
+        min_length=1,
+        max_length=len(VARIABLES),
+        description="Channels to keep, in Earth2Studio's names; null keeps all.",
+    )
+
+    @property
+    def members_fcn3(self) -> int:
+        """Members of FCN3's ensemble."""
+        return self.n_samples_fcn3 if self.seeds_fcn3 is None else len(self.seeds_fcn3)
+
+    @property
+    def members_stormscope(self) -> int:
+        """Members of the nowcast."""
+        if self.seeds_stormscope is not None:
+            return len(self.seeds_stormscope)
+        given = "n_samples_stormscope" in self.model_fields_set
+        return self.n_samples_stormscope if given else self.members_fcn3
+
+    @field_validator("variables")
+    @classmethod
+    def _known_and_unique(cls, value: list[str] | None) -> list[str] | None:
+        return known_and_unique(value, VARIABLES)
+
+    @model_validator(mode="after")
+    def _starts_agree(self) -> StormScopeParameters:
+        ahead = self.start_time_stormscope - self.start_time_fcn3
+        if not timedelta(0) <= ahead <= timedelta(hours=MAX_HOURS_AHEAD):
+            hours = ahead.total_seconds() / 3600
+            raise ValueError(
+                "start_time_stormscope must lie between start_time_fcn3 and "
+                f"{MAX_HOURS_AHEAD} hours after it; it lies {abs(hours):g} hours "
+                f"{'after' if hours > 0 else 'before'} it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_agree(self) -> StormScopeParameters:
+        refuse_disagreement(self, "n_samples_fcn3", "seeds_fcn3", self.seeds_fcn3)
+        refuse_disagreement(self, "n_samples_stormscope", "seeds_stormscope", self.seeds_stormscope)
+        fcn3, stormscope = self.members_fcn3, self.members_stormscope
+        if stormscope % fcn3:
+            raise ValueError(
+                f"{stormscope} members of StormScope cannot be shared out evenly among {fcn3} of "
+                "FCN3: n_samples_stormscope (or the number of seeds_stormscope) must be a "
+                "multiple of n_samples_fcn3 (or the number of seeds_fcn3)"
+            )
+        return self
+
+
+class StormScopeWorkflow(Workflow):
+    """StormScope ensemble nowcast of GOES images, hourly, conditioned on an FCN3 ensemble.
+
+    Parameters
+    ----------
+    grid : Grid, optional
+        Grid of the FCN3 that is served.
+    regional_grid : LambertGrid, optional
+        Grid of the StormScope that is served.
+    """
+
+    name = "foundry_fcn3_stormscope_goes_workflow"
+    description = (
+        "StormScope ensemble nowcast of GOES images over the contiguous United States, hourly, "
+        "conditioned on an FCN3 ensemble from ECMWF IFS initial conditions"
+    )
+    parameters = StormScopeParameters
+    models = ("fcn3", "interpolation", "stormscope")
+    data_sources = ("ifs", "goes16", "goes19")
+
+    def __init__(self, grid: Grid | None = None, regional_grid: LambertGrid | None = None) -> None:
+        self._conditioning_grid = grid or Grid()
+        self._grid = regional_grid or LambertGrid()
+
+    def plan(self, parameters: StormScopeParameters) -> Plan:
+        """Resolve parameters; seeds that were not given are drawn here and stay with the plan."""
+        refuse_delivery(parameters.model_dump(include=set(DELIVERY)))
+        start = parameters.start_time_stormscope
+        return Plan(
+            workflow=self.name,
+            model="stormscope",
+            data_source="goes16" if start < GOES_19_SINCE else "goes19",
+            start_time=start,
+            step_hours=1,
+            n_steps=parameters.n_steps,
+            seeds=_seeds(parameters.seeds_stormscope, parameters.members_stormscope),
+            input_variables=VARIABLES,
+            variables=tuple(parameters.variables or VARIABLES),
+            grid=self._grid,
+            output_format=parameters.output_format,
+            conditioning=Conditioning(
+                model="fcn3",
+                interpolation="interpolation",
+                data_source="ifs",
+                start_time=parameters.start_time_fcn3,
+                seeds=_seeds(parameters.seeds_fcn3, parameters.members_fcn3),
+                input_variables=FCN3_VARIABLES,
+                variable=CONDITIONING_VARIABLE,
+                grid=self._conditioning_grid,
+            ),
+        )
+
+    def drawn(self, plan: Plan) -> dict[str, Any]:
+        """Give the seeds of both ensembles, and how many there are."""
+        assert plan.conditioning is not None  # noqa: S101 - `plan` makes no other
+        return {
+            "seeds_fcn3": list(plan.conditioning.seeds),
+            "n_samples_fcn3": len(plan.conditioning.seeds),
+            "seeds_stormscope": list(plan.seeds),
+            "n_samples_stormscope": len(plan.seeds),
+        }
+
+
+def _seeds(given: list[int] | None, count: int) -> tuple[int, ...]:
+    return tuple(given) if given is not None else draw_seeds(count)
