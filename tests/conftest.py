@@ -14,14 +14,14 @@ import pytest
 import sqlalchemy as sa
 
 from serve_app.__main__ import ENVIRONMENT
-from tests.models import standin_makani
+from tests.models import standin_modules
 
 # Read by Ray when it is imported. Without HAProxy: it listens on two ports of its own, which a
 # server on this machine may have. Without tokens: left unset, Ray writes one to the home folder.
 os.environ.update(ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_AUTH_MODE": "disabled"})
 
 # Whichever test imports Earth2Studio's models first: they look once.
-standin_makani.register()
+standin_modules.register()
 
 
 @pytest.fixture(scope="session")

@@ -101,5 +101,6 @@ def served(
 
 
 def deploy(args: Mapping[str, Any], name: str) -> None:
-    """Deploy, or update what is deployed under that name."""
-    serve.run(build(dict(args)), name=name, route_prefix=f"/{name}")
+    """Deploy, or update what is deployed under that name: one workflow unless `args` say more."""
+    args = {"workflows": {"exposed": [WORKFLOW]}, **args}
+    serve.run(build(args), name=name, route_prefix=f"/{name}")

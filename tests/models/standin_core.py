@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from tests.models import standin_makani
+from tests.models import standin_modules
 from workflows.fcn3 import VARIABLES
 from workflows.grids import Grid
 
-standin_makani.register()
+standin_modules.register()
 
 SHAPE = (len(VARIABLES), 721, 1440)
 

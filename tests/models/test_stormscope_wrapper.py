@@ -1,0 +1,371 @@
+"""Earth2Studio's real wrappers of FCN3, its interpolation and StormScope, around small cores.
+
+By themselves and through the graph: what comes out must be what the peer's loop gives, bit for
+bit. The global grid is fixed: a state is 300 MB, so members and steps are few.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from numpy.typing import NDArray
+
+from deployments._fcn3_steps import ConditioningJob, check_hourly, conditioning
+from deployments._stormscope_steps import Nowcaster, NowcastJob, nowcast, prepare
+from deployments.initial_conditions import source_grid
+from tests.integration.serving import Server, deploy, served
+from workflows.base import Plan
+from workflows.errors import ModelUnavailable, StageFailed
+from workflows.grids import Grid, LambertGrid
+from workflows.stormscope import VARIABLES, StormScopeWorkflow
+
+pytestmark = pytest.mark.models
+
+Floats = NDArray[np.float32]
+
+FCN3_START = datetime(2025, 4, 6, 18, tzinfo=UTC)
+START = datetime(2025, 4, 6, 20, tzinfo=UTC)
+KEPT = ("abi13c", "abi02c")  # not in the model's order
+N_STEPS = 3
+AHEAD = 2
+FCN3_SEEDS = (11, 12)
+SEEDS = (7, 2**32 - 1, 7, 8)
+
+
+def plan_for(seeds: tuple[int, ...] = SEEDS, fcn3_seeds: tuple[int, ...] = FCN3_SEEDS) -> Plan:
+    from tests.models.standin_stormscope import GRID
+
+    workflow = StormScopeWorkflow(Grid(), GRID)
+    return workflow.plan(workflow.validate(parameters_for(seeds, fcn3_seeds)))
+
+
+def parameters_for(
+    seeds: tuple[int, ...] = SEEDS, fcn3_seeds: tuple[int, ...] = FCN3_SEEDS
+) -> dict[str, Any]:
+    return {
+        "start_time_fcn3": FCN3_START.isoformat(),
+        "start_time_stormscope": START.isoformat(),
+        "n_steps": N_STEPS,
+        "seeds_fcn3": list(fcn3_seeds),
+        "seeds_stormscope": list(seeds),
+        "variables": list(KEPT),
+        "output_format": "zarr",
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What InitialConditions leaves: the analysis at FCN3_START, the image at START."""
+    from tests.models.standin_core import load_source
+    from tests.models.standin_stormscope import load_goes
+    from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
+
+    folder = tmp_path_factory.mktemp("analysis")
+    np.save(folder / "ifs.npy", load_source()(times(FCN3_START), FCN3_VARIABLES).values[0])
+    goes = load_goes("goes16")
+    np.save(folder / "goes16.npy", goes(times(START), VARIABLES).values[0].astype(np.float32))
+    np.save(source_grid(folder / "goes16.npy"), np.stack([goes.lat, goes.lon]))
+    return folder
+
+
+def times(moment: datetime) -> NDArray[np.datetime64]:
+    return np.array([moment.replace(tzinfo=None)], "datetime64[ns]")
+
+
+@pytest.fixture(scope="module")
+def peers_fcn3(folder: Path) -> Any:
+    """What a loop over wrappers of its own gives for a seed: z500, hour by hour."""
+
+    @cache
+    def loop(seed: int) -> list[Floats]:
+        import torch
+
+        from tests.models.standin_core import load
+        from tests.models.standin_stormscope import load_interpolation
+        from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
+
+        hourly = load_interpolation("cpu", load("cpu"))
+        grid = Grid()
+        coords = OrderedDict(
+            time=times(FCN3_START),
+            lead_time=np.array([np.timedelta64(0, "h")]),
+            variable=np.array(FCN3_VARIABLES),
+            lat=grid.latitudes(),
+            lon=grid.longitudes(),
+        )
+        hourly.px_model.px_model.set_rng(seed=seed)
+        x = torch.from_numpy(np.load(folder / "ifs.npy")[None, None])
+        fields = []
+        hours = hourly.create_iterator(x, coords)
+        for _ in range(AHEAD + N_STEPS):
+            state, given = next(hours)
+            place = list(given["variable"]).index("z500")
+            fields.append(state[0, 0, place].numpy().copy())
+        return fields
+
+    return loop
+
+
+@pytest.fixture(scope="module")
+def peers_loop(folder: Path, peers_fcn3: Any) -> Any:
+    """What the peer's loop gives for two seeds, shape (time, variable, y, x)."""
+
+    @cache
+    def loop(fcn3_seed: int, seed: int) -> Floats:
+        import torch
+
+        from tests.models.standin_stormscope import Recorded, load_goes, load_stormscope
+
+        model = load_stormscope("cpu")
+        goes, grid = load_goes("goes16"), Grid()
+        model.build_input_interpolator(goes.lat, goes.lon)
+        model.build_conditioning_interpolator(grid.latitudes()[:-1], grid.longitudes())
+        model.conditioning_data_source = Recorded(times(FCN3_START)[0], peers_fcn3(fcn3_seed))
+        image = torch.from_numpy(np.load(folder / "goes16.npy"))[None, None, None]
+        coords = OrderedDict(
+            batch=np.arange(1),
+            time=times(START),
+            lead_time=np.array([np.timedelta64(0, "h")]),
+            variable=np.array(VARIABLES),
+            y=np.arange(goes.lat.shape[0]),
+            x=np.arange(goes.lat.shape[1]),
+        )
+        y, coords = model.prep_input(image, coords)
+        y = torch.where(model.valid_mask, y, torch.nan)
+        kept = [VARIABLES.index(name) for name in KEPT]
+        given = [y[0, 0, 0, kept].numpy().copy()]
+        torch.manual_seed(seed)
+        for _ in range(N_STEPS):
+            predicted, coords_predicted = model(y, coords)
+            given.append(predicted[0, 0, 0, kept].numpy().copy())
+            y, coords = model.next_input(predicted, coords_predicted, y, coords)
+        return np.stack(given)
+
+    return loop
+
+
+@pytest.fixture(scope="module")
+def nowcaster() -> Nowcaster:
+    """One model, as a replica holds it."""
+    from tests.models.standin_stormscope import GRID, load_stormscope
+
+    return prepare(load_stormscope("cpu"), GRID, Grid(), VARIABLES)
+
+
+def nowcast_job(folder: Path, plan: Plan, member: int) -> NowcastJob:
+    return NowcastJob(
+        execution_id="exec_1",
+        plan=plan,
+        member=member,
+        initial_conditions=str(folder / "goes16.npy"),
+        fence=1,
+    )
+
+
+def test_the_fields_that_condition_are_what_the_peers_loop_gives(
+    folder: Path, peers_fcn3: Any
+) -> None:
+    from tests.models.standin_core import load
+    from tests.models.standin_stormscope import load_interpolation
+
+    model = load("cpu")
+    hourly = load_interpolation("cpu", model)
+    check_hourly(hourly, Grid())
+    plan = plan_for()
+    for member, seed in enumerate(FCN3_SEEDS):
+        job = ConditioningJob(
+            execution_id="exec_1",
+            plan=plan,
+            member=member,
+            initial_conditions=str(folder / "ifs.npy"),
+            fence=1,
+        )
+        # All at once: a field that is not copied would have become the next.
+        fields = list(conditioning(model, hourly, job))
+        assert len(fields) == N_STEPS
+        expected = peers_fcn3(seed)[AHEAD : AHEAD + N_STEPS]
+        np.testing.assert_array_equal(fields, expected)
+    assert not np.array_equal(peers_fcn3(11)[AHEAD], peers_fcn3(12)[AHEAD])
+    assert not np.array_equal(peers_fcn3(11)[AHEAD], peers_fcn3(11)[AHEAD + 1])
+
+
+def test_members_on_one_model_are_what_the_peers_loop_gives(
+    folder: Path, nowcaster: Nowcaster, peers_fcn3: Any, peers_loop: Any
+) -> None:
+    import torch
+
+    plan = plan_for()
+    for member, seed in enumerate(SEEDS):
+        fcn3_seed = FCN3_SEEDS[plan.conditioned_by(member)]
+        fields = peers_fcn3(fcn3_seed)
+        given = []
+        job = nowcast_job(folder, plan, member)
+        for step in nowcast(nowcaster, job, lambda s, fields=fields: fields[AHEAD + s]):
+            given.append(step)
+            torch.rand(3)  # whoever draws between two steps must not matter
+        np.testing.assert_array_equal(np.stack(given), peers_loop(fcn3_seed, seed))
+    # The same seed, conditioned by another member, and another seed.
+    assert not np.array_equal(peers_loop(11, 7), peers_loop(12, 7), equal_nan=True)
+    assert not np.array_equal(peers_loop(11, 7), peers_loop(11, 2**32 - 1), equal_nan=True)
+
+
+def test_a_nowcast_leaves_the_random_numbers_of_others_alone(
+    folder: Path, nowcaster: Nowcaster, peers_fcn3: Any
+) -> None:
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(8)
+    torch.manual_seed(5)
+    fields = peers_fcn3(11)
+    for _ in nowcast(nowcaster, nowcast_job(folder, plan_for(), 0), lambda s: fields[AHEAD + s]):
+        pass
+    assert torch.equal(torch.rand(8), expected)
+
+
+def test_what_the_satellite_does_not_see_is_nan(folder: Path, nowcaster: Nowcaster) -> None:
+    job = nowcast_job(folder, plan_for(), 0)
+    first = next(nowcast(nowcaster, job, lambda _: np.zeros((720, 1440), np.float32)))
+    unseen = ~nowcaster.model.valid_mask.numpy()
+    assert 0 < unseen.mean() < 0.5
+    assert (np.isnan(first) == unseen).all()
+
+
+def test_gaps_in_the_image_are_named(tmp_path: Path, nowcaster: Nowcaster) -> None:
+    from tests.models.standin_stormscope import load_broken_goes
+
+    goes = load_broken_goes("goes16")
+    np.save(tmp_path / "goes16.npy", goes(times(START), VARIABLES).values[0].astype(np.float32))
+    np.save(source_grid(tmp_path / "goes16.npy"), np.stack([goes.lat, goes.lon]))
+    with pytest.raises(StageFailed, match=r"goes16 has gaps at .*: abi02c at \d+ of \d+ points"):
+        next(
+            nowcast(
+                nowcaster,
+                nowcast_job(tmp_path, plan_for(), 0),
+                lambda _: np.zeros((720, 1440), np.float32),
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"grid": LambertGrid(n_y=20, n_x=30, spacing_m=140_000)}, "values of [yx] from"),
+        ({"variables": VARIABLES[::-1]}, "the model's channels are abi01c"),
+        ({"input_times": np.arange(2) * np.timedelta64(1, "h")}, "starts from 2 images"),
+        ({"output_times": np.array([np.timedelta64(10, "m")])}, "steps of 10 minutes"),
+        ({"conditioning_variables": np.array(["t850"])}, "conditioned on t850"),
+        ({"latitudes": None}, "points lie up to .* degrees from"),
+    ],
+)
+def test_a_model_that_is_another_is_refused(change: dict[str, Any], match: str) -> None:
+    from tests.models.standin_stormscope import GRID, load_stormscope
+
+    model = load_stormscope("cpu")
+    if "latitudes" in change:
+        model.latitudes += 0.1
+    for name in ("input_times", "output_times", "conditioning_variables"):
+        if name in change:
+            setattr(model, name, change[name])
+    with pytest.raises(ModelUnavailable, match=match):
+        prepare(model, change.get("grid", GRID), Grid(), change.get("variables", VARIABLES))
+
+
+# Through the graph.
+
+WORKFLOW = StormScopeWorkflow.name
+
+
+def args_for(data_dir: Path, replicas: int) -> dict[str, Any]:
+    from tests.models.standin_stormscope import GRID
+
+    cores = "tests.models.standin_stormscope"
+    on_cpu = {"num_gpus": 0, "replicas": replicas}
+    return {
+        "data_dir": str(data_dir),
+        "workflows": {"exposed": [WORKFLOW]},
+        "models": {
+            "fcn3": {"loader": "tests.models.standin_core:load", **on_cpu},
+            "interpolation": {"loader": f"{cores}:load_interpolation"},
+            "stormscope": {
+                "loader": f"{cores}:load_stormscope",
+                "grid": GRID.model_dump(),
+                **on_cpu,
+            },
+        },
+        "data_sources": {
+            "ifs": {"loader": "tests.models.standin_core:load_source"},
+            "goes": {"loader": f"{cores}:load_goes"},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chain")
+
+
+@pytest.fixture(scope="module")
+def server(http_port: int, data_dir: Path) -> Iterator[Server]:
+    with served(args_for(data_dir, replicas=1), "chain", http_port, seconds=180) as server:
+        yield server.calling(WORKFLOW)
+
+
+def result_of(server: Server, data_dir: Path, execution_id: str) -> Floats:
+    """Read what an execution left, shape (ensemble, time, variable, y, x)."""
+    ended = server.finished(execution_id, seconds=300)
+    assert ended["status"] == "completed", ended
+    store = data_dir / "results" / WORKFLOW / execution_id / "results.zarr"
+    with xr.open_zarr(store, mask_and_scale=False) as dataset:
+        assert dataset["abi13c"].dims == ("ensemble", "time", "y", "x")
+        np.testing.assert_array_equal(dataset["seed_fcn3"], np.repeat(FCN3_SEEDS, 2))
+        np.testing.assert_array_equal(dataset["seed_stormscope"], SEEDS)
+        return np.stack([dataset[name].values for name in KEPT], axis=2)
+
+
+@pytest.fixture(scope="module")
+def expected(peers_loop: Any) -> Floats:
+    pairs = zip(np.repeat(FCN3_SEEDS, 2).tolist(), SEEDS, strict=True)
+    return np.stack([peers_loop(fcn3_seed, seed) for fcn3_seed, seed in pairs])
+
+
+@pytest.mark.ray
+def test_through_the_graph_it_is_what_the_peers_loop_gives(
+    server: Server, data_dir: Path, expected: Floats
+) -> None:
+    execution_id = server.submit(**parameters_for())
+    given = result_of(server, data_dir, execution_id)
+    np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("victims", [("Conductor",), ("FCN3", "StormScope")], ids=str)
+def test_killed_in_the_middle_it_goes_on_to_the_same(
+    server: Server, data_dir: Path, expected: Floats, victims: tuple[str, ...]
+) -> None:
+    execution_id = server.submit(**parameters_for())
+    # The first member of FCN3 has conditioned some steps, the second has still to come.
+    server.until(execution_id, lambda s: (s["progress"] or {}).get("current_step", 0) >= 5, 120)
+    for victim in victims:
+        for pid in server.pids(victim):
+            os.kill(pid, signal.SIGKILL)
+    given = result_of(server, data_dir, execution_id)
+    np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.ray
+def test_more_replicas_give_the_same(server: Server, data_dir: Path, expected: Floats) -> None:
+    deploy(args_for(data_dir, replicas=2), "chain")
+    execution_id = server.submit(**parameters_for())
+    np.testing.assert_array_equal(result_of(server, data_dir, execution_id), expected)
+    assert len(server.pids("StormScope")) == 2
