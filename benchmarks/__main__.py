@@ -1,8 +1,8 @@
 """Measure the server: ``make bench``, or ``python -m benchmarks [--quick] [--only NAME ...]``.
 
-Two servers are started one after the other: one with a grid of 8 x 16 points, for what serving
-itself costs, and one as config/local.yaml has it. With --base and --against two servers that run
-are compared instead. docs/benchmarks.md says what each figure means.
+Servers are started one after the other: one with a grid of 8 x 16 points, for what serving itself
+costs, one as config/local.yaml has it, and one with two models on stand-in GPUs. With --base and
+--against two servers that run are compared instead. docs/benchmarks.md says what each figure means.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.client import Client
 from benchmarks.comparison import COMPARED, compare
 from benchmarks.downloads import measure_downloads
 from benchmarks.forecasts import measure_forecasts
+from benchmarks.pipeline import measure_pipeline
 from benchmarks.report import Report
 from benchmarks.server import Server
 from benchmarks.submit_and_status import measure_requests
@@ -32,6 +33,8 @@ from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload, workload_of
 
 SMALL = ("tiny", "requests")
 LARGE = ("memory", "forecast", "downloads")
+PIPELINE = "pipeline"
+OURS = (*SMALL, *LARGE, PIPELINE)
 TINY = {**FCN3.tiny, "output_format": "zarr"}
 SMALL_GRID = {"n_lat": 8, "n_lon": 16}
 BARE = {
@@ -60,7 +63,7 @@ def main() -> None:
         if not uvloop.run(compare(given.base, given.against, workload, wanted, quick=given.quick)):
             sys.exit(1)
         return
-    wanted = set(given.only or SMALL + LARGE)
+    wanted = set(given.only or OURS)
     if "downloads" in wanted:
         wanted.add("forecast")  # what is downloaded
     report = Report(owns_server=given.base is None)
@@ -71,6 +74,8 @@ def main() -> None:
             _small(report, wanted, quick=given.quick)
         if wanted & set(LARGE):
             _large(report, wanted, quick=given.quick)
+        if PIPELINE in wanted:
+            measure_pipeline(report, quick=given.quick)
     report.close()
 
 
@@ -81,11 +86,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Workload | None]:
         "--only",
         nargs="+",
         metavar="NAME",
-        help=f"of {' '.join(SMALL + LARGE)}; of {' '.join(COMPARED)} with --against",
+        help=f"of {' '.join(OURS)}; of {' '.join(COMPARED)} with --against",
     )
     parser.add_argument("--quick", action="store_true", help="less often, 10 steps instead of 40")
     parser.add_argument(
-        "--base", type=_url, metavar="URL", help="measure a server that runs; memory is left out"
+        "--base",
+        type=_url,
+        metavar="URL",
+        help="measure a server that runs; memory and pipeline are left out",
     )
     comparison = parser.add_argument_group("comparison of two servers that run")
     comparison.add_argument(
@@ -99,7 +107,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Workload | None]:
             f"--{job}", type=_json_object, metavar="JSON", help=f"parameters of a {job} job"
         )
     given = parser.parse_args(arguments)
-    names = COMPARED if given.against else SMALL + LARGE
+    names = COMPARED if given.against else OURS
     for name in given.only or ():
         if name not in names:
             parser.error(f"--only {name}: choose from {' '.join(names)}")
@@ -136,6 +144,7 @@ def _small(report: Report, wanted: set[str], *, quick: bool) -> None:
         hold = Path(folder, "hold")
         settings = {
             "queue": {"max_size": 100_000},
+            "workflows": {"exposed": [FCN3.workflow]},
             "models": {"fcn3": {"loader": "synthetic", "grid": SMALL_GRID}},
             "data_sources": {
                 "ifs": {
@@ -164,7 +173,7 @@ async def _on_held(report: Report, base: str, *, quick: bool) -> None:
 def _large(report: Report, wanted: set[str], *, quick: bool) -> None:
     """Measure what needs a server as config/local.yaml has it."""
     report.begin("start")
-    with Server("full grid", {}) as server:
+    with Server("full grid", {"workflows": {"exposed": [FCN3.workflow]}}) as server:
         report.add("start to ready", server.start_s, "s")
         if "memory" in wanted:
             _measure_memory(report, server)

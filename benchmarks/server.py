@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,10 +37,16 @@ class Server:
         Replaces entries under ``args``; ``data_dir`` is set here.
     applications : list of dict, optional
         Further applications that are served beside ours.
+    environment : mapping, optional
+        Variables that are set for the server alone.
     """
 
     def __init__(
-        self, name: str, args: dict[str, Any], applications: list[dict[str, Any]] | None = None
+        self,
+        name: str,
+        args: dict[str, Any],
+        applications: list[dict[str, Any]] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.folder = Path(tempfile.mkdtemp(prefix="e2s-bench-"))
@@ -51,6 +58,7 @@ class Server:
         self._config.write_text(yaml.safe_dump(config), encoding="utf-8")
         self._log = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._environment = environment or {}
         self.port = _free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.start_s = 0.0
@@ -62,6 +70,7 @@ class Server:
             # Never one that somebody else has started.
             "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(self.folder / "ray"),
+            **self._environment,
         }
         environment.pop("EXPOSED_WORKFLOWS", None)
         try:

@@ -1,13 +1,16 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
 from compliance_checker.runner import CheckSuite, ComplianceChecker
 
 from deployments.results_store import ResultsStore
-from tests.deployments.results import PROVENANCE, fields, make_plan
+from tests.deployments.results import PROVENANCE, fields, make_nowcast_plan, make_plan
+from workflows.base import Plan
 from workflows.fcn3 import VARIABLES
+from workflows.stormscope import VARIABLES as CHANNELS
 
 ID = "exec_1_00000000"
 SOME = ("t2m", "msl", "tcwv", "z500", "q50")
@@ -58,22 +61,7 @@ def test_results_follow_cf(
     plan = make_plan(
         variables=variables, output_format=output_format, time_layout=time_layout, n_steps=1
     )
-    store = ResultsStore(tmp_path / "results", tmp_path / "work")
-    store.create(plan, ID, PROVENANCE, 1)
-    for member in plan.members:
-        for time_index in range(plan.n_times):
-            store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
-    folder = store.folder(plan.workflow, ID)
-    path = folder / "results.nc"
-    if output_format == "netcdf4":
-        store.export_netcdf(ID, 1)
-    else:
-        with xr.open_zarr(folder / "results.zarr") as dataset:
-            # Xarray gives every float a fill value unless told not to; CF forbids it here.
-            dataset.to_netcdf(
-                path, encoding={name: {"_FillValue": None} for name in ("lat", "lon")}
-            )
-    found = findings(path, "cf:1.8")
+    found = findings(written(tmp_path, plan, PROVENANCE), "cf:1.8")
     assert found["high"] == []
     if time_layout == "time":
         assert found["medium"] == found["low"] == []
@@ -81,3 +69,34 @@ def test_results_follow_cf(
         # The checker would rather have lead_time left of time; Earth2Studio has it right of it.
         assert all("recommended order" in message for message in found["medium"])
         assert found["low"] == []
+
+
+@pytest.mark.parametrize("output_format", ["netcdf4", "zarr"])
+def test_nowcasts_follow_cf(tmp_path: Path, output_format: str) -> None:
+    plan = make_nowcast_plan(variables=CHANNELS, output_format=output_format, n_steps=1)
+    provenance = {
+        **PROVENANCE,
+        "model": {"name": "stormscope", "loader": "synthetic", "synthetic": True},
+        "conditioned_on": [{"name": "fcn3", "loader": "some.module:load", "synthetic": False}],
+    }
+    found = findings(written(tmp_path, plan, provenance), "cf:1.8")
+    assert found == {"high": [], "medium": [], "low": []}
+
+
+def written(tmp_path: Path, plan: Plan, provenance: dict[str, Any]) -> Path:
+    """Write a result as the plan says; a Zarr one is copied, for the checker reads NetCDF."""
+    store = ResultsStore(tmp_path / "results", tmp_path / "work")
+    store.create(plan, ID, provenance, 1)
+    for member in plan.members:
+        for time_index in range(plan.n_times):
+            store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
+    folder = store.folder(plan.workflow, ID)
+    path = folder / "results.nc"
+    if plan.output_format == "netcdf4":
+        store.export_netcdf(ID, 1)
+    else:
+        with xr.open_zarr(folder / "results.zarr") as dataset:
+            # Xarray gives every float a fill value unless told not to; CF forbids it here.
+            places = set(dataset.coords) & {"lat", "lon", "y", "x", "latitude", "longitude"}
+            dataset.to_netcdf(path, encoding={name: {"_FillValue": None} for name in places})
+    return path

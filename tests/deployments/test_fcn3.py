@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deployments._fcn3_steps import MemberJob, check_coordinates, forecast
 from deployments._loading import LoaderOptions
-from deployments.fcn3 import FCN3, FCN3Options, MemberJob, check_coordinates, forecast
+from deployments.fcn3 import FCN3, FCN3Options
 from deployments.synthetic import SyntheticFCN3, SyntheticIFS
 from tests.deployments.conducting_process import Handle
 from tests.deployments.results import make_plan
@@ -40,7 +41,7 @@ def analysis(tmp_path: Path) -> Path:
     """Initial conditions as InitialConditions leaves them."""
     source = SyntheticIFS(n_lat=GRID.n_lat, n_lon=GRID.n_lon)
     fields = source(np.array(["2025-01-01T06"], "datetime64[ns]"), list(VARIABLES)).values[0]
-    path = tmp_path / "initial_conditions.npy"
+    path = tmp_path / "ifs.npy"
     np.save(path, fields)
     return path
 
@@ -167,11 +168,11 @@ class OtherCoordinates(SyntheticFCN3):
 )
 def test_a_model_with_other_coordinates_is_refused(changes: Any, reason: str) -> None:
     with pytest.raises(ModelUnavailable, match=reason):
-        check_coordinates(OtherCoordinates(**changes), options())
+        check_coordinates(OtherCoordinates(**changes), GRID, VARIABLES)
 
 
 def test_a_model_with_the_configured_coordinates_is_taken(model: SyntheticFCN3) -> None:
-    check_coordinates(model, options())
+    check_coordinates(model, GRID, VARIABLES)
 
 
 class Packager:

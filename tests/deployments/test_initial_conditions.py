@@ -103,7 +103,7 @@ async def test_keeps_the_state_that_the_model_needs(tmp_path: Path) -> None:
     ((time, variables),) = Source.made[0].asked
     assert list(time) == [np.datetime64("2025-01-01T06")]
     assert variables == list(INPUT)
-    assert files(tmp_path) == [f"{EXECUTION}/initial_conditions.npy"]
+    assert files(tmp_path) == [f"{EXECUTION}/ifs.npy"]
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,14 @@ async def test_calls_at_once_leave_one_whole_file(tmp_path: Path) -> None:
 
     assert len(set(paths)) == 1
     assert np.array_equal(np.load(paths[0]).ravel(), np.arange(3 * 5 * 8))
-    assert files(tmp_path) == [f"{EXECUTION}/initial_conditions.npy"]
+    assert files(tmp_path) == [f"{EXECUTION}/ifs.npy"]
 
 
 async def test_a_file_that_was_not_finished_is_fetched_anew(tmp_path: Path) -> None:
     source = await deployed(tmp_path)
     folder = tmp_path / EXECUTION
     folder.mkdir()
-    (folder / "initial_conditions.npy.1.partial").write_bytes(b"half")
+    (folder / "ifs.npy.1.partial").write_bytes(b"half")
 
     path = await source.fetch(PLAN, EXECUTION)
     assert np.load(path).shape == (3, 5, 8)

@@ -345,7 +345,7 @@ def test_workflows_of_ones_own_and_their_deployments_pass(tmp_path: Path) -> Non
             "exposed: [storms",
             "exposed: [stroms",
             "13: applications[0].args.workflows.exposed[0]: unknown workflow 'stroms'; known are "
-            "foundry_fcn3_workflow, storms, Rain",
+            "foundry_fcn3_workflow, foundry_fcn3_stormscope_goes_workflow, storms, Rain",
         ),
         (
             "warmup: [Rain]",

@@ -13,6 +13,7 @@ from serve_app.settings import Settings, SettingsError, parse_settings
 from workflows import WORKFLOWS
 
 FCN3 = "foundry_fcn3_workflow"
+STORMSCOPE = "foundry_fcn3_stormscope_goes_workflow"
 
 
 def parse(args: dict[str, Any], **environ: str) -> Settings:
@@ -34,7 +35,10 @@ def test_every_default_is_usable() -> None:
     assert settings.callable_workflows == tuple(WORKFLOWS)
     assert settings.models.fcn3.resolved_num_gpus == 0
     assert (settings.models.fcn3.grid.n_lat, settings.models.fcn3.grid.n_lon) == (721, 1440)
-    assert settings.max_running == {FCN3: 2}
+    assert settings.models.stormscope.resolved_num_gpus == 0
+    assert settings.models.stormscope.grid.shape == (512, 896)
+    assert not settings.models.in_turn
+    assert settings.max_running == {FCN3: 2, STORMSCOPE: 2}
     settings.check_nodes(1)
 
 
@@ -69,13 +73,15 @@ def test_named_places_are_taken() -> None:
         ({"loader": "synthetic", "num_gpus": 0.5}, 0.5),
     ],
 )
-def test_a_real_model_gets_a_gpu(model: dict[str, Any], num_gpus: float) -> None:
-    assert parse({"models": {"fcn3": model}}).models.fcn3.resolved_num_gpus == num_gpus
+@pytest.mark.parametrize("name", ["fcn3", "stormscope"])
+def test_a_real_model_gets_a_gpu(name: str, model: dict[str, Any], num_gpus: float) -> None:
+    models = parse({"models": {name: model}}).models
+    assert getattr(models, name).resolved_num_gpus == num_gpus
 
 
 def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
-    assert parse({"models": {"fcn3": {"replicas": 3}}}).max_running == {FCN3: 4}
-    assert parse({"queue": {"max_running": 7}}).max_running == {FCN3: 7}
+    assert parse({"models": {"fcn3": {"replicas": 3}}}).max_running == {FCN3: 4, STORMSCOPE: 4}
+    assert parse({"queue": {"max_running": 7}}).max_running == {FCN3: 7, STORMSCOPE: 7}
 
 
 @pytest.mark.parametrize(
@@ -100,10 +106,33 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
         ({"models": {"fnc3": {}}}, "args.models.fnc3: unknown key; did you mean fcn3?"),
         ({"models": {"fcn3": {"loader": "no colon"}}}, 'args.models.fcn3.loader: give "synthetic"'),
         ({"models": {"fcn3": {"grid": {"n_lat": 1}}}}, "args.models.fcn3.grid.n_lat: "),
+        (
+            {"models": {"interpolation": {"loader": "a.b"}}},
+            'args.models.interpolation.loader: give "synthetic"',
+        ),
+        (
+            {"models": {"interpolation": {"replicas": 2}}},
+            "args.models.interpolation.replicas: unknown key; it belongs in ",
+        ),
+        (
+            {"models": {"stormscope": {"grid": {"n_lat": 5}}}},
+            "args.models.stormscope.grid.n_lat: unknown key; it belongs in "
+            "applications[].args.models.fcn3.grid",
+        ),
+        (
+            {"models": {"stormscope": {"grid": {"spacing_m": 0}}}},
+            "args.models.stormscope.grid.spacing_m: Input should be greater than 0",
+        ),
+        ({"models": {"in_turn": 1}}, "args.models.in_turn: Input should be a valid boolean"),
+        ({"in_turn": True}, "args.in_turn: unknown key; it belongs in applications[].args.models"),
+        (
+            {"data_sources": {"goes16": {}}},
+            "args.data_sources.goes16: unknown key; did you mean goes?",
+        ),
         ({"limits": {"max_output_gb": float("nan")}}, "args.limits.max_output_gb: "),
         (
             {"workflows": {"exposed": ["nope"]}},
-            f"args.workflows.exposed[0]: unknown workflow 'nope'; known are {FCN3}",
+            f"args.workflows.exposed[0]: unknown workflow 'nope'; known are {FCN3}, {STORMSCOPE}",
         ),
         ({"workflows": {"warmup": [FCN3, "nope"]}}, "args.workflows.warmup[1]: unknown workflow"),
         ({"results_url": "az://account/c"}, "args.results_url: az:// is not available yet"),
@@ -133,15 +162,15 @@ def test_everything_that_is_wrong_is_named_at_once() -> None:
 
 def test_the_environment_overrides_the_exposed_workflows() -> None:
     args = {"workflows": {"warmup": [FCN3]}}
-    assert parse(args).listed_workflows == ()
+    assert parse(args).listed_workflows == (STORMSCOPE,)
     assert parse(args, EXPOSED_WORKFLOWS=f" {FCN3} ,").listed_workflows == (FCN3,)
     # Set but empty widens nothing.
-    assert parse(args, EXPOSED_WORKFLOWS="").listed_workflows == ()
+    assert parse(args, EXPOSED_WORKFLOWS="").listed_workflows == (STORMSCOPE,)
 
 
 def test_an_unknown_name_in_the_environment_is_an_error() -> None:
     (line,) = refused({}, EXPOSED_WORKFLOWS=f"{FCN3},nope")
-    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'nope'; known are {FCN3}"
+    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'nope'; known are {FCN3}, {STORMSCOPE}"
 
 
 def test_warmup_workflows_are_callable_but_not_listed() -> None:
@@ -191,8 +220,10 @@ def test_a_password_is_not_shown_in_errors(url: object) -> None:
 
 def test_the_summary_shows_what_defaults_became() -> None:
     summary = parse({"models": {"fcn3": {"loader": "a:b", "replicas": 3}}}).summary()
-    assert summary["queue"]["max_running"] == {FCN3: 4}
+    assert summary["queue"]["max_running"] == {FCN3: 4, STORMSCOPE: 4}
     assert summary["models"]["fcn3"]["num_gpus"] == 1
+    assert summary["models"]["stormscope"]["num_gpus"] == 0
+    assert summary["models"]["in_turn"] is False
     assert summary["store_url"] == "sqlite:////srv/var/executions.sqlite"
     assert summary["results_url"] == "file:///srv/var/results"
 
@@ -235,7 +266,7 @@ def test_a_class_is_all_that_a_workflow_of_ones_own_needs() -> None:
     assert (mine.name, mine.resolved_name, mine.config) == (None, "Storms", {})
     assert (mine.replicas, mine.num_gpus, mine.output_format) == (1, 1.0, "zarr")
     assert mine.deployment == "CustomWorkflow-Storms"
-    assert settings.callable_workflows == settings.listed_workflows == (FCN3, "Storms")
+    assert settings.callable_workflows == settings.listed_workflows == (*WORKFLOWS, "Storms")
 
 
 def test_everything_about_a_workflow_of_ones_own_can_be_set() -> None:
@@ -265,12 +296,9 @@ def test_the_name_is_the_one_in_the_source(tmp_path: Path, monkeypatch: pytest.M
 
 def test_as_many_run_at_once_as_there_are_replicas_of_a_class() -> None:
     several = custom({**MINE, "replicas": 3}, {**MINE, "name": "b"})
-    assert parse(several).max_running == {FCN3: 2, "Storms": 3, "b": 1}
-    assert parse({**several, "queue": {"max_running": 7}}).max_running == {
-        FCN3: 7,
-        "Storms": 7,
-        "b": 7,
-    }
+    assert parse(several).max_running == {FCN3: 2, STORMSCOPE: 2, "Storms": 3, "b": 1}
+    limited = parse({**several, "queue": {"max_running": 7}})
+    assert limited.max_running == dict.fromkeys((FCN3, STORMSCOPE, "Storms", "b"), 7)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +345,8 @@ def test_as_many_run_at_once_as_there_are_replicas_of_a_class() -> None:
         ({"workflows": {"custom": MINE}}, "args.workflows.custom: Input should be a valid "),
         (
             custom(MINE, exposed=["Storms", "storms"]),
-            f"args.workflows.exposed[1]: unknown workflow 'storms'; known are {FCN3}, Storms",
+            "args.workflows.exposed[1]: unknown workflow 'storms'; known are "
+            f"{FCN3}, {STORMSCOPE}, Storms",
         ),
         (custom(MINE, warmup=["storms"]), "args.workflows.warmup[0]: unknown workflow 'storms'"),
     ],
@@ -329,7 +358,13 @@ def test_what_is_wrong_with_a_workflow_of_ones_own_is_named(
     assert line.startswith(message)
 
 
-@pytest.mark.parametrize("name", ["packager", "initial_conditions", "fcn3", "ifs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("packager", "initial_conditions", "fcn3", "ifs"),
+        *("interpolation", "stormscope", "goes16", "goes19"),
+    ],
+)
 def test_a_workflow_cannot_take_the_place_of_a_part_of_the_server(name: str) -> None:
     (line,) = refused(custom({**MINE, "name": name}))
     assert line.endswith(f"'{name}' is a part of the server; set another `name`")
@@ -354,13 +389,15 @@ def test_the_environment_may_expose_a_workflow_of_ones_own() -> None:
     settings = parse(custom(MINE), EXPOSED_WORKFLOWS="Storms")
     assert settings.callable_workflows == ("Storms",)
     (line,) = refused(custom(MINE), EXPOSED_WORKFLOWS="Storms,b")
-    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'b'; known are {FCN3}, Storms"
+    known = f"{FCN3}, {STORMSCOPE}, Storms"
+    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'b'; known are {known}"
 
 
 @pytest.mark.parametrize("args", [{}, {"workflows": {}}, custom()])
 def test_the_environment_cannot_expose_what_is_not_there(args: dict[str, Any]) -> None:
     (line,) = refused(args, EXPOSED_WORKFLOWS="Storms")
-    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'Storms'; known are {FCN3}"
+    known = f"{FCN3}, {STORMSCOPE}"
+    assert line == f"EXPOSED_WORKFLOWS: unknown workflow 'Storms'; known are {known}"
 
 
 def test_the_summary_names_what_a_class_gets_but_not_the_values() -> None:

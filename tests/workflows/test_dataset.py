@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.deployments.results import PROVENANCE, make_plan
+from tests.deployments.results import PROVENANCE, make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.dataset import (
     Dataset,
@@ -12,6 +12,7 @@ from workflows.dataset import (
     variable_attributes,
 )
 from workflows.fcn3 import VARIABLES, FCN3Parameters, FCN3Workflow
+from workflows.stormscope import VARIABLES as CHANNELS
 
 
 def described(plan: Plan, **provenance: object) -> Dataset:
@@ -32,6 +33,17 @@ def test_every_fcn3_variable_has_names_and_units() -> None:
         "units": "m2 s-2",
     }
     assert variable_attributes("t2m")["units"] == "K"
+
+
+def test_every_channel_has_names_and_units() -> None:
+    for name in CHANNELS:
+        assert set(variable_attributes(name)) == {"standard_name", "long_name", "units"}, name
+    assert variable_attributes("abi01c") == {
+        "standard_name": "toa_bidirectional_reflectance",
+        "long_name": "GOES ABI band 1, reflectance at 0.47 um",
+        "units": "1",
+    }
+    assert variable_attributes("abi13c")["units"] == "K"
 
 
 @pytest.mark.parametrize("name", ["abi04c", "w500", "t", "500", "t5a"])
@@ -116,3 +128,97 @@ def test_the_request_chooses_the_layout() -> None:
     workflow = FCN3Workflow()
     assert workflow.plan(FCN3Parameters()).time_layout == "time"
     assert workflow.plan(FCN3Parameters(time_layout="lead_time")).time_layout == "lead_time"
+
+
+# Nowcasts, on a Lambert map and conditioned.
+
+CONDITIONED_ON = (
+    {"name": "fcn3", "loader": "some.module:load", "synthetic": False, "weights": "ngc://fcn3"},
+    {"name": "interpolation", "loader": "synthetic", "synthetic": False},
+    {"name": "ifs", "loader": "some.module:Source", "synthetic": False},
+)
+
+
+def nowcast(**provenance: object) -> Dataset:
+    return described(
+        make_nowcast_plan(),
+        **{
+            "model": Origin(name="stormscope", loader="some.module:nowcast", synthetic=False),
+            "data_source": Origin(name="goes16", synthetic=False),
+            "conditioned_on": CONDITIONED_ON,
+            **provenance,
+        },
+    )
+
+
+def test_a_lambert_map_has_its_own_dimensions() -> None:
+    dataset = nowcast()
+    assert dict(dataset.dims) == {"ensemble": 4, "time": 3, "y": 3, "x": 4}
+    assert list(dataset.dims) == ["ensemble", "time", "y", "x"]
+    assert dataset.field_shape == (4, 3, 3, 4)
+    assert [field.name for field in dataset.fields] == ["abi01c", "abi13c"]
+    for coordinate in dataset.coordinates:
+        assert np.shape(coordinate.values) == dataset.shape(coordinate), coordinate.name
+
+
+def test_fields_name_what_lies_beside_their_dimensions() -> None:
+    for field in nowcast().fields:
+        assert field.dims == ("ensemble", "time", "y", "x")
+        assert field.attributes["coordinates"] == "seed_fcn3 seed_stormscope latitude longitude"
+        assert field.attributes["grid_mapping"] == "crs"
+    (t2m, _) = described(make_plan()).fields
+    assert t2m.attributes["coordinates"] == "seed"
+
+
+def test_each_member_of_a_nowcast_tells_what_conditions_it() -> None:
+    dataset = nowcast()
+    assert coordinate(dataset, "seed_fcn3").tolist() == [7, 7, 2**32 - 1, 2**32 - 1]
+    assert coordinate(dataset, "seed_stormscope").tolist() == [1, 2, 3, 4]
+
+
+def test_attributes_tell_what_conditions_a_nowcast() -> None:
+    attributes = nowcast().attributes
+    assert attributes["model"] == "stormscope"
+    assert attributes["data_source"] == "goes16"
+    assert attributes["conditioned_on"] == (
+        "fcn3 (weights: ngc://fcn3, loader: some.module:load), "
+        "interpolation (weights: none, loader: synthetic), "
+        "ifs (weights: none, loader: some.module:Source)"
+    )
+    assert attributes["conditioning_variable"] == "z500"
+    assert attributes["conditioning_reference_time"] == "2025-01-01T06:00:00Z"
+    assert attributes["time_coverage_start"] == "2025-01-01T08:00:00Z"
+    assert attributes["time_coverage_end"] == "2025-01-01T10:00:00Z"
+    assert attributes["time_coverage_resolution"] == "PT1H"
+    assert not [name for name in described(make_plan()).attributes if name.startswith("condition")]
+
+
+def test_attributes_tell_where_a_nowcast_lies() -> None:
+    grid, attributes = make_nowcast_plan().grid, nowcast().attributes
+    assert attributes["geospatial_lat_min"] == grid.latitudes().min()
+    assert attributes["geospatial_lat_max"] == grid.latitudes().max()
+    assert attributes["geospatial_lon_min"] == grid.longitudes().min()
+    assert attributes["geospatial_lon_max"] == grid.longitudes().max()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said", "synthetic"),
+    [
+        (None, None, "false"),
+        (0, True, "true"),
+        (1, True, "true"),
+        (2, True, "true"),
+        (1, None, "unknown"),
+    ],
+)
+def test_a_stand_in_for_what_conditions_makes_the_result_synthetic(
+    changed: int | None, said: bool | None, synthetic: str
+) -> None:
+    origins = [
+        {**each, "synthetic": said} if index == changed else each
+        for index, each in enumerate(CONDITIONED_ON)
+    ]
+    attributes = nowcast(conditioned_on=origins).attributes
+    assert attributes["synthetic"] == synthetic
+    assert str(attributes["title"]).startswith("Synthetic") == (synthetic == "true")
+    assert ("comment" in attributes) == (synthetic == "true")

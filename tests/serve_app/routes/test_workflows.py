@@ -124,7 +124,11 @@ async def test_wrong_parameters_are_named_and_nothing_is_queued(service, paramet
 
 async def test_an_unknown_parameter_is_answered_with_those_there_are(service):
     answer = await service.client.post(URL, json={"parameters": {"start_tiem": "2025-01-01"}})
-    assert "unknown; there are start_time, n_steps, " in answer.json()["detail"][0]["msg"]
+    message = answer.json()["detail"][0]["msg"]
+    assert message.startswith("unknown; there are ")
+    assert set(message.removeprefix("unknown; there are ").split(", ")) == set(
+        FCN3Workflow.parameters.model_fields
+    )
 
 
 async def test_thousands_of_wrong_parameters_are_not_all_sent_back(service):

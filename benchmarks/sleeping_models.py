@@ -1,0 +1,77 @@
+"""Models that take a set time for every step and note when: on stand-in GPUs, a timeline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deployments.synthetic_satellite import SyntheticInterpolation, SyntheticStormScope
+from workflows.grids import LambertGrid
+
+
+class Journal:
+    """Lines of model, process, begin and end, one for each step.
+
+    Parameters
+    ----------
+    path : str
+    model : str
+    """
+
+    def __init__(self, path: str, model: str) -> None:
+        self._path = Path(path)
+        self._model = model
+
+    @contextmanager
+    def step(self, seconds: float) -> Iterator[None]:
+        """Take a step of that length, the work inside included."""
+        began = time.time()
+        yield
+        time.sleep(max(began + seconds - time.time(), 0))
+        with self._path.open("a") as file:
+            file.write(f"{self._model} {os.getpid()} {began} {time.time()}\n")
+
+
+class SleepingInterpolation(SyntheticInterpolation):
+    """Gives every hour, the first included, after a set time."""
+
+    def __init__(self, px_model: Any, step_s: float, journal: str) -> None:
+        super().__init__(px_model)
+        self._step_s = step_s
+        self._journal = Journal(journal, "FCN3")
+
+    def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
+        """Step through time by hours, slowly."""
+        hours = super().create_iterator(x, coords)
+        while True:
+            with self._journal.step(self._step_s):
+                hour = next(hours)
+            yield hour
+
+
+class SleepingStormScope(SyntheticStormScope):
+    """Takes a set time for every step."""
+
+    def __init__(self, grid: LambertGrid, step_s: float, journal: str) -> None:
+        super().__init__(grid=grid)
+        self._step_s = step_s
+        self._journal = Journal(journal, "StormScope")
+
+    def call_with_conditioning(self, *args: Any) -> Any:
+        """Give the state an hour later, slowly."""
+        with self._journal.step(self._step_s):
+            return super().call_with_conditioning(*args)
+
+
+def load_interpolation(device: str, *, px_model: Any, step_s: float, journal: str) -> Any:
+    """Load it, for ``models.interpolation.loader``."""
+    return SleepingInterpolation(px_model, step_s, journal)
+
+
+def load_stormscope(device: str, *, step_s: float, journal: str, grid: dict[str, Any]) -> Any:
+    """Load it, for ``models.stormscope.loader``."""
+    return SleepingStormScope(LambertGrid(**grid), step_s, journal)
