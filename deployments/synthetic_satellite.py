@@ -30,8 +30,13 @@ class SyntheticInterpolation:
 
     Parameters
     ----------
-    px_model : PrognosticModel
+    px_model : SyntheticFCN3
         With steps of 6 hours.
+
+    Raises
+    ------
+    ValueError
+        If the model is none of ours: straight lines between real forecasts are no forecast.
     """
 
     synthetic = True
@@ -39,6 +44,8 @@ class SyntheticInterpolation:
     weights = "none (synthetic)"
 
     def __init__(self, px_model: Any) -> None:
+        if not getattr(px_model, "numpy_native", False):
+            raise ValueError("the synthetic interpolation goes with the synthetic FCN3 alone")
         self._model = px_model
         self._place = [str(name) for name in px_model.input_coords()["variable"]].index(
             CONDITIONING_VARIABLE

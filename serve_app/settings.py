@@ -110,7 +110,14 @@ class Settings(Section):
         One more than replicas of a model of ours, so that the next is prepared; a user's class
         prepares nothing ahead.
         """
-        usual = dict.fromkeys(WORKFLOWS, self.models.fcn3.replicas + 1)
+        replicas = {
+            "fcn3": self.models.fcn3.replicas,
+            "stormscope": self.models.stormscope.replicas,
+        }
+        usual = {
+            name: max(replicas.get(model, 0) for model in workflow.models) + 1
+            for name, workflow in WORKFLOWS.items()
+        }
         usual |= {each.resolved_name: each.replicas for each in self.custom_workflows}
         return {name: self.queue.max_running or usual[name] for name in self.callable_workflows}
 

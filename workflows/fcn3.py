@@ -19,8 +19,8 @@ from workflows.parameters import (
     ForecastParameters,
     Seed,
     SixHourlyTime,
+    disagreements,
     known_and_unique,
-    refuse_disagreement,
 )
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
@@ -78,7 +78,8 @@ class FCN3Parameters(ForecastParameters):
 
     @model_validator(mode="after")
     def _agree(self) -> FCN3Parameters:
-        refuse_disagreement(self, "n_samples", "seeds", self.seeds)
+        for problem in disagreements(self, "n_samples", "seeds"):
+            raise ValueError(problem)
         return self
 
 

@@ -9,13 +9,18 @@ Forecast Cycle, Mon. Wea. Rev. 144 (2016), for HRRR's.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 Floats = NDArray[np.float64]
+# Strict, because YAML has its own truth values: `true` is no distance.
+Metres = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+FARTHEST_M = 7.5e6
+"""Below the distance to the tip of the projection's cone, behind which the map folds."""
 
 
 class Grid(BaseModel):
@@ -66,13 +71,21 @@ class LambertGrid(BaseModel):
     central_meridian: ClassVar[float] = 262.5
     """Degrees east."""
 
-    n_y: int = Field(default=512, ge=2)
-    n_x: int = Field(default=896, ge=2)
-    spacing_m: float = Field(default=6000.0, gt=0, allow_inf_nan=False)
-    first_y_m: float = Field(default=-1536306.1525566636, allow_inf_nan=False)
+    n_y: int = Field(default=512, ge=2, le=10_000)
+    n_x: int = Field(default=896, ge=2, le=10_000)
+    spacing_m: Metres = Field(default=6000.0, gt=0)
+    first_y_m: Metres = -1536306.1525566636
     """Of the row that lies furthest south."""
-    first_x_m: float = Field(default=-2688520.1425219304, allow_inf_nan=False)
+    first_x_m: Metres = -2688520.1425219304
     """Of the column that lies furthest west."""
+
+    @model_validator(mode="after")
+    def _is_on_the_map(self) -> LambertGrid:
+        if not (-FARTHEST_M <= self.first_y_m <= self.y()[-1] <= FARTHEST_M):
+            raise ValueError(f"all of y must lie within {FARTHEST_M:g} m of the map's middle")
+        if not (-FARTHEST_M <= self.first_x_m <= self.x()[-1] <= FARTHEST_M):
+            raise ValueError(f"all of x must lie within {FARTHEST_M:g} m of the map's middle")
+        return self
 
     @property
     def shape(self) -> tuple[int, int]:

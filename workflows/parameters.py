@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -18,9 +18,16 @@ FIRST_YEAR, LAST_YEAR = 1900, 2199
 def _utc_time(value: Any) -> datetime:
     """Take ISO 8601 text with a time part; a zone is converted, none means UTC."""
     moment = moment_of(value)
+    # Before and after the conversion, which fails at the ends of the calendar.
+    _check_year(moment)
+    utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    _check_year(utc)
+    return utc
+
+
+def _check_year(moment: datetime) -> None:
     if moment.year not in range(FIRST_YEAR, LAST_YEAR + 1):
         raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _hourly(value: datetime) -> datetime:
@@ -90,20 +97,13 @@ def known_and_unique(value: list[str] | None, allowed: Sequence[str]) -> list[st
     return value
 
 
-def refuse_disagreement(
-    parameters: Parameters, count: str, seeds: str, given: Sequence[int] | None
-) -> None:
-    """Refuse a count of members that is given beside another number of seeds.
-
-    Raises
-    ------
-    ValueError
-        Naming both.
-    """
-    if given is None or count not in parameters.model_fields_set:
+def disagreements(parameters: Parameters, count: str, seeds: str) -> Iterator[str]:
+    """Tell of a count of members that is given beside another number of seeds, naming both."""
+    given, number = getattr(parameters, seeds), getattr(parameters, count)
+    if given is None or number is None or count not in parameters.model_fields_set:
         return
-    if len(given) != getattr(parameters, count):
-        raise ValueError(
-            f"{seeds} has {len(given)} entries but {count} is {getattr(parameters, count)}; "
-            "give one of them, or let them agree"
+    if len(given) != number:
+        yield (
+            f"{seeds} has {len(given)} entries but {count} is {number}; give one of them, or let "
+            "them agree"
         )

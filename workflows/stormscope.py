@@ -8,6 +8,7 @@ took over as GOES-East on 7 April 2025 (NOAA).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -22,8 +23,8 @@ from workflows.parameters import (
     HourlyTime,
     Seed,
     SixHourlyTime,
+    disagreements,
     known_and_unique,
-    refuse_disagreement,
 )
 
 VARIABLES: tuple[str, ...] = (
@@ -63,12 +64,11 @@ class StormScopeParameters(ForecastParameters):
     n_samples_fcn3: Annotated[int, Count] = Field(
         1, ge=1, le=MAX_MEMBERS, description="Members of FCN3's ensemble."
     )
-    n_samples_stormscope: Annotated[int, Count] = Field(
-        1,
+    n_samples_stormscope: Annotated[int, Count] | None = Field(
+        None,
         ge=1,
         le=MAX_MEMBERS,
-        description="Members of the nowcast, a multiple of n_samples_fcn3; left out, it is as "
-        "many.",
+        description="Members of the nowcast, a multiple of n_samples_fcn3; null is as many.",
     )
     seeds_fcn3: list[Seed] | None = Field(
         None,
@@ -100,8 +100,7 @@ class StormScopeParameters(ForecastParameters):
         """Members of the nowcast."""
         if self.seeds_stormscope is not None:
             return len(self.seeds_stormscope)
-        given = "n_samples_stormscope" in self.model_fields_set
-        return self.n_samples_stormscope if given else self.members_fcn3
+        return self.n_samples_stormscope or self.members_fcn3
 
     @field_validator("variables")
     @classmethod
@@ -109,29 +108,32 @@ class StormScopeParameters(ForecastParameters):
         return known_and_unique(value, VARIABLES)
 
     @model_validator(mode="after")
-    def _starts_agree(self) -> StormScopeParameters:
+    def _agree(self) -> StormScopeParameters:
+        problems = [*self._wrong_starts(), *self._wrong_members()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _wrong_starts(self) -> Iterator[str]:
         ahead = self.start_time_stormscope - self.start_time_fcn3
         if not timedelta(0) <= ahead <= timedelta(hours=MAX_HOURS_AHEAD):
             hours = ahead.total_seconds() / 3600
-            raise ValueError(
+            yield (
                 "start_time_stormscope must lie between start_time_fcn3 and "
-                f"{MAX_HOURS_AHEAD} hours after it; it lies {abs(hours):g} hours "
+                f"{MAX_HOURS_AHEAD} h after it; it lies {abs(hours):g} h "
                 f"{'after' if hours > 0 else 'before'} it"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _members_agree(self) -> StormScopeParameters:
-        refuse_disagreement(self, "n_samples_fcn3", "seeds_fcn3", self.seeds_fcn3)
-        refuse_disagreement(self, "n_samples_stormscope", "seeds_stormscope", self.seeds_stormscope)
+    def _wrong_members(self) -> Iterator[str]:
+        yield from disagreements(self, "n_samples_fcn3", "seeds_fcn3")
+        yield from disagreements(self, "n_samples_stormscope", "seeds_stormscope")
         fcn3, stormscope = self.members_fcn3, self.members_stormscope
         if stormscope % fcn3:
-            raise ValueError(
-                f"{stormscope} members of StormScope cannot be shared out evenly among {fcn3} of "
-                "FCN3: n_samples_stormscope (or the number of seeds_stormscope) must be a "
+            yield (
+                f"StormScope's {stormscope} members cannot be shared out evenly among FCN3's "
+                f"{fcn3}: n_samples_stormscope (or the number of seeds_stormscope) must be a "
                 "multiple of n_samples_fcn3 (or the number of seeds_fcn3)"
             )
-        return self
 
 
 class StormScopeWorkflow(Workflow):

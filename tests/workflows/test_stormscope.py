@@ -131,13 +131,13 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
         (
             {"start_time_stormscope": "2025-01-01T16:00:00"},
             "",
-            "start_time_stormscope must lie between start_time_fcn3 and 12 hours after it; it lies "
-            "2 hours before it",
+            "start_time_stormscope must lie between start_time_fcn3 and 12 h after it; it lies "
+            "2 h before it",
         ),
-        ({"start_time_stormscope": "2025-01-02T07:00:00"}, "", "it lies 13 hours after it"),
-        ({"start_time_stormscope": "2025-01-02T02:00:00-05:00"}, "", "it lies 13 hours after it"),
+        ({"start_time_stormscope": "2025-01-02T07:00:00"}, "", "it lies 13 h after it"),
+        ({"start_time_stormscope": "2025-01-02T02:00:00-05:00"}, "", "it lies 13 h after it"),
         # The other one stays where it is by default.
-        ({"start_time_fcn3": "2025-01-02T00:00:00"}, "", "it lies 6 hours before it"),
+        ({"start_time_fcn3": "2025-01-02T00:00:00"}, "", "it lies 6 h before it"),
         ({"n_steps": 0}, "n_steps", "greater than or equal to 1"),
         ({"n_steps": 33}, "n_steps", "less than or equal to 32"),
         ({"n_steps": True}, "n_steps", "not true or false"),
@@ -172,35 +172,35 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
         (
             {"n_samples_fcn3": 2, "n_samples_stormscope": 3},
             "",
-            "3 members of StormScope cannot be shared out evenly among 2 of FCN3: "
+            "StormScope's 3 members cannot be shared out evenly among FCN3's 2: "
             "n_samples_stormscope (or the number of seeds_stormscope) must be a multiple of "
             "n_samples_fcn3 (or the number of seeds_fcn3)",
         ),
         (
             {"n_samples_fcn3": 4, "n_samples_stormscope": 2},
             "",
-            "2 members of StormScope cannot be shared out evenly among 4 of FCN3",
+            "StormScope's 2 members cannot be shared out evenly among FCN3's 4",
         ),
         # Its default only counts when it is given.
         (
             {"n_samples_fcn3": 2, "n_samples_stormscope": 1},
             "",
-            "1 members of StormScope cannot be shared out evenly among 2 of FCN3",
+            "StormScope's 1 members cannot be shared out evenly among FCN3's 2",
         ),
         (
             {"seeds_fcn3": [1, 2], "seeds_stormscope": [1, 2, 3]},
             "",
-            "3 members of StormScope cannot be shared out evenly among 2 of FCN3",
+            "StormScope's 3 members cannot be shared out evenly among FCN3's 2",
         ),
         (
             {"n_samples_fcn3": 3, "seeds_stormscope": [1, 2, 3, 4]},
             "",
-            "4 members of StormScope cannot be shared out evenly among 3 of FCN3",
+            "StormScope's 4 members cannot be shared out evenly among FCN3's 3",
         ),
         (
             {"seeds_fcn3": [1, 2, 3], "n_samples_stormscope": 4},
             "",
-            "4 members of StormScope cannot be shared out evenly among 3 of FCN3",
+            "StormScope's 4 members cannot be shared out evenly among FCN3's 3",
         ),
         ({"variables": []}, "variables", "at least 1 item"),
         ({"variables": ["abi01c"] * 9}, "variables", "at most 8 items"),
