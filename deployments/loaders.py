@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+
+from workflows.fcn3 import LEVELS
 
 
 def fcn3(device: str, *, package: str | None = None) -> Any:
@@ -23,13 +26,109 @@ def fcn3(device: str, *, package: str | None = None) -> Any:
     FileNotFoundError
         If `package` is a local folder that does not exist.
     """
-    if package is not None and "://" not in package and not Path(package).is_dir():
-        raise FileNotFoundError(f"there is no folder {package} with FCN3's weights")
-    from earth2studio.models.auto import Package
+    _check_folder(package, "FCN3")
     from earth2studio.models.px import FCN3
 
-    source = FCN3.load_default_package() if package is None else Package(package)
+    source = _package(package, FCN3)
     model = FCN3.load_model(source)
+    model.package = source
+    return _ready(model, device, source)
+
+
+def hourly(
+    device: str, *, px_model: Any, package: str | None = None, orography: str | None = None
+) -> Any:
+    """Load what makes FCN3's steps hourly: surface pressure and InterpModAFNO.
+
+    Parameters
+    ----------
+    device : str
+        ``cuda`` or ``cpu``.
+    px_model : FCN3
+        The model whose steps it interpolates, as `fcn3` gives it.
+    package : str, optional
+        Folder or URL with InterpModAFNO's weights, as in `fcn3`; NVIDIA's on NGC by default.
+    orography : str, optional
+        NetCDF file with the surface geopotential in ``Z``; the one in FCN3's package by default.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `package` is a local folder that does not exist.
+    ValueError
+        If FCN3 was loaded by another loader and no `orography` is given.
+    """
+    _check_folder(package, "InterpModAFNO")
+    if orography is None and not hasattr(px_model, "package"):
+        raise ValueError("give orography: this FCN3 does not tell where its package is")
+    import torch
+    import xarray as xr
+    from earth2studio.models.dx import DerivedSurfacePressure
+    from earth2studio.models.px import DiagnosticWrapper, InterpModAFNO
+
+    with xr.open_dataset(orography or px_model.package.resolve("orography.nc")) as dataset:
+        surface = torch.as_tensor(dataset["Z"][0].values)
+    coords = px_model.input_coords()
+    pressure = DerivedSurfacePressure(
+        p_levels=list(LEVELS),
+        surface_geopotential=surface,
+        surface_geopotential_coords=OrderedDict((name, coords[name]) for name in ("lat", "lon")),
+    )
+    source = _package(package, InterpModAFNO)
+    model = InterpModAFNO.load_model(
+        source, px_model=DiagnosticWrapper(px_model=px_model, dx_model=pressure)
+    )
+    return _ready(model, device, source)
+
+
+def stormscope(
+    device: str,
+    *,
+    package: str | None = None,
+    model_name: str = "6km_60min_natten_cos_zenith_input_eoe_v2",
+    **options: Any,
+) -> Any:
+    """Load StormScope-GOES.
+
+    Parameters
+    ----------
+    device : str
+        ``cuda`` or ``cpu``.
+    package : str, optional
+        Folder or URL with the weights, as in `fcn3`; NVIDIA's on Hugging Face by default.
+    model_name : str
+        Variant in the package; one that steps by hours from a single image.
+    **options
+        For ``StormScopeGOES.load_model``, such as ``compile``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `package` is a local folder that does not exist.
+    """
+    _check_folder(package, "StormScope")
+    from earth2studio.models.px.stormscope import StormScopeBase, StormScopeGOES
+
+    source = _package(package, StormScopeBase)
+    # Conditioning is given at each call: a source that is set on the model is everybody's.
+    model = StormScopeGOES.load_model(
+        source, model_name=model_name, conditioning_data_source=None, **options
+    )
+    return _ready(model, device, source)
+
+
+def _check_folder(package: str | None, model: str) -> None:
+    if package is not None and "://" not in package and not Path(package).is_dir():
+        raise FileNotFoundError(f"there is no folder {package} with {model}'s weights")
+
+
+def _package(package: str | None, model: Any) -> Any:
+    from earth2studio.models.auto import Package
+
+    return model.load_default_package() if package is None else Package(package)
+
+
+def _ready(model: Any, device: str, source: Any) -> Any:
     model.to(device)
     model.eval()
     model.weights = str(source.root)

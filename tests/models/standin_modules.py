@@ -1,6 +1,6 @@
-"""Modules in the place of makani, torch-harmonics, earth2grid and PhysicsNeMo.
+"""Modules in the place of makani, torch-harmonics, earth2grid, natten and PhysicsNeMo.
 
-The first three are not on PyPI in a usable form, and the fourth brings a torchvision that breaks
+The first ones are not on PyPI in a usable form, and PhysicsNeMo brings a torchvision that breaks
 beside a torch for CPUs. Earth2Studio looks for them once, when `earth2studio.models.px` is first
 imported.
 """
@@ -32,6 +32,8 @@ def register() -> None:
         _add("physicsnemo", Module=_PhysicsNeMoModule)
         _add("physicsnemo.utils")
         _add("physicsnemo.utils.zenith_angle", cos_zenith_angle=_cos_zenith_angle)
+    if importlib.util.find_spec("natten") is None:
+        _add("natten", HAS_LIBNATTEN=True)
 
 
 def _add(name: str, **attributes: Any) -> None:
