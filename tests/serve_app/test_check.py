@@ -44,7 +44,7 @@ def test_our_configurations_pass(config: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_there_are_configurations_for_a_laptop_and_a_gpu() -> None:
-    assert {"local.yaml", "gpu.yaml"} <= {path.name for path in CONFIGS}
+    assert {"local.yaml", "gpu.yaml", "single-gpu.yaml"} <= {path.name for path in CONFIGS}
 
 
 def test_what_serve_knows_passes(tmp_path: Path) -> None:
