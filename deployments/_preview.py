@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from deployments._coastline import coastline
+from deployments._preview_sheet import COAST_LINE, GRATICULE_LINE, globe, region
 from workflows.dataset import variable_attributes
+from workflows.grids import LambertGrid
 
 Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
@@ -33,23 +34,24 @@ _MAPS = {
     "moisture": "fffde4 edf8b1 c7e9b4 7fcdbb 41b6c4 1d91c0 225ea8 253494 081d58",
     "height": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
 }
-_MIN_WIDTH, _MAX_WIDTH = 720, 1440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 40, 78
 _TITLE_SIZE, _LABEL_SIZE = 17, 12
 
 
-def render(field: Floats, variable: str, title: str) -> bytes:
+def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = None) -> bytes:
     """Draw a field as a map.
 
     Parameters
     ----------
-    field : ndarray, shape (lat, lon)
-        Of the globe, from the north pole southwards, longitudes from -180. What is not a number
-        shows grey, what is infinite as the end of the scale.
+    field : ndarray, shape (lat, lon) or (y, x)
+        Of the globe, from the north pole southwards, longitudes from -180; or of `grid`. What is
+        not a number shows grey, what is infinite as the end of the scale.
     variable : str
         Earth2Studio's name; decides the colours, the unit and the name under the colour bar.
     title : str
         Drawn above the map.
+    grid : LambertGrid, optional
+        Where the points of a regional field lie.
 
     Returns
     -------
@@ -59,18 +61,17 @@ def render(field: Floats, variable: str, title: str) -> bytes:
     values = np.asarray(field)
     kind = _kind(variable)
     ticks, low, high = scale(values, symmetric=kind == "wind", positive=kind == "moisture")
-    rows, columns = _nearest(*values.shape)
+    sheet = globe(*values.shape) if grid is None else region(grid)
     coloured = _colour_indices(values, low, high)
-    if (len(rows), len(columns)) != values.shape:
-        coloured = coloured[rows[:, None], columns]
+    if not sheet.is_the_field_itself:
+        coloured = coloured[sheet.rows[:, None], sheet.columns]
     height, width = coloured.shape
 
     canvas = np.full((height + _TOP + _BOTTOM, width + _LEFT + _RIGHT), WHITE, dtype=np.uint8)
     inside = canvas[_TOP : _TOP + height, _LEFT : _LEFT + width]
     inside[:] = coloured
-    lines = _lines(height, width)
-    inside[lines == 1] = GRATICULE
-    inside[lines == 2] = COAST
+    inside[sheet.lines == GRATICULE_LINE] = GRATICULE
+    inside[sheet.lines == COAST_LINE] = COAST
 
     bar_top, bar = _TOP + height + 30, slice(_LEFT + width // 8, _LEFT + width - width // 8)
     length = bar.stop - bar.start
@@ -78,8 +79,11 @@ def render(field: Floats, variable: str, title: str) -> bytes:
     _frame(canvas, _TOP, _LEFT, height, width)
     _frame(canvas, bar_top, bar.start, 14, length)
 
-    texts = [(10.0, _TOP / 2, "lm", _TITLE_SIZE, title)]
-    texts += _graticule_labels(height, width)
+    texts: list[Text] = [(10.0, _TOP / 2, "lm", _TITLE_SIZE, title)]
+    for below, at, words in sheet.labels:
+        x, y = (at, height + 12.0) if below else (-6.0, at)
+        anchor = "mm" if below else "rm"
+        texts.append((_LEFT + x, _TOP + y, anchor, _LABEL_SIZE, words))
     for tick in ticks:
         x = bar.start + (tick - low) / (high - low) * (length - 1)
         canvas[bar_top + 14 : bar_top + 18, round(x)] = FIRST_GREY
@@ -166,40 +170,6 @@ def _colour_indices(values: Floats, low: float, high: float) -> Pixels:
     return scaled.astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=8)
-def _nearest(n_lat: int, n_lon: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Give the row and column of the field that each row and column of the map shows."""
-    width = min(max(n_lon, _MIN_WIDTH), _MAX_WIDTH)
-    height = n_lat if n_lon == width and abs(n_lat - width / 2) <= 1 else width // 2 + 1
-    rows = np.rint(np.linspace(0, n_lat - 1, height)).astype(np.intp)
-    columns = np.floor(np.arange(width) * n_lon / width + 0.5).astype(np.intp) % n_lon
-    return rows, columns
-
-
-@functools.lru_cache(maxsize=8)
-def _lines(height: int, width: int) -> Pixels:
-    """Give a map's lines: 1 for the graticule, 2 for coasts."""
-    image = Image.new("L", (width, height))
-    draw = ImageDraw.Draw(image)
-    for east in range(-150, 180, 30):
-        x = (east + 180) / 360 * width
-        draw.line([(x, 0), (x, height)], fill=1)
-    for north in range(-60, 90, 30):
-        y = (90 - north) / 180 * (height - 1)
-        draw.line([(0, y), (width, y)], fill=1)
-    for ring in coastline():
-        across, down = (ring[:, 0] + 180) / 360 * width, (90 - ring[:, 1]) / 180 * (height - 1)
-        points = list(zip(across.tolist(), down.tolist(), strict=True))
-        for one, other in zip(points, points[1:], strict=False):
-            # Where rings are closed along the date line or at the pole is no coast.
-            if (
-                not (one[0] == other[0] and one[0] in (0, width))
-                and min(one[1], other[1]) < height - 2
-            ):
-                draw.line([one, other], fill=2)
-    return np.asarray(image)
-
-
 def _frame(canvas: Pixels, top: int, left: int, height: int, width: int) -> None:
     for row in (top - 1, top + height):
         canvas[row, left - 1 : left + width + 1] = FIRST_GREY
@@ -207,27 +177,13 @@ def _frame(canvas: Pixels, top: int, left: int, height: int, width: int) -> None
         canvas[top - 1 : top + height + 1, column] = FIRST_GREY
 
 
-Text = tuple[float, float, str, int, str]
-"""x, y, anchor, size, words."""
-
-
-def _graticule_labels(height: int, width: int) -> list[Text]:
-    labels: list[Text] = []
-    every = 30 if width >= 700 else 60
-    for east in range(-180, 181, every):
-        side = "" if east in (0, 180, -180) else "E" if east > 0 else "W"
-        x = _LEFT + (east + 180) / 360 * width
-        labels.append((x, _TOP + height + 12, "mm", _LABEL_SIZE, f"{abs(east)}°{side}"))
-    for north in range(-90, 91, 30):
-        side = "" if north == 0 else "N" if north > 0 else "S"
-        y = _TOP + (90 - north) / 180 * (height - 1)
-        labels.append((_LEFT - 6, y, "rm", _LABEL_SIZE, f"{abs(north)}°{side}"))
-    return labels
-
-
 @functools.cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
+
+
+Text = tuple[float, float, str, int, str]
+"""x, y, anchor, size, words."""
 
 
 def _write(canvas: Pixels, texts: list[Text]) -> None:

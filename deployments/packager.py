@@ -20,6 +20,7 @@ from deployments._preview import render
 from deployments.results_store import ResultsStore
 from workflows.base import Plan
 from workflows.dataset import Provenance, variable_attributes
+from workflows.grids import LambertGrid
 
 PREVIEW = "preview.png"
 """A map of the result's first variable: the first member at the last time."""
@@ -130,7 +131,8 @@ class Packager:
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
         # A field that is gone was drawn before: its Zarr is removed after the export.
         if field is not None:
-            drawing = render(field, plan.variables[0], _caption(plan, provenance))
+            grid = plan.grid if isinstance(plan.grid, LambertGrid) else None
+            drawing = render(field, plan.variables[0], _caption(plan, provenance), grid)
             self._results.add_file(execution_id, fence, PREVIEW, drawing)
         described = self._results.finish(execution_id, fence, extra=[PREVIEW])
         return described | {"provenance": provenance.model_dump(mode="json")}

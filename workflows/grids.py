@@ -108,13 +108,25 @@ class LambertGrid(BaseModel):
         """Give longitudes in degrees east, shape (y, x), -180 to 180."""
         return self._inverse()[1]
 
+    def project(self, latitudes: Floats, longitudes: Floats) -> tuple[Floats, Floats]:
+        """Give y and x of places, in metres from the origin."""
+        cone, tip, scale = self._cone()
+        parallel = np.radians(latitudes)
+        distance = tip * (np.tan(np.pi / 4 - parallel / 2) * scale) ** cone
+        east = (longitudes - self.central_meridian + 180.0) % 360.0 - 180.0
+        angle = cone * np.radians(east)
+        return tip - distance * np.cos(angle), distance * np.sin(angle)
+
     def _inverse(self) -> tuple[Floats, Floats]:
         y, x = np.meshgrid(self.y(), self.x(), indexing="ij")
-        parallel = np.radians(self.standard_parallel)
-        cone = np.sin(parallel)
-        # One parallel that is the origin's as well: the origin's distance to the cone's tip.
-        tip = self.radius_m / np.tan(parallel)
-        scale = np.tan(np.pi / 4 + parallel / 2)
+        cone, tip, scale = self._cone()
         latitude = 2 * np.arctan(scale * (tip / np.hypot(x, tip - y)) ** (1 / cone)) - np.pi / 2
         longitude = self.central_meridian + np.degrees(np.arctan2(x, tip - y)) / cone
         return np.degrees(latitude), (longitude + 180.0) % 360.0 - 180.0
+
+    def _cone(self) -> tuple[float, float, float]:
+        """Give the cone's constant, the origin's distance to its tip, and the parallel's scale."""
+        # One parallel, that of the origin.
+        parallel = np.radians(self.standard_parallel)
+        tip = self.radius_m / np.tan(parallel)
+        return float(np.sin(parallel)), float(tip), float(np.tan(np.pi / 4 + parallel / 2))

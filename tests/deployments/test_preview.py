@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from deployments._preview import MISSING_RGB, render, scale
+from deployments._preview_sheet import COAST_LINE, region
+from workflows.grids import LambertGrid
 
 LEFT, TOP = 46, 40  # margins around the map
 
@@ -123,3 +125,38 @@ def test_the_title_and_the_unit_are_written():
     other = np.asarray(opened(render(field, "unknown", "")).convert("L"))
     beside_bar = (slice(-50, -25), slice(-100, None))
     assert (plain[beside_bar] < 100).any() and not (other[beside_bar] < 100).any()
+
+
+def test_a_regional_map_has_north_up_and_what_is_missing_where_it_is():
+    grid = LambertGrid()
+    north = grid.latitudes()
+    far_north_west = (north > 45) & (grid.longitudes() < -122)
+    field = np.where(far_north_west, np.nan, north).astype(np.float32)
+    picture = np.asarray(opened(render(field, "t2m", "title", grid)).convert("RGB")).astype(int)
+    inside = picture[TOP : TOP + grid.n_y, LEFT : LEFT + grid.n_x]
+    assert inside[2, 2].tolist() == list(MISSING_RGB)
+    warm, cold = inside[20, 500], inside[-20, 500]
+    assert warm[0] > warm[2] + 50
+    assert cold[2] > cold[0] + 50
+
+
+def test_the_coast_of_florida_is_on_a_regional_map():
+    grid = LambertGrid()
+    lines = region(grid).lines
+    y, x = grid.project(np.array(25.2), np.array(-80.7))
+    row = int((grid.y()[-1] - y) / grid.spacing_m)
+    column = int((x - grid.first_x_m) / grid.spacing_m)
+    around = lines[row - 15 : row + 15, column - 15 : column + 15]
+    assert (around == COAST_LINE).any()
+    # Kansas has none.
+    y, x = grid.project(np.array(38.5), np.array(-98.5))
+    row = int((grid.y()[-1] - y) / grid.spacing_m)
+    column = int((x - grid.first_x_m) / grid.spacing_m)
+    assert not (lines[row - 15 : row + 15, column - 15 : column + 15] == COAST_LINE).any()
+
+
+@pytest.mark.parametrize("size", [{"n_y": 2, "n_x": 2}, {"n_y": 16, "n_x": 24}])
+def test_small_regions_are_drawn(size):
+    grid = LambertGrid(**size, spacing_m=100_000.0)
+    image = opened(render(np.ones(grid.shape, np.float32), "abi01c", "title", grid))
+    assert image.width > 720

@@ -59,6 +59,22 @@ class Server:
             assert time.monotonic() < deadline, f"still {found}"
             time.sleep(0.05)
 
+    def until_ready(self, workflow: str | None = None, seconds: float = 60.0) -> None:
+        """Wait until a workflow is ready, or all are."""
+        deadline = time.monotonic() + seconds
+        while not self._is_ready(workflow):
+            assert time.monotonic() < deadline, self.http.get("/readiness").text
+            time.sleep(0.1)
+
+    def _is_ready(self, workflow: str | None) -> bool:
+        answer = self.http.get("/readiness")
+        if workflow is None:
+            return answer.status_code == 200
+        if not answer.headers.get("content-type", "").startswith("application/json"):
+            return False  # Serve itself, before the route is there
+        body = answer.json()
+        return bool(body.get("detail", body)["workflows"][workflow]["ready"])
+
     def finished(self, execution_id: str, seconds: float = 60.0) -> dict[str, Any]:
         return self.until(execution_id, lambda s: s["end_time"] is not None, seconds)
 
@@ -84,16 +100,20 @@ class Server:
 
 @contextmanager
 def served(
-    args: Mapping[str, Any], name: str, port: int, seconds: float = 60.0
+    args: Mapping[str, Any],
+    name: str,
+    port: int,
+    seconds: float = 60.0,
+    ready: str | None = None,
 ) -> Iterator[Server]:
-    """Serve the application under a name and route of its own; it is gone afterwards."""
+    """Serve the application under a name and route of its own; it is gone afterwards.
+
+    It is ready when all its workflows are, or the one that is named.
+    """
     deploy(args, name)
     server = Server(name, f"http://127.0.0.1:{port}/{name}")
     try:
-        deadline = time.monotonic() + seconds
-        while server.http.get("/readiness").status_code != 200:
-            assert time.monotonic() < deadline, server.http.get("/readiness").text
-            time.sleep(0.1)
+        server.until_ready(ready, seconds)
         yield server
     finally:
         server.http.close()

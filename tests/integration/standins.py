@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deployments.synthetic import SyntheticFCN3, SyntheticIFS
+from deployments.synthetic_satellite import SyntheticGOES, SyntheticInterpolation
+from workflows.grids import LambertGrid
 
 
 class SlowFCN3(SyntheticFCN3):
@@ -55,3 +57,23 @@ def telling_ifs(**options: Any) -> SyntheticIFS:
     source = SyntheticIFS(**options)
     source.weights = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}"
     return source
+
+
+def hourly_once_allowed(device: str, *, px_model: Any, allowed: str) -> SyntheticInterpolation:
+    """Load the synthetic interpolation, if a file is there."""
+    if not Path(allowed).exists():
+        raise FileNotFoundError(f"no weights at {allowed}")
+    return SyntheticInterpolation(px_model)
+
+
+class GappyGOES(SyntheticGOES):
+    """The synthetic satellite, with pixels missing in the middle of its view."""
+
+    def __call__(self, time: Any, variable: Any) -> Any:
+        images = super().__call__(time, variable)
+        images[:, 2, 4:6, 8:10] = float("nan")
+        return images
+
+
+def gappy_goes(*, satellite: str, **grid: Any) -> GappyGOES:
+    return GappyGOES(satellite, LambertGrid(**grid))

@@ -108,3 +108,10 @@ def test_a_grid_that_is_none_is_refused(
     (name,) = changes
     with pytest.raises(ValidationError, match=name):
         kind.model_validate(changes)
+
+
+def test_places_are_projected_back_to_where_they_were() -> None:
+    grid = LambertGrid()
+    y, x = grid.project(grid.latitudes(), grid.longitudes())
+    np.testing.assert_allclose(y, np.broadcast_to(grid.y()[:, None], grid.shape), atol=1e-6)
+    np.testing.assert_allclose(x, np.broadcast_to(grid.x()[None], grid.shape), atol=1e-6)
