@@ -15,6 +15,7 @@ from pydantic import (
     Strict,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from serve_app.class_names import declared_name
@@ -232,6 +233,16 @@ class ModelsSettings(Section):
         description="True where FCN3 and StormScope share one GPU that cannot hold both: one "
         "computes while the other waits in the host's memory.",
     )
+
+    @model_validator(mode="after")
+    def _fit_one_gpu(self) -> ModelsSettings:
+        together = self.fcn3.resolved_num_gpus + self.stormscope.resolved_num_gpus
+        if self.in_turn and together > 1:
+            raise ValueError(
+                "with in_turn fcn3 and stormscope share one GPU, but their num_gpus are "
+                f"{together:g} together; set num_gpus: 0.5 for each"
+            )
+        return self
 
 
 class DataSourceSettings(Section):

@@ -124,6 +124,17 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
             "args.models.stormscope.grid.spacing_m: Input should be greater than 0",
         ),
         ({"models": {"in_turn": 1}}, "args.models.in_turn: Input should be a valid boolean"),
+        (
+            {
+                "models": {
+                    "in_turn": True,
+                    "fcn3": {"loader": "a:b"},
+                    "stormscope": {"num_gpus": 0.5},
+                }
+            },
+            "args.models: with in_turn fcn3 and stormscope share one GPU, but their num_gpus are 1.5 "
+            "together; set num_gpus: 0.5 for each",
+        ),
         ({"in_turn": True}, "args.in_turn: unknown key; it belongs in applications[].args.models"),
         (
             {"data_sources": {"goes16": {}}},
