@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -55,13 +55,17 @@ def forecast(model: Any, job: MemberJob) -> Generator[NDArray[np.float32]]:
         yield _to_host(fields[0, 0], chosen)
 
 
-def conditioning(model: Any, hourly: Any, job: ConditioningJob) -> Generator[NDArray[np.float32]]:
+def conditioning(
+    model: Any, hourly: Any, job: ConditioningJob, check: Callable[[], None] = lambda: None
+) -> Generator[NDArray[np.float32]]:
     """Run a model hour by hour up to the last that conditions a step of the plan.
 
     Parameters
     ----------
     hourly : PrognosticModel
         Interpolates the steps of `model`.
+    check : callable
+        Called at every hour, those included that condition nothing; raises if the job shall stop.
 
     Yields
     ------
@@ -76,6 +80,7 @@ def conditioning(model: Any, hourly: Any, job: ConditioningJob) -> Generator[NDA
     iterator = _iterator(model, hourly, conditions, seed, job.initial_conditions)
     hours = job.plan.conditioning_hours
     for hour in range(hours.stop):
+        check()
         fields, given = next(iterator)
         if hour in hours:
             # The interpolation, too, overwrites what it gave.

@@ -38,14 +38,18 @@ class GpuTurn:
         self._path = folder and folder / f"{socket.gethostname()}-{gpus}.lock"
 
     @contextmanager
-    def loading(self) -> Iterator[Callable[[Any], None]]:
-        """Keep the turn while a model is loaded; gives what puts it aside at the end."""
+    def loading(self) -> Iterator[Callable[..., None]]:
+        """Keep the turn while models are loaded; gives what puts them aside at the end."""
         with self._taken(lambda: None):
-            yield self._put_aside
+            try:
+                yield self._put_aside
+            finally:
+                # What could not be loaded whole is not put aside.
+                self._put_aside()
 
     @contextmanager
-    def computing(self, model: Any, check: Callable[[], None]) -> Iterator[None]:
-        """Wait for the turn, and keep it with the model on the GPU.
+    def computing(self, *models: Any, check: Callable[[], None]) -> Iterator[None]:
+        """Wait for the turn, and keep it with the models on the GPU.
 
         Parameters
         ----------
@@ -53,16 +57,19 @@ class GpuTurn:
             Called while others have their turn; raises if the job shall stop.
         """
         with self._taken(check):
-            if self._path is not None:
-                _move(model, self._device)
             try:
+                if self._path is not None:
+                    for model in models:
+                        _move(model, self._device)
                 yield
             finally:
-                self._put_aside(model)
+                self._put_aside(*models)
 
-    def _put_aside(self, model: Any) -> None:
+    def _put_aside(self, *models: Any) -> None:
         if self._path is not None:
-            _move(model, "cpu")
+            for model in models:
+                _move(model, "cpu")
+            _let_go(self._device)
 
     @contextmanager
     def _taken(self, check: Callable[[], None]) -> Iterator[None]:
@@ -71,13 +78,17 @@ class GpuTurn:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        mine = False
         try:
-            while not _locked(lock):
+            while not (mine := _locked(lock)):
                 check()
                 time.sleep(POLL_S)
             yield
         finally:
             os.close(lock)
+            if mine:
+                # Or whoever has just had it would have it again before the others look.
+                time.sleep(2 * POLL_S)
 
 
 def _locked(lock: int) -> bool:
@@ -89,11 +100,14 @@ def _locked(lock: int) -> bool:
 
 
 def _move(model: Any, device: str) -> None:
-    """Bring a model's weights to a device, and let go of what is left on the GPU."""
-    if getattr(model, "numpy_native", False):
-        return
-    import torch
+    """Bring a model's weights to a device."""
+    if not getattr(model, "numpy_native", False):
+        model.to(device)
 
-    model.to(device)
-    if device == "cpu" and torch.cuda.is_available():
+
+def _let_go(device: str) -> None:
+    """Give back memory of a GPU that nothing uses any more."""
+    if device == "cuda":
+        import torch
+
         torch.cuda.empty_cache()

@@ -45,8 +45,7 @@ class Life:
     """Time steps on disk, per member."""
     conditioned: list[int] = field(default_factory=list)
     """Fields that are there, per member of the conditioning forecast."""
-    conditioning: asyncio.Condition = field(default_factory=asyncio.Condition)
-    """Notified when there are more of them."""
+    more_fields: asyncio.Condition = field(default_factory=asyncio.Condition)
     told_at: float = 0.0
     telling: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -204,9 +203,9 @@ class Lives:
     ) -> None:
         """Note how many fields of the conditioning forecast's member are there."""
         life = self.running[execution_id]
-        async with life.conditioning:
+        async with life.more_fields:
             life.conditioned[member] = fields
-            life.conditioning.notify_all()
+            life.more_fields.notify_all()
         await self._tell_progress(execution_id, life, plan, at_once=False)
 
     async def all_conditioned(
@@ -216,11 +215,16 @@ class Lives:
         await step
         await self.note_conditioning(execution_id, plan, member, plan.n_steps)
 
-    async def conditioned(self, execution_id: str, plan: Plan, member: int) -> None:
+    async def conditioned(self, execution_id: str, plan: Plan, member: int) -> bool:
         """Wait until a member of the conditioning forecast has begun to give fields.
 
         Where models take turns on one GPU, until all members have given all: whoever waits there
         for another would keep the GPU from it.
+
+        Returns
+        -------
+        bool
+            Whether it has given all of them.
         """
         life = self.running[execution_id]
 
@@ -229,8 +233,9 @@ class Lives:
                 return min(life.conditioned) == plan.n_steps
             return life.conditioned[member] > 0
 
-        async with life.conditioning:
-            await life.conditioning.wait_for(ready)
+        async with life.more_fields:
+            await life.more_fields.wait_for(ready)
+        return life.conditioned[member] == plan.n_steps
 
     async def _tell_progress(
         self, execution_id: str, life: Life, plan: Plan, *, at_once: bool

@@ -138,6 +138,11 @@ class ModelReplica:
         """Say why it could not be loaded; None if it is, or was not tried yet."""
         return self._failure and f"{self._what} {self._name} could not be loaded: {self._failure}"
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job runs, or the model is being loaded."""
+        return self._lock.locked()
+
     async def start(self) -> None:
         """Load the model; a failure is kept as the reason why it cannot be used."""
         loop = asyncio.get_running_loop()

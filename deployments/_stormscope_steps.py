@@ -42,6 +42,8 @@ class NowcastJob(BaseModel):
     initial_conditions: str
     """Path of a ``.npy`` file, float32, shape (variable, y, x), beside it the file with the
     coordinates, see `deployments.initial_conditions.source_grid`."""
+    all_conditioned: bool = False
+    """Whether every field that conditions the member has been there before."""
     fence: int
 
 

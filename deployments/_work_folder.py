@@ -173,17 +173,25 @@ class WorkFolder:
     # What conditions the execution's forecast: fields on their way from one model to another.
 
     def write_conditioning(self, member: int, step: int, field: NDArray[np.float32]) -> None:
-        """Keep a field, unless it is there, until the execution has ended."""
+        """Keep a field until the execution has ended; it survives a power cut.
+
+        That a member's fields are there is recorded, and nobody would compute a lost one again.
+        """
         path = self._conditioning_field(member, step)
-        if path.exists():
-            return
         partial = path.with_name(f".{secrets.token_hex(8)}")
         try:
             with partial.open("xb") as file:
                 np.save(file, field)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
         except FileNotFoundError:
             raise self.gone() from None
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def read_conditioning(self, member: int, step: int) -> NDArray[np.float32] | None:
         """Read a field; None if it is not there yet.

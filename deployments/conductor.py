@@ -171,12 +171,13 @@ async def condition_member(execution_id: str, plan: Plan, member: int, analysis:
 async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_image: str) -> None:
     """Compute one ensemble member as the fields come that condition it."""
     # Not before there is something to begin with: a model that waits could work for others.
-    await here().conditioned(execution_id, plan, plan.conditioned_by(member))
+    all_conditioned = await here().conditioned(execution_id, plan, plan.conditioned_by(member))
     job = NowcastJob(
         execution_id=execution_id,
         plan=plan,
         member=member,
         initial_conditions=satellite_image,
+        all_conditioned=all_conditioned,
         fence=here().fence,
     )
     async for progress in here().stream(Stage.INFERENCE, plan.model, "nowcast_member", job):

@@ -39,6 +39,10 @@ from workflows.grids import Grid
 logger = logging.getLogger("ray.serve")
 
 
+Steps = Callable[["Loaded", Callable[[], None]], Generator[NDArray[np.float32]]]
+"""Gives the fields of each step; the second argument raises if it shall stop."""
+
+
 class FCN3Options(BaseModel):
     """What an FCN3 replica needs to know."""
 
@@ -64,9 +68,9 @@ class Loaded:
     hourly_failure: str | None = None
 
     @property
-    def all(self) -> Any:
-        """The model with all that belongs to it."""
-        return self.model if self.hourly is None else self.hourly
+    def all(self) -> tuple[Any, ...]:
+        """The model and what belongs to it."""
+        return (self.model,) if self.hourly is None else (self.model, self.hourly)
 
 
 @serve.deployment(name="FCN3", max_ongoing_requests=2)
@@ -97,7 +101,7 @@ class FCN3:
             loaded = Loaded(model)
             if self._options.interpolation is not None:
                 self._load_interpolation(loaded, self._options.interpolation)
-            put_aside(loaded.all)
+            put_aside(*loaded.all)
         return loaded
 
     def _load_interpolation(self, loaded: Loaded, options: LoaderOptions) -> None:
@@ -115,8 +119,9 @@ class FCN3:
             loaded.hourly_failure = failure
 
     def _load_interpolation_again(self, loaded: Loaded, options: LoaderOptions) -> None:
-        with self._turn.computing(loaded.all, lambda: None):
+        with self._turn.loading() as put_aside:
             self._load_interpolation(loaded, options)
+            put_aside(*loaded.all)
 
     async def describe(self, name: str | None = None) -> dict[str, Any]:
         """Say which model this is, for the provenance of results.
@@ -135,7 +140,8 @@ class FCN3:
         options = self._options.interpolation
         if name is None or options is None or name != options.name:
             return dict(describe_origin(loaded.model, self._options.loader))
-        if loaded.hourly is None:
+        # Not while somebody computes: whoever asks would wait for the end of that.
+        if loaded.hourly is None and not self._replica.is_busy:
             await self._replica.between_jobs(
                 lambda loaded: self._load_interpolation_again(loaded, options)
             )
@@ -154,7 +160,7 @@ class FCN3:
             If the caller went away: the thread has stopped then.
         """
         async with self._written(
-            job, lambda loaded: forecast(loaded.model, job), self._packager.write_step
+            job, lambda loaded, _: forecast(loaded.model, job), self._packager.write_step
         ) as told:
             async for progress in told:
                 yield progress
@@ -171,20 +177,23 @@ class FCN3:
         """
         async with self._written(
             job,
-            lambda loaded: conditioning(loaded.model, _hourly(loaded), job),
+            lambda loaded, check: conditioning(loaded.model, _hourly(loaded), job, check),
             self._packager.write_conditioning,
         ) as told:
             async for progress in told:
                 yield progress
 
     def _written(
-        self, job: MemberJob, steps: Callable[[Loaded], Generator[NDArray[np.float32]]], writer: Any
+        self, job: MemberJob, steps: Steps, writer: Any
     ) -> aclosing[AsyncGenerator[MemberProgress]]:
         async def write(index: int, fields: NDArray[np.float32]) -> None:
             await writer.remote(job.execution_id, job.fence, job.member, index, fields)
 
         def in_turn(loaded: Loaded, running: Job) -> Generator[NDArray[np.float32]]:
-            with self._turn.computing(loaded.all, running.check), closing(steps(loaded)) as each:
+            with (
+                self._turn.computing(*loaded.all, check=running.check),
+                closing(steps(loaded, running.check)) as each,
+            ):
                 yield from each
 
         window = StepWindow(write, self._options.window_steps)

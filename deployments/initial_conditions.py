@@ -126,9 +126,7 @@ class InitialConditions:
                 np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
             )
         except Exception as error:
-            # HTTP and network errors are OSErrors; they pass, a date without data does not.
-            passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-            raise (TransientFailure if passing else StageFailed)(
+            raise (TransientFailure if may_pass(error) else StageFailed)(
                 Stage.INITIAL_CONDITIONS,
                 f"{plan.data_source} gave no data for {plan.start()}: "
                 f"{type(error).__name__}: {error}",
@@ -141,6 +139,22 @@ class InitialConditions:
             # First: the fields are what others look for.
             _put(source_grid(target), points)
             _put(target, fields)
+
+
+CLIENTS = {"obstore", "pystac_client", "aiohttp", "httpx", "requests", "urllib3", "botocore"}
+"""Packages whose errors, and what they are the cause of, tell of a network."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Say whether another try may help: a network passes, a date without data does not."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError) or "NotFound" in type(error).__name__:
+            return False
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENTS:
+            return True
+        # Sources wrap what their clients raise.
+        error = error.__cause__
+    return False
 
 
 def source_grid(fields: Path) -> Path:

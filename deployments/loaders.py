@@ -1,8 +1,11 @@
-"""Loaders of real models, for the settings' ``loader: "deployments.loaders:…"``."""
+"""Loaders of real models and data sources: ``loader: "deployments.loaders:…"`` in the settings."""
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,68 @@ def stormscope(
         source, model_name=model_name, conditioning_data_source=None, **options
     )
     return _ready(model, device, source)
+
+
+def ifs(**options: Any) -> Any:
+    """Open ECMWF's IFS analyses on the Planetary Computer.
+
+    Parameters
+    ----------
+    **options
+        For Earth2Studio's ``PlanetaryComputerECMWFOpenDataIFS``. By default nothing stays cached:
+        initial conditions are kept with the execution.
+    """
+    from earth2studio.data import PlanetaryComputerECMWFOpenDataIFS
+
+    return source_per_call(PlanetaryComputerECMWFOpenDataIFS, options)
+
+
+def goes(*, satellite: str, **options: Any) -> Any:
+    """Open images of a GOES satellite on the Planetary Computer, of the contiguous United States.
+
+    Parameters
+    ----------
+    satellite : {'goes16', 'goes19'}
+    **options
+        For Earth2Studio's ``PlanetaryComputerGOES``, as in `ifs`.
+    """
+    from earth2studio.data import PlanetaryComputerGOES
+
+    return source_per_call(
+        PlanetaryComputerGOES, {"satellite": satellite, "scan_mode": "C", **options}
+    )
+
+
+def source_per_call(kind: type, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
+    """Give a data source that is made anew for each call, with a folder of its own.
+
+    Earth2Studio's sources on the Planetary Computer download into one folder, whichever of them it
+    is, and remove that after each call unless they keep it: two at once remove each other's.
+
+    Parameters
+    ----------
+    kind : type
+        One of those sources.
+    options : mapping
+        For its constructor.
+    """
+    options = {"cache": False, "verbose": False, **options}
+
+    class WithOwnFolder(kind):  # type: ignore[misc]
+        @functools.cached_property
+        def cache(self) -> str:
+            shared = Path(super().cache)
+            if options["cache"]:
+                return str(shared)
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkdtemp(prefix="fetch-", dir=shared.parent)
+
+    WithOwnFolder(**options)  # what is wrong with the options shall show now
+
+    def fetch(time: Any, variable: Any) -> Any:
+        return WithOwnFolder(**options)(time, variable)
+
+    return fetch
 
 
 def _check_folder(package: str | None, model: str) -> None:

@@ -23,6 +23,8 @@ from deployments._model_replica import Job, MemberProgress, ModelReplica, writte
 from deployments._step_window import StepWindow
 from deployments._stormscope_steps import Nowcaster, NowcastJob, nowcast, prepare
 from deployments._transient import is_transient
+from workflows.errors import StageFailed
+from workflows.execution import Stage
 from workflows.grids import Grid, LambertGrid
 
 logger = logging.getLogger("ray.serve")
@@ -32,6 +34,8 @@ Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
 
 ATTEMPTS = 5
 PAUSE_S = 0.5
+LOOKS = 10
+"""Of half a second each: a folder that many nodes see may show a file late."""
 
 
 class StormScopeOptions(BaseModel):
@@ -118,7 +122,7 @@ class StormScope:
         def steps(nowcaster: Nowcaster, running: Job) -> Generator[Floats]:
             fields = FieldsAhead(lambda step: self._field(job, step), job, running, loop)
             with (
-                self._turn.computing(nowcaster.model, running.check),
+                self._turn.computing(nowcaster.model, check=running.check),
                 closing(fields),
                 closing(nowcast(nowcaster, job, fields.of)) as each,
             ):
@@ -130,9 +134,15 @@ class StormScope:
                 yield progress
 
     async def _field(self, job: NowcastJob, step: int) -> Floats:
-        """Wait for the field that conditions a step, however long it takes."""
+        """Wait for the field that conditions a step, however long it takes to be computed.
+
+        Raises
+        ------
+        StageFailed
+            If it must have been there before and is not: nobody will compute it again.
+        """
         member = job.plan.conditioned_by(job.member)
-        failures = 0
+        failures = looks = 0
         while True:
             try:
                 field: Floats | None = await self._packager.read_conditioning.remote(
@@ -147,6 +157,12 @@ class StormScope:
             else:
                 if field is not None:
                     return field
+                looks += 1
+                if job.all_conditioned and looks == LOOKS:
+                    raise StageFailed(
+                        Stage.INFERENCE,
+                        f"the field that conditions step {step} of member {job.member} is lost",
+                    )
 
 
 class FieldsAhead:

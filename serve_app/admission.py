@@ -22,6 +22,11 @@ DISK_RESERVE = 256 * 2**20
 UNKNOWN_RETRY_S = 30
 """Retry-After while no execution has ended yet."""
 LONGEST_RETRY_S = 600
+REDUCIBLE = (
+    *("n_steps", "n_samples", "seeds"),
+    *("n_samples_stormscope", "seeds_stormscope", "variables"),
+)
+"""Parameters that decide how large a result is."""
 
 
 def accept(
@@ -104,6 +109,7 @@ def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
 def _check_disk(plan: Plan, workflow: Workflow, results_dir: Path) -> None:
     # NetCDF4 is exported from the Zarr store, which is removed only afterwards.
     needed = plan.output_bytes * (2 if plan.output_format == "netcdf4" else 1)
+    needed += plan.working_bytes
     free = free_bytes(results_dir)
     if needed > free:
         raise _too_large(
@@ -128,7 +134,14 @@ def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> Invali
     )
     reducible = [
         name
-        for name in ("n_steps", "n_samples", "seeds", "n_samples_stormscope", "variables")
+        for name in (
+            "n_steps",
+            "n_samples",
+            "seeds",
+            "n_samples_stormscope",
+            "seeds_stormscope",
+            "variables",
+        )
         if name in workflow.parameters.model_fields
     ]
     return InvalidParameters(

@@ -126,6 +126,15 @@ class Plan(BaseModel):
         return len(self.seeds) * self.n_times * len(self.variables) * self.field_bytes
 
     @property
+    def working_bytes(self) -> int:
+        """Size of what is kept while it runs: the global state and the fields that condition."""
+        conditions = self.conditioning
+        if conditions is None:
+            return len(self.input_variables) * self.field_bytes
+        fields = len(conditions.input_variables) + len(conditions.seeds) * self.n_steps
+        return fields * 4 * math.prod(conditions.grid.shape)
+
+    @property
     def conditioning_hours(self) -> range:
         """Hours after the conditioning forecast's start whose fields are needed, one a step."""
         if self.conditioning is None:

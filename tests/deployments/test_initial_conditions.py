@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 from deployments._transient import is_transient
-from deployments.initial_conditions import InitialConditions, SourceOptions
+from deployments.initial_conditions import InitialConditions, SourceOptions, may_pass
 from tests.deployments.results import make_plan
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
@@ -164,6 +164,34 @@ async def test_what_may_pass_is_tried_again(tmp_path: Path, kind: str, passes: b
     with pytest.raises(StageFailed, match="not now") as e:
         await source.fetch(PLAN, EXECUTION)
     assert is_transient(e.value) is passes
+
+
+class FromAClient(Exception):
+    """What a client of an object store raises."""
+
+
+FromAClient.__module__ = "obstore.exceptions"
+
+
+def wrapped(cause: Exception) -> Exception:
+    error = RuntimeError("Failed to download asset")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (FromAClient(), True),
+        (wrapped(FromAClient()), True),
+        (wrapped(ConnectionResetError()), True),
+        (wrapped(FileNotFoundError()), False),
+        (wrapped(ValueError()), False),
+    ],
+    ids=repr,
+)
+def test_what_a_source_wraps_decides_whether_it_may_pass(error: Exception, passes: bool) -> None:
+    assert may_pass(error) is passes
 
 
 async def test_a_source_that_lacks_a_variable_is_a_reason(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,3 +173,37 @@ def test_the_interpolation_is_loaded_around_fcn3_from_folders(tmp_path: Path) ->
     assert not model.training
     weights = describe_origin(model, what("deployments.loaders:hourly"))["weights"]
     assert weights == str(interpolation)
+
+
+@pytest.mark.models
+def test_two_fetches_at_once_keep_out_of_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from earth2studio.data.planetary_computer import _PlanetaryComputerData
+
+    # Read by Earth2Studio, which has no other way to be told.
+    monkeypatch.setenv("EARTH2STUDIO_DATA_CACHE", str(tmp_path))
+    both = threading.Barrier(2)
+
+    class Downloads(_PlanetaryComputerData):
+        """The real class but for what comes over the network."""
+
+        def __init__(self, cache: bool, verbose: bool) -> None:
+            self._cache, self._async_timeout = cache, 60
+
+        async def fetch(self, time_: Any, variable: Any) -> str:
+            return await asyncio.to_thread(self._download, variable)
+
+        def _download(self, variable: str) -> str:
+            file = Path(self.cache, "asset")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(variable)
+            both.wait(30)
+            if variable == "slow":
+                time.sleep(0.3)
+            return file.read_text()
+
+    source = loaders.source_per_call(Downloads, {})
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(source, [None, None], ["quick", "slow"])) == ["quick", "slow"]
+    assert not list(tmp_path.rglob("asset"))

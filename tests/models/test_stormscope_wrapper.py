@@ -219,6 +219,21 @@ def test_members_on_one_model_are_what_the_peers_loop_gives(
     assert not np.array_equal(peers_loop(11, 7), peers_loop(11, 2**32 - 1), equal_nan=True)
 
 
+def test_members_on_one_model_do_not_disturb_each_other(
+    folder: Path, nowcaster: Nowcaster, peers_fcn3: Any, peers_loop: Any
+) -> None:
+    plan = plan_for()
+
+    def member(number: int) -> Any:
+        fields = peers_fcn3(FCN3_SEEDS[plan.conditioned_by(number)])
+        return nowcast(nowcaster, nowcast_job(folder, plan, number), lambda s: fields[AHEAD + s])
+
+    # Step by step in turns: neither conditioning nor random numbers may be the model's.
+    given = list(zip(member(1), member(2), strict=True))
+    np.testing.assert_array_equal([step[0] for step in given], peers_loop(11, SEEDS[1]))
+    np.testing.assert_array_equal([step[1] for step in given], peers_loop(12, SEEDS[2]))
+
+
 def test_a_nowcast_leaves_the_random_numbers_of_others_alone(
     folder: Path, nowcaster: Nowcaster, peers_fcn3: Any
 ) -> None:

@@ -132,8 +132,8 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
                     "stormscope": {"num_gpus": 0.5},
                 }
             },
-            "args.models: with in_turn fcn3 and stormscope share one GPU, but their num_gpus are 1.5 "
-            "together; set num_gpus: 0.5 for each",
+            "args.models: with in_turn fcn3 and stormscope share one GPU, but their num_gpus are "
+            "1.5 together; set num_gpus: 0.5 for each",
         ),
         ({"in_turn": True}, "args.in_turn: unknown key; it belongs in applications[].args.models"),
         (
