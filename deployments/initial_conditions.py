@@ -125,20 +125,29 @@ class InitialConditions:
             found = self._sources[plan.data_source](
                 np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
             )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise (TransientFailure if may_pass(error) else StageFailed)(
                 Stage.INITIAL_CONDITIONS,
                 f"{plan.data_source} gave no data for {plan.start()}: "
                 f"{type(error).__name__}: {error}",
             ) from error
-        found = _of_one_time(plan, found)
-        if isinstance(plan.grid, Grid):
-            _put(target, _on_the_models_grid(plan, plan.grid, found))
-        else:
-            fields, points = _on_its_own_grid(plan, found)
+        points: NDArray[np.float64] | None = None
+        try:
+            found = _of_one_time(plan, found)
+            if isinstance(plan.grid, Grid):
+                fields = _on_the_models_grid(plan, plan.grid, found)
+            else:
+                fields, points = _on_its_own_grid(plan, found)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StageFailed(
+                Stage.INITIAL_CONDITIONS,
+                f"what {plan.data_source} gave for {plan.start()} is not to be used: "
+                f"{type(error).__name__}: {error}",
+            ) from error
+        if points is not None:
             # First: the fields are what others look for.
             _put(source_grid(target), points)
-            _put(target, fields)
+        _put(target, fields)
 
 
 CLIENTS = {"obstore", "pystac_client", "aiohttp", "httpx", "requests", "urllib3", "botocore"}
@@ -219,17 +228,21 @@ def _on_its_own_grid(plan: Plan | Conditioning, found: Any) -> tuple[Floats, NDA
     Points without a value are common at the rim of a satellite's view. Whether they matter only
     the model can say.
     """
-    points = []
+    along = []
     for name in ("lat", "lon"):
         # GOES has its coordinates under these names: they are no dimensions.
-        along = next((found[n] for n in (f"_{name}", name) if n in found.coords), None)
-        if along is None:
+        one = next((found[n] for n in (f"_{name}", name) if n in found.coords), None)
+        if one is None or not np.isfinite(one).any():
             raise StageFailed(
                 Stage.INITIAL_CONDITIONS, f"{plan.data_source} does not say where its points lie"
             )
-        points.append(np.asarray(along, np.float64))
-    if points[0].ndim == 1:
+        along.append(one)
+    points = [np.asarray(one, np.float64) for one in along]
+    dims = along[0].dims
+    if len(dims) == 1:
+        dims = (*dims, *along[1].dims)
         points = list(np.meshgrid(*points, indexing="ij"))
+    found = found.transpose("variable", *dims)
     fields = np.ascontiguousarray(found.values, dtype=np.float32)
     if points[0].shape != fields.shape[1:] or points[1].shape != fields.shape[1:]:
         raise StageFailed(

@@ -212,7 +212,7 @@ def _source(name: str, settings: Settings) -> SourceOptions:
         chosen = settings.data_sources.goes
         grid = settings.models.stormscope.grid.model_dump()
         loader = _loader(name, chosen, "deployments.synthetic_satellite:load_goes", grid)
-        loader = loader.model_copy(update={"options": {"satellite": name, **loader.options}})
+        loader = loader.model_copy(update={"options": {**loader.options, "satellite": name}})
     return SourceOptions(**loader.model_dump(), timeout_s=chosen.timeout_s)
 
 

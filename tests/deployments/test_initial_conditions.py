@@ -15,8 +15,13 @@ import pytest
 import xarray as xr
 
 from deployments._transient import is_transient
-from deployments.initial_conditions import InitialConditions, SourceOptions, may_pass
-from tests.deployments.results import make_plan
+from deployments.initial_conditions import (
+    InitialConditions,
+    SourceOptions,
+    may_pass,
+    source_grid,
+)
+from tests.deployments.results import make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.grids import Grid
@@ -80,11 +85,15 @@ def no_sources() -> None:
 
 
 async def deployed(
-    folder: Path, loader: str = f"{__name__}:Source", timeout_s: float = 20, **options: Any
+    folder: Path,
+    loader: str = f"{__name__}:Source",
+    timeout_s: float = 20,
+    name: str = "ifs",
+    **options: Any,
 ) -> Any:
     deployment = InitialConditions.func_or_class  # type: ignore[attr-defined]
     made = deployment.__new__(deployment)
-    source = SourceOptions(name="ifs", loader=loader, options=options, timeout_s=timeout_s)
+    source = SourceOptions(name=name, loader=loader, options=options, timeout_s=timeout_s)
     await made.__init__([source], folder)
     return made
 
@@ -300,3 +309,76 @@ async def test_every_execution_has_its_own(tmp_path: Path) -> None:
 
     assert await source.fetch(PLAN, EXECUTION) != await source.fetch(later, "exec_2")
     assert [asked[0][0] for asked in Source.made[0].asked] == [PLAN.start(), later.start()]
+
+
+# What a regional model gets: the source's own grid.
+
+REGIONAL = make_nowcast_plan(variables=("abi13c",))
+
+
+class Satellite:
+    """A square image whose first row is the northernmost, whatever the order of its dimensions."""
+
+    def __init__(self, dims: tuple[str, ...] = ("y", "x"), curved: bool = True) -> None:
+        self._dims, self._curved = dims, curved
+
+    def __call__(self, time: Any, variable: Any) -> Any:
+        north, east = np.array([50.0, 40.0, 30.0]), np.array([-120.0, -100.0, -80.0])
+        image = xr.DataArray(north[:, None] + east / 1000, dims=("y", "x"))
+        if self._curved:
+            lat, lon = np.meshgrid(north, east, indexing="ij")
+            image = image.assign_coords(_lat=(("y", "x"), lat), _lon=(("y", "x"), lon))
+        else:
+            image = image.rename(y="lat", x="lon").assign_coords(lat=north, lon=east)
+        image = image.transpose(*(self._dims if self._curved else ("lon", "lat")))
+        return image.expand_dims(time=time, variable=list(variable))
+
+
+def curved() -> Any:
+    return Satellite()
+
+
+def transposed() -> Any:
+    return Satellite(dims=("x", "y"))
+
+
+def regular_transposed() -> Any:
+    return Satellite(curved=False)
+
+
+def nowhere() -> Any:
+    satellite = Satellite()
+    return lambda time, variable: satellite(time, variable) * np.nan
+
+
+def ends_the_process() -> Any:
+    def fetch(time: Any, variable: Any) -> Any:
+        raise SystemExit(3)
+
+    return fetch
+
+
+def nothing() -> Any:
+    return lambda time, variable: None
+
+
+@pytest.mark.parametrize("loader", ["curved", "transposed", "regular_transposed"])
+async def test_an_image_keeps_its_points(tmp_path: Path, loader: str) -> None:
+    source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
+    path = Path(await source.fetch(REGIONAL, EXECUTION))
+    (image,), (lat, lon) = np.load(path), np.load(source_grid(path))
+    np.testing.assert_allclose(image, lat + lon / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loader", "reason"),
+    [
+        ("nowhere", "goes16 has no value in abi13c"),
+        ("ends_the_process", "goes16 gave no data for .*: SystemExit: 3"),
+        ("nothing", "what goes16 gave for .* is not to be used: AttributeError"),
+    ],
+)
+async def test_an_image_that_is_none_is_a_reason(tmp_path: Path, loader: str, reason: str) -> None:
+    source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
+    with pytest.raises(StageFailed, match=reason):
+        await source.fetch(REGIONAL, EXECUTION)
