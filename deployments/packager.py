@@ -109,6 +109,8 @@ class Packager:
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait({export})
+            # Looked at, or it would be logged as one that nobody has seen.
+            export.exception()
             raise
 
     async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
