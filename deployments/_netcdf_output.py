@@ -83,9 +83,11 @@ class NetCDFOutput(Output):
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """Hold the lock while nothing waits to be written."""
-        self.flush()
-        with self._locked():
-            yield
+        # Ours first, so that no thread of the class's hands over more; those that write take none.
+        with self._lock:
+            self.flush()
+            with self._locked():
+                yield
 
     def __getitem__(self, name: str) -> Any:
         # The file itself takes a name that is not there for a path, and an index out of range.
@@ -136,11 +138,11 @@ class NetCDFOutput(Output):
             self._places.clear()
 
     def _hand_over(self, target: Field, index: Index, values: Any) -> None:
-        if target.name in self._plain:
-            with self._locked():
+        with self._lock:
+            if target.name in self._plain:
                 self._find_places()
-            super()._hand_over(target, index, values)
-            return
+                super()._hand_over(target, index, values)
+                return
         chunk = np.asarray(on_host(values), target.dtype)
         self._write_chunk(target, index, chunk)
         with self._noting:
@@ -217,13 +219,14 @@ class NetCDFOutput(Output):
         # one and the same HDF5.
         import h5py
 
-        self._file.sync()
-        with h5py.File(self.path, "r", locking=False) as file:
-            for name in added:
-                places: dict[Index, int] = {}
-                chunks = self.fields[name].chunks
-                file[name].id.chunk_iter(partial(_note_place, places, chunks))
-                self._places[name] = places
+        with self._locked():
+            self._file.sync()
+            with h5py.File(self.path, "r", locking=False) as file:
+                for name in added:
+                    places: dict[Index, int] = {}
+                    chunks = self.fields[name].chunks
+                    file[name].id.chunk_iter(partial(_note_place, places, chunks))
+                    self._places[name] = places
 
     def _write_chunk(self, target: Field, index: Index, values: NDArray[Any]) -> None:
         if self._raw is not None and (places := self._places.get(target.name)) is not None:

@@ -13,9 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from deployments._fcn3_steps import hourly_points
+from deployments._fcn3_steps import MemberJob, hourly_points
 from deployments.initial_conditions import source_grid
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
@@ -31,20 +30,15 @@ POSITION_TOLERANCE = 1e-3
 """Degrees by which a model's points may differ from those that results are labelled with."""
 
 
-class NowcastJob(BaseModel):
-    """One ensemble member to compute."""
+class NowcastJob(MemberJob):
+    """One ensemble member to compute.
 
-    model_config = ConfigDict(frozen=True)
+    `initial_conditions` are fields of the satellite, (variable, y, x); beside them lies the file
+    with their coordinates, see `deployments.initial_conditions.source_grid`.
+    """
 
-    execution_id: str
-    plan: Plan
-    member: int
-    initial_conditions: str
-    """Path of a ``.npy`` file, float32, shape (variable, y, x), beside it the file with the
-    coordinates, see `deployments.initial_conditions.source_grid`."""
     all_conditioned: bool = False
     """Whether every field that conditions the member has been there before."""
-    fence: int
 
 
 @dataclass

@@ -180,7 +180,8 @@ def test_maps_are_written_past_hdf5(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"zlib": True}, {"endian": "big"}, {"chunksizes": [1, 1, 2, 2]}]
 )
-def test_maps_that_need_hdf5_are_written_by_it(io: Output, options: dict[str, Any]) -> None:
+def test_maps_that_need_hdf5_are_written_by_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    io = new_output(tmp_path, "netcdf4", **ALL_BEHIND)
     io.add_array(FORECAST, "t2m", **options)
     io.write(tensor(FORECAST), FORECAST, "t2m")
     io.finish()
