@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 help:
 	@echo "make install  set up .venv"
-	@echo "make demo     serve, run a 4-member forecast, leave a dataset and a map"
+	@echo "make demo     serve, run a 4-member forecast, leave a dataset, a map and a STAC item"
 	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
 	@echo "make check    check the configuration files"
 	@echo "make test     all tests"
@@ -38,6 +38,14 @@ install-test: .venv/.installed-test
 	$(PIP) -e '.[test]'
 	@touch .venv/.installed $@
 
+# Azurite, the emulator of Blob Storage. Without npm its tests are skipped, and say so.
+EMULATORS := tests/emulators
+$(EMULATORS)/node_modules/.installed: $(EMULATORS)/package.json $(EMULATORS)/package-lock.json
+	@if command -v npm >/dev/null; then \
+		echo "installing Azurite into $(EMULATORS)/node_modules"; \
+		npm ci --prefix $(EMULATORS) --silent --no-audit --no-fund && touch $@; \
+	else echo "no npm here: tests with Azurite will be skipped"; fi
+
 format: install-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -53,7 +61,7 @@ check: install
 	$(BIN)/python -m serve_app.check config/*.yaml
 
 # Ray would otherwise write a token to the home folder, and count its uses.
-test: install-test
+test: install-test $(EMULATORS)/node_modules/.installed
 	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest $(ARGS)
 
 demo: install

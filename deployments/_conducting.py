@@ -39,7 +39,8 @@ class Conducting:
     Parameters
     ----------
     execute : callable
-        The life of an execution, a DBOS workflow; gets its id.
+        The life of an execution, a DBOS workflow; gets its id and, if all that is left to do is
+        their delivery, its results.
     deployments : dict of str to DeploymentHandle
         ``packager``, ``initial_conditions`` and every model, by name.
     components : dict of str to str
@@ -55,7 +56,7 @@ class Conducting:
 
     def __init__(
         self,
-        execute: Callable[[str], Coroutine[Any, Any, None]],
+        execute: Callable[[str, dict[str, Any] | None], Coroutine[Any, Any, None]],
         deployments: dict[str, DeploymentHandle[Any]],
         components: dict[str, str],
         *,
@@ -155,7 +156,7 @@ class Conducting:
         """Take up executions whose workflow never began, and record what ended unsaid."""
         for execution in claimed:
             execution_id = execution.execution_id
-            status = await DBOS.get_workflow_status_async(execution_id)
+            status = await DBOS.get_workflow_status_async(_attempt(execution))
             if status is None:
                 await self._start(execution)
             elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
@@ -202,8 +203,9 @@ class Conducting:
 
     async def _start(self, execution: Execution) -> None:
         self._started[execution.execution_id] = execution.workflow
-        with SetWorkflowID(execution.execution_id):
-            await DBOS.start_workflow_async(self._execute, execution.execution_id)
+        packaged = execution.results if execution.is_packaged else None
+        with SetWorkflowID(_attempt(execution)):
+            await DBOS.start_workflow_async(self._execute, execution.execution_id, packaged)
 
     def _ended(self, execution_id: str) -> None:
         self._started.pop(execution_id, None)
@@ -216,14 +218,15 @@ class Conducting:
         self._nudged.set()
 
     async def _cancel_requested(self) -> None:
-        for execution_id in await asyncio.to_thread(self._store.cancel_requests):
+        for execution in await asyncio.to_thread(self._store.cancel_requests):
+            execution_id = execution.execution_id
             if execution_id in self._cancelling:
                 continue
             life = self.lives.running.get(execution_id)
             if life is not None:
                 self._cancelling.add(execution_id)
                 # Recorded first, so that no successor takes it up again; then at once here.
-                await DBOS.cancel_workflow_async(execution_id)
+                await DBOS.cancel_workflow_async(_attempt(execution))
                 life.task.cancel()
             elif execution_id not in self._started:
                 # It may have finished since the request was read.
@@ -242,8 +245,10 @@ class Conducting:
         execution_id = execution.execution_id
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
-            if await DBOS.get_workflow_status_async(execution_id) is not None:
-                await DBOS.delete_workflow_async(execution_id)
+            for attempt in range(execution.retries + 1):
+                workflow_id = _attempt(execution, attempt)
+                if await DBOS.get_workflow_status_async(workflow_id) is not None:
+                    await DBOS.delete_workflow_async(workflow_id)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:
             logger.exception("%s not purged, tried again later", execution_id)
@@ -262,6 +267,12 @@ class Conducting:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
+
+
+def _attempt(execution: Execution, attempt: int | None = None) -> str:
+    """Name the DBOS workflow of an attempt at an execution, by default the latest."""
+    attempt = execution.retries if attempt is None else attempt
+    return f"{execution.execution_id}.{attempt}" if attempt else execution.execution_id
 
 
 _here: Conducting | None = None

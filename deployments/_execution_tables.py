@@ -53,6 +53,7 @@ executions = sa.Table(
     sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
     sa.Column("purge_requested", sa.Boolean, nullable=False, default=False),
     sa.Column("results", _json),
+    sa.Column("retries", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Column("revision", sa.BigInteger, nullable=False, default=0),
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("body_digest", sa.String(64)),
@@ -98,6 +99,16 @@ EXECUTION_COLUMNS = [
     for column in executions.c
     if column.name not in {"number", "idempotency_key", "body_digest"}
 ]
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Make the tables, and bring those of an earlier release up to date."""
+    metadata.create_all(connection)
+    known = {column["name"] for column in sa.inspect(connection).get_columns(executions.name)}
+    if executions.c.retries.name not in known:
+        connection.exec_driver_sql(
+            f"ALTER TABLE {executions.name} ADD COLUMN retries INTEGER NOT NULL DEFAULT 0"
+        )
 
 
 def row_of(execution: Execution) -> dict[str, Any]:

@@ -36,8 +36,15 @@ class ConditioningJob(MemberJob):
     """
 
 
-def forecast(model: Any, job: MemberJob) -> Generator[NDArray[np.float32]]:
+def forecast(
+    model: Any, job: MemberJob, state: NDArray[np.float32] | None = None
+) -> Generator[NDArray[np.float32]]:
     """Run a model over one member.
+
+    Parameters
+    ----------
+    state : ndarray, shape (variable, lat, lon), optional
+        The initial conditions; read from the job's path by default.
 
     Yields
     ------
@@ -46,7 +53,7 @@ def forecast(model: Any, job: MemberJob) -> Generator[NDArray[np.float32]]:
         models overwrite what they gave on the next step.
     """
     plan = job.plan
-    iterator = _iterator(model, model, plan, plan.seeds[job.member], job.initial_conditions)
+    iterator = _iterator(model, model, plan, plan.seeds[job.member], _state(job, state))
     chosen: list[int] | None = None
     for _ in range(plan.n_times):
         fields, given = next(iterator)
@@ -56,7 +63,11 @@ def forecast(model: Any, job: MemberJob) -> Generator[NDArray[np.float32]]:
 
 
 def conditioning(
-    model: Any, hourly: Any, job: ConditioningJob, check: Callable[[], None] = lambda: None
+    model: Any,
+    hourly: Any,
+    job: ConditioningJob,
+    check: Callable[[], None] = lambda: None,
+    state: NDArray[np.float32] | None = None,
 ) -> Generator[NDArray[np.float32]]:
     """Run a model hour by hour up to the last that conditions a step of the plan.
 
@@ -66,6 +77,8 @@ def conditioning(
         Interpolates the steps of `model`.
     check : callable
         Called at every hour, those included that condition nothing; raises if the job shall stop.
+    state : ndarray, shape (variable, lat, lon), optional
+        The initial conditions; read from the job's path by default.
 
     Yields
     ------
@@ -77,7 +90,7 @@ def conditioning(
     if conditions is None:
         raise ValueError(f"{job.execution_id} is not conditioned")
     seed = conditions.seeds[job.member]
-    iterator = _iterator(model, hourly, conditions, seed, job.initial_conditions)
+    iterator = _iterator(model, hourly, conditions, seed, _state(job, state))
     hours = job.plan.conditioning_hours
     for hour in range(hours.stop):
         check()
@@ -87,11 +100,14 @@ def conditioning(
             yield _to_host(fields[0, 0], _places(given, [conditions.variable]))[0]
 
 
+def _state(job: MemberJob, state: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    return np.load(job.initial_conditions, mmap_mode="r") if state is None else state
+
+
 def _iterator(
-    model: Any, steps: Any, plan: Plan | Conditioning, seed: int, initial_conditions: str
+    model: Any, steps: Any, plan: Plan | Conditioning, seed: int, state: NDArray[np.float32]
 ) -> Iterator[Any]:
     """Begin a run of one member."""
-    state = np.load(initial_conditions, mmap_mode="r")[None, None]
     grid = cast(Grid, plan.grid)
     coords = OrderedDict(
         time=np.array([plan.start()]).astype("datetime64[ns]"),
@@ -102,7 +118,9 @@ def _iterator(
     )
     # Consumed at the iterator's first step: no other iterator may be made in between.
     model.set_rng(seed=seed, reset=True)
-    iterator: Iterator[Any] = steps.create_iterator(_as_model_input(model, state), coords)
+    iterator: Iterator[Any] = steps.create_iterator(
+        _as_model_input(model, state[None, None]), coords
+    )
     return iterator
 
 

@@ -156,9 +156,42 @@ class Lives:
     ) -> None:
         """Record that an execution has come to a stage; a resumed one does not step back."""
         execution = await self._read(execution_id)
-        order = list(Stage)
-        if execution.stage is None or order.index(execution.stage) < order.index(stage):
+        if execution.stage is None or execution.stage.is_before(stage):
             await self.record(execution_id, stage=stage, status=status, progress=progress)
+
+    async def enter_delivery(
+        self,
+        execution_id: str,
+        stage: Stage,
+        results: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        """Record that results are whole, and that their delivery has come to a stage."""
+        execution = await self._read(execution_id)
+        if execution.status not in FINISHED:
+            ahead = execution.stage is not None and stage.is_before(execution.stage)
+            await self.record(
+                execution_id,
+                stage=execution.stage if ahead else stage,
+                status=Status.PENDING_RESULTS,
+                progress=progress,
+                results=_manifest(execution, results, datetime.now(UTC)),
+            )
+
+    async def note_upload(self, execution_id: str, sent: int, total: int) -> None:
+        """Record how far an upload is, a few times a second."""
+        life = self.running[execution_id]
+        async with life.telling:
+            if time.monotonic() - life.told_at < PROGRESS_INTERVAL_S:
+                return
+            life.told_at = time.monotonic()
+            known = (await self._read(execution_id)).progress
+            message = f"{sent / 1e6:.0f} of {total / 1e6:.0f} MB uploaded"
+            if known is not None:
+                told = known.model_copy(update={"message": message})
+            else:
+                told = Progress(message=message, current_step=0, total_steps=0)
+            await self.record(execution_id, progress=told)
 
     async def keep(self, execution_id: str, results: dict[str, Any], progress: Progress) -> None:
         """Record results of an execution that is about to fail: they can be had all the same."""

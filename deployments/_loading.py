@@ -30,11 +30,16 @@ def load(what: LoaderOptions, **more: Any) -> Any:
     **more
         Further keyword arguments, such as ``device`` for models.
     """
-    module, _, attribute = what.loader.partition(":")
+    return import_from(what.loader)(**more, **what.options)
+
+
+def import_from(path: str) -> Any:
+    """Import what ``module:name`` names."""
+    module, _, attribute = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):
         found = getattr(found, part)
-    return found(**more, **what.options)
+    return found
 
 
 def describe_origin(thing: Any, what: LoaderOptions) -> Mapping[str, Any]:

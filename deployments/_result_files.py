@@ -8,7 +8,9 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from deployments._work_folder import WorkFolder, Written
 from deployments._zarr_layout import chunk_key, store_objects
-from deployments.manifest import hashed
+from deployments.manifest import CHECKSUMS, hashed
 from workflows.base import Plan
 from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
 from workflows.errors import StageFailed
@@ -25,6 +27,8 @@ from workflows.execution import Stage
 from workflows.grids import Grid
 
 ZARR, NETCDF = "results.zarr", "results.nc"
+_SMALL_FIELD_BYTES = 1 << 16
+"""Below this, handing a field to a thread costs more than writing it."""
 _scratch = threading.local()
 
 
@@ -36,12 +40,14 @@ class ResultFiles:
     that a rename makes them whole at once.
     """
 
-    execution_id: str
+    work: WorkFolder
     plan: Plan
     provenance: Provenance
     folder: Path
     """What lies here is delivered."""
     partial: Path
+    pool: Executor
+    """Writes fields of a step at once."""
 
     @property
     def zarr(self) -> Path:
@@ -55,19 +61,19 @@ class ResultFiles:
 
     def dataset(self) -> Dataset:
         """Describe what the result holds."""
-        return describe(self.plan, self.execution_id, self.provenance)
+        return describe(self.plan, self.work.execution_id, self.provenance)
 
     def new_partial(self) -> Path:
         """Give a path that no other call gets."""
         return self.partial / secrets.token_hex(8)
 
-    def make_folders(self) -> None:
-        """Make the folders for whole and partial files."""
+    def create(self) -> None:
+        """Create all arrays and metadata at once, unless they are there or have been exported."""
         self.partial.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-
-    def create_zarr(self) -> None:
-        """Create all arrays and metadata at once, unless they are there."""
+        # A NetCDF request has no Zarr any more once it is finished.
+        if self.zarr.exists() or self.work.export() is not None:
+            return
         draft = self.new_partial()
         for key, content in store_objects(self.dataset()):
             path = draft / key
@@ -84,7 +90,18 @@ class ResultFiles:
                 raise
             remove_tree(draft)
 
-    def write_field(
+    def write_step(
+        self, member: int, time_index: int, fields: NDArray[np.float32]
+    ) -> list[Written]:
+        """Write one time of one member; the maps are as models give them."""
+
+        def write(variable: str, field: NDArray[np.float32]) -> Written:
+            return self._write_field(variable, member, time_index, field)
+
+        mapped = map if self.plan.field_bytes < _SMALL_FIELD_BYTES else self.pool.map
+        return list(mapped(write, self.plan.variables, fields))
+
+    def _write_field(
         self, variable: str, member: int, time_index: int, field: NDArray[np.float32]
     ) -> Written:
         """Write one map, as models give it, as one chunk that appears whole.
@@ -92,10 +109,7 @@ class ResultFiles:
         No codec is used: the bytes of the array are the encoded object.
         """
         key = chunk_key(variable, field_index(self.plan, member, time_index))
-        if isinstance(self.plan.grid, Grid):
-            rolled = _from_west(field)
-        else:
-            rolled = np.ascontiguousarray(field, FIELD_DTYPE)
+        rolled = as_stored(self.plan, field)
         partial = self.new_partial()
         try:
             with partial.open("xb") as file:
@@ -122,7 +136,41 @@ class ResultFiles:
         shape = self.plan.grid.shape
         return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(shape)
 
-    def whole_files(self, work: WorkFolder, extra: Sequence[str]) -> Iterator[Written]:
+    def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Read the maps of one step, by variable."""
+        for variable in self.plan.variables:
+            yield variable, self.read_field(variable, member, time_index)
+
+    def export(
+        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], None]
+    ) -> None:
+        """Have the NetCDF file written, and make it appear whole.
+
+        Of several calls one works, the others wait for it. One that was killed is begun anew.
+        """
+        with self.work.exporting(should_stop):
+            if self.work.export() is not None:
+                return
+            if self.netcdf.exists():
+                self.work.record_export(hashed(self.netcdf, NETCDF))
+                return
+            # Named by fence: a mount that does not honour the lock costs time, not the result.
+            partial = self.partial / f"{fence}.nc"
+            write(partial)
+            flushed = self.pool.submit(flush, partial)
+            exported = hashed(partial, NETCDF)
+            flushed.result()
+            self.work.admit(fence)
+            partial.replace(self.netcdf)
+            self.work.record_export(exported)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Put a further file into the folder of the result; it appears whole."""
+        partial = self.new_partial()
+        partial.write_bytes(content)
+        partial.replace(self.folder / name)
+
+    def whole_files(self, extra: Sequence[str]) -> Iterator[Written]:
         """Give what is delivered except the fields' chunks.
 
         Raises
@@ -131,28 +179,48 @@ class ResultFiles:
             If something is missing or damaged, as in `chunks`.
         """
         if self.plan.output_format == "netcdf4":
-            exported = work.export()
-            if exported is None:
-                raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
-            yield self._checked(exported)
+            yield self._checked(self.data())
         else:
             for key, _ in store_objects(self.dataset()):
-                yield self._hashed(f"{ZARR}/{key}")
+                yield self.described(f"{ZARR}/{key}")
         for name in extra:
-            yield self._hashed(name)
+            yield self.described(name)
 
-    def chunks(self, work: WorkFolder) -> Iterator[Written]:
+    def data(self) -> Written:
+        """Give what the dataset is: the NetCDF file, or the Zarr store with its size as a whole.
+
+        Raises
+        ------
+        StageFailed
+            If the NetCDF file was not written.
+        """
+        if self.plan.output_format == "netcdf4":
+            exported = self.work.export()
+            if exported is None:
+                raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
+            return exported
+        described = sum(len(content) for _, content in store_objects(self.dataset()))
+        return Written(ZARR, described + self.plan.output_bytes, None)
+
+    def chunks(self) -> Iterator[Written]:
         """Give the fields' chunks as they were recorded, one by one."""
         for member in self.plan.members:
             for time_index in range(self.plan.n_times):
-                for chunk in work.objects(member, time_index):
+                for chunk in self.work.objects(member, time_index):
                     yield self._checked(chunk)
 
-    def _hashed(self, key: str) -> Written:
+    def described(self, name: str) -> Written:
+        """Read a file for its size and SHA-256.
+
+        Raises
+        ------
+        StageFailed
+            If it is missing.
+        """
         try:
-            return hashed(self.folder / key, key)
+            return hashed(self.folder / name, name)
         except FileNotFoundError:
-            raise StageFailed(Stage.PACKAGE, f"{key} of the result is missing") from None
+            raise StageFailed(Stage.PACKAGE, f"{name} of the result is missing") from None
 
     def _checked(self, file: Written) -> Written:
         """Let a file pass that is as long as it was when it was written."""
@@ -164,14 +232,28 @@ class ResultFiles:
             raise StageFailed(Stage.PACKAGE, f"{file.key} of the result is damaged")
         return file
 
-    def discard(self, path: Path) -> None:
-        """Make a file or folder of the result vanish at once, then remove it."""
+    @contextmanager
+    def checksums(self) -> Iterator[Path]:
+        """Give a path to write the checksums to; they appear whole when all went well."""
+        partial = self.new_partial()
+        yield partial
+        partial.replace(self.folder / CHECKSUMS)
+
+    def drop_zarr(self) -> None:
+        """Make the Zarr store vanish at once, then remove it."""
         moved = self.new_partial()
         try:
-            path.rename(moved)
+            self.zarr.rename(moved)
         except FileNotFoundError:
             return
         remove_tree(moved)
+
+
+def as_stored(plan: Plan, field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give a map as it is stored, contiguous; it may last only until the thread's next."""
+    if isinstance(plan.grid, Grid):
+        return _from_west(field)
+    return np.ascontiguousarray(field, FIELD_DTYPE)
 
 
 def _from_west(field: NDArray[np.float32]) -> NDArray[np.float32]:

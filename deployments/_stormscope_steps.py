@@ -14,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments._analyses import Analysis, open_analysis
 from deployments._fcn3_steps import MemberJob, hourly_points
-from deployments.initial_conditions import source_grid
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
@@ -34,7 +34,7 @@ class NowcastJob(MemberJob):
     """One ensemble member to compute.
 
     `initial_conditions` are fields of the satellite, (variable, y, x); beside them lies the file
-    with their coordinates, see `deployments.initial_conditions.source_grid`.
+    with their coordinates, see `deployments._analyses.source_grid`.
     """
 
     all_conditioned: bool = False
@@ -110,7 +110,10 @@ def _refuse(wrong: bool, reason: str) -> None:
 
 
 def nowcast(
-    nowcaster: Nowcaster, job: NowcastJob, conditioning: Callable[[int], Floats]
+    nowcaster: Nowcaster,
+    job: NowcastJob,
+    conditioning: Callable[[int], Floats],
+    analysis: Analysis | None = None,
 ) -> Generator[Floats]:
     """Run a model over one member.
 
@@ -118,6 +121,8 @@ def nowcast(
     ----------
     conditioning : callable
         Gives the field, shape (lat, lon), that conditions a step.
+    analysis : Analysis, optional
+        The satellite's image; read from the job's path by default.
 
     Yields
     ------
@@ -132,7 +137,9 @@ def nowcast(
     """
     plan, model = job.plan, nowcaster.model
     library = _library(model)
-    state, coords = _initial_state(nowcaster, plan, Path(job.initial_conditions))
+    if analysis is None:
+        analysis = open_analysis(Path(job.initial_conditions))
+    state, coords = _initial_state(nowcaster, plan, analysis)
     chosen = [plan.input_variables.index(name) for name in plan.variables]
     yield _host(state)[0, 0, 0, chosen]
     drawing = _own_random_numbers(model, plan.seeds[job.member])
@@ -147,12 +154,12 @@ def nowcast(
         state, coords = model.next_input(predicted, predicted_coords, state, coords)
 
 
-def _initial_state(nowcaster: Nowcaster, plan: Plan, fields: Path) -> tuple[Any, Any]:
+def _initial_state(nowcaster: Nowcaster, plan: Plan, analysis: Analysis) -> tuple[Any, Any]:
     """Bring the satellite's image to the model's grid, NaN where the satellite does not see."""
     model = nowcaster.model
     library = _library(model)
-    image = np.load(fields)[None, None, None]
-    latitudes, longitudes = np.load(source_grid(fields))
+    image = np.array(analysis.fields)[None, None, None]
+    latitudes, longitudes = cast(NDArray[np.float64], analysis.points)
     y, x = _learn_grid(nowcaster, latitudes, longitudes)
     coords = OrderedDict(
         batch=np.arange(1),

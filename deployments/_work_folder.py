@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class WorkFolder:
 
     def __init__(self, path: Path, execution_id: str) -> None:
         self.path = path
-        self._execution_id = execution_id
+        self.execution_id = execution_id
         self._fences = path / "fences"
         self._steps = path / "steps"
         self._conditioning = path / "conditioning"
@@ -99,7 +99,7 @@ class WorkFolder:
             return provenance
         if known != plan:
             raise StageFailed(
-                Stage.PACKAGE, f"{self._execution_id} was begun with another plan than this"
+                Stage.PACKAGE, f"{self.execution_id} was begun with another plan than this"
             )
         return first
 
@@ -142,7 +142,7 @@ class WorkFolder:
         Not StaleConductor, which ends the process that gets it: nobody need have taken over when a
         folder is gone, and every other execution would end with that process.
         """
-        return StageFailed(Stage.PACKAGE, f"{self._execution_id} is not being written")
+        return StageFailed(Stage.PACKAGE, f"{self.execution_id} is not being written")
 
     # Steps.
 
@@ -153,6 +153,10 @@ class WorkFolder:
     def is_written(self, member: int, time_index: int) -> bool:
         """Say whether one time of one member is written."""
         return self._step(member, time_index).exists()
+
+    def written_of(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Read which of some (member, time index) are written."""
+        return [step for step in steps if self.is_written(*step)]
 
     def objects(self, member: int, time_index: int) -> list[Written]:
         """Read which objects hold one time of one member."""
@@ -245,7 +249,7 @@ class WorkFolder:
                     break
                 except BlockingIOError:
                     if should_stop():
-                        raise ExecutionCancelled(self._execution_id) from None
+                        raise ExecutionCancelled(self.execution_id) from None
                     time.sleep(LOCK_POLL_S)
             yield
         finally:

@@ -94,12 +94,12 @@ class ConductedStore(ExecutionStore):
                 return None
             execution = execution_of(row)
             # A user's class does all in one stage: its first is told here, without a second write.
-            stage = Stage.INFERENCE if is_custom(execution.plan) else None
+            first = Stage.INFERENCE if is_custom(execution.plan) else None
             return self._update(
                 connection,
                 execution,
                 status=Status.RUNNING,
-                stage=stage,
+                stage=execution.stage or first,
                 started_at=datetime.now(UTC),
             )
 
@@ -109,15 +109,12 @@ class ConductedStore(ExecutionStore):
             executions.c.status.in_([str(Status.RUNNING), str(Status.PENDING_RESULTS)])
         )
 
-    def cancel_requests(self) -> list[str]:
-        """Read the ids of running executions that shall end."""
-        return [
-            execution.execution_id
-            for execution in self._where(
-                executions.c.cancel_requested,
-                executions.c.status.in_([str(Status.RUNNING), str(Status.PENDING_RESULTS)]),
-            )
-        ]
+    def cancel_requests(self) -> list[Execution]:
+        """Read the running executions that shall end."""
+        return self._where(
+            executions.c.cancel_requested,
+            executions.c.status.in_([str(Status.RUNNING), str(Status.PENDING_RESULTS)]),
+        )
 
     def purge_requests(self) -> list[Execution]:
         """Read the finished executions that shall be removed."""

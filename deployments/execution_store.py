@@ -21,10 +21,10 @@ import sqlalchemy as sa
 from deployments._execution_tables import (
     EXECUTION_COLUMNS,
     conductors,
+    create_tables,
     descriptions,
     execution_of,
     executions,
-    metadata,
     open_engine,
     readiness,
     row_of,
@@ -96,7 +96,7 @@ class ExecutionStore:
             threading.Lock() if self.is_sqlite else nullcontext()
         )
         with self._writing() as connection:
-            metadata.create_all(connection)
+            create_tables(connection)
 
     def close(self) -> None:
         """Close all connections."""
@@ -305,6 +305,45 @@ class ExecutionStore:
                     f"the execution is {execution.status}: cancel it before it is purged"
                 )
             return self._update(connection, execution, purge_requested=True)
+
+    def request_retry(self, workflow: str, execution_id: str, *, max_queued: int) -> Execution:
+        """Queue a failed execution again; what it has packaged is not made anew.
+
+        Raises
+        ------
+        ExecutionNotFound
+            If that workflow has no such execution.
+        IllegalTransition
+            If it has not failed, or shall be removed.
+        QueueFull
+            If `max_queued` executions wait already.
+        """
+        with self._writing() as connection:
+            execution = self._get(connection, execution_id, workflow)
+            if execution.status != Status.FAILED or execution.purge_requested:
+                state = "about to be removed" if execution.purge_requested else execution.status
+                raise IllegalTransition(
+                    f"only what has failed can be tried again, and the execution is {state}"
+                )
+            queued: int = connection.execute(_COUNT_QUEUED).scalar_one()
+            if queued >= max_queued:
+                raise QueueFull(queued, max_queued)
+            packaged = execution.is_packaged
+            return self._update(
+                connection,
+                execution,
+                status=Status.QUEUED,
+                stage=execution.stage if packaged else None,
+                progress=execution.progress.model_dump(mode="json")
+                if packaged and execution.progress
+                else None,
+                results=execution.results if packaged else None,
+                error_message=None,
+                started_at=None,
+                ended_at=None,
+                cancel_requested=False,
+                retries=execution.retries + 1,
+            )
 
     def revisions(self, execution_ids: Sequence[str]) -> dict[str, int]:
         """Read the revisions of many executions at once; missing ones are left out."""

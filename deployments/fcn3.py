@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments._analyses import Analyses
 from deployments._fcn3_steps import (
     ConditioningJob,
     MemberJob,
@@ -32,6 +33,7 @@ from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
 from deployments._transient import in_words
+from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
 from workflows.grids import Grid
@@ -82,11 +84,19 @@ class FCN3:
     options : FCN3Options
     packager : DeploymentHandle
         Writes the steps.
+    initial_conditions : DeploymentHandle, optional
+        Gives initial conditions that are not on this machine's disk.
     """
 
-    async def __init__(self, options: FCN3Options, packager: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self,
+        options: FCN3Options,
+        packager: DeploymentHandle[Any],
+        initial_conditions: DeploymentHandle[Any] | None = None,
+    ) -> None:
         self._options = options
         self._packager = packager
+        self._analyses = Analyses(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
         self._turn = GpuTurn(options.turns, self._device)
         self._replica = ModelReplica(options.loader.name, self._load)
@@ -159,8 +169,9 @@ class FCN3:
         ExecutionCancelled
             If the caller went away: the thread has stopped then.
         """
+        state = await self._state(job, job.plan)
         async with self._written(
-            job, lambda loaded, _: forecast(loaded.model, job), self._packager.write_step
+            job, lambda loaded, _: forecast(loaded.model, job, state), self._packager.write_step
         ) as told:
             async for progress in told:
                 yield progress
@@ -175,13 +186,23 @@ class FCN3:
         ModelUnavailable
             If there is no interpolation to hourly steps.
         """
+        state = await self._state(job, job.plan.conditioning)
         async with self._written(
             job,
-            lambda loaded, check: conditioning(loaded.model, _hourly(loaded), job, check),
+            lambda loaded, check: conditioning(loaded.model, _hourly(loaded), job, check, state),
             self._packager.write_conditioning,
         ) as told:
             async for progress in told:
                 yield progress
+
+    async def _state(
+        self, job: MemberJob, plan: Plan | Conditioning | None
+    ) -> NDArray[np.float32] | None:
+        """Open or get the initial conditions, while another job may still have the GPU."""
+        if plan is None:
+            return None
+        found = await self._analyses.find(job.initial_conditions, plan, job.execution_id)
+        return found.fields
 
     def _written(
         self, job: MemberJob, steps: Steps, writer: Any

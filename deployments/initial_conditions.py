@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
+from deployments._analyses import open_analysis, source_grid
 from deployments._isolation import hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
+from deployments._result_files import remove_tree
 from deployments._transient import TransientFailure
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
@@ -44,11 +47,17 @@ class InitialConditions:
     sources : list of SourceOptions
         Data sources with Earth2Studio's interface, by name.
     work_dir : Path
-        Folder for working files, seen by the models' replicas too.
+        Folder for working files. Models' replicas that do not see it call `read`.
+    keep : int, optional
+        Executions whose states are kept, those of the others are removed; nothing else may lie in
+        `work_dir` then. None if somebody else removes them.
     """
 
-    async def __init__(self, sources: list[SourceOptions], work_dir: Path) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, sources: list[SourceOptions], work_dir: Path, keep: int | None = None
+    ) -> None:
         hide_gpus()
+        self._keep = keep
         self._options = {source.name: source for source in sources}
         self._work_dir = work_dir
         self._sources: dict[str, Any] = {}
@@ -116,7 +125,33 @@ class InitialConditions:
                     Stage.INITIAL_CONDITIONS,
                     f"{plan.data_source} gave no data for {plan.start()} within {limit_s:g} s",
                 ) from None
+            if self._keep is not None:
+                await asyncio.to_thread(_keep_newest, self._work_dir, self._keep)
         return str(target)
+
+    async def read(
+        self, plan: Plan | Conditioning, execution_id: str
+    ) -> tuple[Floats, NDArray[np.float64] | None]:
+        """Give what `fetch` keeps, for a replica on another machine; fetches it again if need be.
+
+        Returns
+        -------
+        tuple
+            Fields, and the coordinates of those on a map of their own.
+
+        Raises
+        ------
+        StageFailed
+            As `fetch`.
+        """
+        path = Path(await self.fetch(plan, execution_id))
+        try:
+            found = await asyncio.to_thread(open_analysis, path)
+        except FileNotFoundError:
+            raise TransientFailure(
+                Stage.INITIAL_CONDITIONS, "the initial conditions were removed meanwhile"
+            ) from None
+        return found.fields, found.points
 
     def _fetch(self, plan: Plan | Conditioning, target: Path) -> None:
         # Not after the download: the folder of an execution that has ended meanwhile is gone.
@@ -166,9 +201,14 @@ def may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def source_grid(fields: Path) -> Path:
-    """Give the file with latitudes and longitudes of fields, float64, shape (2, y, x)."""
-    return fields.with_suffix(".grid.npy")
+def _keep_newest(folder: Path, n: int) -> None:
+    """Remove what was fetched for all executions but the last ones."""
+    ages = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            ages.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(ages)[:-n]:
+        remove_tree(path)
 
 
 def _put(target: Path, array: NDArray[Any]) -> None:

@@ -16,8 +16,7 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments._result_files import ResultFiles
-from deployments._work_folder import WorkFolder
+from deployments._storage import Result
 from workflows.dataset import FIELD_DTYPE, Dataset, field_index
 from workflows.errors import ExecutionCancelled, StageFailed
 from workflows.execution import Stage
@@ -132,8 +131,7 @@ class NetCDFFile:
 
 def follow(
     path: Path,
-    files: ResultFiles,
-    work: WorkFolder,
+    result: Result,
     fence: int,
     should_stop: Callable[[], bool],
     poll_s: float,
@@ -150,7 +148,7 @@ def follow(
         If the execution was removed, or the file cannot be written.
     """
     try:
-        _follow(path, files, work, fence, should_stop, poll_s)
+        _follow(path, result, fence, should_stop, poll_s)
     except RuntimeError as error:
         # All that HDF5 tells of a full disk is "HDF error".
         free = shutil.disk_usage(path.parent.parent).free
@@ -162,25 +160,23 @@ def follow(
 
 def _follow(
     path: Path,
-    files: ResultFiles,
-    work: WorkFolder,
+    result: Result,
     fence: int,
     should_stop: Callable[[], bool],
     poll_s: float,
 ) -> None:
-    plan = files.plan
+    plan, work = result.plan, result.work
     upcoming = dict.fromkeys(plan.members, 0)
-    with NetCDFFile(path, files.dataset()) as file:
+    with NetCDFFile(path, result.dataset()) as file:
         while upcoming:
             if should_stop():
-                raise ExecutionCancelled(files.execution_id)
+                raise ExecutionCancelled(work.execution_id)
             work.admit(fence)
             # Steps of a member are written in about their order: one look per member is enough.
-            ready = [(m, t) for m, t in upcoming.items() if work.is_written(m, t)]
+            ready = work.written_of(upcoming.items())
             for member, time_index in ready:
                 index = field_index(plan, member, time_index)
-                for variable in plan.variables:
-                    values = files.read_field(variable, member, time_index)
+                for variable, values in result.read_step(member, time_index):
                     file.write(variable, index, values)
                 upcoming[member] += 1
                 if upcoming[member] == plan.n_times:

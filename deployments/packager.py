@@ -6,6 +6,7 @@ Replicas keep no state: any of them can write any step, and twice is harmless.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
+from deployments._catalog_keeper import CatalogKeeper
 from deployments._isolation import hide_gpus
 from deployments._preview import render
 from deployments.results_store import ResultsStore
+from deployments.static_catalog import StaticCatalog
+from workflows import stac
 from workflows.base import Plan
 from workflows.dataset import Provenance, variable_attributes
 from workflows.grids import LambertGrid
 
 PREVIEW = "preview.png"
 """A map of the result's first variable: the first member at the last time."""
+METADATA = "metadata.json"
+"""What was computed, with what."""
 
 CONDITIONING_LOOKS, CONDITIONING_PAUSE_S = 25, 0.02
 """Half a second in all: a call that waits keeps a place that others may need."""
@@ -42,6 +48,7 @@ class Packager:
     def __init__(self, results_dir: Path, work_dir: Path) -> None:
         hide_gpus()
         self._results = ResultsStore(results_dir, work_dir)
+        self._catalog = CatalogKeeper(StaticCatalog(results_dir))
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
@@ -114,12 +121,13 @@ class Packager:
             raise
 
     async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
-        """Draw a map, check that the result is whole and describe it.
+        """Draw a map, check that the result is whole and describe it, also as a STAC item.
 
         Returns
         -------
         dict
-            Files as `deployments.manifest.describe_files` gives them, and ``provenance``.
+            Files as `deployments.manifest.describe_files` gives them, ``provenance``, and what a
+            catalogue refers to as ``assets``: size and SHA-256 by key.
 
         Raises
         ------
@@ -136,16 +144,44 @@ class Packager:
             grid = plan.grid if isinstance(plan.grid, LambertGrid) else None
             drawing = render(field, plan.variables[0], _caption(plan, provenance), grid)
             self._results.add_file(execution_id, fence, PREVIEW, drawing)
-        described = self._results.finish(execution_id, fence, extra=[PREVIEW])
-        return described | {"provenance": provenance.model_dump(mode="json")}
+        self._results.add_file(
+            execution_id, fence, METADATA, _metadata(plan, execution_id, provenance)
+        )
+        found = self._results.assets(execution_id, [PREVIEW, METADATA])
+        assets = {key: (asset.size, asset.sha256) for key, asset in found.items()}
+        item = stac.item(
+            plan,
+            execution_id,
+            provenance,
+            assets,
+            collection_id=stac.default_collection_id(plan.workflow),
+            base_href=".",
+        )
+        self._results.add_file(execution_id, fence, stac.ITEM, json.dumps(item, indent=1).encode())
+        described = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, stac.ITEM])
+        self._catalog.refresh(plan.workflow)
+        return described | {"provenance": provenance.model_dump(mode="json"), "assets": assets}
 
     async def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
         await asyncio.to_thread(self._results.purge, workflow, execution_id)
+        self._catalog.refresh(workflow)
 
     async def clean(self, execution_id: str) -> None:
         """Remove an execution's working files."""
         await asyncio.to_thread(self._results.clean, execution_id)
+
+
+def _metadata(plan: Plan, execution_id: str, provenance: Provenance) -> bytes:
+    """Tell what was computed; where else it goes is not part of it."""
+    return json.dumps(
+        {
+            "execution_id": execution_id,
+            "plan": plan.model_dump(mode="json", exclude={"delivery"}),
+            "provenance": provenance.model_dump(mode="json"),
+        },
+        indent=1,
+    ).encode()
 
 
 def _caption(plan: Plan, provenance: Provenance) -> str:

@@ -1,11 +1,16 @@
-"""Results of executions on disk: a Zarr store that any number of processes fill.
+"""Results of executions: a Zarr store that any number of processes fill, on disk or in Blob.
 
-::
+On disk::
 
     {results_dir}/{workflow}/{execution_id}/results.zarr/     or results.nc
                                             checksums.sha256
     {results_dir}/.partial/{execution_id}/                    files that are not whole yet
     {work_dir}/{execution_id}/                                see `deployments._work_folder`
+
+In a container::
+
+    {prefix}/{workflow}/{execution_id}/                       the same
+    {prefix}/.work/{execution_id}/                            see `deployments._blob_work`
 """
 
 from __future__ import annotations
@@ -15,26 +20,23 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments._result_files import NETCDF, ResultFiles, flush, remove_tree
-from deployments._work_folder import WorkFolder, Written
-from deployments.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
-from deployments.netcdf_export import POLL_S, follow
+from deployments._disk_storage import DiskStorage
+from deployments._storage import Result, Storage, Work
+from deployments._work_folder import Written
+from deployments.manifest import MAX_LISTED, describe_files
+from deployments.netcdf_export import follow
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 
 _OPENED = 64
-_SMALL_FIELD_BYTES = 1 << 16
-"""Below this, handing a field to a thread costs more than writing it."""
 
 
 class ResultsStore:
@@ -66,16 +68,32 @@ class ResultsStore:
         threads: int = min(4, os.cpu_count() or 1),
         max_listed: int = MAX_LISTED,
     ) -> None:
-        self._results_dir = Path(results_dir)
-        self._work_dir = Path(work_dir)
+        self._begin(DiskStorage(results_dir, work_dir, threads=threads), max_listed)
+
+    @classmethod
+    def over(cls, storage: Storage, *, max_listed: int = MAX_LISTED) -> Self:
+        """Make a store whose results lie elsewhere, as in `deployments._blob_storage`."""
+        store = cls.__new__(cls)
+        store._begin(storage, max_listed)
+        return store
+
+    def _begin(self, storage: Storage, max_listed: int) -> None:
+        self._storage = storage
         self._max_listed = max_listed
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="results-store")
-        self._opened: OrderedDict[str, ResultFiles] = OrderedDict()
+        self._opened: OrderedDict[str, Result] = OrderedDict()
         self._opened_lock = threading.Lock()
 
     def folder(self, workflow: str, execution_id: str) -> Path:
-        """Give the folder with an execution's results."""
-        return self._results_dir / _name(workflow) / _name(execution_id)
+        """Give the folder with an execution's results.
+
+        Raises
+        ------
+        TypeError
+            If they lie in no folder.
+        """
+        if not isinstance(self._storage, DiskStorage):
+            raise TypeError("these results lie in no folder")
+        return self._storage.folder(_name(workflow), _name(execution_id))
 
     def create(
         self,
@@ -92,12 +110,9 @@ class ResultsStore:
             If the execution was created with another plan.
         """
         work = self._work(execution_id)
+        _name(plan.workflow)
         provenance = work.begin(plan, Provenance.model_validate(provenance), fence)
-        files = self._keep(self._files(execution_id, plan, provenance))
-        files.make_folders()
-        # A NetCDF request has no Zarr any more once it is finished.
-        if not files.zarr.exists() and work.export() is None:
-            files.create_zarr()
+        self._keep(self._storage.result(execution_id, plan, provenance)).create()
 
     def write_step(
         self,
@@ -119,20 +134,16 @@ class ResultsStore:
         work.admit(fence)
         if work.is_written(member, time_index):
             return
-        files = self._open(execution_id)
-        plan = files.plan
+        result = self._open(execution_id)
+        plan = result.plan
         shape = (len(plan.variables), *plan.grid.shape)
         if fields.shape != shape:
             raise ValueError(f"fields of shape {shape} are needed, not {fields.shape}")
         if member not in plan.members or time_index not in range(plan.n_times):
             raise ValueError(f"the plan has no time {time_index} of member {member}")
 
-        def write(variable: str, field: NDArray[np.float32]) -> Written:
-            return files.write_field(variable, member, time_index, field)
-
-        mapped = map if plan.field_bytes < _SMALL_FIELD_BYTES else self._pool.map
         try:
-            objects = list(mapped(write, plan.variables, fields))
+            objects = result.write_step(member, time_index, fields)
         except FileNotFoundError:
             raise work.gone() from None
         work.record_step(member, time_index, objects)
@@ -157,8 +168,8 @@ class ResultsStore:
 
     def recorded(self, execution_id: str) -> tuple[Plan, Provenance]:
         """Give what a result was created with."""
-        files = self._open(execution_id)
-        return files.plan, files.provenance
+        result = self._open(execution_id)
+        return result.plan, result.provenance
 
     def read_field(
         self, execution_id: str, variable: str, member: int, time_index: int
@@ -183,7 +194,7 @@ class ResultsStore:
         fence: int,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        poll_s: float = POLL_S,
+        poll_s: float | None = None,
     ) -> None:
         """Write the NetCDF4 file, following the steps as they are written; ends when it is whole.
 
@@ -196,37 +207,37 @@ class ResultsStore:
         """
         work = self._work(execution_id)
         work.admit(fence)
-        files = self._open(execution_id)
-        with work.exporting(should_stop):
-            if work.export() is not None:
-                return
-            if files.netcdf.exists():
-                work.record_export(hashed(files.netcdf, NETCDF))
-                return
-            # Named by fence: a mount that does not honour the lock costs time, not the result.
-            partial = files.partial / f"{fence}.nc"
-            try:
-                follow(partial, files, work, fence, should_stop, poll_s)
-                flushed = self._pool.submit(flush, partial)
-                exported = hashed(partial, NETCDF)
-                flushed.result()
-                work.admit(fence)
-                partial.replace(files.netcdf)
-            except FileNotFoundError:
-                raise work.gone() from None
-            work.record_export(exported)
+        result = self._open(execution_id)
+        wait_s = self._storage.poll_s if poll_s is None else poll_s
+        try:
+            result.export(
+                fence,
+                should_stop,
+                lambda path: follow(path, result, fence, should_stop, wait_s),
+            )
+        except FileNotFoundError:
+            raise work.gone() from None
 
     def add_file(self, execution_id: str, fence: int, name: str, content: bytes) -> None:
         """Put a further file, such as a map, into the folder of the result; it appears whole."""
         work = self._work(execution_id)
         work.admit(fence)
-        files = self._open(execution_id)
-        partial = files.new_partial()
         try:
-            partial.write_bytes(content)
-            partial.replace(files.folder / _name(name))
+            self._open(execution_id).add(_name(name), content)
         except FileNotFoundError:
             raise work.gone() from None
+
+    def assets(self, execution_id: str, names: Sequence[str]) -> dict[str, Written]:
+        """Give what a catalogue refers to, by key: the dataset and files that `add_file` put there.
+
+        Raises
+        ------
+        StageFailed
+            If something is missing.
+        """
+        result = self._open(execution_id)
+        found = (result.described(_name(name)) for name in names)
+        return {asset.key: asset for asset in (result.data(), *found)}
 
     def finish(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> dict[str, Any]:
         """Check that the result is whole and describe its files; a NetCDF request loses its Zarr.
@@ -248,76 +259,62 @@ class ResultsStore:
         """
         work = self._work(execution_id)
         work.admit(fence)
-        files = self._open(execution_id)
-        plan = files.plan
+        result = self._open(execution_id)
+        plan = result.plan
         missing = len(plan.seeds) * plan.n_times - len(work.written())
         if missing:
             raise StageFailed(Stage.PACKAGE, f"{missing} steps of the result were not written")
-        checksums = files.new_partial()
         try:
-            description = describe_files(
-                files.whole_files(work, [_name(name) for name in extra]),
-                files.chunks(work) if plan.output_format == "zarr" else (),
-                checksums,
-                execution_id,
-                self._max_listed,
-            )
+            with result.checksums() as checksums:
+                description = describe_files(
+                    result.whole_files([_name(name) for name in extra]),
+                    result.chunks() if plan.output_format == "zarr" else (),
+                    checksums,
+                    execution_id,
+                    self._max_listed,
+                )
         except FileNotFoundError:
             raise work.gone() from None
-        checksums.replace(files.folder / CHECKSUMS)
         if plan.output_format == "netcdf4":
-            files.discard(files.zarr)
+            result.drop_zarr()
         return description
 
     def clean(self, execution_id: str) -> None:
         """Remove an execution's working files; its results stay, and cannot be changed any more."""
-        remove_tree(self._work(execution_id).path)
-        remove_tree(self._partial(execution_id))
-        with self._opened_lock:
-            self._opened.pop(execution_id, None)
+        self._storage.clean(_name(execution_id))
+        self._forget(execution_id)
 
     def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
-        # The working files first: without them no writer is admitted.
-        remove_tree(self._work(execution_id).path)
-        folder = self.folder(workflow, execution_id)
-        # Renamed first, so that nobody gets half a result.
-        moved = self._results_dir / ".partial" / f"{execution_id}.purged"
-        remove_tree(moved)
-        moved.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            folder.rename(moved)
-        remove_tree(moved)
-        self.clean(execution_id)
+        self._storage.purge(_name(workflow), _name(execution_id))
+        self._forget(execution_id)
 
-    def _work(self, execution_id: str) -> WorkFolder:
-        return WorkFolder(self._work_dir / _name(execution_id), execution_id)
+    def _work(self, execution_id: str) -> Work:
+        return self._storage.work(_name(execution_id))
 
-    def _partial(self, execution_id: str) -> Path:
-        return self._results_dir / ".partial" / _name(execution_id)
-
-    def _files(self, execution_id: str, plan: Plan, provenance: Provenance) -> ResultFiles:
-        folder = self.folder(plan.workflow, execution_id)
-        return ResultFiles(execution_id, plan, provenance, folder, self._partial(execution_id))
-
-    def _open(self, execution_id: str) -> ResultFiles:
+    def _open(self, execution_id: str) -> Result:
         with self._opened_lock:
-            files = self._opened.get(execution_id)
-        if files is None:
+            result = self._opened.get(execution_id)
+        if result is None:
             work = self._work(execution_id)
             try:
-                files = self._files(execution_id, *work.plan())
+                result = self._storage.result(execution_id, *work.plan())
             except FileNotFoundError:
                 raise work.gone() from None
-        return self._keep(files)
+        return self._keep(result)
 
-    def _keep(self, files: ResultFiles) -> ResultFiles:
+    def _keep(self, result: Result) -> Result:
+        execution_id = result.work.execution_id
         with self._opened_lock:
-            self._opened[files.execution_id] = files
-            self._opened.move_to_end(files.execution_id)
+            self._opened[execution_id] = result
+            self._opened.move_to_end(execution_id)
             while len(self._opened) > _OPENED:
                 self._opened.popitem(last=False)
-        return files
+        return result
+
+    def _forget(self, execution_id: str) -> None:
+        with self._opened_lock:
+            self._opened.pop(execution_id, None)
 
 
 def _name(name: str) -> str:

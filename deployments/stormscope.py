@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments._analyses import Analyses
 from deployments._gpu_turn import GpuTurn
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
@@ -62,13 +63,19 @@ class StormScope:
     options : StormScopeOptions
     packager : DeploymentHandle
         Writes the steps, and keeps the fields that condition them.
+    initial_conditions : DeploymentHandle, optional
+        Gives images that are not on this machine's disk.
     """
 
     async def __init__(  # type: ignore[misc]
-        self, options: StormScopeOptions, packager: DeploymentHandle[Any]
+        self,
+        options: StormScopeOptions,
+        packager: DeploymentHandle[Any],
+        initial_conditions: DeploymentHandle[Any] | None = None,
     ) -> None:
         self._options = options
         self._packager = packager
+        self._analyses = Analyses(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
         self._turn = GpuTurn(options.turns, self._device)
         self._replica = ModelReplica(options.loader.name, self._load)
@@ -113,6 +120,7 @@ class StormScope:
             If the caller went away: the thread has stopped then.
         """
         loop = asyncio.get_running_loop()
+        image = await self._analyses.find(job.initial_conditions, job.plan, job.execution_id)
 
         async def write(index: int, fields: Floats) -> None:
             await self._packager.write_step.remote(
@@ -124,7 +132,7 @@ class StormScope:
             with (
                 self._turn.computing(nowcaster.model, check=running.check),
                 closing(fields),
-                closing(nowcast(nowcaster, job, fields.of)) as each,
+                closing(nowcast(nowcaster, job, fields.of, image)) as each,
             ):
                 yield from each
 

@@ -1,4 +1,4 @@
-"""Serve without a GPU, run a 4-member forecast, leave a dataset and a map: ``make demo``.
+"""Serve without a GPU, run a 4-member forecast, leave dataset, map and catalogue: ``make demo``.
 
 Everything is left in ``var/demo``: results, execution store, configuration and the server's log.
 The next demo begins with an empty folder.
@@ -178,12 +178,16 @@ def farewell(results: Mapping[str, Any], dataset: Path, preview: Path) -> str:
         os.path.relpath(path) for path in (dataset, preview, FOLDER / CONFIG.name)
     )
     python = os.path.relpath(sys.executable)
+    catalog = os.path.relpath(FOLDER / "results" / "catalog.json")
+    item = os.path.relpath(dataset.with_name("item.json"))
     megabytes = results["totals"]["bytes"] / 1e6
     viewer = "open" if sys.platform == "darwin" else "xdg-open"
     route = f"http://127.0.0.1:8000/v1/infer/{WORKFLOW}/{results['request_id']}/results"
     return f"""
 dataset  {here}  ({megabytes:.0f} MB; synthetic weather, no forecast)
 map      {map_}
+item     {item}
+catalog  {catalog}
 
 Open the dataset, here with xarray:
 
@@ -192,6 +196,10 @@ Open the dataset, here with xarray:
 Look at the map:
 
     {viewer} {map_}
+
+Read what a STAC catalogue is told of it (pystac and STAC browsers open {catalog}):
+
+    {python} -m json.tool {item}
 
 Fetch from a server, that of the demo started again, in another terminal:
 
@@ -274,7 +282,23 @@ def forecast(server: Server, base: str, display: Display) -> Mapping[str, Any]:
     status = follow(base, execution_id, display)
     display.say(f"{bar(100)}  completed in {status['execution_time_seconds']:.1f} s")
     manifest: Mapping[str, Any] = call(f"{base}/v1/infer/{WORKFLOW}/{execution_id}/results")
+    _wait_for_catalog(FOLDER / "results" / WORKFLOW / "collection.json", execution_id)
     return manifest
+
+
+def _wait_for_catalog(collection: Path, execution_id: str, limit_s: float = 20.0) -> None:
+    """Wait for the execution to be in the catalogue: the server writes that in the background.
+
+    Raises
+    ------
+    DemoFailed
+        If it does not come.
+    """
+    deadline = time.monotonic() + limit_s
+    while not (collection.exists() and execution_id in collection.read_text("utf-8")):
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{collection} does not name {execution_id}")
+        time.sleep(0.1)
 
 
 def _text(error: HTTPError) -> str:

@@ -37,7 +37,8 @@ def accept(
     Raises
     ------
     InvalidParameters
-        If it can never run, or its result is too large.
+        If it can never run, or its result is too large; DeliveryForbidden if it asks for a
+        delivery to a place that is not allowed.
     TryLater
         If the queue is full.
     IdempotencyConflict
@@ -50,6 +51,11 @@ def accept(
         return known
     parameters = workflow.validate(body.parameters)
     plan = workflow.plan(parameters)
+    delivery = options.delivery.resolve(
+        workflow.name,
+        parameters.model_dump(mode="json", exclude_unset=True),
+        can_be_registered=isinstance(plan, Plan),
+    )
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
         _check_size(plan, workflow, options.max_output_bytes)
@@ -65,13 +71,31 @@ def accept(
         workflow=workflow.name,
         status=Status.QUEUED,
         parameters=parameters.model_dump(mode="json") | drawn,
-        plan=plan.model_dump(mode="json"),
+        plan=plan.model_copy(update={"delivery": delivery}).model_dump(mode="json"),
         created_at=datetime.now(UTC),
     )
     try:
         return store.submit(execution, max_queued=options.max_queued, idempotency=idempotency)
     except QueueFull as full:
         raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow.name)) from None
+
+
+def accept_again(context: Context, workflow: str, execution_id: str) -> Execution:
+    """Queue an execution that has failed; blocks on the store.
+
+    Raises
+    ------
+    ExecutionNotFound
+    IllegalTransition
+        If it has not failed.
+    TryLater
+        If the queue is full.
+    """
+    store, limit = context.store, context.options.max_queued
+    try:
+        return store.request_retry(workflow, execution_id, max_queued=limit)
+    except QueueFull as full:
+        raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow)) from None
 
 
 def _usual_seconds(store: ExecutionStore, workflow: str) -> int:

@@ -11,16 +11,19 @@ from typing import Any, cast
 import ray
 from ray.serve import Application, Deployment
 
+from deployments._azure import AzureOptions
 from deployments._loading import LoaderOptions
+from deployments.blob_uploader import BlobUploader, BlobUploaderOptions
 from deployments.conductor import Conductor, ConductorOptions
 from deployments.custom_workflow import CustomWorkflow, CustomWorkflowOptions
 from deployments.fcn3 import FCN3, FCN3Options
+from deployments.geocatalog import GeoCatalog, GeoCatalogOptions
 from deployments.initial_conditions import InitialConditions, SourceOptions
 from deployments.packager import Packager
 from deployments.stormscope import StormScope, StormScopeOptions
 from serve_app.ingress import Ingress, IngressOptions
+from serve_app.section import SYNTHETIC
 from serve_app.sections import (
-    SYNTHETIC,
     CustomWorkflowSettings,
     DataSourceSettings,
     InterpolationSettings,
@@ -36,6 +39,7 @@ logger = logging.getLogger("ray.serve")
 WAITING = {"num_cpus": 0.1, "num_gpus": 0}
 """For deployments that mostly wait: a node's cores are for the Packager and the models."""
 WRITING = {"num_cpus": 0.4, "num_gpus": 0}
+UPLOADING = {"num_cpus": 0.2, "num_gpus": 0}
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -83,6 +87,7 @@ def build(args: dict[str, Any]) -> Application:
     components = dict.fromkeys(sources, "initial_conditions") | {
         name: SERVED_BY.get(name, name) for name in (*models, *custom)
     }
+    delivery = _delivery(settings)
     store_url = settings.resolved_store_url
     conductor = _bind(
         Conductor,
@@ -93,7 +98,7 @@ def build(args: dict[str, Any]) -> Application:
             max_running=settings.max_running,
             in_turn=settings.models.in_turn,
         ),
-        deployments | custom,
+        deployments | custom | delivery,
         components,
     )
     options = IngressOptions(
@@ -108,11 +113,14 @@ def build(args: dict[str, Any]) -> Application:
         max_body_bytes=int(settings.limits.max_body_mb * 1e6),
         tokens_file=settings.auth.tokens_file,
         allow_origins=settings.cors.allow_origins,
+        delivery=settings.azure.rules,
+        signed_url_s=settings.azure.blob.signed_url_s,
         components={w.name: (*w.models, *w.data_sources) for w in workflows}
         | {name: (name,) for name in custom},
         custom={each.resolved_name: each.output_format for each in settings.custom_workflows},
     )
-    return _bind(Ingress, WAITING, settings.ingress.replicas, options, conductor, custom)
+    uploader = delivery.get("blob_uploader")
+    return _bind(Ingress, WAITING, settings.ingress.replicas, options, conductor, custom, uploader)
 
 
 def _bind(
@@ -190,6 +198,31 @@ def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
     # Almost none: it computes on a GPU, and a small machine shall hold many classes.
     resources = {"num_cpus": 0.01, "num_gpus": each.num_gpus}
     return _bind(CustomWorkflow, resources, each.replicas, options, name=each.deployment)
+
+
+def _delivery(settings: Settings) -> dict[str, Application]:
+    """Build what talks to Azure: only what has somewhere to go."""
+    azure = settings.azure
+    account = AzureOptions(
+        credential=azure.credential.loader,
+        credential_options=azure.credential.options,
+        ca_file=azure.ca_file,
+    )
+    built = {}
+    if azure.blob.allowed_containers:
+        upload = BlobUploaderOptions(azure=account, time_limit_s=azure.blob.time_limit_s)
+        built["blob_uploader"] = _bind(
+            BlobUploader, UPLOADING, azure.blob.replicas, upload, settings.results_dir
+        )
+    if azure.geocatalog.allowed:
+        register = GeoCatalogOptions(
+            azure=account,
+            api_version=azure.geocatalog.api_version,
+            allowed=azure.geocatalog.allowed,
+            time_limit_s=azure.geocatalog.time_limit_s,
+        )
+        built["geocatalog"] = _bind(GeoCatalog, WAITING, 1, register)
+    return built
 
 
 MODELS: dict[str, Callable[[Settings, Application], Application]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,12 +19,16 @@ from serve_app.custom_workflows import CustomWorkflows
 from serve_app.long_poll import ChangeWatcher
 from serve_app.observation import Observation, Observer
 from workflows.base import OutputFormat, Workflow
+from workflows.delivery import Container, DeliveryRules
 from workflows.errors import ExecutionNotFound, WorkflowNotFound
 from workflows.execution import Execution
 from workflows.grids import Grid, LambertGrid
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Sign = Callable[[Container, str, str, float], Awaitable[str]]
+"""Takes container, workflow, execution and seconds; gives a URL with a signature."""
 
 _EXECUTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -56,6 +60,10 @@ class IngressOptions(BaseModel):
     """Bearer tokens, see `serve_app.auth`; None asks for none."""
     allow_origins: tuple[str, ...] = ()
     """Origins of web pages that may call; none by default."""
+    delivery: DeliveryRules = DeliveryRules()
+    """Where results may go besides this server."""
+    signed_url_s: float | None = None
+    """How long a link to an execution's blobs is valid; None makes none."""
     components: dict[str, tuple[str, ...]] = {}
     """Workflow to the models and data sources whose readiness it needs."""
 
@@ -84,6 +92,8 @@ class Context:
     """The callable ones of users' own."""
     observer: Observer
     changes: ChangeWatcher
+    sign: Sign | None
+    """Gives a link to the blobs of an execution; None if this server makes none."""
     nudge: Callable[[], None]
     """Tells the Conductor that there is something to do; returns at once and cannot fail."""
     _writer: ThreadPoolExecutor = field(

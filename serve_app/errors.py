@@ -21,6 +21,7 @@ from starlette.routing import Match, Route
 from serve_app.custom_workflows import WorkflowUnavailable
 from serve_app.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from workflows.errors import (
+    DeliveryForbidden,
     Earth2ServeError,
     ExecutionNotFound,
     IdempotencyConflict,
@@ -89,6 +90,7 @@ class Unhealthy(Earth2ServeError):
 
 
 STATUS: dict[type[Exception], int] = {
+    DeliveryForbidden: 403,
     InvalidParameters: 422,
     InvalidHeader: 422,
     IdempotencyConflict: 422,

@@ -6,11 +6,11 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from io import FileIO
-from pathlib import Path
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from secrets import token_hex
+from typing import Protocol
 from urllib.parse import quote
 
 import anyio.to_thread
@@ -18,18 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.paths import (
-    ForbiddenPath,
-    InvalidPath,
-    ResultsUnavailable,
-    answering_for,
-    open_below,
-    resolve,
-)
+from serve_app.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from serve_app.preconditions import Validators, failed_precondition, range_applies
 from serve_app.ranges import requested_ranges
 
-__all__ = ["ForbiddenPath", "InvalidPath", "ResultFile", "ResultsUnavailable", "resolve"]
+__all__ = ["Folder", "ForbiddenPath", "InvalidPath", "ResultFile", "Results", "ResultsUnavailable"]
 
 CHUNK_SIZE = 4 << 20
 """Bytes read at a time: 64 KiB reaches 79 MB/s through Serve, 4 MiB 1.1 GB/s, 16 MiB less."""
@@ -47,48 +40,104 @@ MEDIA_TYPES = {
 }
 _INLINE = {".png"}
 
+_PARTIAL = {
+    *("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
+}
+"""Headers with which less than the whole file may be the answer."""
 _NOT_IN_QUOTES = re.compile(r"[^A-Za-z0-9 ._+:=@~-]")
 
 Part = bytes | range
 """A piece of a body: bytes as they stand, or a range of the file."""
 
 
+class OpenedFile(Protocol):
+    """A file that stays as it was when it was opened, or cannot be read any more."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in it."""
+
+    @property
+    def validators(self) -> Validators:
+        """What tells this state from another."""
+
+    @property
+    def read_ahead(self) -> int:
+        """Pieces to read while one is sent."""
+
+    def read(self, part: range) -> bytes:
+        """Read one part whole; ResultsUnavailable if it is not there any more."""
+
+    def close(self) -> None:
+        """Let it go; a thread that still reads is not harmed."""
+
+
+class Folder(Protocol):
+    """An execution's results, in `serve_app.disk_files` or `serve_app.blob_files`."""
+
+    def open(self, relative: str, *, whole: bool) -> OpenedFile:
+        """Open what a client's path names.
+
+        Parameters
+        ----------
+        relative : str
+            Path below it as the client sent it, percent-decoded once.
+        whole : bool
+            Whether all of it is going to be read.
+
+        Raises
+        ------
+        ForbiddenPath
+            If the path leads out of the folder.
+        InvalidPath
+            If it can name no file.
+        ResultsNotFound
+            If nothing is there, or what is no file.
+        ResultsUnavailable
+            If it cannot be read now.
+        """
+
+
+Results = Callable[[str, str], Folder]
+"""Gives the folder of a workflow's execution."""
+
+
 class ResultFile(Response):
     """The answer to a GET or HEAD for a result file, made by `open`.
 
     Bodies up to `SMALL` are in memory already. Longer ones are read while they are sent, from
-    the descriptor that was opened and checked, so whatever happens to the name meanwhile.
+    what was opened and checked, so whatever happens to the name meanwhile.
     """
 
     @classmethod
-    async def open(cls, root: Path, relative: str, request: Request) -> ResultFile:
-        """Open a file and decide what to answer; raises what `resolve` raises.
+    async def open(cls, folder: Folder, relative: str, request: Request) -> ResultFile:
+        """Open a file and decide what to answer; raises what `Folder.open` raises.
 
         Parameters
         ----------
-        root : Path
-            Folder of the execution's results.
+        folder : Folder
+            The execution's results.
         relative : str
             Path below it as the client sent it.
         request : Request
             Its method, range and conditions decide the answer.
         """
         # One turn in a thread for all that touches the disk: most files are small Zarr chunks.
-        return await anyio.to_thread.run_sync(cls._open, root, relative, request)
+        return await anyio.to_thread.run_sync(cls._open, folder, relative, request)
 
     @classmethod
-    def _open(cls, root: Path, relative: str, request: Request) -> ResultFile:
-        file = open_below(root, relative)
+    def _open(cls, folder: Folder, relative: str, request: Request) -> ResultFile:
+        whole = request.method != "HEAD" and _PARTIAL.isdisjoint(request.headers)
+        file = folder.open(relative, whole=whole)
         try:
             return cls(file, relative, request)
         except BaseException:
             file.close()
             raise
 
-    def __init__(self, file: FileIO, relative: str, request: Request) -> None:
+    def __init__(self, file: OpenedFile, relative: str, request: Request) -> None:
         self._file = file
-        self._relative = relative
-        code, headers, parts = _answer(os.fstat(file.fileno()), relative, request)
+        code, headers, parts = _answer(file, relative, request)
         body = b""
         self._parts: list[Part] = []
         if request.method != "HEAD":
@@ -101,23 +150,7 @@ class ResultFile(Response):
         super().__init__(body, code, headers)
 
     def _read(self, part: Part) -> bytes:
-        """Read one part whole.
-
-        ``pread`` goes straight to the offset and moves no shared position, so closing the file
-        on a thread that a cancelled request left behind harms nobody.
-        """
-        if isinstance(part, bytes):
-            return part
-        with answering_for(self._relative):
-            chunk = os.pread(self._file.fileno(), len(part), part.start)
-            while len(chunk) < len(part):  # one call gives less than asked for only rarely
-                more = os.pread(
-                    self._file.fileno(), len(part) - len(chunk), part.start + len(chunk)
-                )
-                if not more:
-                    raise ResultsUnavailable(f"{self._relative!r} became shorter while it was read")
-                chunk += more
-        return chunk
+        return part if isinstance(part, bytes) else self._file.read(part)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer; stop reading when the client is gone.
@@ -142,19 +175,29 @@ class ResultFile(Response):
                         "headers": self.raw_headers,
                     }
                 )
-                for chunk in _chunks(self._parts):
-                    body = (
-                        chunk
-                        if isinstance(chunk, bytes)
-                        else await anyio.to_thread.run_sync(self._read, chunk)
-                    )
-                    if gone.done():
-                        return
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                async with aclosing(self._bodies()) as bodies:
+                    async for body in bodies:
+                        if gone.done():
+                            return
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             gone.cancel()
             self._file.close()
+
+    async def _bodies(self) -> AsyncGenerator[bytes]:
+        """Read the pieces of the body in order; those ahead are read meanwhile."""
+        begun: deque[asyncio.Future[bytes]] = deque()
+        try:
+            for chunk in _chunks(self._parts):
+                begun.append(asyncio.ensure_future(anyio.to_thread.run_sync(self._read, chunk)))
+                if len(begun) > self._file.read_ahead:
+                    yield await begun.popleft()
+            while begun:
+                yield await begun.popleft()
+        finally:
+            for left in begun:
+                left.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -170,11 +213,10 @@ def _chunks(parts: Sequence[Part]) -> Iterator[Part]:
 
 
 def _answer(
-    status: os.stat_result, relative: str, request: Request
+    file: OpenedFile, relative: str, request: Request
 ) -> tuple[int, dict[str, str], list[Part]]:
     """Decide on status code, headers and the pieces of the body that a GET gets."""
-    size = status.st_size
-    validators = Validators.of(status)
+    size, validators = file.size, file.validators
     headers = {
         "accept-ranges": "bytes",
         "cache-control": "private, no-cache",

@@ -20,7 +20,7 @@ from deployments._isolation import hide_gpus
 from deployments.execution_store import ExecutionStore
 from serve_app import errors
 from serve_app.auth import BearerAuth, Tokens
-from serve_app.context import Context, IngressOptions
+from serve_app.context import Context, IngressOptions, Sign
 from serve_app.custom_workflows import CustomWorkflows, Validate
 from serve_app.long_poll import ChangeWatcher, look_at
 from serve_app.middleware import BodyBound, HeadWithoutBody, SameSiteWrites, UnexpectedErrors
@@ -29,6 +29,7 @@ from serve_app.openapi import describe
 from serve_app.routes import executions, health, results, workflows
 from workflows import WORKFLOWS
 from workflows.base import Workflow
+from workflows.delivery import Container
 from workflows.errors import Problem
 from workflows.grids import Grid, LambertGrid
 
@@ -49,6 +50,7 @@ def create_app(
     nudge: Nudge | None = None,
     validators: Mapping[str, Validate] = MappingProxyType({}),
     catalogue: Catalogue = BUILT_IN,
+    sign: Sign | None = None,
 ) -> FastAPI:
     """Assemble the HTTP API; needs no Ray.
 
@@ -65,6 +67,8 @@ def create_app(
         Has the class of each workflow of a user's own check parameters.
     catalogue : mapping, optional
         What makes each workflow, given the grids; the built-in ones by default.
+    sign : callable, optional
+        Gives a link to the blobs of an execution.
 
     Raises
     ------
@@ -84,6 +88,7 @@ def create_app(
         custom=CustomWorkflows(store, options.custom, validators, options.validation_limit_s),
         observer=Observer(store),
         changes=changes,
+        sign=sign if options.signed_url_s else None,
         nudge=nudger,
     )
 
@@ -195,6 +200,8 @@ class Ingress:
         Has ``nudge()``.
     custom : dict of str to DeploymentHandle, optional
         Users' own workflows, which have ``validate(parameters)``.
+    blob_uploader : DeploymentHandle, optional
+        Has ``sign(container, workflow, execution_id, lifetime_s)``.
     """
 
     def __init__(
@@ -202,21 +209,33 @@ class Ingress:
         options: IngressOptions,
         conductor: DeploymentHandle[Any],
         custom: dict[str, DeploymentHandle[Any]] | None = None,
+        blob_uploader: DeploymentHandle[Any] | None = None,
     ) -> None:
         hide_gpus()
         self._options = options
         self._custom = custom or {}
         self._conductor = conductor
+        self._blob_uploader = blob_uploader
         self._store = ExecutionStore(options.store_url)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give the application; Serve calls this in the replica, after the constructor."""
         validators = {name: partial(_validate, each) for name, each in self._custom.items()}
-        return create_app(self._options, self._store, partial(_nudge, self._conductor), validators)
+        uploader = self._blob_uploader
+        sign = partial(_sign, uploader) if uploader is not None else None
+        nudge = partial(_nudge, self._conductor)
+        return create_app(self._options, self._store, nudge, validators, sign=sign)
 
 
 async def _nudge(conductor: DeploymentHandle[Any]) -> None:
     await conductor.nudge.remote()
+
+
+async def _sign(
+    blob_uploader: DeploymentHandle[Any], container: Container, *args: str | float
+) -> str:
+    url: str = await blob_uploader.sign.remote(container, *args)
+    return url
 
 
 async def _validate(

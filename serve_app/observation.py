@@ -26,7 +26,7 @@ class Observation(NamedTuple):
     body: bytes
     """The answer to a request for its status, JSON."""
     packaged: bool
-    """Whether it has results."""
+    """Whether there are results to be had."""
 
     @property
     def revision(self) -> int:

@@ -101,7 +101,7 @@ def answering_for(relative: str) -> Iterator[None]:
 
 def _locate(root: Path, relative: str) -> tuple[str, Sequence[str]]:
     """Give the resolved root and the names from there to a regular file, none a symlink."""
-    wanted = _names(relative)
+    wanted = names_of(relative)
     base = os.path.realpath(root)
     path = os.path.realpath(os.path.join(base, *wanted))
     if path != base and not path.startswith(os.path.join(base, "")):
@@ -111,8 +111,8 @@ def _locate(root: Path, relative: str) -> tuple[str, Sequence[str]]:
     return base, os.path.relpath(path, base).split("/")
 
 
-def _names(relative: str) -> list[str]:
-    """Refuse what no file system needs to be asked about, and split the rest."""
+def names_of(relative: str) -> list[str]:
+    """Refuse a path that nobody needs to be asked about, and split the rest; see `resolve`."""
     try:
         length = len(os.fsencode(relative))
     except UnicodeEncodeError:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     Strict,
@@ -19,33 +18,23 @@ from pydantic import (
 )
 
 from serve_app.class_names import declared_name
+from serve_app.section import SYNTHETIC, Amount, Count, ImportPath, Loader, Section
 from workflows import WORKFLOWS, Grid
 from workflows.base import OutputFormat
 from workflows.custom import check_name
 from workflows.grids import LambertGrid
 
-SYNTHETIC = "synthetic"
 CUSTOM = "CustomWorkflow-"
 """With this begin the names of the deployments that serve workflows of users' own."""
 OURS = {
     "packager",
     "initial_conditions",
+    "blob_uploader",
+    "geocatalog",
     *(name for workflow in WORKFLOWS.values() for name in workflow.models),
     *(name for workflow in WORKFLOWS.values() for name in workflow.data_sources),
 }
 """Names by which the Conductor calls what is ours; no workflow can have one of them."""
-
-
-def _import_path(value: str) -> str:
-    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", value):
-        raise ValueError('give "module:Class", as in "my_package.workflows:MyWorkflow"')
-    return value
-
-
-def _loader(value: str) -> str:
-    if value != SYNTHETIC and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", value):
-        raise ValueError(f'give "{SYNTHETIC}" or "module:callable", as in "my_package.models:load"')
-    return value
 
 
 def _origin(value: str) -> str:
@@ -54,24 +43,12 @@ def _origin(value: str) -> str:
     return value
 
 
-# Strict, because YAML has its own numbers and truth values: `true` is no count.
-Count = Annotated[int, Strict(), Field(ge=1)]
-Amount = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
-Loader = Annotated[str, AfterValidator(_loader)]
-
-
-class Section(BaseModel):
-    """Base of all sections: an unknown name is an error, and errors never quote a value."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
 class CustomWorkflowSettings(Section):
     """A user's own workflow class and the replicas that run it."""
 
     model_config = ConfigDict(populate_by_name=True)
 
-    path: Annotated[str, AfterValidator(_import_path)] = Field(
+    path: ImportPath = Field(
         alias="class",
         description='"module:Class": a class with the interface of Earth2Studio\'s Earth2Workflow.',
     )

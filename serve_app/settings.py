@@ -10,9 +10,18 @@ from typing import Annotated, Any, Self
 from urllib.parse import unquote, urlsplit
 
 import sqlalchemy as sa
-from pydantic import Field, SecretStr, Strict, ValidationError, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from serve_app.azure_sections import AzureSettings
 from serve_app.findings import Finding, Places, explain, find, known_places
+from serve_app.section import Section
 from serve_app.sections import (
     AuthSettings,
     CorsSettings,
@@ -23,12 +32,14 @@ from serve_app.sections import (
     ModelsSettings,
     PackagerSettings,
     QueueSettings,
-    Section,
     WorkflowSettings,
 )
 from workflows import WORKFLOWS
 
-DEPLOYMENTS = ("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager")
+DEPLOYMENTS = (
+    *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager"),
+    *("BlobUploader", "GeoCatalog"),
+)
 """Names of the deployments, as ``deployments:`` in a configuration file may name them; each
 workflow of a user's own has one more."""
 
@@ -61,6 +72,7 @@ class Settings(Section):
     cors: CorsSettings = CorsSettings()
     ingress: IngressSettings = IngressSettings()
     packager: PackagerSettings = PackagerSettings()
+    azure: AzureSettings = AzureSettings()
     shared_filesystem: Annotated[bool, Strict()] = Field(
         default=False, description="True if data_dir is one and the same folder on every node."
     )
@@ -70,6 +82,21 @@ class Settings(Section):
     def _store_can_be_opened(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _check_store_url(value.get_secret_value())
+        return value
+
+    @field_validator("azure")
+    @classmethod
+    def _collections_are_of_workflows(
+        cls, value: AzureSettings, info: ValidationInfo
+    ) -> AzureSettings:
+        if "workflows" in info.data:
+            known = info.data["workflows"].known()
+            unknown = value.geocatalog.collections.keys() - set(known)
+            if unknown:
+                raise ValueError(
+                    f"geocatalog.collections: unknown workflow {min(unknown)!r}; known are "
+                    f"{', '.join(known)}"
+                )
         return value
 
     @field_validator("results_url")
@@ -144,6 +171,7 @@ class Settings(Section):
         """Give the settings with every path absolute, relative ones taken from `base`."""
         store = self.store_url and sa.make_url(self.store_url.get_secret_value())
         tokens = self.auth.tokens_file
+        ca_file = self.azure.ca_file
         return self.model_copy(
             update={
                 "data_dir": _absolute(base, self.data_dir),
@@ -151,6 +179,9 @@ class Settings(Section):
                 if store and store.drivername.startswith("sqlite")
                 else self.store_url,
                 "auth": AuthSettings(tokens_file=tokens and _absolute(base, tokens)),
+                "azure": self.azure.model_copy(
+                    update={"ca_file": ca_file and _absolute(base, ca_file)}
+                ),
             }
         )
 
@@ -180,7 +211,8 @@ class Settings(Section):
         """Give what was resolved, for the log: no password, of loaders' options only the names."""
         values = self.model_dump(mode="json")
         in_turn = values["models"].pop("in_turn")
-        for loader in (*values["models"].values(), *values["data_sources"].values()):
+        loaders = *values["models"].values(), *values["data_sources"].values()
+        for loader in (*loaders, values["azure"]["credential"]):
             loader["options"] = sorted(loader["options"])
         for custom, each in zip(values["workflows"]["custom"], self.workflows.custom, strict=True):
             custom |= {"config": sorted(custom["config"]), "name": each.resolved_name}

@@ -14,7 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from serve_app.__main__ import ENVIRONMENT
+from tests.emulators.azurite import azurite
 from tests.models import standin_modules
+
+__all__ = ["azurite"]
 
 # Read by Ray when it is imported. Without HAProxy: it listens on two ports of its own, which a
 # server on this machine may have. Without tokens: left unset, Ray writes one to the home folder.

@@ -14,8 +14,8 @@ PACKAGES = ("workflows", "deployments", "serve_app")
 
 FORBIDDEN = {
     "workflows": {"torch", "earth2studio", "ray", "fastapi", "starlette", "sqlalchemy", "azure"},
-    "deployments": {"torch", "earth2studio"},
-    "serve_app": {"torch", "earth2studio"},
+    "deployments": {"torch", "earth2studio", "azure", "obstore", "httpx", "pystac"},
+    "serve_app": {"torch", "earth2studio", "azure", "obstore", "httpx", "pystac"},
 }
 """What importing a package's modules must not bring with it."""
 

@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from workflows.delivery import Delivery
 from workflows.errors import InvalidParameters, Problem
 from workflows.grids import Grid, LambertGrid
 
 OutputFormat = Literal["zarr", "netcdf4"]
 TimeLayout = Literal["time", "lead_time"]
-
-DELIVERY = ("container_url", "geo_catalog_url", "collection_id")
-"""Parameters that say where results go, as Earth2Studio's own workflows name them."""
 
 SEED_BOUND = 2**32
 """Seeds are drawn from, and must lie in, [0, 2**32): what every generator involved accepts."""
@@ -92,6 +90,8 @@ class Plan(BaseModel):
     """Dimensions of the result: valid ``time`` alone, or one ``time`` and ``lead_time``."""
     conditioning: Conditioning | None = None
     """The forecast that this one is conditioned on, if any."""
+    delivery: Delivery | None = None
+    """Where the result goes besides this server."""
 
     @property
     def members(self) -> range:
@@ -173,25 +173,6 @@ def number_not_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number is needed, not true or false")
     return value
-
-
-def refuse_delivery(values: Mapping[str, Any]) -> None:
-    """Refuse a request to deliver: results that nobody uploads must not be asked for in vain.
-
-    Parameters
-    ----------
-    values : mapping
-        Parameters by name.
-
-    Raises
-    ------
-    InvalidParameters
-        Naming each that asks for a delivery.
-    """
-    asked = [name for name in DELIVERY if values.get(name) is not None]
-    if asked:
-        message = "this server does not deliver to Azure; leave it out and download the results"
-        raise InvalidParameters([Problem(f"parameters.{name}", message) for name in asked])
 
 
 class Workflow(ABC):

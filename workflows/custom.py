@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from workflows.base import OutputFormat, Parameters, Workflow, refuse_delivery
+from workflows.base import OutputFormat, Parameters, Workflow
+from workflows.delivery import Delivery
 from workflows.errors import InvalidParameters, Problem
 from workflows.schema_model import parameters_from_schema
 
@@ -64,6 +65,8 @@ class CustomPlan(BaseModel):
     parameters: dict[str, Any]
     """Those that the request gives."""
     output_format: OutputFormat
+    delivery: Delivery | None = None
+    """Where the result goes besides this server."""
 
 
 class CustomWorkflow(Workflow):
@@ -102,12 +105,10 @@ class CustomWorkflow(Workflow):
         Raises
         ------
         InvalidParameters
-            If the request names another format, which the class would be given in vain, or
-            asks for a delivery, which nobody would make.
+            If the request names another format, which the class would be given in vain.
         """
         # What was left out stays so: a class may have defaults that its own types refuse.
         given = parameters.model_dump(mode="json", exclude_unset=True)
-        refuse_delivery(given)
         chosen = parameters.model_dump(mode="json").get("output_format")
         if chosen not in FORMATS and given.get("output_format") is not None:
             problem = Problem("parameters.output_format", "'zarr' or 'netcdf4' is needed")

@@ -4,6 +4,7 @@
 
     Earth2ServeError
     ├── InvalidParameters        a request that can never run
+    │   └── DeliveryForbidden    it names a place to which this server may not deliver
     ├── WorkflowNotFound         no such workflow, or not exposed
     ├── ExecutionNotFound
     ├── ResultsNotFound          no such file in an execution's results
@@ -13,7 +14,9 @@
     ├── StaleConductor           a call that carries a superseded fencing token
     ├── ExecutionCancelled
     └── StageFailed              a stage that gave up, with its reason
-        └── ModelUnavailable     a model that could not be loaded
+        ├── ModelUnavailable     a model that could not be loaded
+        ├── UploadFailed         results that Blob Storage did not take
+        └── IngestionFailed      an item that the catalogue did not take
 
 Errors cross process boundaries by pickle, which calls the constructor with ``args``; so every
 constructor passes on exactly what it was given.
@@ -49,6 +52,10 @@ class InvalidParameters(Earth2ServeError):
 
     def __str__(self) -> str:
         return "; ".join(f"{p.field}: {p.message}" for p in self.problems)
+
+
+class DeliveryForbidden(InvalidParameters):
+    """A request for a delivery to a place that is not on the server's lists."""
 
 
 class WorkflowNotFound(Earth2ServeError):
@@ -121,3 +128,11 @@ class StageFailed(Earth2ServeError):
 
 class ModelUnavailable(StageFailed):
     """A model or data source could not be loaded."""
+
+
+class UploadFailed(StageFailed):
+    """Results that could not be uploaded."""
+
+
+class IngestionFailed(StageFailed):
+    """An item that could not be registered."""

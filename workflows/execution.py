@@ -34,6 +34,14 @@ class Stage(StrEnum):
     REGISTER = "register"
     FINISH = "finish"
 
+    def is_before(self, other: Stage) -> bool:
+        """Say whether a life comes to this stage before it comes to another."""
+        order = list(Stage)
+        return order.index(self) < order.index(other)
+
+
+DELIVERING = frozenset({Stage.UPLOAD, Stage.REGISTER})
+"""Stages behind which results are whole, and can be had."""
 
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
@@ -104,7 +112,16 @@ class Execution(BaseModel):
     error_message: str | None = None
     cancel_requested: bool = False
     purge_requested: bool = False
+    retries: int = 0
+    """How often it was asked to go on after it had failed."""
     results: dict[str, Any] | None = None
     """The manifest, once packaged: see `deployments.packager`."""
     revision: int = 0
     """Rises with every change; what a long poll waits for."""
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether its results are whole, and nothing but their delivery can be missing."""
+        return self.results is not None and (
+            self.stage in DELIVERING or self.status == Status.COMPLETED
+        )

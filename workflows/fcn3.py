@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from workflows.base import DELIVERY, Plan, TimeLayout, Workflow, draw_seeds, refuse_delivery
+from workflows.base import Plan, TimeLayout, Workflow, draw_seeds
 from workflows.grids import Grid, LambertGrid
 from workflows.parameters import (
     Count,
@@ -107,7 +107,6 @@ class FCN3Workflow(Workflow):
 
     def plan(self, parameters: FCN3Parameters) -> Plan:
         """Resolve parameters; seeds that were not given are drawn here and stay with the plan."""
-        refuse_delivery(parameters.model_dump(include=set(DELIVERY)))
         seeds = parameters.seeds
         return Plan(
             workflow=self.name,

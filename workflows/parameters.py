@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from workflows.base import SEED_BOUND, OutputFormat, Parameters, number_not_bool
 from workflows.times import moment_of
@@ -54,7 +53,9 @@ class ForecastParameters(Parameters):
 
     output_format: OutputFormat = Field("netcdf4", description="Format of the result.")
     container_url: str | None = Field(
-        None, max_length=2048, description="Azure Blob container for the results."
+        None,
+        max_length=2048,
+        description="Azure Blob container, or a folder in one, for the results.",
     )
     geo_catalog_url: str | None = Field(
         None, max_length=2048, description="GeoCatalog that registers the results."
@@ -62,20 +63,6 @@ class ForecastParameters(Parameters):
     collection_id: str | None = Field(
         None, max_length=255, description="STAC collection of the registered item."
     )
-
-    @field_validator("container_url", "geo_catalog_url")
-    @classmethod
-    def _https(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https://[^\s/?#@]+(/[^\s?#]*)?", value):
-            raise ValueError("an https:// URL without credentials or query is needed")
-        return value
-
-    @field_validator("collection_id")
-    @classmethod
-    def _collection_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError("letters, digits, '.', '_' and '-' are allowed")
-        return value
 
 
 def known_and_unique(value: list[str] | None, allowed: Sequence[str]) -> list[str] | None:

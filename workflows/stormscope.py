@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from workflows.base import DELIVERY, Conditioning, Plan, Workflow, draw_seeds, refuse_delivery
+from workflows.base import Conditioning, Plan, Workflow, draw_seeds
 from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
 from workflows.grids import Grid, LambertGrid
 from workflows.parameters import (
@@ -162,7 +162,6 @@ class StormScopeWorkflow(Workflow):
 
     def plan(self, parameters: StormScopeParameters) -> Plan:
         """Resolve parameters; seeds that were not given are drawn here and stay with the plan."""
-        refuse_delivery(parameters.model_dump(include=set(DELIVERY)))
         start = parameters.start_time_stormscope
         return Plan(
             workflow=self.name,

@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 
 from deployments.execution_store import ExecutionStore
 from serve_app import schemas
+from serve_app.admission import accept_again
 from serve_app.context import context_of
 from serve_app.errors import json_response
 from serve_app.long_poll import while_connected
@@ -142,6 +143,22 @@ async def delete(
     )
     code = 200 if ended.status in FINISHED else 202
     return json_response(schemas.status_body(ended, None), code)
+
+
+@router.post(
+    "/{workflow}/{execution_id}/retry",
+    status_code=202,
+    responses=documented(None, 404, 409, 429, 503)
+    | {202: {"model": schemas.StatusBody, "description": "Queued again"}},
+)
+async def retry(request: Request, workflow: str, execution_id: str) -> Response:
+    """Let a failed execution go on: at its delivery if that failed, else from the beginning."""
+    context = context_of(request)
+    context.check(workflow, execution_id)
+    queued = await context.write(accept_again, context, workflow, execution_id)
+    context.nudge()
+    position = await context.read(context.store.position, queued)
+    return json_response(schemas.status_body(queued, position), 202)
 
 
 def _positions(store: ExecutionStore, executions: Sequence[Execution]) -> list[int | None]:

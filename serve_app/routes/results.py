@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter, Request, Response
 
 from serve_app import schemas
-from serve_app.context import context_of
+from serve_app.context import Context, context_of
+from serve_app.disk_files import DiskResults
 from serve_app.errors import json_response
 from serve_app.files import ResultFile
 from serve_app.routes import documented, get
+from workflows.delivery import Container
 from workflows.errors import ResultsNotFound
 from workflows.execution import FINISHED, Execution, Status
+
+logger = logging.getLogger("ray.serve")
 
 router = APIRouter(prefix="/v1/infer", tags=["results"])
 
@@ -23,7 +29,8 @@ router = APIRouter(prefix="/v1/infer", tags=["results"])
 )
 async def results(request: Request, workflow: str, execution_id: str) -> Response:
     """Give the manifest: which files there are and how they came about."""
-    execution = await context_of(request).execution(workflow, execution_id)
+    context = context_of(request)
+    execution = await context.execution(workflow, execution_id)
     if execution.status not in FINISHED:
         pending = {
             "message": f"the execution is {execution.status}; ask again later",
@@ -32,7 +39,7 @@ async def results(request: Request, workflow: str, execution_id: str) -> Respons
         }
         return json_response({"detail": pending}, 202)
     _check_available(execution, packaged=execution.results is not None)
-    return json_response(schemas.results_body(execution))
+    return json_response(schemas.results_body(execution) | await _link(context, execution))
 
 
 @get(
@@ -54,16 +61,31 @@ async def result_file(request: Request, workflow: str, execution_id: str, path: 
     _check_available(seen.execution, packaged=seen.packaged)
     # In the manifest paths begin with the execution's id, as Earth2Studio's clients expect.
     relative = path.removeprefix(f"{execution_id}/")
-    folder = context.options.results_dir / workflow / execution_id
+    folder = DiskResults(context.options.results_dir)(workflow, execution_id)
     return await ResultFile.open(folder, relative, request)
+
+
+async def _link(context: Context, execution: Execution) -> dict[str, str]:
+    """Give a link to the execution's blobs, made for this answer and kept nowhere."""
+    lifetime_s = context.options.signed_url_s
+    if context.sign is None or lifetime_s is None or "uploaded" not in (execution.results or {}):
+        return {}
+    container = Container.model_validate(execution.plan["delivery"]["container"])
+    try:
+        url = await context.sign(container, execution.workflow, execution.execution_id, lifetime_s)
+    except Exception as error:
+        # The files can be had from here, and the rest of the answer is right.
+        logger.warning("no link to the blobs of %s: %r", execution.execution_id, error)
+        return {}
+    return {"signed_url": url}
 
 
 def _check_available(execution: Execution, *, packaged: bool) -> None:
     """Refuse what was never packaged, or is gone.
 
-    An execution that failed after packaging, say at `register`, keeps its results.
+    They can be had while they are delivered, and stay if that fails.
     """
-    if execution.status == Status.COMPLETED or (execution.status == Status.FAILED and packaged):
+    if packaged and execution.status not in (Status.CANCELLED, Status.EXPIRED):
         return
     reason = f": {execution.error_message}" if execution.error_message else ""
     raise ResultsNotFound(f"no results, the execution is {execution.status}{reason}")

@@ -25,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 router = APIRouter(prefix="/v1/infer", tags=["workflows"])
 
-_SUBMITTED = documented(schemas.SubmitBody, 404, 413, 415, 422, 429, 503)
+_SUBMITTED = documented(schemas.SubmitBody, 403, 404, 413, 415, 422, 429, 503)
 _BODY = {
     "requestBody": {
         "required": True,

@@ -19,6 +19,11 @@ from dbos import DBOS
 import deployments.conductor as conductor
 from deployments._conducting import Conducting, conduct_here
 from deployments._model_replica import MemberProgress
+from deployments.blob_uploader import Uploaded, UploadProgress
+from deployments.geocatalog import Registered
+
+DEPLOYMENTS = ("packager", "initial_conditions", "fcn3", "blob_uploader", "geocatalog")
+PROVENANCE = {"model": {"name": "fcn3"}, "data_source": {"name": "ifs"}}
 
 
 class Response:
@@ -63,14 +68,14 @@ class Handle:
 
 class Journal:
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def note(self, line: str) -> None:
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(line + "\n")
 
     def lines(self) -> list[str]:
-        return self._path.read_text().splitlines() if self._path.exists() else []
+        return self.path.read_text().splitlines() if self.path.exists() else []
 
 
 class StandIns:
@@ -124,7 +129,30 @@ class StandIns:
 
     async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
         await self._call("finish", execution_id)
-        return {"output_files": [{"path": f"{execution_id}/results.zarr/zarr.json", "size": 1}]}
+        return {
+            "output_files": [{"path": f"{execution_id}/results.zarr/zarr.json", "size": 1}],
+            "assets": {"results.zarr": (1, None)},
+            "provenance": PROVENANCE,
+        }
+
+    async def upload(self, job: Any) -> AsyncIterator[UploadProgress | Uploaded]:
+        for sent in (10, 20):
+            yield UploadProgress(bytes=sent, total_bytes=20, files=sent // 10, total_files=2)
+            await asyncio.sleep(self._step_s)
+        await self._call("upload", job)
+        url = f"{job.container.url}/{job.workflow}/{job.execution_id}"
+        yield Uploaded(
+            url=url, container=job.container, files=2, bytes=20, uploaded_files=2, uploaded_bytes=20
+        )
+
+    async def register(self, registration: Any) -> Registered:
+        await self._call("register", registration)
+        return Registered(
+            geo_catalog_url=registration.geo_catalog_url,
+            collection_id=registration.collection_id or "collection",
+            item_id=f"item-{registration.execution_id}",
+            item_url=f"{registration.geo_catalog_url}/item",
+        )
 
     async def clean(self, execution_id: str) -> None:
         await self._call("clean", execution_id)
@@ -138,7 +166,7 @@ def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducti
     handle = Handle(stand_ins)
     made = Conducting(
         conductor.execute,
-        dict.fromkeys(("packager", "initial_conditions", "fcn3"), handle),  # type: ignore[arg-type]
+        dict.fromkeys(DEPLOYMENTS, handle),  # type: ignore[arg-type]
         {"fcn3": "fcn3", "ifs": "initial_conditions"},
         store_url=store_url,
         **{"max_running": {"foundry_fcn3_workflow": 2}, "drain_s": 0.1, **settings},

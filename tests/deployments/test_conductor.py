@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,40 +16,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from deployments._conducting import Conducting
 from deployments._execution_tables import conductors, executions
 from deployments._lives import Lives
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
-from tests.deployments.conducting_process import Journal, StandIns, conducting
+from tests.deployments.conducting import conducts, finished, on_both_databases, until
+from tests.deployments.conducting_process import Journal, StandIns
 from workflows import Execution, FCN3Workflow, Status
 from workflows.errors import ExecutionNotFound, StageFailed
 from workflows.execution import new_execution_id
 
 WORKFLOW = FCN3Workflow()
-
-
-@pytest.fixture
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if getattr(request, "param", "sqlite") == "postgresql":
-        url: str = request.getfixturevalue("postgres_database")
-        return url
-    return f"sqlite:///{tmp_path}/executions.sqlite"
-
-
-on_both_databases = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[ConductedStore]:
-    store = ConductedStore(store_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal")
 
 
 def submit(store: ConductedStore, **parameters: Any) -> str:
@@ -66,38 +41,6 @@ def submit(store: ConductedStore, **parameters: Any) -> str:
     )
     store.submit(execution, max_queued=100)
     return execution.execution_id
-
-
-@asynccontextmanager
-async def conducts(
-    store_url: str, stand_ins: StandIns, **settings: Any
-) -> AsyncIterator[Conducting]:
-    made = conducting(store_url, stand_ins, **settings)
-    task = asyncio.create_task(made.run())
-    try:
-        yield made
-    finally:
-        await made.stop()
-        await task
-
-
-async def until(
-    store: ConductedStore,
-    execution_id: str,
-    holds: Callable[[Execution], bool],
-    seconds: float = 15,
-) -> Execution:
-    deadline = time.monotonic() + seconds
-    while True:
-        execution = store.read(execution_id)
-        if holds(execution):
-            return execution
-        assert time.monotonic() < deadline, f"still {execution}"
-        await asyncio.sleep(0.02)
-
-
-def finished(execution: Execution) -> bool:
-    return execution.ended_at is not None
 
 
 @on_both_databases
@@ -448,5 +391,5 @@ def spawn(
     store_url: str, journal: Journal, step_s: float, extra: str | None = None
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.deployments.conducting_process", store_url]
-    command += [str(journal._path), str(step_s), *([extra] if extra else [])]
+    command += [str(journal.path), str(step_s), *([extra] if extra else [])]
     return subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ})

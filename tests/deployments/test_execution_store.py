@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -361,7 +362,7 @@ def test_what_runs_is_cancelled_by_the_conductor(store: ConductedStore) -> None:
     store.claim_next(fence)
     asked = store.request_cancel(WORKFLOW, execution.execution_id)
     assert (asked.status, asked.cancel_requested) == (Status.RUNNING, True)
-    assert store.cancel_requests() == [execution.execution_id]
+    assert [e.execution_id for e in store.cancel_requests()] == [execution.execution_id]
     ended = store.update(fence, execution.execution_id, status=Status.CANCELLED)
     assert ended.ended_at is not None
     assert store.cancel_requests() == []
@@ -382,7 +383,9 @@ def test_cancelling_races_with_claiming_to_one_end(store: ConductedStore) -> Non
             if e.status == Status.CANCELLED
         }
     assert not claimed & cancelled
-    assert set(store.cancel_requests()) == {e.execution_id for e in submitted} - cancelled
+    assert {e.execution_id for e in store.cancel_requests()} == {
+        e.execution_id for e in submitted
+    } - cancelled
 
 
 def test_what_has_finished_cannot_be_cancelled(store: ConductedStore) -> None:
@@ -475,3 +478,75 @@ def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
     store = ConductedStore(f"sqlite:///{tmp_path}/not/yet/there/executions.sqlite")
     submit(store, new())
     store.close()
+
+
+# Trying again
+
+
+def fail(store: ConductedStore, fence: int, execution_id: str, **values: Any) -> None:
+    store.claim_next(fence)
+    store.update(fence, execution_id, status=Status.FAILED, error_message="no token", **values)
+
+
+def test_what_failed_at_its_delivery_goes_on_there(store: ConductedStore) -> None:
+    fence = store.issue_fence()
+    (execution,) = submit(store, new())
+    results = {"output_files": []}
+    fail(store, fence, execution.execution_id, stage=Stage.REGISTER, results=results)
+    queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
+    assert (queued.status, queued.stage, queued.retries) == (Status.QUEUED, Stage.REGISTER, 1)
+    assert (queued.error_message, queued.ended_at, queued.results) == (None, None, results)
+    claimed = store.claim_next(fence)
+    assert claimed is not None and claimed.is_packaged
+    assert (claimed.status, claimed.stage) == (Status.RUNNING, Stage.REGISTER)
+
+
+def test_what_failed_before_begins_anew(store: ConductedStore) -> None:
+    fence = store.issue_fence()
+    (execution,) = submit(store, new())
+    # A user's class that falls short of what was asked for leaves results, but not those.
+    fail(store, fence, execution.execution_id, stage=Stage.PACKAGE, results={"output_files": []})
+    queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
+    assert (queued.stage, queued.results, queued.progress) == (None, None, None)
+    claimed = store.claim_next(fence)
+    assert claimed is not None and not claimed.is_packaged
+
+
+def test_only_what_has_failed_is_tried_again_and_only_once_at_a_time(
+    store: ConductedStore,
+) -> None:
+    fence = store.issue_fence()
+    first, second = submit(store, new(), new())
+    for execution_id in (first.execution_id, second.execution_id):
+        with pytest.raises(IllegalTransition, match="the execution is queued"):
+            store.request_retry(WORKFLOW, execution_id, max_queued=9)
+    with pytest.raises(ExecutionNotFound):
+        store.request_retry("another", first.execution_id, max_queued=9)
+    fail(store, fence, first.execution_id)
+    with pytest.raises(QueueFull):
+        store.request_retry(WORKFLOW, first.execution_id, max_queued=1)
+    with ThreadPoolExecutor(4) as threads:
+        tries = [
+            threads.submit(store.request_retry, WORKFLOW, first.execution_id, max_queued=9)
+            for _ in range(8)
+        ]
+    assert sum(task.exception() is None for task in tries) == 1
+    assert store.read(first.execution_id).retries == 1
+    store.claim_next(fence)
+    store.claim_next(fence)
+    fail(store, fence, second.execution_id)
+    store.request_purge(WORKFLOW, second.execution_id)
+    with pytest.raises(IllegalTransition, match="about to be removed"):
+        store.request_retry(WORKFLOW, second.execution_id, max_queued=9)
+
+
+def test_a_store_of_an_earlier_release_is_brought_up_to_date(store: ConductedStore) -> None:
+    (execution,) = submit(store, new())
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE executions DROP COLUMN retries")
+    url = store.engine.url.render_as_string(hide_password=False)
+    with ThreadPoolExecutor(4) as threads:
+        opened = [task.result() for task in [threads.submit(ConductedStore, url) for _ in range(4)]]
+    assert [each.read(execution.execution_id).retries for each in opened] == [0] * 4
+    for each in opened:
+        each.close()

@@ -279,3 +279,22 @@ async def test_a_model_that_does_not_fit_is_a_reason_not_a_crash(
         await replica.describe()
     with pytest.raises(ModelUnavailable, match="6 values of lat"):
         await outcome(replica.forecast_member(member_job(analysis)))
+
+
+async def test_initial_conditions_of_another_machine_come_by_handle(
+    packager: Packager, analysis: Path, tmp_path: Path
+) -> None:
+    class Source:
+        async def read(self, plan: Any, execution_id: str) -> Any:
+            state = np.load(analysis)
+            # As they come out of Ray's object store.
+            state.flags.writeable = False
+            return state, None
+
+    deployment = FCN3.func_or_class  # type: ignore[attr-defined]
+    replica = deployment.__new__(deployment)
+    await replica.__init__(options(), Handle(packager), Handle(Source()))
+    job = member_job(tmp_path / "elsewhere" / "ifs.npy")
+    assert (await outcome(replica.forecast_member(job)))[-1] == 5
+    given = [packager.steps[0, time] for time in range(5)]
+    assert np.array_equal(given, plain_loop(member_job(analysis)))

@@ -89,12 +89,13 @@ async def deployed(
     loader: str = f"{__name__}:Source",
     timeout_s: float = 20,
     name: str = "ifs",
+    keep: int | None = None,
     **options: Any,
 ) -> Any:
     deployment = InitialConditions.func_or_class  # type: ignore[attr-defined]
     made = deployment.__new__(deployment)
     source = SourceOptions(name=name, loader=loader, options=options, timeout_s=timeout_s)
-    await made.__init__([source], folder)
+    await made.__init__([source], folder, keep)
     return made
 
 
@@ -382,3 +383,24 @@ async def test_an_image_that_is_none_is_a_reason(tmp_path: Path, loader: str, re
     source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
     with pytest.raises(StageFailed, match=reason):
         await source.fetch(REGIONAL, EXECUTION)
+
+
+async def test_gives_what_it_has_fetched_and_fetches_again_what_is_gone(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    path = Path(await source.fetch(PLAN, EXECUTION))
+    fields, points = await source.read(PLAN, EXECUTION)
+    assert np.array_equal(fields, np.load(path))
+    assert points is None
+    assert len(Source.made[0].asked) == 1
+    await asyncio.to_thread(path.unlink)
+    fields, _ = await source.read(PLAN, EXECUTION)
+    assert np.array_equal(fields, np.load(path))
+    assert len(Source.made[0].asked) == 2
+
+
+async def test_keeps_only_the_last_ones_if_nobody_else_removes_them(tmp_path: Path) -> None:
+    source = await deployed(tmp_path, keep=2)
+    for execution_id in ("exec_1", "exec_2", "exec_3"):
+        await source.fetch(PLAN, execution_id)
+        await asyncio.sleep(0.01)
+    assert files(tmp_path) == ["exec_2/ifs.npy", "exec_3/ifs.npy"]

@@ -1,7 +1,9 @@
+"""The conformance suite of the results store: results on disk and in Blob pass the same tests."""
+
 import hashlib
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import xarray as xr
 import zarr
 
 from deployments.results_store import ResultsStore
+from tests.deployments.places import PLACES, Place, make_place
 from tests.deployments.results import PROVENANCE, expected, fields, make_plan
 from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
@@ -18,9 +21,14 @@ from workflows.grids import Grid
 ID = "exec_1_00000000"
 
 
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    yield from make_place(request.param, tmp_path, request)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> ResultsStore:
-    return ResultsStore(tmp_path / "results", tmp_path / "work")
+def store(place: Place) -> ResultsStore:
+    return place.store()
 
 
 def write_all(store: ResultsStore, plan: Plan, fence: int = 1) -> None:
@@ -29,14 +37,13 @@ def write_all(store: ResultsStore, plan: Plan, fence: int = 1) -> None:
             store.write_step(ID, fence, member, time_index, fields(plan, member, time_index))
 
 
-def make(store: ResultsStore, plan: Plan) -> Path:
-    """Carry an execution through; gives its folder."""
+def make(store: ResultsStore, plan: Plan) -> None:
+    """Carry an execution through."""
     store.create(plan, ID, PROVENANCE, 1)
     write_all(store, plan)
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, 1)
     store.finish(ID, 1)
-    return store.folder(plan.workflow, ID)
 
 
 def open_result(folder: Path) -> xr.Dataset:
@@ -49,10 +56,11 @@ def open_result(folder: Path) -> xr.Dataset:
 @pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
 @pytest.mark.parametrize("time_layout", ["time", "lead_time"])
 def test_xarray_reads_what_was_written(
-    store: ResultsStore, output_format: str, time_layout: str
+    place: Place, store: ResultsStore, output_format: str, time_layout: str
 ) -> None:
     plan = make_plan(output_format=output_format, time_layout=time_layout)
-    with open_result(make(store, plan)) as dataset:
+    make(store, plan)
+    with open_result(place.folder(plan.workflow, ID)) as dataset:
         assert set(dataset.data_vars) == {"t2m", "z500"}
         for variable in plan.variables:
             values = dataset[variable]
@@ -76,23 +84,24 @@ def test_xarray_reads_what_was_written(
         assert dataset.attrs["synthetic"] == "true"
 
 
-def test_both_formats_say_the_same(tmp_path: Path) -> None:
+def test_both_formats_say_the_same(place: Place, store: ResultsStore) -> None:
     opened = []
     for output_format in ("zarr", "netcdf4"):
-        store = ResultsStore(tmp_path / output_format, tmp_path / "work" / output_format)
         provenance = {**PROVENANCE, "created": "2025-01-01T00:00:00Z"}
         plan = make_plan(output_format=output_format)
         store.create(plan, ID, provenance, 1)
-        folder = make(store, plan)
-        opened.append(open_result(folder).load())
+        make(store, plan)
+        opened.append(open_result(place.folder(plan.workflow, ID)).load())
+        store.purge(plan.workflow, ID)
     xr.testing.assert_identical(*opened)
 
 
 def test_zarr_itself_finds_the_same_with_and_without_consolidated_metadata(
-    store: ResultsStore,
+    place: Place, store: ResultsStore
 ) -> None:
     plan = make_plan()
-    path = make(store, plan) / "results.zarr"
+    make(store, plan)
+    path = place.folder(plan.workflow, ID) / "results.zarr"
     consolidated = zarr.open_consolidated(path)
     plain = zarr.open_group(path, mode="r", use_consolidated=False)
     assert plain.attrs.asdict() == consolidated.attrs.asdict()
@@ -110,13 +119,12 @@ def test_zarr_itself_finds_the_same_with_and_without_consolidated_metadata(
     np.testing.assert_array_equal(plain["z500"][:], expected(plan, "z500"))
 
 
-def test_a_store_can_be_read_while_it_grows(store: ResultsStore) -> None:
+def test_a_store_can_be_read_while_it_grows(place: Place, store: ResultsStore) -> None:
     plan = make_plan()
     store.create(plan, ID, PROVENANCE, 1)
-    folder = store.folder(plan.workflow, ID)
-    assert open_result(folder).t2m.isnull().all()
+    assert open_result(place.folder(plan.workflow, ID)).t2m.isnull().all()
     store.write_step(ID, 1, 1, 2, fields(plan, 1, 2))
-    growing = open_result(folder).t2m
+    growing = open_result(place.folder(plan.workflow, ID)).t2m
     np.testing.assert_array_equal(growing[1, 2], expected(plan, "t2m")[1, 2])
     assert int(growing.isnull().sum()) == growing.size - growing[1, 2].size
     assert store.written(ID) == {(1, 2)}
@@ -143,9 +151,10 @@ def test_other_precision_and_strides_are_converted(store: ResultsStore) -> None:
     np.testing.assert_array_equal(field, expected(plan, "z500")[0, 0])
 
 
-def test_large_fields_are_written_by_several_threads(store: ResultsStore) -> None:
+def test_large_fields_are_written_by_several_threads(place: Place, store: ResultsStore) -> None:
     plan = make_plan(grid=Grid(n_lat=181, n_lon=360), variables=("t2m", "u10m", "v10m", "z500"))
-    with open_result(make(store, plan)) as dataset:
+    make(store, plan)
+    with open_result(place.folder(plan.workflow, ID)) as dataset:
         for variable in plan.variables:
             np.testing.assert_array_equal(dataset[variable], expected(plan, variable))
 
@@ -169,29 +178,29 @@ def test_what_the_plan_does_not_have_is_refused(
     assert store.written(ID) == set()
 
 
-def test_all_may_be_done_twice(store: ResultsStore) -> None:
+def test_all_may_be_done_twice(place: Place, store: ResultsStore) -> None:
     plan = make_plan()
-    folder = make(store, plan)
-    chunk = folder / "results.zarr" / "t2m" / "c.0.0.0.0"
-    before = chunk.stat()
+    make(store, plan)
+    chunk = f"results/{plan.workflow}/{ID}/results.zarr/t2m/c.0.0.0.0"
+    before = place.state(chunk)
     first = store.finish(ID, 1)
     store.create(plan, ID, PROVENANCE, 1)
     store.write_step(ID, 1, 0, 0, np.zeros((2, 5, 8), np.float32))
-    after = chunk.stat()
-    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    assert place.state(chunk) == before
     assert store.finish(ID, 1) == first
 
 
-def test_a_step_without_its_record_is_written_again(store: ResultsStore, tmp_path: Path) -> None:
+def test_a_step_without_its_record_is_written_again(place: Place, store: ResultsStore) -> None:
     plan = make_plan()
-    folder = make(store, plan)
-    (tmp_path / "work" / ID / "steps" / "1-1").unlink()
-    (folder / "results.zarr" / "z500" / "c.1.1.0.0").write_bytes(b"torn")
+    make(store, plan)
+    place.remove(f"work/{ID}/steps/1-1")
+    place.write(f"results/{plan.workflow}/{ID}/results.zarr/z500/c.1.1.0.0", b"torn")
     assert (1, 1) not in store.written(ID)
     with pytest.raises(StageFailed, match="1 steps"):
         store.finish(ID, 1)
     store.write_step(ID, 1, 1, 1, fields(plan, 1, 1))
     store.finish(ID, 1)
+    folder = place.folder(plan.workflow, ID)
     np.testing.assert_array_equal(open_result(folder).z500, expected(plan, "z500"))
 
 
@@ -201,11 +210,11 @@ def test_another_plan_is_refused(store: ResultsStore) -> None:
         store.create(make_plan(seeds=(1, 2)), ID, PROVENANCE, 2)
 
 
-def test_the_first_provenance_stays(store: ResultsStore) -> None:
+def test_the_first_provenance_stays(place: Place, store: ResultsStore) -> None:
     plan = make_plan()
     store.create(plan, ID, PROVENANCE, 1)
     store.create(plan, ID, {**PROVENANCE, "software": {"earth2serve": "9"}}, 2)
-    attributes = open_result(store.folder(plan.workflow, ID)).attrs
+    attributes = open_result(place.folder(plan.workflow, ID)).attrs
     assert attributes["earth2serve_version"] == "0.1.0"
 
 
@@ -219,11 +228,11 @@ OLD_CALLS: dict[str, Callable[[ResultsStore, Plan], object]] = {
 
 
 @pytest.mark.parametrize("call", OLD_CALLS)
-def test_an_older_fence_is_refused(store: ResultsStore, tmp_path: Path, call: str) -> None:
+def test_an_older_fence_is_refused(place: Place, store: ResultsStore, call: str) -> None:
     plan = make_plan(output_format="netcdf4")
     store.create(plan, ID, PROVENANCE, 1)
     # The newer Conductor comes to another replica; a write alone tells of it.
-    other = ResultsStore(tmp_path / "results", tmp_path / "work")
+    other = place.store()
     other.write_step(ID, 12, 1, 1, fields(plan, 1, 1))
     with pytest.raises(StaleConductor, match="1 was superseded by 12"):
         OLD_CALLS[call](store, plan)
@@ -233,7 +242,7 @@ def test_an_older_fence_is_refused(store: ResultsStore, tmp_path: Path, call: st
 @pytest.mark.parametrize("call", list(OLD_CALLS)[1:])
 @pytest.mark.parametrize("before", ["never created", "cleaned", "purged"])
 def test_what_is_not_being_written_cannot_be_written(
-    store: ResultsStore, tmp_path: Path, call: str, before: str
+    place: Place, store: ResultsStore, call: str, before: str
 ) -> None:
     plan = make_plan()
     if before != "never created":
@@ -242,22 +251,21 @@ def test_what_is_not_being_written_cannot_be_written(
             store.clean(ID)
         else:
             # Another replica removes it: this one still has it in memory.
-            ResultsStore(tmp_path / "results", tmp_path / "work").purge(plan.workflow, ID)
+            place.store().purge(plan.workflow, ID)
     with pytest.raises(StageFailed, match="not being written"):
         OLD_CALLS[call](store, plan)
-    assert store.folder(plan.workflow, ID).exists() == (before == "cleaned")
+    assert place.is_delivered(plan.workflow, ID) == (before == "cleaned")
 
 
-def test_purge_leaves_nothing_and_may_be_repeated(store: ResultsStore, tmp_path: Path) -> None:
+def test_purge_leaves_nothing_and_may_be_repeated(place: Place, store: ResultsStore) -> None:
     plan = make_plan()
     make(store, plan)
     store.purge(plan.workflow, ID)
     store.purge(plan.workflow, ID)
-    left = [path for path in tmp_path.rglob("*") if ID in str(path)]
-    assert left == []
+    assert place.keys(ID) == set()
 
 
-def test_purge_wins_against_writers(store: ResultsStore, tmp_path: Path) -> None:
+def test_purge_wins_against_writers(place: Place, store: ResultsStore) -> None:
     plan = make_plan(n_steps=200)
     store.create(plan, ID, PROVENANCE, 1)
     outcomes: list[BaseException | None] = []
@@ -279,15 +287,16 @@ def test_purge_wins_against_writers(store: ResultsStore, tmp_path: Path) -> None
     for writer in writers:
         writer.join()
     assert [type(outcome) for outcome in outcomes] == [StageFailed, StageFailed]
-    assert [path for path in tmp_path.rglob("*") if ID in str(path)] == []
+    assert place.keys(ID) == set()
 
 
-def test_clean_keeps_the_result(store: ResultsStore, tmp_path: Path) -> None:
+def test_clean_keeps_the_result(place: Place, store: ResultsStore) -> None:
     plan = make_plan()
-    folder = make(store, plan)
+    make(store, plan)
     store.clean(ID)
     store.clean(ID)
-    assert not (tmp_path / "work" / ID).exists()
+    assert not any(key.startswith("work/") for key in place.keys(ID))
+    folder = place.folder(plan.workflow, ID)
     np.testing.assert_array_equal(open_result(folder).t2m, expected(plan, "t2m"))
 
 
@@ -302,17 +311,19 @@ def test_names_cannot_lead_elsewhere(store: ResultsStore, name: str) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
-def test_the_manifest_names_every_file(store: ResultsStore, output_format: str) -> None:
+def test_the_manifest_names_every_file(
+    place: Place, store: ResultsStore, output_format: str
+) -> None:
     plan = make_plan(output_format=output_format)
     store.create(plan, ID, PROVENANCE, 1)
     write_all(store, plan)
     if output_format == "netcdf4":
         store.export_netcdf(ID, 1)
-    folder = store.folder(plan.workflow, ID)
     store.add_file(ID, 1, "preview.png", b"half a map")
     store.add_file(ID, 1, "preview.png", b"a map")
-    assert (folder / "preview.png").read_bytes() == b"a map"
     description = store.finish(ID, 1, extra=["preview.png"])
+    folder = place.folder(plan.workflow, ID)
+    assert (folder / "preview.png").read_bytes() == b"a map"
     listed = {file["path"]: file for file in description["output_files"]}
     on_disk = {
         f"{ID}/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()
@@ -337,8 +348,8 @@ def test_the_manifest_names_every_file(store: ResultsStore, output_format: str) 
     assert len(check.stdout.splitlines()) == len(on_disk) - 1
 
 
-def test_the_manifest_of_many_files_is_bounded(tmp_path: Path) -> None:
-    store = ResultsStore(tmp_path / "results", tmp_path / "work", max_listed=20)
+def test_the_manifest_of_many_files_is_bounded(place: Place) -> None:
+    store = place.store(max_listed=20)
     plan = make_plan()
     store.create(plan, ID, PROVENANCE, 1)
     write_all(store, plan)
@@ -347,7 +358,7 @@ def test_the_manifest_of_many_files_is_bounded(tmp_path: Path) -> None:
     assert f"{ID}/results.zarr/t2m/zarr.json" in paths
     assert f"{ID}/checksums.sha256" in paths
     assert not any("/t2m/c." in path for path in paths)
-    folder = store.folder(plan.workflow, ID)
+    folder = place.folder(plan.workflow, ID)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert description["totals"] == {
         "files": len(files),
@@ -364,15 +375,16 @@ def test_the_manifest_of_many_files_is_bounded(tmp_path: Path) -> None:
     [("t2m/c.1.2.0.0", b""), ("t2m/c.1.2.0.0", None), ("lat/zarr.json", None)],
 )
 def test_a_damaged_result_is_not_called_whole(
-    store: ResultsStore, name: str, content: bytes | None
+    place: Place, store: ResultsStore, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
-    folder = make(store, make_plan())
-    file = folder / "results.zarr" / name
+    plan = make_plan()
+    make(store, plan)
+    key = f"results/{plan.workflow}/{ID}/results.zarr/{name}"
     if content is None:
-        file.unlink()
+        place.remove(key)
     else:
-        file.write_bytes(content)
+        place.write(key, content)
     with pytest.raises(StageFailed, match=name) as failed:
         store.finish(ID, 1)
     assert failed.value.stage == "package"
-    assert str(folder) not in str(failed.value)
+    assert str(tmp_path) not in str(failed.value)

@@ -113,6 +113,8 @@ def test_members_differ_and_netcdf_says_the_same(
         xr.testing.assert_equal(dataset["abi13c"].load(), undisturbed["abi13c"])
     assert sorted(path.name for path in place.results(execution_id).iterdir()) == [
         "checksums.sha256",
+        "item.json",
+        "metadata.json",
         "preview.png",
         "results.nc",
     ]

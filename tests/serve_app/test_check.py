@@ -217,8 +217,27 @@ def test_the_start_says_the_same(tmp_path: Path) -> None:
     ).splitlines()
 
 
+AZURE = {
+    "blob": {"allowed_containers": ["https://weather.blob.core.windows.net/data"]},
+    "geocatalog": {"allowed": ["https://earth.geocatalog.example"]},
+}
+
+
+def test_what_talks_to_azure_is_built_only_if_it_has_somewhere_to_go() -> None:
+    for settings, expected in (
+        ({}, set()),
+        ({"ca_file": "ca.pem"}, set()),
+        ({"blob": AZURE["blob"]}, {"BlobUploader"}),
+        ({"geocatalog": AZURE["geocatalog"]}, {"GeoCatalog"}),
+        (AZURE, {"BlobUploader", "GeoCatalog"}),
+    ):
+        built = build_app(build({"azure": settings}), name="earth2serve")
+        names = {deployment.name for deployment in built.deployments}
+        assert names & {"BlobUploader", "GeoCatalog"} == expected
+
+
 def test_the_names_of_the_deployments_are_those_that_are_built() -> None:
-    built = build_app(build({}), name="earth2serve")
+    built = build_app(build({"azure": AZURE}), name="earth2serve")
     assert sorted(deployment.name for deployment in built.deployments) == sorted(DEPLOYMENTS)
 
 
@@ -372,7 +391,7 @@ def test_a_deployment_of_no_workflow_is_named(tmp_path: Path) -> None:
     assert first.startswith(
         "16: applications[0].deployments[0].name: unknown deployment 'CustomWorkflow-Storms'; "
     )
-    assert first.endswith("Packager, CustomWorkflow-storms, CustomWorkflow-Rain")
+    assert first.endswith("GeoCatalog, CustomWorkflow-storms, CustomWorkflow-Rain")
     assert second.startswith("17: applications[0].deployments[1].name: unknown deployment")
 
 
@@ -385,7 +404,10 @@ def test_other_deployments_are_named_whatever_is_wrong_with_the_workflows(tmp_pa
 
 
 def test_deployments_of_users_workflows_are_built_by_the_names_that_the_check_knows() -> None:
-    args = {"workflows": {"custom": [{"class": "no_such_module:Storms", "name": "storms"}]}}
+    args = {
+        "azure": AZURE,
+        "workflows": {"custom": [{"class": "no_such_module:Storms", "name": "storms"}]},
+    }
     built = build_app(build(args), name="earth2serve")
     assert sorted(deployment.name for deployment in built.deployments) == sorted(
         (*DEPLOYMENTS, "CustomWorkflow-storms")

@@ -1,10 +1,13 @@
+"""Downloads of results: those on disk and those in Blob answer alike."""
+
 import asyncio
 import email.policy
 import gc
 import os
 import random
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
 from email.utils import format_datetime, parsedate_to_datetime
@@ -21,18 +24,24 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from deployments._blob_objects import Blobs
+from serve_app.blob_files import BlobResults
+from serve_app.disk_files import DiskFolder
 from serve_app.files import (
     CHUNK_SIZE,
     SMALL,
+    Folder,
     ForbiddenPath,
     InvalidPath,
     ResultFile,
     ResultsUnavailable,
 )
+from tests.deployments.places import options_for
 from workflows.errors import ResultsNotFound
 
 CONTENT = random.Random(0).randbytes(1000)
 LARGE = random.Random(1).randbytes(2 * CHUNK_SIZE + 12345)
+FILES = {"chunk": CONTENT, "large.nc": LARGE, "empty": b""}
 MODIFIED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 STATUS: dict[type[Exception], int] = {
     ForbiddenPath: 403,
@@ -45,27 +54,64 @@ STATUS: dict[type[Exception], int] = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("results")
-    (root / "chunk").write_bytes(CONTENT)
-    (root / "large.nc").write_bytes(LARGE)
-    (root / "empty").write_bytes(b"")
+    for name, content in FILES.items():
+        (root / name).write_bytes(content)
     os.utime(root / "chunk", (MODIFIED.timestamp() + 0.5,) * 2)
     return root
 
 
+Write = Callable[[str, bytes], None]
+
+
+@pytest.fixture(scope="module", params=["disk", "blob"])
+def place(request: pytest.FixtureRequest, root: Path) -> tuple[Folder, Write]:
+    """A folder with results, and how to write more there."""
+    if request.param == "disk":
+
+        def write_file(name: str, content: bytes) -> None:
+            (root / name).write_bytes(content)
+
+        return DiskFolder(root), write_file
+    azurite = request.getfixturevalue("azurite")
+    options = options_for(azurite, azurite.new_container("a/folder"), root)
+    blobs = Blobs(options)
+
+    def write(name: str, content: bytes) -> None:
+        blobs.put(f"workflow/exec_1/{name}", content, "application/octet-stream")
+
+    for name, content in FILES.items():
+        write(name, content)
+    return BlobResults(options)("workflow", "exec_1"), write
+
+
 @pytest.fixture(scope="module")
-def client(root: Path) -> Iterator[TestClient]:
+def write(place: tuple[Folder, Write]) -> Write:
+    return place[1]
+
+
+@pytest.fixture(scope="module")
+def client(place: tuple[Folder, Write]) -> Iterator[TestClient]:
+    with TestClient(serving(place[0])) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def disk_client(root: Path) -> Iterator[TestClient]:
+    with TestClient(serving(DiskFolder(root))) as client:
+        yield client
+
+
+def serving(folder: Folder) -> Starlette:
     async def results(request: Request) -> Response:
-        return await ResultFile.open(root, request.path_params["path"], request)
+        return await ResultFile.open(folder, request.path_params["path"], request)
 
     async def refuse(request: Request, error: Exception) -> Response:
         return PlainTextResponse(str(error), STATUS[type(error)])
 
-    app = Starlette(
+    return Starlette(
         routes=[Route("/{path:path}", results, methods=["GET", "HEAD", "POST"])],
         exception_handlers=dict.fromkeys(STATUS, refuse),
     )
-    with TestClient(app) as client:
-        yield client
 
 
 # Whole files
@@ -116,8 +162,8 @@ def test_ranges_of_other_methods_are_ignored(client: TestClient) -> None:
         ("page.html", "application/octet-stream"),
     ],
 )
-def test_media_types(client: TestClient, root: Path, name: str, media_type: str) -> None:
-    (root / name).write_bytes(b"x")
+def test_media_types(client: TestClient, write: Write, name: str, media_type: str) -> None:
+    write(name, b"x")
     assert client.get(f"/{name}").headers["content-type"] == media_type
 
 
@@ -131,8 +177,8 @@ def test_media_types(client: TestClient, root: Path, name: str, media_type: str)
         ("größe.nc", "attachment; filename=\"gr__e.nc\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.nc"),
     ],
 )
-def test_file_names(client: TestClient, root: Path, name: str, disposition: str) -> None:
-    (root / name).write_bytes(b"x")
+def test_file_names(client: TestClient, write: Write, name: str, disposition: str) -> None:
+    write(name, b"x")
     assert client.get(f"/{name}").headers["content-disposition"] == disposition
 
 
@@ -321,30 +367,53 @@ def validators(client: TestClient) -> tuple[str, str]:
     return headers["etag"], headers["last-modified"]
 
 
-def test_validators(client: TestClient, root: Path, validators: tuple[str, str]) -> None:
+def test_validators(client: TestClient, write: Write, validators: tuple[str, str]) -> None:
     etag, last_modified = validators
     assert etag[0] == etag[-1] == '"' and len(etag) > 2
-    assert parsedate_to_datetime(last_modified) == MODIFIED
+    assert parsedate_to_datetime(last_modified) <= datetime.now(UTC)
     assert client.get("/chunk", headers={"range": "bytes=0-1"}).headers["etag"] == etag
 
+    seen = set()
+    for content in (b"one", b"two", b"three"):
+        write("other", content)
+        assert client.get("/other").content == content
+        seen.add(client.head("/other").headers["etag"])
+    assert len(seen) == 3
+
+
+def test_validators_on_disk(disk_client: TestClient, root: Path) -> None:
+    last_modified = disk_client.head("/chunk").headers["last-modified"]
+    assert parsedate_to_datetime(last_modified) == MODIFIED
     other = root / "other"
     seen = set()
     for content, modified_ns in [(b"one", 0), (b"two", 1), (b"three", 1)]:
         other.write_bytes(content)
         os.utime(other, ns=(modified_ns, modified_ns))
-        seen.add(client.head("/other").headers["etag"])
+        seen.add(disk_client.head("/other").headers["etag"])
     assert len(seen) == 3
 
 
-def test_last_modified_is_never_in_the_future(client: TestClient, root: Path) -> None:
+def test_last_modified_is_never_in_the_future(disk_client: TestClient, root: Path) -> None:
     (root / "future").write_bytes(b"x")
     os.utime(root / "future", (time.time() + 10**6,) * 2)
-    answer = client.head("/future")
+    answer = disk_client.head("/future")
     assert parsedate_to_datetime(answer.headers["last-modified"]) <= datetime.now(UTC)
 
 
 def date(offset_s: int) -> str:
-    return format_datetime(MODIFIED + timedelta(seconds=offset_s), usegmt=True)
+    """Give what stands for a date so long after the last modification."""
+    return f"{{date{offset_s:+}}}"
+
+
+def dated(value: str, modified: datetime) -> str:
+    """Put dates where `date` or one of the two older forms stands."""
+    value = value.replace("{date in 1994}", modified.strftime("%A, %d-%b-%y %H:%M:%S GMT"))
+    value = value.replace("{date of asctime}", modified.strftime("%a %b %e %H:%M:%S %Y"))
+    return re.sub(
+        r"\{date([+-]\d+)\}",
+        lambda found: format_datetime(modified + timedelta(seconds=int(found[1])), usegmt=True),
+        value,
+    )
 
 
 CONDITIONS: list[tuple[dict[str, str], int]] = [
@@ -358,8 +427,8 @@ CONDITIONS: list[tuple[dict[str, str], int]] = [
     ({"if-modified-since": date(0)}, 304),
     ({"if-modified-since": date(60)}, 304),
     ({"if-modified-since": date(-1)}, 200),
-    ({"if-modified-since": MODIFIED.strftime("%A, %d-%b-%y %H:%M:%S GMT")}, 304),
-    ({"if-modified-since": MODIFIED.strftime("%a %b %e %H:%M:%S %Y")}, 304),
+    ({"if-modified-since": "{date in 1994}"}, 304),
+    ({"if-modified-since": "{date of asctime}"}, 304),
     ({"if-modified-since": "yesterday"}, 200),
     ({"if-modified-since": "Fri, 02 Jan 99999999999999999999 03:04:05 GMT"}, 200),
     ({"if-modified-since": "9" * 5000}, 200),
@@ -402,7 +471,11 @@ CONDITIONS: list[tuple[dict[str, str], int]] = [
 def test_conditions(
     client: TestClient, validators: tuple[str, str], headers: dict[str, str], status: int
 ) -> None:
-    headers = {name: value.replace("{etag}", validators[0]) for name, value in headers.items()}
+    modified = parsedate_to_datetime(validators[1])
+    headers = {
+        name: dated(value, modified).replace("{etag}", validators[0])
+        for name, value in headers.items()
+    }
     answer = client.get("/chunk", headers=headers)
     assert answer.status_code == status
     assert (answer.headers["etag"], answer.headers["last-modified"]) == validators
@@ -437,7 +510,7 @@ async def connected() -> dict[str, Any]:
 
 
 async def test_small_bodies_are_one_message(root: Path) -> None:
-    answer = await ResultFile.open(root, "chunk", get())
+    answer = await ResultFile.open(DiskFolder(root), "chunk", get())
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -449,7 +522,7 @@ async def test_small_bodies_are_one_message(root: Path) -> None:
 
 
 async def test_large_bodies_come_in_chunks(root: Path) -> None:
-    answer = await ResultFile.open(root, "large.nc", get())
+    answer = await ResultFile.open(DiskFolder(root), "large.nc", get())
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -463,7 +536,7 @@ async def test_large_bodies_come_in_chunks(root: Path) -> None:
 async def test_the_opened_file_is_sent_whatever_becomes_of_its_name(tmp_path: Path) -> None:
     file = tmp_path / "results.nc"
     file.write_bytes(LARGE)
-    answer = await ResultFile.open(tmp_path, "results.nc", get())
+    answer = await ResultFile.open(DiskFolder(tmp_path), "results.nc", get())
     (tmp_path / "new").write_bytes(b"another")
     (tmp_path / "new").rename(file)
     sent = bytearray()
@@ -478,7 +551,7 @@ async def test_the_opened_file_is_sent_whatever_becomes_of_its_name(tmp_path: Pa
 async def test_bytes_appended_meanwhile_are_not_sent(tmp_path: Path) -> None:
     file = tmp_path / "results.nc"
     file.write_bytes(LARGE)
-    answer = await ResultFile.open(tmp_path, "results.nc", get())
+    answer = await ResultFile.open(DiskFolder(tmp_path), "results.nc", get())
     with file.open("ab") as growing:
         growing.write(b"more")
     sent = bytearray()
@@ -493,7 +566,7 @@ async def test_bytes_appended_meanwhile_are_not_sent(tmp_path: Path) -> None:
 async def test_a_file_that_becomes_shorter_breaks_the_response(tmp_path: Path) -> None:
     file = tmp_path / "results.nc"
     file.write_bytes(LARGE)
-    answer = await ResultFile.open(tmp_path, "results.nc", get())
+    answer = await ResultFile.open(DiskFolder(tmp_path), "results.nc", get())
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -508,7 +581,7 @@ async def test_a_file_that_becomes_shorter_breaks_the_response(tmp_path: Path) -
 
 
 async def test_a_client_that_leaves_stops_the_reading(root: Path) -> None:
-    answer = await ResultFile.open(root, "large.nc", get())
+    answer = await ResultFile.open(DiskFolder(root), "large.nc", get())
     left = asyncio.Event()
     sent: list[Any] = []
 
@@ -529,7 +602,7 @@ async def test_a_client_that_leaves_stops_the_reading(root: Path) -> None:
 
 
 async def test_a_server_that_refuses_to_send_stops_the_reading(root: Path) -> None:
-    answer = await ResultFile.open(root, "large.nc", get())
+    answer = await ResultFile.open(DiskFolder(root), "large.nc", get())
     before = open_files()
 
     async def send(message: Any) -> None:
@@ -540,7 +613,7 @@ async def test_a_server_that_refuses_to_send_stops_the_reading(root: Path) -> No
 
 
 async def test_a_cancelled_response_closes_its_file(root: Path) -> None:
-    answer = await ResultFile.open(root, "large.nc", get())
+    answer = await ResultFile.open(DiskFolder(root), "large.nc", get())
     before = open_files()
     started = asyncio.Event()
 
@@ -556,8 +629,8 @@ async def test_a_cancelled_response_closes_its_file(root: Path) -> None:
     assert open_files() == before - 1
 
 
-def test_answers_leave_no_descriptor_open(client: TestClient) -> None:
-    client.get("/chunk")
+def test_answers_leave_no_descriptor_open(disk_client: TestClient) -> None:
+    disk_client.get("/chunk")
     before = open_files()
     for name in ["chunk", "large.nc", "empty", "missing"]:
         for headers in [
@@ -566,8 +639,8 @@ def test_answers_leave_no_descriptor_open(client: TestClient) -> None:
             {"if-match": '"x"'},
             {"if-none-match": "*"},
         ]:
-            client.get(f"/{name}", headers=headers)
-            client.head(f"/{name}", headers=headers)
+            disk_client.get(f"/{name}", headers=headers)
+            disk_client.head(f"/{name}", headers=headers)
     assert open_files() == before
 
 
@@ -579,7 +652,7 @@ async def test_the_cost_does_not_grow_with_the_offset(tmp_path: Path) -> None:
         file.write(b"last")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        answer = await ResultFile.open(tmp_path, "sparse", Request(scope, receive))
+        answer = await ResultFile.open(DiskFolder(tmp_path), "sparse", Request(scope, receive))
         await answer(scope, receive, send)
 
     transport = httpx.ASGITransport(app=app)

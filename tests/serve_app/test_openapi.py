@@ -99,7 +99,7 @@ def test_nothing_answers_5xx(app: FastAPI) -> None:
         for mode in [GenerationMode.POSITIVE, *[GenerationMode.NEGATIVE] * refuses]:
             often(given(case=operation.as_strategy(generation_mode=mode))(send))()
     # It did get past the door.
-    assert len({label for label, _ in tried}) == 13
+    assert len({label for label, _ in tried}) == 14
     for label in (
         "GET /v1/infer/{workflow}",
         "GET /v1/infer/{workflow}/{execution_id}/status",

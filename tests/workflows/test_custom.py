@@ -138,14 +138,3 @@ def test_what_the_schema_does_not_allow_is_refused(
     (problem,) = refused.value.problems
     assert problem.field == field
     assert message in problem.message
-
-
-@pytest.mark.parametrize("name", ["container_url", "geo_catalog_url", "collection_id"])
-def test_a_delivery_that_nobody_would_make_is_refused(name: str) -> None:
-    text = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
-    schema = {"type": "object", "properties": {name: text}, "additionalProperties": False}
-    described = WorkflowDescription(description="", parameters_schema=schema, own_validation=False)
-    workflow = CustomWorkflow("mine", described, "zarr")
-    assert workflow.plan(workflow.validate({name: None})).parameters == {name: None}
-    with pytest.raises(InvalidParameters, match=f"parameters.{name}: this server does not deliver"):
-        workflow.plan(workflow.validate({name: "https://account.blob.core.windows.net/c"}))

@@ -71,8 +71,6 @@ def test_times_come_with_a_zone_or_in_utc(given: str, utc: datetime) -> None:
         ({"variables": ["t2m", "t2m"]}, "variables", "repeated: t2m"),
         ({"variables": ["snow"]}, "variables", "unknown: snow; allowed are u10m"),
         ({"output_format": "grib"}, "output_format", "'zarr' or 'netcdf4'"),
-        ({"container_url": "http://a/b"}, "container_url", "an https:// URL"),
-        ({"collection_id": "a b"}, "collection_id", "are allowed"),
         ({"nsteps": 3}, "nsteps", "n_steps"),
     ],
 )
@@ -84,13 +82,6 @@ def test_what_cannot_run_is_refused_by_name(
     [problem] = refused.value.problems
     assert problem.field == ".".join(filter(None, ["parameters", field]))
     assert words in problem.message
-
-
-@pytest.mark.parametrize("field", ["container_url", "geo_catalog_url", "collection_id"])
-def test_delivery_is_refused_until_it_exists(field: str) -> None:
-    value = "collection" if field == "collection_id" else "https://account.example/container"
-    with pytest.raises(InvalidParameters, match=f"{field}: this server does not deliver to Azure"):
-        plan(**{field: value})
 
 
 def test_seeds_decide_the_number_of_members() -> None:

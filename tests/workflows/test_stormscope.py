@@ -212,8 +212,6 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
             "abi10c, abi13c",
         ),
         ({"output_format": "grib"}, "output_format", "'zarr' or 'netcdf4'"),
-        ({"container_url": "http://a/b"}, "container_url", "an https:// URL"),
-        ({"collection_id": "a b"}, "collection_id", "are allowed"),
         ({"start_time": "2025-01-01T18:00:00"}, "start_time", "start_time_fcn3, start_time_storm"),
         ({"time_layout": "lead_time"}, "time_layout", "unknown; there are"),
     ],
@@ -226,13 +224,6 @@ def test_what_cannot_run_is_refused_by_name(
     [problem] = refused.value.problems
     assert problem.field == ".".join(filter(None, ["parameters", field]))
     assert words in problem.message
-
-
-@pytest.mark.parametrize("field", ["container_url", "geo_catalog_url", "collection_id"])
-def test_delivery_is_refused_until_it_exists(field: str) -> None:
-    value = "collection" if field == "collection_id" else "https://account.example/container"
-    with pytest.raises(InvalidParameters, match=f"{field}: this server does not deliver to Azure"):
-        plan(**{field: value})
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,7 @@ async def test_without_parameters_a_class_gets_its_defaults(storms, body):
         "workflow": "storms",
         "parameters": {},
         "output_format": "zarr",
+        "delivery": None,
     }
 
 

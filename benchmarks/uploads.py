@@ -1,0 +1,123 @@
+"""Uploads into Blob Storage, beside azure-storage-blob used plainly, one file after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+from benchmarks.report import Aim, Report, ratio_of_neighbours
+from deployments._azure import AzureOptions
+from deployments._azure_token import TokenBridge
+from deployments.blob_uploader import BlobUploader, BlobUploaderOptions, Uploaded, UploadJob
+from deployments.manifest import describe_files, hashed
+from tests.emulators.azurite import Azurite, find_azurite
+from workflows.delivery import Container
+
+WORKFLOW, EXECUTION = "benchmark", "exec_uploads"
+CREDENTIAL = "tests.emulators.tokens:EmulatorCredential"
+CHUNK_BYTES, CHUNKS = 66_000, 2000
+NETCDF_BYTES = 500_000_000
+ROUNDS = 5
+AIMS = {"NetCDF": Aim(1.0, at_least=True), "Zarr": Aim(2.0, at_least=True)}
+
+Side = Callable[[Azurite, Container, Path], float]
+"""Uploads a result; gives the seconds that it took."""
+
+
+def measure_uploads(report: Report, *, quick: bool) -> None:
+    """Upload one large file, and a store of many small ones, both ways in turn.
+
+    Each upload gets an Azurite of its own, which keeps blobs on disk: the more blobs one has, the
+    slower it takes further ones.
+    """
+    executable = find_azurite()
+    if executable is None:
+        print("\nuploads are left out: Azurite is missing, see `make test`")
+        return
+    for name, make in {"NetCDF": _netcdf, "Zarr": _zarr}.items():
+        with tempfile.TemporaryDirectory(prefix="e2s-bench-") as folder:
+            results_dir = Path(folder)
+            files, size = make(results_dir / WORKFLOW / EXECUTION, quick)
+            report.begin(f"upload of {name}, {files} files with {size / 1e6:.0f} MB, to Azurite")
+            runs: dict[str, list[float]] = {"BlobUploader": [], "azure-storage-blob": []}
+            for _ in range(1 if quick else ROUNDS):
+                runs["azure-storage-blob"].append(_run(_plain, executable, results_dir))
+                runs["BlobUploader"].append(_run(_ours, executable, results_dir))
+        for side, seconds in runs.items():
+            report.add(side, size / 1e6 / median(seconds), "MB/s")
+        ratio, spread = ratio_of_neighbours(runs["azure-storage-blob"], runs["BlobUploader"])
+        report.add(f"{name}: times as fast", ratio, "x", aim=AIMS[name], note=spread, runs=runs)
+
+
+def _run(side: Side, executable: str, results_dir: Path) -> float:
+    with Azurite(executable, on_disk=True) as azurite:
+        return side(azurite, azurite.new_container(), results_dir)
+
+
+def _ours(azurite: Azurite, container: Container, results_dir: Path) -> float:
+    azure = _azure(azurite)
+    deployment: Any = BlobUploader
+    uploader = deployment.func_or_class(BlobUploaderOptions(azure=azure), results_dir)
+    job = UploadJob(workflow=WORKFLOW, execution_id=EXECUTION, container=container)
+
+    async def upload() -> None:
+        *_, last = [told async for told in uploader.upload(job)]
+        if not isinstance(last, Uploaded) or last.uploaded_files != last.files:
+            raise RuntimeError(f"the upload ended with {last}")
+
+    began = time.perf_counter()
+    asyncio.run(upload())
+    return time.perf_counter() - began
+
+
+def _plain(azurite: Azurite, container: Container, results_dir: Path) -> float:
+    from azure.storage.blob import ContainerClient
+
+    azure = _azure(azurite)
+    began = time.perf_counter()
+    credential: Any = TokenBridge(azure)
+    with ContainerClient(
+        container.account_url,
+        container.name,
+        credential=credential,
+        connection_verify=str(azure.ca_file),
+    ) as client:
+        for path in sorted(results_dir.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    client.upload_blob(str(path.relative_to(results_dir)), file, overwrite=True)
+    return time.perf_counter() - began
+
+
+def _azure(azurite: Azurite) -> AzureOptions:
+    options = {"cache": True}
+    return AzureOptions(credential=CREDENTIAL, credential_options=options, ca_file=azurite.ca_file)
+
+
+def _netcdf(folder: Path, quick: bool) -> tuple[int, int]:
+    return _write(folder, {"results.nc": NETCDF_BYTES // (5 if quick else 1)})
+
+
+def _zarr(folder: Path, quick: bool) -> tuple[int, int]:
+    chunks = CHUNKS // (5 if quick else 1)
+    return _write(folder, {f"results.zarr/t2m/c/{n}/0/0": CHUNK_BYTES for n in range(chunks)})
+
+
+def _write(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
+    """Write files of noise and describe them; gives how many files and bytes there are."""
+    random = Random(1)
+    for key, size in sizes.items():
+        path = folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            while left := size - file.tell():
+                file.write(random.randbytes(min(left, 1 << 24)))
+    described = (hashed(folder / key, key) for key in sizes)
+    totals = describe_files(described, (), folder / "checksums.sha256", EXECUTION)["totals"]
+    return totals["files"], totals["bytes"]

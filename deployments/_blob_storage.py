@@ -1,0 +1,59 @@
+"""Results and working records in Blob Storage, see `deployments.results_store`."""
+
+from __future__ import annotations
+
+from deployments._blob_objects import BlobResultsOptions, Blobs
+from deployments._blob_results import ROOT, ResultBlobs, result_folder
+from deployments._blob_work import WorkBlobs
+from deployments._result_files import NETCDF
+from deployments.manifest import CHECKSUMS
+from workflows.base import Plan
+from workflows.dataset import Provenance
+
+
+class BlobStorage:
+    """A container, or a folder in one; what it shares is `deployments._storage.Storage`.
+
+    Parameters
+    ----------
+    options : BlobResultsOptions
+    blobs : Blobs, optional
+        By default those of the container.
+
+    Notes
+    -----
+    A writer that is killed after his blob was written and before he looked whether the execution
+    is still there, while that is purged, leaves that blob behind. Purging again removes it.
+    """
+
+    poll_s = 0.5
+
+    def __init__(self, options: BlobResultsOptions, blobs: Blobs | None = None) -> None:
+        self._options = options
+        self._blobs = blobs or Blobs(options)
+
+    def work(self, execution_id: str) -> WorkBlobs:
+        """Give an execution's working records."""
+        return WorkBlobs(self._blobs, execution_id)
+
+    def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> ResultBlobs:
+        """Give the blobs of an execution's result."""
+        return ResultBlobs(
+            self._blobs, self.work(execution_id), plan, provenance, self._options.scratch_dir
+        )
+
+    def clean(self, execution_id: str) -> None:
+        """Remove an execution's working records; its results stay."""
+        work = self.work(execution_id)
+        work.close()
+        self._blobs.remove(work.folder)
+
+    def purge(self, workflow: str, execution_id: str) -> None:
+        """Remove an execution's results and working records."""
+        # Without its plan no writer is admitted, and one who has just written looks for it.
+        self.work(execution_id).close()
+        folder = result_folder(workflow, execution_id)
+        # What tells that it is whole goes first, so that nobody gets half a result.
+        self._blobs.delete(*(f"{folder}/{name}" for name in (CHECKSUMS, ROOT, NETCDF)))
+        self._blobs.remove(folder)
+        self.clean(execution_id)

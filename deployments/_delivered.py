@@ -1,0 +1,44 @@
+"""What a manifest says of a delivery, in the names of Earth2Studio's own server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.blob_uploader import Uploaded
+from deployments.geocatalog import Registered
+
+
+def of_upload(uploaded: Uploaded, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell where the files lie in Blob Storage.
+
+    ``storage_type`` stays that of the server: files can be had from here as well, and the client
+    of Earth2Studio knows no other that fits.
+    """
+    container, folder = uploaded.container, uploaded.url
+    below = folder.removeprefix(f"{container.account_url}/{container.name}/")
+    return {
+        "uploaded": {"files": uploaded.files, "bytes": uploaded.bytes},
+        "remote_path": f"azure://{container.name}/{below}",
+        "azure_account_name": container.account,
+        "blob_folder_url": folder,
+        "blob_url": blob_url(folder, results),
+    }
+
+
+def blob_url(folder: str, results: Mapping[str, Any]) -> str | None:
+    """Give the URL of the dataset, a file or the folder of a Zarr store; None if there is none."""
+    keys = [file["path"].partition("/")[2] for file in results["output_files"]]
+    stores = [key.partition(".zarr/")[0] + ".zarr" for key in keys if ".zarr/" in key]
+    files = [key for key in keys if key.endswith(".nc")]
+    data = next(iter((*stores, *files)), None)
+    return data and f"{folder}/{data}"
+
+
+def of_registration(registered: Registered) -> dict[str, Any]:
+    """Tell where the item is."""
+    return {
+        "geo_catalog_url": registered.geo_catalog_url,
+        "geocatalog_collection_id": registered.collection_id,
+        "geocatalog_stac_feature_id": registered.item_id,
+    }

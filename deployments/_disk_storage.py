@@ -1,0 +1,77 @@
+"""Results and working records in folders, see `deployments.results_store`."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from deployments._result_files import ResultFiles, remove_tree
+from deployments._work_folder import WorkFolder
+from deployments.netcdf_export import POLL_S
+from workflows.base import Plan
+from workflows.dataset import Provenance
+
+
+class DiskStorage:
+    """Folders that every process sees; what they share is `deployments._storage.Storage`.
+
+    Parameters
+    ----------
+    results_dir : Path
+        Results; what lies in an execution's folder there is delivered.
+    work_dir : Path
+        Working files, never delivered.
+    threads : int
+        Fields of a step that are written at once.
+    """
+
+    poll_s = POLL_S
+
+    def __init__(
+        self, results_dir: Path, work_dir: Path, *, threads: int = min(4, os.cpu_count() or 1)
+    ) -> None:
+        self._results_dir = Path(results_dir)
+        self._work_dir = Path(work_dir)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="results-store")
+
+    def folder(self, workflow: str, execution_id: str) -> Path:
+        """Give the folder with an execution's results."""
+        return self._results_dir / workflow / execution_id
+
+    def work(self, execution_id: str) -> WorkFolder:
+        """Give an execution's working files."""
+        return WorkFolder(self._work_dir / execution_id, execution_id)
+
+    def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> ResultFiles:
+        """Give the files of an execution's result."""
+        return ResultFiles(
+            self.work(execution_id),
+            plan,
+            provenance,
+            self.folder(plan.workflow, execution_id),
+            self._partial(execution_id),
+            self._pool,
+        )
+
+    def clean(self, execution_id: str) -> None:
+        """Remove an execution's working files; its results stay, and cannot be changed any more."""
+        remove_tree(self.work(execution_id).path)
+        remove_tree(self._partial(execution_id))
+
+    def purge(self, workflow: str, execution_id: str) -> None:
+        """Remove an execution's results and working files."""
+        # The working files first: without them no writer is admitted.
+        remove_tree(self.work(execution_id).path)
+        # Renamed first, so that nobody gets half a result.
+        moved = self._results_dir / ".partial" / f"{execution_id}.purged"
+        remove_tree(moved)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            self.folder(workflow, execution_id).rename(moved)
+        remove_tree(moved)
+        self.clean(execution_id)
+
+    def _partial(self, execution_id: str) -> Path:
+        return self._results_dir / ".partial" / execution_id

@@ -1,0 +1,225 @@
+"""The steps of an execution's life: each is recorded when it has ended, and not run again then.
+
+A step gives small values, never arrays, and may run twice without harm: a process can die between
+its work and the record of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, cast
+
+from dbos import DBOS
+
+from deployments._conducting import here
+from deployments._endurance import uninterrupted, unless_over_soon
+from deployments._fcn3_steps import ConditioningJob, MemberJob
+from deployments._stormscope_steps import NowcastJob
+from deployments._transient import TransientFailure
+from deployments.blob_uploader import Uploaded, UploadJob
+from deployments.custom_workflow import Packaging, RunJob, RunResult
+from deployments.geocatalog import Registered, Registration
+from workflows.base import Conditioning, Plan
+from workflows.custom import CustomPlan
+from workflows.delivery import Container, Delivery
+from workflows.errors import StageFailed
+from workflows.execution import Progress, Stage, Status
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, TransientFailure)
+
+
+_step = partial(
+    DBOS.step,
+    retries_allowed=True,
+    interval_seconds=1.0,
+    backoff_rate=2.0,
+    should_retry=_worth_another_try,
+    preemptible=True,
+)
+recorded = _step(max_attempts=4)
+"""A step whose outcome is kept: it is not run again after a crash, but may run twice during one."""
+recorded_run = _step(max_attempts=3)
+"""The same for users' code: what has ended its process thrice will do so again."""
+
+
+recorded_delivery = _step(max_attempts=5)
+"""The same for deliveries: each attempt has gone through the client's own already."""
+
+
+@recorded
+async def create_result(execution_id: str, plan: Plan) -> None:
+    """Create the result's arrays, all values missing."""
+    # To its end, even if that is cancelled: it would go on making what the cancel removes.
+    await uninterrupted(
+        here().call(
+            Stage.PACKAGE, "packager", "create", plan, execution_id, here().provenance(plan)
+        )
+    )
+
+
+@recorded
+async def fetch_initial_conditions(execution_id: str, plan: Plan | Conditioning) -> str:
+    """Fetch the analysed state at the start; gives its path."""
+    path: str = await here().call(
+        Stage.INITIAL_CONDITIONS, "initial_conditions", "fetch", plan, execution_id, fenced=False
+    )
+    return path
+
+
+@recorded
+async def forecast_member(
+    execution_id: str, plan: Plan, member: int, initial_conditions: str
+) -> None:
+    """Compute one ensemble member; when this is done, all its steps are written."""
+    job = MemberJob(
+        execution_id=execution_id,
+        plan=plan,
+        member=member,
+        initial_conditions=initial_conditions,
+        fence=here().fence,
+    )
+    async for progress in here().stream(Stage.INFERENCE, plan.model, "forecast_member", job):
+        await here().note_progress(execution_id, plan, member, progress.written)
+
+
+@recorded
+async def condition_member(execution_id: str, plan: Plan, member: int, analysis: str) -> None:
+    """Compute one member of what conditions the plan's forecast; at the end its fields are kept."""
+    job = ConditioningJob(
+        execution_id=execution_id,
+        plan=plan,
+        member=member,
+        initial_conditions=analysis,
+        fence=here().fence,
+    )
+    model = cast(Conditioning, plan.conditioning).model
+    async for progress in here().stream(Stage.INFERENCE, model, "condition_member", job):
+        await here().note_conditioning(execution_id, plan, member, progress.written)
+
+
+@recorded
+async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_image: str) -> None:
+    """Compute one ensemble member as the fields come that condition it."""
+    # Not before there is something to begin with: a model that waits could work for others.
+    all_conditioned = await here().conditioned(execution_id, plan, plan.conditioned_by(member))
+    job = NowcastJob(
+        execution_id=execution_id,
+        plan=plan,
+        member=member,
+        initial_conditions=satellite_image,
+        all_conditioned=all_conditioned,
+        fence=here().fence,
+    )
+    async for progress in here().stream(Stage.INFERENCE, plan.model, "nowcast_member", job):
+        await here().note_progress(execution_id, plan, member, progress.written)
+
+
+@recorded
+async def export(execution_id: str) -> None:
+    """Write the NetCDF4 file while the members are computed."""
+    await here().call(Stage.PACKAGE, "packager", "export_netcdf", execution_id)
+
+
+@recorded
+async def package(execution_id: str) -> dict[str, Any]:
+    """Draw a map, check that the result is whole, and describe its files."""
+    results: dict[str, Any] = await here().call(Stage.PACKAGE, "packager", "finish", execution_id)
+    return results
+
+
+@recorded_delivery
+async def upload(execution_id: str, workflow: str, container: Container) -> Uploaded:
+    """Copy the results into a Blob container."""
+    job = UploadJob(workflow=workflow, execution_id=execution_id, container=container)
+    async for told in here().stream(Stage.UPLOAD, "blob_uploader", "upload", job):
+        if isinstance(told, Uploaded):
+            return told
+        await here().note_upload(execution_id, told.bytes, told.total_bytes)
+    raise StageFailed(Stage.UPLOAD, "the upload ended without an outcome")
+
+
+@recorded_delivery
+async def register(
+    execution_id: str, plan: Plan, delivery: Delivery, results: dict[str, Any]
+) -> Registered:
+    """Make the results an item of a GeoCatalog; twice makes it once."""
+    registration = Registration(
+        execution_id=execution_id,
+        geo_catalog_url=str(delivery.geo_catalog_url),
+        collection_id=delivery.collection_id,
+        plan=plan,
+        provenance=results["provenance"],
+        files=results["assets"],
+        base_href=results["blob_folder_url"],
+    )
+    registered: Registered = await here().call(
+        Stage.REGISTER, "geocatalog", "register", registration, fenced=False
+    )
+    return registered
+
+
+@recorded_run
+async def run(execution_id: str, plan: CustomPlan) -> RunResult:
+    """Run a user's workflow class; when this is done, its results are in their place."""
+    job = RunJob(execution_id=execution_id, plan=plan, fence=here().fence)
+    made: RunResult | None = None
+    try:
+        async with unless_over_soon() as later:
+            async for told in here().stream(Stage.INFERENCE, plan.workflow, "run", job):
+                if isinstance(told, RunResult):
+                    made = told
+                elif isinstance(told, Packaging):
+                    here().freed(execution_id)
+                    later(
+                        partial(
+                            here().enter,
+                            execution_id,
+                            Stage.PACKAGE,
+                            Status.PENDING_RESULTS,
+                            told.progress,
+                        )
+                    )
+                else:
+                    await here().record(execution_id, progress=told)
+    except TransientFailure as error:
+        if "Died" not in str(error):
+            raise
+        raise TransientFailure(
+            Stage.INFERENCE, f"the process that ran the workflow has ended: {error}"
+        ) from None
+    if made is None:
+        raise StageFailed(Stage.INFERENCE, "the run ended without a result")
+    return made
+
+
+@recorded
+async def keep(execution_id: str, made: RunResult) -> None:
+    """Keep results that fall short: they can be had although the execution fails."""
+    await uninterrupted(here().keep(execution_id, made.results, made.progress))
+
+
+async def finish(
+    execution_id: str, results: dict[str, Any], progress: Progress | None = None
+) -> None:
+    """Say that the results can be had; once that has begun, a cancel comes too late.
+
+    Not recorded: the execution's own record says that this was done.
+    """
+    await uninterrupted(here().complete(execution_id, results, progress))
+
+
+async def together(*steps: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Await steps side by side; when one fails the others are stopped, and its error raised.
+
+    The steps take their places in the record in the order in which they were called.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(step) for step in steps]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,197 @@
+"""BlobUploader: copies results into a Blob container, with this server's own identity.
+
+Replicas keep no state: any of them can go on with what another has begun, and twice is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from deployments._azure import AzureOptions
+from deployments._azure_token import TokenBridge
+from deployments._blob_container import BlobContainer
+from deployments._blob_limits import BlobLimits, Crew
+from deployments._isolation import hide_gpus
+from deployments._transient import TransientFailure
+from deployments._upload import Tally, Upload
+from workflows.delivery import Container
+from workflows.execution import Stage
+
+logger = logging.getLogger("ray.serve")
+
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+"""One part of a path."""
+
+
+class BlobUploaderOptions(BaseModel):
+    """Who uploads, and within which bounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    azure: AzureOptions = AzureOptions()
+    limits: BlobLimits = BlobLimits()
+    time_limit_s: float = Field(default=6 * 3600.0, gt=0)
+    """For one call of `upload`; the next one goes on where it ended."""
+    report_every_s: float = Field(default=0.5, gt=0)
+    """Shortest time between two reports of progress."""
+
+
+class UploadJob(BaseModel):
+    """A result, and where it shall go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workflow: str = Field(pattern=_NAME)
+    execution_id: str = Field(pattern=_NAME)
+    container: Container
+
+    @property
+    def folder(self) -> str:
+        """Folder of the result, here below the results and there below the container."""
+        return f"{self.workflow}/{self.execution_id}"
+
+
+class UploadProgress(BaseModel):
+    """How much of a result is in the container, whoever brought it there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    total_bytes: int
+    files: int
+    total_files: int
+
+
+class Uploaded(BaseModel):
+    """A result that is in its container, whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    """Of its folder."""
+    container: Container
+    files: int
+    bytes: int
+    uploaded_files: int
+    """How many of them were not there before."""
+    uploaded_bytes: int
+
+
+@serve.deployment(name="BlobUploader", max_ongoing_requests=8)
+class BlobUploader:
+    """Uploads results.
+
+    Parameters
+    ----------
+    options : BlobUploaderOptions
+    results_dir : Path
+        Folder with the results that every replica sees.
+    """
+
+    def __init__(self, options: BlobUploaderOptions, results_dir: Path) -> None:
+        hide_gpus()
+        self._options = options
+        self._results_dir = Path(results_dir)
+        self._token = TokenBridge(options.azure)
+        self._crew = Crew.of(options.limits)
+
+    async def upload(self, job: UploadJob) -> AsyncIterator[UploadProgress | Uploaded]:
+        """Copy a result; a caller that goes away stops it.
+
+        Yields
+        ------
+        UploadProgress or Uploaded
+            The latter once, at the end.
+
+        Raises
+        ------
+        UploadFailed
+            If Blob Storage refuses, or the result is not what was described.
+        TransientFailure
+            If another try later may succeed; it goes on where this one ended.
+        """
+        container = self._open(job.container)
+        source = self._results_dir / job.folder
+        upload = Upload(container, job.folder, source, self._options.limits)
+        work = asyncio.create_task(self._run(upload, job))
+        told = None
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=self._options.report_every_s)
+                if not work.done() and (progress := _progress(upload.tally)) != told:
+                    told = progress
+                    yield progress
+            await work
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+            if not work.cancelled():
+                # Looked at, or it would be logged as one that nobody has seen.
+                work.exception()
+            container.close()
+        tally = upload.tally
+        yield Uploaded(
+            url=f"{job.container.url}/{job.folder}",
+            container=job.container,
+            files=tally.files,
+            bytes=tally.bytes,
+            uploaded_files=tally.uploaded_files,
+            uploaded_bytes=tally.uploaded_bytes,
+        )
+
+    async def sign(
+        self, container: Container, workflow: str, execution_id: str, lifetime_s: float
+    ) -> str:
+        """Give a URL with which anybody can read one result for a while, and nothing else.
+
+        Put the name of a file between its path and its query.
+
+        Raises
+        ------
+        UploadFailed
+            If Blob Storage refuses to sign.
+        """
+        job = UploadJob(workflow=workflow, execution_id=execution_id, container=container)
+        opened = self._open(container)
+        try:
+            return await opened.signed_url(job.folder, lifetime_s)
+        finally:
+            opened.close()
+
+    async def _run(self, upload: Upload, job: UploadJob) -> None:
+        extra = {"execution_id": job.execution_id, "stage": Stage.UPLOAD}
+        try:
+            async with asyncio.timeout(self._options.time_limit_s) as limit:
+                await upload.run()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TransientFailure(
+                Stage.UPLOAD, f"not done within {self._options.time_limit_s:g} s"
+            ) from None
+        logger.info(
+            "uploaded %d of %d files, %d bytes",
+            upload.tally.uploaded_files,
+            upload.tally.files,
+            upload.tally.uploaded_bytes,
+            extra=extra,
+        )
+
+    def _open(self, container: Container) -> BlobContainer:
+        limits = self._options.limits
+        return BlobContainer(container, self._options.azure, self._token, limits, self._crew)
+
+
+def _progress(tally: Tally) -> UploadProgress:
+    return UploadProgress(
+        bytes=tally.bytes,
+        total_bytes=tally.total_bytes,
+        files=tally.files,
+        total_files=tally.total_files,
+    )

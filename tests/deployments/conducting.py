@@ -1,0 +1,50 @@
+"""Conducting in the test's own process, and waiting for what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from deployments._conducting import Conducting
+from deployments.conducted_store import ConductedStore
+from tests.deployments.conducting_process import StandIns, conducting
+from workflows import Execution
+
+on_both_databases = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@asynccontextmanager
+async def conducts(
+    store_url: str, stand_ins: StandIns, **settings: Any
+) -> AsyncIterator[Conducting]:
+    made = conducting(store_url, stand_ins, **settings)
+    task = asyncio.create_task(made.run())
+    try:
+        yield made
+    finally:
+        await made.stop()
+        await task
+
+
+async def until(
+    store: ConductedStore,
+    execution_id: str,
+    holds: Callable[[Execution], bool],
+    seconds: float = 15,
+) -> Execution:
+    deadline = time.monotonic() + seconds
+    while True:
+        execution = store.read(execution_id)
+        if holds(execution):
+            return execution
+        assert time.monotonic() < deadline, f"still {execution}"
+        await asyncio.sleep(0.02)
+
+
+def finished(execution: Execution) -> bool:
+    return execution.ended_at is not None

@@ -1,0 +1,308 @@
+"""The delivery at the end of an execution's life, with stand-in deployments."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from deployments._transient import TransientFailure
+from deployments.conducted_store import ConductedStore
+from tests.deployments.conducting import conducts, finished, on_both_databases, until
+from tests.deployments.conducting_process import Journal, StandIns
+from workflows import Execution, FCN3Workflow, Status
+from workflows.delivery import Delivery, parse_container
+from workflows.errors import IngestionFailed, UploadFailed
+from workflows.execution import Stage, new_execution_id
+
+WORKFLOW = FCN3Workflow()
+CONTAINER = parse_container("https://weather.blob.core.windows.net/data/forecasts")
+CATALOG = "https://earth.geocatalog.example"
+BOTH = Delivery(container=CONTAINER, geo_catalog_url=CATALOG)
+COMPUTED = ["begin 0", "member 0", "finish"]
+"""And before, in any order, `create` and `fetch`."""
+
+
+def submit(store: ConductedStore, delivery: Delivery) -> str:
+    validated = WORKFLOW.validate({"n_steps": 2, "n_samples": 1, "output_format": "zarr"})
+    plan = WORKFLOW.plan(validated).model_copy(update={"delivery": delivery})
+    execution = Execution(
+        execution_id=new_execution_id(),
+        workflow=WORKFLOW.name,
+        status=Status.QUEUED,
+        parameters=validated.model_dump(mode="json"),
+        plan=plan.model_dump(mode="json"),
+        created_at=datetime.now(UTC),
+    )
+    store.submit(execution, max_queued=100)
+    return execution.execution_id
+
+
+def refuse(times: int, error: Exception) -> Any:
+    """Make what raises a few times, then lets pass."""
+    left = [times]
+
+    async def call(*_: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise error
+
+    return call
+
+
+@on_both_databases
+async def test_results_are_uploaded_then_registered(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    execution_id = submit(store, BOTH)
+    asked: list[Any] = []
+
+    async def look(job: Any) -> None:
+        asked.append(job)
+        asked.append(store.read(execution_id))
+
+    stand_ins = StandIns(journal, before={"upload": look, "register": look})
+    async with conducts(store_url, stand_ins):
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED, done.error_message
+    assert journal.lines()[2:] == [*COMPUTED, "upload", "register", "clean"]
+
+    job, uploading, registration, registering = asked
+    assert (job.workflow, job.execution_id, job.container) == (
+        WORKFLOW.name,
+        execution_id,
+        CONTAINER,
+    )
+    assert (uploading.status, uploading.stage) == (Status.PENDING_RESULTS, Stage.UPLOAD)
+    assert (registering.status, registering.stage) == (Status.PENDING_RESULTS, Stage.REGISTER)
+    # What is whole can be had while it is delivered.
+    assert uploading.is_packaged and uploading.results is not None
+    folder = f"{CONTAINER.url}/{WORKFLOW.name}/{execution_id}"
+    assert registration.base_href == folder
+    assert registration.files == {"results.zarr": (1, None)}
+    assert registration.collection_id is None
+
+    assert done.results is not None
+    expected = {
+        "storage_type": "server",
+        "remote_path": f"azure://data/forecasts/{WORKFLOW.name}/{execution_id}",
+        "azure_account_name": "weather",
+        "blob_folder_url": folder,
+        "blob_url": f"{folder}/results.zarr",
+        "uploaded": {"files": 2, "bytes": 20},
+        "geo_catalog_url": CATALOG,
+        "geocatalog_collection_id": "collection",
+        "geocatalog_stac_feature_id": f"item-{execution_id}",
+    }
+    assert expected.items() <= done.results.items()
+
+
+@pytest.mark.parametrize(
+    ("delivery", "lines"),
+    [
+        (Delivery(container=CONTAINER), ["upload"]),
+        (Delivery(geo_catalog_url=CATALOG), ["register"]),
+    ],
+)
+async def test_only_what_is_asked_for_is_done(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+    delivery: Delivery,
+    lines: list[str],
+) -> None:
+    class InBlob(StandIns):
+        async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
+            found = await super().finish(execution_id, fence)
+            return found | {"blob_folder_url": "https://weather.blob.core.windows.net/results/x"}
+
+    execution_id = submit(store, delivery)
+    async with conducts(store_url, InBlob(journal)):
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED, done.error_message
+    assert journal.lines()[2:] == [*COMPUTED, *lines, "clean"]
+
+
+async def test_a_transient_fault_is_tried_again(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    execution_id = submit(store, BOTH)
+    before = {
+        "upload": refuse(1, TransientFailure(Stage.UPLOAD, "503 ServerBusy")),
+        "register": refuse(1, TransientFailure(Stage.REGISTER, "429 TooManyRequests")),
+    }
+    async with conducts(store_url, StandIns(journal, before=before)):
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED, done.error_message
+    assert journal.lines()[2:] == [*COMPUTED, "upload", "register", "clean"]
+
+
+@on_both_databases
+@pytest.mark.parametrize(
+    ("stage", "error", "again"),
+    [
+        (
+            "upload",
+            UploadFailed(Stage.UPLOAD, "403 AuthorizationPermissionMismatch: no role"),
+            ["upload", "register"],
+        ),
+        (
+            "register",
+            IngestionFailed(Stage.REGISTER, "the operation Failed: InvalidItem: no bbox"),
+            ["register"],
+        ),
+    ],
+)
+async def test_a_delivery_that_failed_is_told_and_goes_on_where_it_failed(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+    stage: str,
+    error: Exception,
+    again: list[str],
+) -> None:
+    execution_id = submit(store, BOTH)
+    stand_ins = StandIns(journal, before={stage: refuse(2, error)})
+    async with conducts(store_url, stand_ins) as conducting:
+        for retries in (0, 1):
+            failed = await until(store, execution_id, finished)
+            assert (failed.status, failed.stage) == (Status.FAILED, stage)
+            assert failed.error_message == str(error)
+            assert failed.results is not None and failed.retries == retries
+            assert "purge" not in journal.lines()
+            store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+            conducting.nudge()
+            await until(store, execution_id, lambda e: e.status != Status.QUEUED)
+        done = await until(store, execution_id, finished)
+        assert (done.status, done.retries) == (Status.COMPLETED, 2)
+        assert done.error_message is None
+        lines = journal.lines()
+        before = COMPUTED if stage == "upload" else [*COMPUTED, "upload"]
+        assert [line for line in lines[2:] if line != "clean"] == [*before, *again]
+
+        # Every attempt's own record goes with the execution.
+        store.request_purge(WORKFLOW.name, execution_id)
+        conducting.nudge()
+        for _ in range(500):
+            if not store.list_executions(WORKFLOW.name):
+                break
+            await asyncio.sleep(0.02)
+        assert not store.list_executions(WORKFLOW.name)
+
+
+async def test_what_failed_before_its_delivery_begins_anew(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    execution_id = submit(store, BOTH)
+    stand_ins = StandIns(journal, before={"finish": refuse(1, UploadFailed("package", "no disk"))})
+    async with conducts(store_url, stand_ins) as conducting:
+        failed = await until(store, execution_id, finished)
+        assert (failed.stage, failed.results) == ("package", None)
+        store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+        conducting.nudge()
+        await until(store, execution_id, lambda e: e.status != Status.QUEUED)
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED
+    assert journal.lines().count("member 0") == 2
+    assert done.progress is not None and done.progress.members == (3,)
+
+
+async def test_an_upload_can_be_cancelled(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    execution_id = submit(store, BOTH)
+    started = asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with conducts(store_url, StandIns(journal, before={"upload": hang})) as conducting:
+        await asyncio.wait_for(started.wait(), 15)
+        store.request_cancel(WORKFLOW.name, execution_id)
+        conducting.nudge()
+        ended = await until(store, execution_id, finished)
+    assert ended.status == Status.CANCELLED
+    assert "purge" in journal.lines()
+
+
+async def test_an_execution_that_is_delivered_holds_up_no_other(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    first, second = submit(store, BOTH), submit(store, BOTH)
+    let_go = asyncio.Event()
+
+    async def wait(job: Any) -> None:
+        if job.execution_id == first:
+            await let_go.wait()
+
+    stand_ins = StandIns(journal, before={"upload": wait})
+    async with conducts(store_url, stand_ins, max_running={WORKFLOW.name: 1}):
+        await until(store, second, finished)
+        assert store.read(first).status == Status.PENDING_RESULTS
+        let_go.set()
+        done = await until(store, first, finished)
+    assert done.status == Status.COMPLETED
+
+
+@contextmanager
+def conducting_elsewhere(
+    store_url: str, journal: Journal, call: str, before: str
+) -> Iterator[None]:
+    """Conduct in a process that does something before a call, and is killed at the end."""
+    program = (
+        "import asyncio, sys, tests.deployments.conducting_process as p\n"
+        "from pathlib import Path\n"
+        "from workflows.errors import IngestionFailed\n"
+        "journal = p.Journal(Path(sys.argv[2]))\n"
+        f"async def before(*_): {before}\n"
+        f"stand_ins = p.StandIns(journal, before={{'{call}': before}})\n"
+        "asyncio.run(p.conducting(sys.argv[1], stand_ins).run())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, store_url, str(journal.path)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("call", ["upload", "register"])
+@pytest.mark.parametrize("retried", [False, True])
+async def test_a_conductor_that_dies_while_it_delivers_is_succeeded(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+    call: str,
+    retried: bool,
+) -> None:
+    execution_id = submit(store, BOTH)
+    if retried:
+        refusal = f"raise IngestionFailed('{call}', 'no')"
+        with conducting_elsewhere(store_url, journal, call, refusal):
+            await until(store, execution_id, finished)
+        store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+    hang = f"journal.note('hangs in {call}'); await asyncio.sleep(60)"
+    with conducting_elsewhere(store_url, journal, call, hang):
+        await until(store, execution_id, lambda _: f"hangs in {call}" in journal.lines())
+    async with conducts(store_url, StandIns(journal)):
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED, done.error_message
+    lines = journal.lines()
+    assert [lines.count(line) for line in ("member 0", "finish", "upload", "register")] == [1] * 4

@@ -1,0 +1,1 @@
+"""Servers that stand in for Azure, and the credentials that they take."""

@@ -1,0 +1,134 @@
+"""Azurite, Microsoft's emulator of Blob Storage, over TLS and with tokens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+import pytest
+from azure.storage.blob import BlobServiceClient, ContainerClient
+
+from tests.emulators.certificates import make_certificate
+from workflows.delivery import Container
+
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""The same in every Azurite, and published."""
+ROOT = Path(__file__).parents[2]
+START_LIMIT_S = 60.0
+
+
+class Azurite:
+    """An Azurite of our own, on a port of 127.0.0.1.
+
+    Parameters
+    ----------
+    executable : str
+        As `find_azurite` gives it.
+    on_disk : bool
+        Keep blobs in files, as Azurite does by default; without it in memory, which is faster.
+    """
+
+    def __init__(self, executable: str, *, on_disk: bool = False) -> None:
+        self._executable = executable
+        self._on_disk = on_disk
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="e2s-azurite-"))
+        self.certificate = make_certificate(self.folder)
+        self.ca_file = self.certificate[0]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.endpoint = f"https://127.0.0.1:{port}/{ACCOUNT}"
+        place = [f"--location={self.folder}"] if self._on_disk else ["--inMemoryPersistence"]
+        with (self.folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._executable,
+                    "--blobHost=127.0.0.1",
+                    f"--blobPort={port}",
+                    "--oauth=basic",
+                    f"--cert={self.certificate[0]}",
+                    f"--key={self.certificate[1]}",
+                    "--disableTelemetry",
+                    "--silent",
+                    *place,
+                ],
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait_for(port)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def service(self) -> BlobServiceClient:
+        """Give a client that may do anything."""
+        return BlobServiceClient(self.endpoint, credential=KEY, connection_verify=str(self.ca_file))
+
+    def client(self, container: Container) -> ContainerClient:
+        """Give a client of a container that may do anything."""
+        return self.service().get_container_client(container.name)
+
+    def new_container(self, prefix: str = "") -> Container:
+        """Make an empty container."""
+        name = f"test-{uuid4().hex}"
+        with self.service() as service:
+            service.create_container(name)
+        return Container(account_url=self.endpoint, account=ACCOUNT, name=name, prefix=prefix)
+
+    def _wait_for(self, port: int) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"Azurite ended: {(self.folder / 'log').read_text()}")
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+
+def find_azurite() -> str | None:
+    """Give the path of Azurite's executable; None if there is none."""
+    candidates = (
+        os.environ.get("AZURITE"),
+        str(ROOT / "tests" / "emulators" / "node_modules" / ".bin" / "azurite-blob"),
+        str(ROOT / "node_modules" / ".bin" / "azurite-blob"),
+        "azurite-blob",
+    )
+    return next(filter(None, (shutil.which(each) for each in candidates if each)), None)
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """One Azurite for all tests; each has a container of its own."""
+    executable = find_azurite()
+    if executable is None:
+        reason = (
+            "Azurite is missing: npm ci --prefix tests/emulators, or AZURITE=/path/to/azurite-blob"
+        )
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Azurite(executable) as server:
+        yield server

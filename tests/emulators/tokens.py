@@ -1,0 +1,157 @@
+"""Tokens as Microsoft Entra ID gives them, for emulators that look at their claims only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
+from azure.core.exceptions import ClientAuthenticationError
+
+TENANT = "5bd0e1a6-92a5-4c8b-9d2e-0c6d4f1e7a31"
+ISSUER = f"https://sts.windows.net/{TENANT}/"
+"""What Azurite demands: this host, and a GUID."""
+STORAGE_AUDIENCE = "https://storage.azure.com"
+GEOCATALOG_AUDIENCE = "https://geocatalog.spatio.azure.com"
+
+
+def make_token(
+    audience: str, *, lifetime_s: float = 3600, issuer: str = ISSUER, **claims: Any
+) -> str:
+    """Make a JSON Web Token, signed with a key that everybody knows.
+
+    Parameters
+    ----------
+    audience : str
+    lifetime_s : float
+        Negative for a token that has expired.
+    issuer : str
+    **claims
+        Further claims; they win over the others.
+    """
+    now = int(time.time())
+    payload = {
+        "iss": issuer,
+        "aud": audience,
+        "iat": now - 60,
+        "nbf": now - 60,
+        "exp": int(now + lifetime_s),
+        "tid": TENANT,
+        "oid": "00000000-0000-0000-0000-00000000e2e5",
+        **claims,
+    }
+    signed = f"{_encode({'alg': 'HS256', 'typ': 'JWT'})}.{_encode(payload)}"
+    signature = hmac.new(b"emulator", signed.encode(), hashlib.sha256).digest()
+    return f"{signed}.{_base64(signature)}"
+
+
+def read_claims(token: str) -> dict[str, Any]:
+    """Give the claims of a token, without a look at its signature.
+
+    Raises
+    ------
+    ValueError
+        If it is no token.
+    """
+    _, payload, _ = token.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    if not isinstance(claims, dict):
+        raise ValueError("claims are an object")
+    return claims
+
+
+class EmulatorCredential:
+    """An asynchronous token credential that needs nobody.
+
+    Parameters
+    ----------
+    lifetime_s : float
+        Of every token.
+    refuse : bool
+        Give no token, as a credential of somebody unknown does.
+    secret : str, optional
+        Planted into every token, as a claim and in clear after the last dot, so that whatever
+        leaks a token can be searched for it.
+    cache : bool
+        Give the same token for the same scope until it is about to expire, as azure-identity does.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifetime_s: float = 3600,
+        refuse: bool = False,
+        secret: str | None = None,
+        cache: bool = False,
+    ) -> None:
+        self.lifetime_s = lifetime_s
+        self.refuse = refuse
+        self.secret = secret
+        self.cache = cache
+        self.asked: list[tuple[str, ...]] = []
+        """Scopes of every call, in order."""
+        self.options: list[dict[str, Any]] = []
+        """Keyword arguments of every call, in order."""
+        self.closed = False
+        self._given: dict[str, AccessToken] = {}
+
+    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """Give a token for the audience of the first scope."""
+        self.asked.append(scopes)
+        self.options.append(options)
+        if self.refuse:
+            raise ClientAuthenticationError(
+                message=f"AADSTS7000215: Invalid client secret provided. {self.secret or ''}"
+            )
+        audience = audience_of(scopes[0])
+        given = self._given.get(audience)
+        if self.cache and given is not None and given.expires_on > time.time() + 300:
+            return given
+        token = make_token(audience, lifetime_s=self.lifetime_s, uti=str(len(self.asked)))
+        if self.secret is not None:
+            token = make_token(audience, lifetime_s=self.lifetime_s, secret=self.secret)
+            token += self.secret
+        self._given[audience] = AccessToken(token, int(time.time() + self.lifetime_s))
+        return self._given[audience]
+
+    async def get_token_info(
+        self, *scopes: str, options: TokenRequestOptions | None = None
+    ) -> AccessTokenInfo:
+        """Give the same, as newer clients ask for it."""
+        given = await self.get_token(*scopes, **(options or {}))
+        return AccessTokenInfo(given.token, given.expires_on)
+
+    async def close(self) -> None:
+        """Note that nobody needs it any more."""
+        self.closed = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.close()
+
+
+def audience_of(scope: str) -> str:
+    """Give the audience of the tokens of a scope such as ``https://storage.azure.com/.default``."""
+    split = urlsplit(scope)
+    return f"{split.scheme}://{split.netloc}"
+
+
+def _encode(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _base64(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()

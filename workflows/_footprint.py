@@ -1,0 +1,168 @@
+"""Where a grid lies, as STAC tells it: footprint, bounding box and projection.
+
+References
+----------
+GeoJSON, RFC 7946, sections 3.1.6 and 3.1.9 for the order of points and the antimeridian; PROJJSON,
+https://proj.org/specifications/projjson.html; EPSG Guidance Note 7-2 for method 9801.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflows.grids import Floats, Grid, LambertGrid
+
+SIDES_PER_EDGE = 16
+"""Keeps the default Lambert grid's polygon within half its spacing of the edge."""
+DECIMALS = 6
+"""Of degrees, as RFC 7946 advises: a tenth of a metre."""
+
+Ring = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The ground that a grid's points cover, WGS84."""
+
+    geometry: dict[str, Any]
+    """GeoJSON."""
+    bbox: list[float]
+    """West, south, east, north; west is greater than east across the antimeridian."""
+
+
+def footprint_of(grid: Grid | LambertGrid) -> Footprint:
+    """Give the ground that a grid covers, from the points on its edges."""
+    if isinstance(grid, Grid):
+        # Its points end a spacing before 180 degrees, but the one that follows is the first.
+        ring = [[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]
+        return Footprint({"type": "Polygon", "coordinates": [ring]}, [-180.0, -90.0, 180.0, 90.0])
+    latitudes, longitudes = grid.latitudes(), grid.longitudes()
+    # Not wrapped, so that neighbours stay neighbours; no place lies 180 degrees from the middle.
+    west_of_it = grid.central_meridian - 360.0
+    longitudes = west_of_it + (longitudes - west_of_it + 180.0) % 360.0 - 180.0
+    ring = _ring(longitudes, latitudes)
+    places = np.array(ring)
+    west, south = places.min(axis=0)
+    east, north = places.max(axis=0)
+    if west >= -180.0:
+        geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [ring]}
+        return Footprint(geometry, [float(west), float(south), float(east), float(north)])
+    beyond = [[east + 360.0, north] for east, north in _clipped(ring, -180.0, keep_east=False)]
+    parts = [[beyond], [_clipped(ring, -180.0, keep_east=True)]]
+    return Footprint(
+        {"type": "MultiPolygon", "coordinates": parts},
+        [float(west) + 360.0, float(south), float(east), float(north)],
+    )
+
+
+def _ring(longitudes: Floats, latitudes: Floats) -> Ring:
+    """Give the edges' places counter-clockwise from the south-west, the first once more."""
+    edges: list[tuple[Any, ...]] = [
+        (0, slice(None)),
+        (slice(None), -1),
+        (-1, slice(None, None, -1)),
+        (slice(None, None, -1), 0),
+    ]
+    ring: Ring = []
+    for edge in edges:
+        east, north = longitudes[edge], latitudes[edge]
+        kept = _kept(east, north)[:-1]  # the last is the next edge's first
+        places = np.stack([east[kept], north[kept]], axis=-1).round(DECIMALS)
+        ring += places.tolist()
+    return [*ring, ring[0]]
+
+
+def _kept(east: Floats, north: Floats) -> NDArray[np.intp]:
+    """Choose points of an edge: spread over it, with its extremes, so that the box holds all."""
+    spread = np.linspace(0, len(east) - 1, SIDES_PER_EDGE + 1).round().astype(np.intp)
+    extremes = [place(values) for values in (east, north) for place in (np.argmin, np.argmax)]
+    return np.unique(np.concatenate([spread, extremes]))
+
+
+def _clipped(ring: Ring, meridian: float, *, keep_east: bool) -> Ring:
+    """Cut a ring at a meridian (Sutherland and Hodgman's way); the order of points stays."""
+    kept: Ring = []
+    for (x, y), (next_x, next_y) in zip(ring[:-1], ring[1:], strict=True):
+        inside = x >= meridian if keep_east else x <= meridian
+        if inside:
+            kept.append([x, y])
+        if (x - meridian) * (next_x - meridian) < 0:
+            share = (meridian - x) / (next_x - x)
+            kept.append([meridian, round(y + share * (next_y - y), DECIMALS)])
+    return [*kept, kept[0]]
+
+
+def projection_of(grid: Grid | LambertGrid) -> dict[str, Any]:
+    """Give the fields of STAC's projection extension; points are the middles of cells."""
+    n_y, n_x = grid.shape
+    if isinstance(grid, Grid):
+        height, width = -180.0 / (n_y - 1), 360.0 / n_x
+        first_y, first_x = 90.0, -180.0
+        reference: dict[str, Any] = {"proj:code": "EPSG:4326"}
+    else:
+        height = width = grid.spacing_m
+        first_y, first_x = grid.first_y_m, grid.first_x_m
+        reference = {"proj:code": None, "proj:projjson": projjson(grid)}
+    transform = [width, 0.0, first_x - width / 2, 0.0, height, first_y - height / 2]
+    return {**reference, "proj:shape": [n_y, n_x], "proj:transform": transform}
+
+
+def projjson(grid: LambertGrid) -> dict[str, Any]:
+    """Give the Lambert map's reference system; its one parallel makes the scale there 1."""
+    degree = "degree"
+    parameters = [
+        ("Latitude of natural origin", grid.standard_parallel, degree, 8801),
+        ("Longitude of natural origin", grid.central_meridian - 360.0, degree, 8802),
+        ("Scale factor at natural origin", 1.0, "unity", 8805),
+        ("False easting", 0.0, "metre", 8806),
+        ("False northing", 0.0, "metre", 8807),
+    ]
+    sphere = f"Sphere of radius {grid.radius_m:.0f} m"
+    return {
+        "$schema": "https://proj.org/schemas/v0.7/projjson.schema.json",
+        "type": "ProjectedCRS",
+        "name": "HRRR's Lambert conformal map",
+        "base_crs": {
+            "type": "GeographicCRS",
+            "name": sphere,
+            "datum": {
+                "type": "GeodeticReferenceFrame",
+                "name": sphere,
+                "ellipsoid": {"name": sphere, "radius": grid.radius_m},
+            },
+            "coordinate_system": _axes(
+                "ellipsoidal",
+                degree,
+                ("Geodetic latitude", "Lat", "north"),
+                ("Geodetic longitude", "Lon", "east"),
+            ),
+        },
+        "conversion": {
+            "name": "Lambert conformal conic, one standard parallel",
+            "method": {
+                "name": "Lambert Conic Conformal (1SP)",
+                "id": {"authority": "EPSG", "code": 9801},
+            },
+            "parameters": [
+                {"name": name, "value": value, "unit": unit, "id": {"authority": "EPSG", "code": n}}
+                for name, value, unit, n in parameters
+            ],
+        },
+        "coordinate_system": _axes(
+            "Cartesian", "metre", ("Easting", "E", "east"), ("Northing", "N", "north")
+        ),
+    }
+
+
+def _axes(subtype: str, unit: str, *axes: tuple[str, str, str]) -> dict[str, Any]:
+    return {
+        "subtype": subtype,
+        "axis": [
+            {"name": name, "abbreviation": short, "direction": direction, "unit": unit}
+            for name, short, direction in axes
+        ],
+    }
