@@ -29,12 +29,14 @@ from benchmarks.report import Report
 from benchmarks.server import Server
 from benchmarks.submit_and_status import measure_requests
 from benchmarks.tiny_jobs import measure_tiny_jobs
+from benchmarks.uploads import measure_uploads
 from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload, workload_of
 
 SMALL = ("tiny", "requests")
 LARGE = ("memory", "forecast", "downloads")
 PIPELINE = "pipeline"
-OURS = (*SMALL, *LARGE, PIPELINE)
+UPLOADS = "uploads"
+OURS = (*SMALL, *LARGE, PIPELINE, UPLOADS)
 TINY = {**FCN3.tiny, "output_format": "zarr"}
 SMALL_GRID = {"n_lat": 8, "n_lon": 16}
 BARE = {
@@ -76,6 +78,8 @@ def main() -> None:
             _large(report, wanted, quick=given.quick)
         if PIPELINE in wanted:
             measure_pipeline(report, quick=given.quick)
+        if UPLOADS in wanted:
+            measure_uploads(report, quick=given.quick)
     report.close()
 
 
