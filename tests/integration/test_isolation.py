@@ -48,6 +48,11 @@ def config(tmp_path: Path, free_port: int) -> Path:
                 "args": {
                     "data_dir": str(tmp_path / "var"),
                     "models": {"fcn3": {"grid": grid, "num_gpus": 1.0}},
+                    # So that the deployments exist; nobody calls there.
+                    "azure": {
+                        "blob": {"allowed_containers": ["https://abc.blob.core.windows.net/data"]},
+                        "geocatalog": {"allowed": ["https://geocatalog.example"]},
+                    },
                 },
                 "deployments": [
                     {"name": name, "ray_actor_options": {"num_cpus": 0.05}}
