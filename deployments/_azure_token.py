@@ -37,7 +37,10 @@ class NoToken(Exception):
         self.may_pass = may_pass
 
     def __str__(self) -> str:
-        return f"the credential gave no token ({self.kind})"
+        return (
+            f"the credential gave no token ({self.kind}): see to args.azure.credential and to this "
+            "server's identity"
+        )
 
 
 class TokenBridge:

@@ -48,8 +48,7 @@ def blob_failure(status: int | None, code: str | None, no_token: NoToken | None)
     """
     if no_token is not None:
         return (TransientFailure if no_token.may_pass else StageFailed)(
-            Stage.PACKAGE,
-            f"{no_token}: see to args.azure.credential and to this server's identity",
+            Stage.PACKAGE, str(no_token)
         )
     said = " ".join(str(each) for each in (status, code) if each)
     if is_without_container(code):

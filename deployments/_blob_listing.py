@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DIGEST = "sha256"
 """Name under which a blob's own metadata have its SHA-256."""
-_FOLDER = "hdi_isfolder"
+FOLDER = "hdi_isfolder"
 """What a folder has among its metadata, on accounts that have folders."""
 _VERSION = "2023-11-03"
 
@@ -95,7 +95,7 @@ class BlobListing:
         found = {}
         for blob in listed.iterfind("Blobs/Blob"):
             name, metadata = blob.find("Name"), blob.find("Metadata")
-            if name is None or (metadata is not None and metadata.find(_FOLDER) is not None):
+            if name is None or (metadata is not None and metadata.find(FOLDER) is not None):
                 continue
             text = name.text or ""
             # What XML has no letters for.

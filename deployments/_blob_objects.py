@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from deployments._azure import AzureOptions
 from deployments._azure_token import TokenBridge
 from deployments._blob_failures import blob_failure, is_without_container, status_and_code
+from deployments._blob_listing import DIGEST, FOLDER
 from deployments._blob_upload import digests, upload
 from deployments._transient import TransientFailure
 from workflows.delivery import Container
@@ -41,10 +42,6 @@ RETRY_LIMIT_S = 120.0
 CALL_LIMIT_S = 120.0
 """Of one try. A map of 0.25 degrees has 4 MiB."""
 DELETED_AT_ONCE, DELETE_ATTEMPTS = 2560, 10
-
-DIGEST = "sha256"
-"""Name under which a blob's own metadata have its SHA-256."""
-_FOLDER = "hdi_isfolder"
 
 
 class BlobResultsOptions(BaseModel):
@@ -276,7 +273,7 @@ def _blob(key: str, found: GetResult) -> Blob:
         sha256=attributes.get(DIGEST),
         etag=str(meta["e_tag"]),
         modified=meta["last_modified"],
-        is_folder=attributes.get(_FOLDER, "").lower() == "true",
+        is_folder=attributes.get(FOLDER, "").lower() == "true",
     )
 
 

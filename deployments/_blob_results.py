@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments._blob_objects import Blobs
-from deployments._blob_work import BYTES, WorkBlobs
-from deployments._result_files import NETCDF, ZARR, as_stored
+from deployments._blob_work import WorkBlobs
+from deployments._media_types import media_type
+from deployments._result_files import NETCDF, ZARR, as_stored, data_of
 from deployments._scratch import scratch_folder
 from deployments._work_folder import Written
 from deployments._zarr_layout import chunk_key, store_objects
@@ -23,12 +24,6 @@ from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 
-MEDIA_TYPES = {
-    ".json": "application/json",
-    ".nc": "application/netcdf",
-    ".png": "image/png",
-    ".sha256": "text/plain; charset=utf-8",
-}
 ROOT = f"{ZARR}/zarr.json"
 """Without it there is no store: written last, removed first."""
 READ_AHEAD = 4
@@ -113,7 +108,7 @@ class ResultBlobs:
             self.work.admit(fence)
             key = f"{self.folder}/{NETCDF}"
             # Whether this call or another was first cannot be told where an answer was lost.
-            self.blobs.upload(key, path, _media_type(NETCDF))
+            self.blobs.upload(key, path, media_type(NETCDF))
             self._keep([NETCDF])
 
     def add(self, name: str, content: bytes) -> None:
@@ -142,13 +137,7 @@ class ResultBlobs:
         StageFailed
             If the NetCDF file was not written.
         """
-        if self.plan.output_format == "netcdf4":
-            exported = self._exported()
-            if exported is None:
-                raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
-            return exported
-        described = sum(len(content) for _, content in store_objects(self.dataset()))
-        return Written(ZARR, described + self.plan.output_bytes, None)
+        return data_of(self.plan, self.dataset, self._exported)
 
     def whole_files(self, extra: Sequence[str]) -> Iterator[Written]:
         """Give what is delivered except the fields' chunks.
@@ -218,7 +207,7 @@ class ResultBlobs:
 
     def _put(self, name: str, content: bytes | memoryview, *, is_delivered: bool = True) -> Written:
         sha256 = hashlib.sha256(content).hexdigest() if is_delivered else None
-        self.blobs.put(f"{self.folder}/{name}", content, _media_type(name), sha256)
+        self.blobs.put(f"{self.folder}/{name}", content, media_type(name), sha256)
         return Written(name, len(content), sha256)
 
     @contextmanager
@@ -239,7 +228,3 @@ class ResultBlobs:
 def result_folder(workflow: str, execution_id: str) -> str:
     """Give the folder of a result."""
     return f"{workflow}/{execution_id}"
-
-
-def _media_type(name: str) -> str:
-    return MEDIA_TYPES.get(Path(name).suffix, BYTES)

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from deployments._blob_limits import together
 from deployments._blob_listing import DIGEST
+from deployments._together import together
 from deployments._transient import TransientFailure
 from deployments._upload_attempts import code_of
 from deployments._upload_files import UploadFile

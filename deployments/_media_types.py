@@ -18,4 +18,4 @@ BINARY = "application/octet-stream"
 
 def media_type(key: str) -> str:
     """Give the media type of a file."""
-    return MEDIA_TYPES.get(PurePosixPath(key).suffix, BINARY)
+    return MEDIA_TYPES.get(PurePosixPath(key).suffix.lower(), BINARY)

@@ -194,13 +194,7 @@ class ResultFiles:
         StageFailed
             If the NetCDF file was not written.
         """
-        if self.plan.output_format == "netcdf4":
-            exported = self.work.export()
-            if exported is None:
-                raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
-            return exported
-        described = sum(len(content) for _, content in store_objects(self.dataset()))
-        return Written(ZARR, described + self.plan.output_bytes, None)
+        return data_of(self.plan, self.dataset, self.work.export)
 
     def chunks(self) -> Iterator[Written]:
         """Give the fields' chunks as they were recorded, one by one."""
@@ -247,6 +241,19 @@ class ResultFiles:
         except FileNotFoundError:
             return
         remove_tree(moved)
+
+
+def data_of(
+    plan: Plan, dataset: Callable[[], Dataset], exported: Callable[[], Written | None]
+) -> Written:
+    """Give what the dataset of a result is, see `deployments._storage.Result.data`."""
+    if plan.output_format == "zarr":
+        described = sum(len(content) for _, content in store_objects(dataset()))
+        return Written(ZARR, described + plan.output_bytes, None)
+    netcdf = exported()
+    if netcdf is None:
+        raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
+    return netcdf
 
 
 def as_stored(plan: Plan, field: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,7 +6,6 @@ its work and the record of it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, cast
@@ -17,6 +16,7 @@ from deployments._conducting import here
 from deployments._endurance import uninterrupted, unless_over_soon
 from deployments._fcn3_steps import ConditioningJob, MemberJob
 from deployments._stormscope_steps import NowcastJob
+from deployments._together import together
 from deployments._transient import TransientFailure
 from deployments.blob_uploader import Uploaded, UploadJob
 from deployments.custom_workflow import Packaging, RunJob, RunResult
@@ -212,14 +212,11 @@ async def finish(
     await uninterrupted(here().complete(execution_id, results, progress))
 
 
-async def together(*steps: Coroutine[Any, Any, Any]) -> list[Any]:
+async def side_by_side(*steps: Coroutine[Any, Any, Any]) -> list[Any]:
     """Await steps side by side; when one fails the others are stopped, and its error raised.
 
     The steps take their places in the record in the order in which they were called.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(step) for step in steps]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    async with together() as group:
+        tasks = [group.create_task(step) for step in steps]
     return [task.result() for task in tasks]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments._blob_container import BlobContainer
-from deployments._blob_limits import BlobLimits, together
+from deployments._blob_limits import BlobLimits
+from deployments._together import together
 from deployments._upload_files import UploadFile, described_files
 
 

@@ -126,7 +126,7 @@ def described(error: Exception, container: Container, role: str) -> StageFailed:
     kind = TransientFailure if may_pass(error) else UploadFailed
     where = f"container {container.name} of storage account {container.account}"
     if isinstance(error, NoToken):
-        reason = f"{error}: see to args.azure.credential and to this server's identity"
+        reason = str(error)
     elif isinstance(error, HttpResponseError) and error.status_code is not None:
         reason = f"{where} answered {_answer(error, role)}"
     elif isinstance(error, AzureError) and _is_untrusted(error):

@@ -21,6 +21,7 @@ from deployments._isolation import hide_gpus
 from deployments._transient import TransientFailure
 from deployments._upload import Tally, Upload
 from workflows.delivery import Container
+from workflows.errors import UploadFailed
 from workflows.execution import Stage
 
 logger = logging.getLogger("ray.serve")
@@ -36,6 +37,8 @@ class BlobUploaderOptions(BaseModel):
 
     azure: AzureOptions = AzureOptions()
     limits: BlobLimits = BlobLimits()
+    allowed: tuple[Container, ...] | None = None
+    """Where results may go; None for anywhere. A plan may be older than the list."""
     time_limit_s: float = Field(default=6 * 3600.0, gt=0)
     """For one call of `upload`; the next one goes on where it ended."""
     report_every_s: float = Field(default=0.5, gt=0)
@@ -184,6 +187,12 @@ class BlobUploader:
         )
 
     def _open(self, container: Container) -> BlobContainer:
+        allowed = self._options.allowed
+        if allowed is not None and not any(each.holds(container) for each in allowed):
+            raise UploadFailed(
+                Stage.UPLOAD,
+                f"{container.url} is not in args.azure.blob.allowed_containers any more",
+            )
         limits = self._options.limits
         return BlobContainer(container, self._options.azure, self._token, limits, self._crew)
 

@@ -30,7 +30,7 @@ from deployments._steps import (
     package,
     register,
     run,
-    together,
+    side_by_side,
     upload,
 )
 from deployments.custom_workflow import RunResult
@@ -69,11 +69,11 @@ async def execute(execution_id: str, packaged: dict[str, Any] | None = None) -> 
 async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     """Carry a forecast of ours from initial conditions to described results."""
     await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
-    _, initial_conditions = await together(
+    _, initial_conditions = await side_by_side(
         create_result(execution_id, plan), fetch_initial_conditions(execution_id, plan)
     )
     await here().enter(execution_id, Stage.INFERENCE)
-    await together(
+    await side_by_side(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
         *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
     )
@@ -86,13 +86,13 @@ async def life_of_nowcast(
 ) -> dict[str, Any]:
     """Carry a forecast that another one conditions: field by field, while both are computed."""
     await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
-    _, satellite_image, analysis = await together(
+    _, satellite_image, analysis = await side_by_side(
         create_result(execution_id, plan),
         fetch_initial_conditions(execution_id, plan),
         fetch_initial_conditions(execution_id, conditioning),
     )
     await here().enter(execution_id, Stage.INFERENCE)
-    await together(
+    await side_by_side(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
         *(
             here().all_conditioned(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments._catalog_keeper import CatalogKeeper
+from deployments._disk_storage import DiskStorage
 from deployments._isolation import hide_gpus
 from deployments._preview import render
 from deployments.results_store import ResultsStore
@@ -47,7 +48,7 @@ class Packager:
 
     def __init__(self, results_dir: Path, work_dir: Path) -> None:
         hide_gpus()
-        self._results = ResultsStore(results_dir, work_dir)
+        self._results = ResultsStore(DiskStorage(results_dir, work_dir))
         self._catalog = CatalogKeeper(StaticCatalog(results_dir))
 
     async def create(

@@ -15,18 +15,15 @@ In a container::
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments._disk_storage import DiskStorage
 from deployments._storage import Result, Storage, Work
 from deployments._work_folder import Written
 from deployments.manifest import MAX_LISTED, describe_files
@@ -44,12 +41,8 @@ class ResultsStore:
 
     Parameters
     ----------
-    results_dir : Path
-        Results; what lies in an execution's folder there is delivered.
-    work_dir : Path
-        Working files, never delivered.
-    threads : int
-        Fields of a step that are written at once.
+    storage : Storage
+        Where they lie: `deployments._disk_storage` or `deployments._blob_storage`.
     max_listed : int
         Bound on the files that a manifest names.
 
@@ -60,40 +53,11 @@ class ResultsStore:
     one was seen, and StageFailed if the execution was never created or has been removed.
     """
 
-    def __init__(
-        self,
-        results_dir: Path,
-        work_dir: Path,
-        *,
-        threads: int = min(4, os.cpu_count() or 1),
-        max_listed: int = MAX_LISTED,
-    ) -> None:
-        self._begin(DiskStorage(results_dir, work_dir, threads=threads), max_listed)
-
-    @classmethod
-    def over(cls, storage: Storage, *, max_listed: int = MAX_LISTED) -> Self:
-        """Make a store whose results lie elsewhere, as in `deployments._blob_storage`."""
-        store = cls.__new__(cls)
-        store._begin(storage, max_listed)
-        return store
-
-    def _begin(self, storage: Storage, max_listed: int) -> None:
+    def __init__(self, storage: Storage, *, max_listed: int = MAX_LISTED) -> None:
         self._storage = storage
         self._max_listed = max_listed
         self._opened: OrderedDict[str, Result] = OrderedDict()
         self._opened_lock = threading.Lock()
-
-    def folder(self, workflow: str, execution_id: str) -> Path:
-        """Give the folder with an execution's results.
-
-        Raises
-        ------
-        TypeError
-            If they lie in no folder.
-        """
-        if not isinstance(self._storage, DiskStorage):
-            raise TypeError("these results lie in no folder")
-        return self._storage.folder(_name(workflow), _name(execution_id))
 
     def create(
         self,

@@ -210,7 +210,11 @@ def _delivery(settings: Settings) -> dict[str, Application]:
     )
     built = {}
     if azure.blob.allowed_containers:
-        upload = BlobUploaderOptions(azure=account, time_limit_s=azure.blob.time_limit_s)
+        upload = BlobUploaderOptions(
+            azure=account,
+            allowed=azure.blob.containers,
+            time_limit_s=azure.blob.time_limit_s,
+        )
         built["blob_uploader"] = _bind(
             BlobUploader, UPLOADING, azure.blob.replicas, upload, settings.results_dir
         )

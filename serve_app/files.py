@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deployments._media_types import media_type
 from serve_app.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from serve_app.preconditions import Validators, failed_precondition, range_applies
 from serve_app.ranges import requested_ranges
@@ -30,15 +31,7 @@ SMALL = CHUNK_SIZE
 """Bytes up to which a body is read where the file is opened and sent as one message: a map of
 0.25 degrees, which is what a Zarr chunk holds, is just below."""
 
-MEDIA_TYPES = {
-    ".json": "application/json",
-    ".nc": "application/netcdf",
-    ".png": "image/png",
-    ".sha256": "text/plain; charset=utf-8",
-    ".txt": "text/plain; charset=utf-8",
-    ".zip": "application/zip",
-}
-_INLINE = {".png"}
+_INLINE = {"image/png"}
 
 _PARTIAL = {
     *("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
@@ -235,10 +228,9 @@ def _answer(
         return _problem(416, f"the file has {size} bytes, none of them in these ranges", headers)
 
     name = relative.rpartition("/")[2]
-    suffix = os.path.splitext(name)[1].lower()
-    media_type = MEDIA_TYPES.get(suffix, "application/octet-stream")
-    headers["content-type"] = media_type
-    headers["content-disposition"] = _disposition(name, inline=suffix in _INLINE)
+    content_type = media_type(name)
+    headers["content-type"] = content_type
+    headers["content-disposition"] = _disposition(name, inline=content_type in _INLINE)
     code = 206
     parts: list[Part]
     if ranges is None:
@@ -250,7 +242,7 @@ def _answer(
     else:
         boundary = token_hex(16)
         headers["content-type"] = f"multipart/byteranges; boundary={boundary}"
-        parts = _multipart(ranges, size, media_type, boundary)
+        parts = _multipart(ranges, size, content_type, boundary)
     headers["content-length"] = str(sum(map(len, parts)))
     return code, headers, parts
 
@@ -277,12 +269,12 @@ def _content_range(part: range, size: int) -> str:
     return f"bytes {part.start}-{part.stop - 1}/{size}"
 
 
-def _multipart(ranges: Sequence[range], size: int, media_type: str, boundary: str) -> list[Part]:
+def _multipart(ranges: Sequence[range], size: int, content_type: str, boundary: str) -> list[Part]:
     parts: list[Part] = []
     for position, part in enumerate(ranges):
         delimiter = f"--{boundary}" if position == 0 else f"\r\n--{boundary}"
         content_range = _content_range(part, size)
-        head = f"{delimiter}\r\nContent-Type: {media_type}\r\nContent-Range: {content_range}"
+        head = f"{delimiter}\r\nContent-Type: {content_type}\r\nContent-Range: {content_range}"
         parts += [f"{head}\r\n\r\n".encode(), part]
     return [*parts, f"\r\n--{boundary}--\r\n".encode()]
 

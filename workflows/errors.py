@@ -24,12 +24,23 @@ constructor passes on exactly what it was given.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 class Earth2ServeError(Exception):
     """Base of all errors that this project raises on purpose."""
+
+    def __new__(cls, *args: Any) -> Self:
+        """Make one that pickles as the module says, whatever was imported.
+
+        Dask, which Earth2Studio imports, has tblib make every exception pickle its traceback and
+        all that it came from, which in a deep stack ends as a RecursionError.
+        """
+        copyreg.dispatch_table.pop(cls, None)
+        return super().__new__(cls, *args)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 from deployments._azure import AzureOptions
 from deployments._blob_objects import BlobResultsOptions, Blobs
 from deployments._blob_storage import BlobStorage
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.emulators.azurite import Azurite
 from workflows.delivery import Container
@@ -58,7 +59,7 @@ class Disk(Place):
         self.root = root
 
     def store(self, **options: Any) -> ResultsStore:
-        return ResultsStore(self.root / "results", self.root / "work", **options)
+        return ResultsStore(DiskStorage(self.root / "results", self.root / "work"), **options)
 
     def keys(self, execution_id: str) -> set[str]:
         paths = self.root.rglob("*")
@@ -87,7 +88,7 @@ class Blob(Place):
         self.blobs = Blobs(self.options, threads=2)
 
     def store(self, **options: Any) -> ResultsStore:
-        return ResultsStore.over(BlobStorage(self.options), **options)
+        return ResultsStore(BlobStorage(self.options), **options)
 
     def keys(self, execution_id: str) -> set[str]:
         keys = {_outside(key) for key, _ in self.blobs.list("")}

@@ -106,7 +106,7 @@ class Mortal(Blobs):
 
 def mortal(blob: Blob, at: int) -> tuple[ResultsStore, Mortal]:
     blobs = Mortal(blob.options, at)
-    return ResultsStore.over(BlobStorage(blob.options, blobs)), blobs
+    return ResultsStore(BlobStorage(blob.options, blobs)), blobs
 
 
 @pytest.mark.parametrize("output_format", PLANS)
@@ -139,7 +139,7 @@ from deployments._blob_storage import BlobStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import fields
 options = BlobResultsOptions.model_validate_json(sys.argv[1])
-store = ResultsStore.over(BlobStorage(options))
+store = ResultsStore(BlobStorage(options))
 plan, _ = store.recorded(sys.argv[2])
 for time_index in range(plan.n_times):
     for member in plan.members:
@@ -236,7 +236,7 @@ def test_what_was_purged_does_not_come_back(blob: Blob, what: str) -> None:
     if what == "checksums":
         other.export_netcdf(ID, 1)
     blobs = Slow(blob.options, word, lambda: other.purge(plan.workflow, ID))
-    slow = ResultsStore.over(BlobStorage(blob.options, blobs))
+    slow = ResultsStore(BlobStorage(blob.options, blobs))
     with pytest.raises(StageFailed, match="not being written"):
         call(slow, plan)
     assert blob.keys(ID) == set()
@@ -257,7 +257,7 @@ def test_one_who_comes_late_leaves_a_finished_result_whole(blob: Blob, what: str
         other.clean(ID)
 
     word, call = CALLS[what]
-    slow = ResultsStore.over(BlobStorage(blob.options, Slow(blob.options, word, finish)))
+    slow = ResultsStore(BlobStorage(blob.options, Slow(blob.options, word, finish)))
     with pytest.raises(StageFailed, match="not being written"):
         call(slow, plan)
     names = {key.rpartition("/")[2] for key in blob.keys(ID)}
@@ -366,7 +366,7 @@ def failing(blob: Blob, tmp_path: Path, what: str) -> ResultsStore:
         credential["lifetime_s"] = -60
     options = options_for(blob.azurite, container, tmp_path / "scratch", **credential)
     options = options.model_copy(update={"retry_limit_s": 0.3})
-    return ResultsStore.over(BlobStorage(options))
+    return ResultsStore(BlobStorage(options))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 from compliance_checker.runner import CheckSuite, ComplianceChecker
 
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, fields, make_nowcast_plan, make_plan
 from workflows.base import Plan
@@ -85,12 +86,12 @@ def test_nowcasts_follow_cf(tmp_path: Path, output_format: str) -> None:
 
 def written(tmp_path: Path, plan: Plan, provenance: dict[str, Any]) -> Path:
     """Write a result as the plan says; a Zarr one is copied, for the checker reads NetCDF."""
-    store = ResultsStore(tmp_path / "results", tmp_path / "work")
+    store = ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work"))
     store.create(plan, ID, provenance, 1)
     for member in plan.members:
         for time_index in range(plan.n_times):
             store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
-    folder = store.folder(plan.workflow, ID)
+    folder = tmp_path / "results" / plan.workflow / ID
     path = folder / "results.nc"
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, 1)

@@ -9,6 +9,7 @@ import netCDF4
 import numpy as np
 import pytest
 
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, expected, fields, make_plan
 from workflows.base import Plan
@@ -20,14 +21,14 @@ PLAN = make_plan(output_format="netcdf4")
 
 @pytest.fixture
 def store(tmp_path: Path) -> ResultsStore:
-    store = ResultsStore(tmp_path / "results", tmp_path / "work")
+    store = ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work"))
     store.create(PLAN, ID, PROVENANCE, 1)
     return store
 
 
 @pytest.fixture
-def folder(store: ResultsStore) -> Path:
-    return store.folder(PLAN.workflow, ID)
+def folder(store: ResultsStore, tmp_path: Path) -> Path:
+    return tmp_path / "results" / PLAN.workflow / ID
 
 
 def write(store: ResultsStore, *steps: tuple[int, int]) -> None:

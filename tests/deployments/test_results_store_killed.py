@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import deployments
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, expected, fields, make_plan
 from workflows.base import Plan
@@ -25,7 +26,7 @@ KILLS = 40
 
 def carry_through(root: Path, plan: Plan, fence: int) -> dict[str, Any]:
     # Small fields are written by the calling thread, which is the one that is killed.
-    store = ResultsStore(root / "results", root / "work")
+    store = ResultsStore(DiskStorage(root / "results", root / "work"))
     store.create(plan, ID, PROVENANCE, fence)
     for member in plan.members:
         for time_index in range(plan.n_times):
@@ -104,7 +105,7 @@ def test_killed_at_any_line_the_next_one_finishes(tmp_path: Path, output_format:
         with opened as dataset:
             for variable in plan.variables:
                 np.testing.assert_array_equal(dataset[variable], expected(plan, variable))
-        store = ResultsStore(root / "results", root / "work")
+        store = ResultsStore(DiskStorage(root / "results", root / "work"))
         store.purge(plan.workflow, ID)
         assert [path for path in root.rglob("*") if ID in str(path)] == []
     assert killed >= KILLS - 1
@@ -115,7 +116,7 @@ def test_a_killed_purge_is_finished_by_the_next(tmp_path: Path) -> None:
     plan = make_plan(n_steps=0)
 
     def purge(root: Path) -> None:
-        ResultsStore(root / "results", root / "work").purge(plan.workflow, ID)
+        ResultsStore(DiskStorage(root / "results", root / "work")).purge(plan.workflow, ID)
 
     carry_through(tmp_path / "whole", plan, 1)
     total = count_lines(lambda: purge(tmp_path / "whole"))
@@ -130,7 +131,9 @@ def test_a_killed_purge_is_finished_by_the_next(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_processes_that_write_the_same_at_once_do_no_harm(tmp_path: Path) -> None:
     plan = make_plan(n_steps=20)
-    ResultsStore(tmp_path / "results", tmp_path / "work").create(plan, ID, PROVENANCE, 1)
+    ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work")).create(
+        plan, ID, PROVENANCE, 1
+    )
     children = []
     for _ in range(3):
         child = os.fork()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from deployments._disk_storage import DiskStorage
 from deployments._run_folder import RunFolder
 from deployments._work_folder import Written
 from deployments.manifest import CHECKSUMS
@@ -26,7 +27,7 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.store = ResultsStore(root / "results", root / "work")
+        self.store = ResultsStore(DiskStorage(root / "results", root / "work"))
         self.result = root / "results" / WORKFLOW / ID
 
     def run(self, files: Mapping[str, bytes] | None = None, fence: int = 1) -> RunFolder:

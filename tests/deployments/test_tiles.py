@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from titiler.xarray.factory import TilerFactory
 from titiler.xarray.io import FsReader, Reader
 
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, make_nowcast_plan, make_plan
 from workflows.base import Plan
@@ -47,8 +48,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(folder: Path, name: str, output_format: str) -> Path:
     plan = PLANS[name].model_copy(update={"output_format": output_format})
-    store = ResultsStore(folder / output_format, folder / "work" / output_format / name)
-    if not store.folder(plan.workflow, ID).exists():
+    store = ResultsStore(
+        DiskStorage(folder / output_format, folder / "work" / output_format / name)
+    )
+    result = folder / output_format / plan.workflow / ID
+    if not result.exists():
         store.create(plan, ID, PROVENANCE, 1)
         for member in plan.members:
             for time_index in range(plan.n_times):
@@ -58,9 +62,7 @@ def written(folder: Path, name: str, output_format: str) -> Path:
         if output_format == "netcdf4":
             store.export_netcdf(ID, 1)
             store.finish(ID, 1)
-    return store.folder(plan.workflow, ID) / (
-        "results.nc" if output_format == "netcdf4" else "results.zarr"
-    )
+    return result / ("results.nc" if output_format == "netcdf4" else "results.zarr")
 
 
 def places(plan: Plan) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, expected, fields, make_plan
 
@@ -21,11 +22,11 @@ def test_earth2studio_reads_a_result_as_data_source_and_model(
     from earth2studio.serve.client.e2client import InferenceOutputModel
 
     plan = make_plan(time_layout="lead_time", output_format=output_format, seeds=(5,))
-    store = ResultsStore(tmp_path / "results", tmp_path / "work")
+    store = ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work"))
     store.create(plan, ID, PROVENANCE, 1)
     for time_index in range(plan.n_times):
         store.write_step(ID, 1, 0, time_index, fields(plan, 0, time_index))
-    folder = store.folder(plan.workflow, ID)
+    folder = tmp_path / "results" / plan.workflow / ID
     if output_format == "netcdf4":
         store.export_netcdf(ID, 1)
         dataset = xr.open_dataset(folder / "results.nc", engine="netcdf4")

@@ -22,6 +22,7 @@ from pystac.extensions.datacube import DatacubeExtension
 from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 
+from deployments._disk_storage import DiskStorage
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, expected, fields, make_nowcast_plan, make_plan
 from tests.workflows.stac_schemas import validator
@@ -253,12 +254,12 @@ def test_cells_of_the_global_grid_have_its_points_in_their_middle() -> None:
 
 @EVERY_PLAN
 def test_the_cube_is_the_dataset(plan: Plan, tmp_path: Path) -> None:
-    store = ResultsStore(tmp_path, tmp_path / "work")
+    store = ResultsStore(DiskStorage(tmp_path, tmp_path / "work"))
     plan = plan.model_copy(update={"output_format": "zarr"})
     store.create(plan, ID, SYNTHETIC, 1)
     item = make_item(plan)
     properties, data = item["properties"], item["assets"]["data"]
-    path = store.folder(plan.workflow, ID) / data["href"]
+    path = tmp_path / plan.workflow / ID / data["href"]
     with xr.open_dataset(path, **data["xarray:open_kwargs"]) as dataset:
         dimensions, variables = properties["cube:dimensions"], properties["cube:variables"]
         assert set(variables) == {*dataset.variables} - {*dataset.dims, "crs"}
@@ -474,7 +475,7 @@ def test_a_tiler_draws_the_last_time(tmp_path: Path, output_format: str, layout:
     plan = make_plan(
         grid=Grid(n_lat=91, n_lon=180), output_format=output_format, time_layout=layout
     )
-    store = ResultsStore(tmp_path, tmp_path / "work")
+    store = ResultsStore(DiskStorage(tmp_path, tmp_path / "work"))
     store.create(plan, ID, SYNTHETIC, 1)
     for member in plan.members:
         for time_index in range(plan.n_times):
@@ -485,7 +486,7 @@ def test_a_tiler_draws_the_last_time(tmp_path: Path, output_format: str, layout:
     app = FastAPI()
     reader: Any = Reader if output_format == "zarr" else FsReader
     app.include_router(TilerFactory(reader=reader).router)
-    path = store.folder(plan.workflow, ID) / item["assets"]["data"]["href"]
+    path = tmp_path / plan.workflow / ID / item["assets"]["data"]["href"]
 
     def first_value(variable: str, sel: list[str], bands: list[int]) -> float:
         # The part around a place of its grid, in the grid's own projection.
