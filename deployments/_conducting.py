@@ -39,8 +39,8 @@ class Conducting:
     Parameters
     ----------
     execute : callable
-        The life of an execution, a DBOS workflow; gets its id and, if all that is left to do is
-        their delivery, its results.
+        The life of an execution, a DBOS workflow; gets its id, the number of earlier attempts
+        and, if all that is left to do is their delivery, its results.
     deployments : dict of str to DeploymentHandle
         ``packager``, ``initial_conditions`` and every model, by name.
     components : dict of str to str
@@ -56,7 +56,7 @@ class Conducting:
 
     def __init__(
         self,
-        execute: Callable[[str, dict[str, Any] | None], Coroutine[Any, Any, None]],
+        execute: Callable[[str, int, dict[str, Any] | None], Coroutine[Any, Any, None]],
         deployments: dict[str, DeploymentHandle[Any]],
         components: dict[str, str],
         *,
@@ -205,7 +205,9 @@ class Conducting:
         self._started[execution.execution_id] = execution.workflow
         packaged = execution.results if execution.is_packaged else None
         with SetWorkflowID(_attempt(execution)):
-            await DBOS.start_workflow_async(self._execute, execution.execution_id, packaged)
+            await DBOS.start_workflow_async(
+                self._execute, execution.execution_id, execution.retries, packaged
+            )
 
     def _ended(self, execution_id: str) -> None:
         self._started.pop(execution_id, None)

@@ -89,14 +89,23 @@ class Lives:
         self._in_turn = in_turn
 
     @asynccontextmanager
-    async def life_of(self, execution_id: str) -> AsyncIterator[Plan | CustomPlan]:
-        """Give an execution's plan, and record how its life ends if it does not end well."""
+    async def life_of(self, execution_id: str, attempt: int) -> AsyncIterator[Plan | CustomPlan]:
+        """Give an execution's plan, and record how its life ends if it does not end well.
+
+        Raises
+        ------
+        StageFailed
+            If a later attempt has taken over. That of a Conductor which died after it had recorded
+            a failure is taken up again by its successor, and must not touch the execution any more.
+        """
+        execution = await self._read(execution_id)
         if self.closed:
             raise asyncio.CancelledError
+        if execution.retries != attempt:
+            raise StageFailed(Stage.FINISH, f"attempt {attempt} is over, see {execution.retries}")
         life = Life(cast(asyncio.Task[Any], asyncio.current_task()))
         self.running[execution_id] = life
         try:
-            execution = await self._read(execution_id)
             if execution.cancel_requested:
                 raise asyncio.CancelledError
             if execution.status == Status.FAILED:

@@ -42,15 +42,19 @@ from workflows.execution import Progress, Stage, Status
 
 
 @DBOS.workflow(name="execute", max_recovery_attempts=None)
-async def execute(execution_id: str, packaged: dict[str, Any] | None = None) -> None:
+async def execute(
+    execution_id: str, attempt: int = 0, packaged: dict[str, Any] | None = None
+) -> None:
     """Carry one execution from its plan to a finished, delivered result.
 
     Parameters
     ----------
+    attempt : int
+        How often the execution had been tried before.
     packaged : dict, optional
         The results, if all that is left to do is to deliver them.
     """
-    async with here().life_of(execution_id) as plan:
+    async with here().life_of(execution_id, attempt) as plan:
         progress = None
         if packaged is not None:
             results = packaged

@@ -282,7 +282,7 @@ async def test_a_database_that_is_away_for_a_moment_fails_nothing(
     execution_id, fence = claimed
     away = Away(store_url, 1)
     lives = lives_of(away, fence)
-    async with lives.life_of(execution_id) as plan:
+    async with lives.life_of(execution_id, 0) as plan:
         away.left = 2
         await lives.note_progress(execution_id, plan, 0, 1)
     told = store.read(execution_id)
@@ -298,7 +298,7 @@ async def test_a_life_that_is_stopped_without_a_database_stays_pending(
     away = Away(store_url, 0)
     # An error instead would be recorded by DBOS, and no successor would go on.
     with pytest.raises(asyncio.CancelledError):
-        async with lives_of(away, fence).life_of(execution_id):
+        async with lives_of(away, fence).life_of(execution_id, 0):
             away.left = 1
             raise asyncio.CancelledError
     assert store.read(execution_id).status == Status.RUNNING
@@ -311,7 +311,7 @@ async def test_no_life_begins_once_the_conductor_ends(
     lives = lives_of(store, fence)
     lives.closed = True
     with pytest.raises(asyncio.CancelledError):
-        async with lives.life_of(execution_id):
+        async with lives.life_of(execution_id, 0):
             pytest.fail("it began")
     assert store.read(execution_id).stage is None
 
@@ -321,12 +321,12 @@ async def test_a_successor_knows_of_every_whole_member(
 ) -> None:
     execution_id, fence = claimed
     first = lives_of(store, fence)
-    async with first.life_of(execution_id) as plan:
+    async with first.life_of(execution_id, 0) as plan:
         await first.note_progress(execution_id, plan, 0, 1)
         await first.note_progress(execution_id, plan, 0, plan.n_times)
         await first.note_progress(execution_id, plan, 1, 1)
     second = lives_of(store, store.issue_fence())
-    async with second.life_of(execution_id):
+    async with second.life_of(execution_id, 0):
         assert second.running[execution_id].written == [plan.n_times, 0, 0]
 
 

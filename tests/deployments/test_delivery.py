@@ -262,17 +262,17 @@ async def test_an_execution_that_is_delivered_holds_up_no_other(
 
 
 @contextmanager
-def conducting_elsewhere(
-    store_url: str, journal: Journal, call: str, before: str
-) -> Iterator[None]:
-    """Conduct in a process that does something before a call, and is killed at the end."""
+def conducting_elsewhere(store_url: str, journal: Journal, **before: str) -> Iterator[None]:
+    """Conduct in a process that does something before some calls, and is killed at the end."""
+    functions = "".join(f"async def {call}(*_): {what}\n" for call, what in before.items())
+    hooks = ", ".join(f"{call}={call}" for call in before)
     program = (
         "import asyncio, sys, tests.deployments.conducting_process as p\n"
         "from pathlib import Path\n"
         "from workflows.errors import IngestionFailed\n"
         "journal = p.Journal(Path(sys.argv[2]))\n"
-        f"async def before(*_): {before}\n"
-        f"stand_ins = p.StandIns(journal, before={{'{call}': before}})\n"
+        f"{functions}"
+        f"stand_ins = p.StandIns(journal, before=dict({hooks}))\n"
         "asyncio.run(p.conducting(sys.argv[1], stand_ins).run())\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, store_url, str(journal.path)])
@@ -281,6 +281,9 @@ def conducting_elsewhere(
     finally:
         process.kill()
         process.wait()
+
+
+HANG = "await asyncio.sleep(60)"
 
 
 @pytest.mark.parametrize("call", ["upload", "register"])
@@ -294,12 +297,13 @@ async def test_a_conductor_that_dies_while_it_delivers_is_succeeded(
 ) -> None:
     execution_id = submit(store, BOTH)
     if retried:
+        # Killed when it has told of the failure, but not DBOS: its successor takes it up again.
         refusal = f"raise IngestionFailed('{call}', 'no')"
-        with conducting_elsewhere(store_url, journal, call, refusal):
+        with conducting_elsewhere(store_url, journal, **{call: refusal, "clean": HANG}):
             await until(store, execution_id, finished)
         store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
-    hang = f"journal.note('hangs in {call}'); await asyncio.sleep(60)"
-    with conducting_elsewhere(store_url, journal, call, hang):
+    hang = f"journal.note('hangs in {call}'); {HANG}"
+    with conducting_elsewhere(store_url, journal, **{call: hang}):
         await until(store, execution_id, lambda _: f"hangs in {call}" in journal.lines())
     async with conducts(store_url, StandIns(journal)):
         done = await until(store, execution_id, finished)
