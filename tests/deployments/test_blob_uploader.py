@@ -30,6 +30,7 @@ from tests.deployments.uploads import (
     uploaded,
 )
 from tests.emulators.azurite import Azurite
+from tests.emulators.certificates import make_certificate
 from tests.emulators.flaky_proxy import FlakyProxy
 from workflows.delivery import Container
 from workflows.errors import StageFailed, UploadFailed
@@ -230,6 +231,20 @@ async def test_blocks_that_another_upload_took(
     assert_whole(azurite, behind, files)
 
 
+async def test_a_container_that_is_allowed_no_more(
+    tmp_path: Path, azurite: Azurite, container: Container
+) -> None:
+    make_results(tmp_path)
+    for allowed, passes in (((container,), True), ((azurite.new_container(),), False), ((), False)):
+        uploader = make_uploader(tmp_path, azurite.ca_file, allowed=allowed)
+        if passes:
+            await uploaded(uploader, container)
+        else:
+            error = await failure(uploader, container)
+            assert type(error) is UploadFailed
+            assert "not in args.azure.blob.allowed_containers any more" in str(error)
+
+
 async def test_a_token_that_is_refused(
     tmp_path: Path, azurite: Azurite, container: Container
 ) -> None:
@@ -367,7 +382,8 @@ async def test_a_service_that_is_not_trusted(
     tmp_path: Path, container: Container, uploader: Any
 ) -> None:
     make_results(tmp_path)
-    untrusting = make_uploader(tmp_path, Path("/etc/ssl/certs/ca-certificates.crt"))
+    (other := tmp_path / "other").mkdir()
+    untrusting = make_uploader(tmp_path, make_certificate(other)[0])
     error = await failure(untrusting, container)
     assert type(error) is UploadFailed
     assert "args.azure.ca_file" in str(error)
