@@ -191,7 +191,8 @@ class BlobUploader:
         if allowed is not None and not any(each.holds(container) for each in allowed):
             raise UploadFailed(
                 Stage.UPLOAD,
-                f"{container.url} is not in args.azure.blob.allowed_containers any more",
+                f"container {container.name} of storage account {container.account} is not in "
+                "args.azure.blob.allowed_containers any more",
             )
         limits = self._options.limits
         return BlobContainer(container, self._options.azure, self._token, limits, self._crew)
