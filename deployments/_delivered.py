@@ -7,22 +7,31 @@ from typing import Any
 
 from deployments.blob_uploader import Uploaded
 from deployments.geocatalog import Registered
+from workflows.delivery import Container
 
 
 def of_upload(uploaded: Uploaded, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell where the files lie in Blob Storage.
+    """Tell what was uploaded, and where it lies."""
+    folder = uploaded.url.removeprefix(f"{uploaded.container.url}/")
+    return {
+        "uploaded": {"files": uploaded.files, "bytes": uploaded.bytes},
+        **in_container(uploaded.container, folder, results),
+    }
+
+
+def in_container(container: Container, folder: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell where the files of a folder lie in Blob Storage.
 
     ``storage_type`` stays that of the server: files can be had from here as well, and the client
     of Earth2Studio knows no other that fits.
     """
-    container, folder = uploaded.container, uploaded.url
-    below = folder.removeprefix(f"{container.account_url}/{container.name}/")
+    below = "/".join(filter(None, (container.prefix, folder)))
+    url = f"{container.url}/{folder}"
     return {
-        "uploaded": {"files": uploaded.files, "bytes": uploaded.bytes},
         "remote_path": f"azure://{container.name}/{below}",
         "azure_account_name": container.account,
-        "blob_folder_url": folder,
-        "blob_url": blob_url(folder, results),
+        "blob_folder_url": url,
+        "blob_url": blob_url(url, results),
     }
 
 

@@ -16,6 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
+from deployments import _delivered
+from deployments._blob_objects import BlobResultsOptions
+from deployments._blob_results import result_folder
+from deployments._blob_storage import BlobStorage
 from deployments._catalog_keeper import CatalogKeeper
 from deployments._disk_storage import DiskStorage
 from deployments._isolation import hide_gpus
@@ -32,8 +36,10 @@ PREVIEW = "preview.png"
 METADATA = "metadata.json"
 """What was computed, with what."""
 
-CONDITIONING_LOOKS, CONDITIONING_PAUSE_S = 25, 0.02
-"""Half a second in all: a call that waits keeps a place that others may need."""
+CONDITIONING_WAIT_S = 0.5
+"""A call that waits keeps a place that others may need."""
+CONDITIONING_PAUSE_S, CONDITIONING_PAUSE_IN_BLOB_S = 0.02, 0.1
+"""Between two looks; in Blob Storage each is two requests."""
 
 
 @serve.deployment(name="Packager", max_ongoing_requests=16)
@@ -42,14 +48,24 @@ class Packager:
 
     Parameters
     ----------
-    results_dir, work_dir : Path
-        Folders that every replica sees.
+    results : Path or BlobResultsOptions
+        Where results lie: a folder that every replica sees, with a static catalogue of them, or a
+        container.
+    work_dir : Path
+        Folder for working files that every replica sees; in a container they lie there, too.
     """
 
-    def __init__(self, results_dir: Path, work_dir: Path) -> None:
+    def __init__(self, results: Path | BlobResultsOptions, work_dir: Path) -> None:
         hide_gpus()
-        self._results = ResultsStore(DiskStorage(results_dir, work_dir))
-        self._catalog = CatalogKeeper(StaticCatalog(results_dir))
+        self._blob = results if isinstance(results, BlobResultsOptions) else None
+        self._catalog: CatalogKeeper | None = None
+        self._pause_s = CONDITIONING_PAUSE_IN_BLOB_S
+        if isinstance(results, BlobResultsOptions):
+            self._results = ResultsStore(BlobStorage(results))
+        else:
+            self._results = ResultsStore(DiskStorage(results, work_dir))
+            self._catalog = CatalogKeeper(StaticCatalog(results))
+            self._pause_s = CONDITIONING_PAUSE_S
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
@@ -93,13 +109,13 @@ class Packager:
         self, execution_id: str, member: int, step: int
     ) -> NDArray[np.float32] | None:
         """Give such a field, waiting a moment for it; None if it has not come by then."""
-        for _ in range(CONDITIONING_LOOKS):
+        for _ in range(round(CONDITIONING_WAIT_S / self._pause_s)):
             field = await asyncio.to_thread(
                 self._results.read_conditioning, execution_id, member, step
             )
             if field is not None:
                 return field
-            await asyncio.sleep(CONDITIONING_PAUSE_S)
+            await asyncio.sleep(self._pause_s)
         return None
 
     async def export_netcdf(self, execution_id: str, fence: int) -> None:
@@ -128,7 +144,8 @@ class Packager:
         -------
         dict
             Files as `deployments.manifest.describe_files` gives them, ``provenance``, and what a
-            catalogue refers to as ``assets``: size and SHA-256 by key.
+            catalogue refers to as ``assets``: size and SHA-256 by key. Of results in a container
+            also where they lie there.
 
         Raises
         ------
@@ -160,13 +177,20 @@ class Packager:
         )
         self._results.add_file(execution_id, fence, stac.ITEM, json.dumps(item, indent=1).encode())
         described = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, stac.ITEM])
-        self._catalog.refresh(plan.workflow)
+        if self._blob is not None:
+            folder = result_folder(plan.workflow, execution_id)
+            described |= _delivered.in_container(self._blob.container, folder, described)
+        self._refresh_catalog(plan.workflow)
         return described | {"provenance": provenance.model_dump(mode="json"), "assets": assets}
 
     async def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
         await asyncio.to_thread(self._results.purge, workflow, execution_id)
-        self._catalog.refresh(workflow)
+        self._refresh_catalog(workflow)
+
+    def _refresh_catalog(self, workflow: str) -> None:
+        if self._catalog is not None:
+            self._catalog.refresh(workflow)
 
     async def clean(self, execution_id: str) -> None:
         """Remove an execution's working files."""

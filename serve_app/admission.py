@@ -59,7 +59,8 @@ def accept(
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
         _check_size(plan, workflow, options.max_output_bytes)
-        _check_disk(plan, workflow, options.results_dir)
+        if options.blob_results is None:
+            _check_disk(plan, workflow, options.results_dir)
         drawn = workflow.drawn(plan)
     elif not free_bytes(options.results_dir):
         # How much it will write only its class knows; that is checked when it says so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import ray
 from ray.serve import Application, Deployment
 
 from deployments._azure import AzureOptions
+from deployments._blob_objects import BlobResultsOptions
 from deployments._loading import LoaderOptions
 from deployments.blob_uploader import BlobUploader, BlobUploaderOptions
 from deployments.conductor import Conductor, ConductorOptions
@@ -39,6 +40,9 @@ logger = logging.getLogger("ray.serve")
 WAITING = {"num_cpus": 0.1, "num_gpus": 0}
 """For deployments that mostly wait: a node's cores are for the Packager and the models."""
 WRITING = {"num_cpus": 0.4, "num_gpus": 0}
+KEPT_ANALYSES = 32
+"""Executions whose initial conditions stay on a disk that is not cleaned with their results:
+300 MB each at 0.25 degrees, and more than can run at once."""
 UPLOADING = {"num_cpus": 0.2, "num_gpus": 0}
 
 
@@ -64,25 +68,24 @@ def build(args: dict[str, Any]) -> Application:
     models = sorted({name for workflow in workflows for name in workflow.models})
     sources = sorted({name for workflow in workflows for name in workflow.data_sources})
 
+    blob = _blob_results(settings)
     packager = _bind(
         Packager,
         WRITING,
         settings.packager.replicas,
-        settings.results_dir,
+        blob or settings.results_dir,
         settings.work_dir,
     )
-    deployments = {
-        "packager": packager,
-        **{name: MODELS[name](settings, packager) for name in models if name in MODELS},
-    }
+    deployments = {"packager": packager}
+    analyses: tuple[Application, ...] = ()
     if sources:
-        deployments["initial_conditions"] = _bind(
-            InitialConditions,
-            WAITING,
-            1,
-            [_source(name, settings) for name in sources],
-            settings.work_dir,
-        )
+        deployments["initial_conditions"] = _initial_conditions(sources, settings)
+        if blob is not None:
+            # Nobody says that the nodes share a disk: models ask for what it fetched.
+            analyses = (deployments["initial_conditions"],)
+    deployments |= {
+        name: MODELS[name](settings, packager, *analyses) for name in models if name in MODELS
+    }
     custom = {each.resolved_name: _custom(each, settings) for each in settings.custom_workflows}
     components = dict.fromkeys(sources, "initial_conditions") | {
         name: SERVED_BY.get(name, name) for name in (*models, *custom)
@@ -104,6 +107,7 @@ def build(args: dict[str, Any]) -> Application:
     options = IngressOptions(
         store_url=store_url,
         results_dir=settings.results_dir,
+        blob_results=blob,
         exposed=settings.listed_workflows,
         warmup=settings.workflows.warmup,
         grid=settings.models.fcn3.grid,
@@ -113,7 +117,7 @@ def build(args: dict[str, Any]) -> Application:
         max_body_bytes=int(settings.limits.max_body_mb * 1e6),
         tokens_file=settings.auth.tokens_file,
         allow_origins=settings.cors.allow_origins,
-        delivery=settings.azure.rules,
+        delivery=settings.delivery_rules,
         signed_url_s=settings.azure.blob.signed_url_s,
         components={w.name: (*w.models, *w.data_sources) for w in workflows}
         | {name: (name,) for name in custom},
@@ -137,7 +141,35 @@ def _bind(
     return configured.bind(*args)
 
 
-def _fcn3(settings: Settings, packager: Application) -> Application:
+def _initial_conditions(sources: Sequence[str], settings: Settings) -> Application:
+    options = [_source(name, settings) for name in sources]
+    if settings.results_container is None:
+        # What it fetches lies with the execution's other working files, and goes with them.
+        return _bind(InitialConditions, WAITING, 1, options, settings.work_dir)
+    folder = settings.work_dir / "initial_conditions"
+    return _bind(InitialConditions, WAITING, 1, options, folder, KEPT_ANALYSES)
+
+
+def _blob_results(settings: Settings) -> BlobResultsOptions | None:
+    """Tell where results lie, if that is a container."""
+    container = settings.results_container
+    if container is None:
+        return None
+    return BlobResultsOptions(
+        container=container, azure=_account(settings), scratch_dir=settings.work_dir / "scratch"
+    )
+
+
+def _account(settings: Settings) -> AzureOptions:
+    azure = settings.azure
+    return AzureOptions(
+        credential=azure.credential.loader,
+        credential_options=azure.credential.options,
+        ca_file=azure.ca_file,
+    )
+
+
+def _fcn3(settings: Settings, packager: Application, *analyses: Application) -> Application:
     model = settings.models.fcn3
     hourly = any(
         INTERPOLATION in WORKFLOWS[name].models
@@ -159,10 +191,10 @@ def _fcn3(settings: Settings, packager: Application) -> Application:
         turns=_turns(settings),
     )
     resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
-    return _bind(FCN3, resources, model.replicas, options, packager)
+    return _bind(FCN3, resources, model.replicas, options, packager, *analyses)
 
 
-def _stormscope(settings: Settings, packager: Application) -> Application:
+def _stormscope(settings: Settings, packager: Application, *analyses: Application) -> Application:
     model = settings.models.stormscope
     grid = model.grid.model_dump()
     options = StormScopeOptions(
@@ -176,7 +208,7 @@ def _stormscope(settings: Settings, packager: Application) -> Application:
         turns=_turns(settings),
     )
     resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
-    return _bind(StormScope, resources, model.replicas, options, packager)
+    return _bind(StormScope, resources, model.replicas, options, packager, *analyses)
 
 
 def _turns(settings: Settings) -> Path | None:
@@ -202,12 +234,7 @@ def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
 
 def _delivery(settings: Settings) -> dict[str, Application]:
     """Build what talks to Azure: only what has somewhere to go."""
-    azure = settings.azure
-    account = AzureOptions(
-        credential=azure.credential.loader,
-        credential_options=azure.credential.options,
-        ca_file=azure.ca_file,
-    )
+    azure, account = settings.azure, _account(settings)
     built = {}
     if azure.blob.allowed_containers:
         upload = BlobUploaderOptions(
@@ -229,7 +256,7 @@ def _delivery(settings: Settings) -> dict[str, Application]:
     return built
 
 
-MODELS: dict[str, Callable[[Settings, Application], Application]] = {
+MODELS: dict[str, Callable[..., Application]] = {
     "fcn3": _fcn3,
     "stormscope": _stormscope,
 }

@@ -14,8 +14,10 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from deployments._blob_objects import BlobResultsOptions
 from deployments.execution_store import ExecutionStore
 from serve_app.custom_workflows import CustomWorkflows
+from serve_app.files import Results
 from serve_app.long_poll import ChangeWatcher
 from serve_app.observation import Observation, Observer
 from workflows.base import OutputFormat, Workflow
@@ -41,6 +43,9 @@ class IngressOptions(BaseModel):
     store_url: str = Field(repr=False)
     """May hold a password, so it is kept out of logs."""
     results_dir: Path
+    """Folder of the results, unless they lie in a container."""
+    blob_results: BlobResultsOptions | None = None
+    """The container that they lie in."""
     exposed: tuple[str, ...]
     """Workflows that are listed and can be called."""
     warmup: tuple[str, ...] = ()
@@ -92,6 +97,8 @@ class Context:
     """The callable ones of users' own."""
     observer: Observer
     changes: ChangeWatcher
+    results: Results
+    """Opens what executions have made."""
     sign: Sign | None
     """Gives a link to the blobs of an execution; None if this server makes none."""
     nudge: Callable[[], None]

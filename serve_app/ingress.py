@@ -20,8 +20,11 @@ from deployments._isolation import hide_gpus
 from deployments.execution_store import ExecutionStore
 from serve_app import errors
 from serve_app.auth import BearerAuth, Tokens
+from serve_app.blob_files import BlobResults
+from serve_app.blob_links import BlobLinks
 from serve_app.context import Context, IngressOptions, Sign
 from serve_app.custom_workflows import CustomWorkflows, Validate
+from serve_app.disk_files import DiskResults
 from serve_app.long_poll import ChangeWatcher, look_at
 from serve_app.middleware import BodyBound, HeadWithoutBody, SameSiteWrites, UnexpectedErrors
 from serve_app.observation import Observer
@@ -68,7 +71,8 @@ def create_app(
     catalogue : mapping, optional
         What makes each workflow, given the grids; the built-in ones by default.
     sign : callable, optional
-        Gives a link to the blobs of an execution.
+        Gives a link to the blobs of an execution; this replica's own where results lie in a
+        container.
 
     Raises
     ------
@@ -76,6 +80,9 @@ def create_app(
         If the tokens file cannot be used.
     """
     nudger = Nudger(nudge)
+    blob = options.blob_results
+    if blob is not None:
+        sign = sign or BlobLinks(blob.azure)
     changes = ChangeWatcher(lambda awaited: context.read(look_at, store, awaited))
     context = Context(
         options=options,
@@ -88,6 +95,7 @@ def create_app(
         custom=CustomWorkflows(store, options.custom, validators, options.validation_limit_s),
         observer=Observer(store),
         changes=changes,
+        results=DiskResults(options.results_dir) if blob is None else BlobResults(blob),
         sign=sign if options.signed_url_s else None,
         nudge=nudger,
     )

@@ -35,6 +35,7 @@ from serve_app.sections import (
     WorkflowSettings,
 )
 from workflows import WORKFLOWS
+from workflows.delivery import Container, DeliveryRules, parse_results_container
 
 DEPLOYMENTS = (
     *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager"),
@@ -61,7 +62,10 @@ class Settings(Section):
         "null is SQLite in data_dir.",
     )
     results_url: str | None = Field(
-        default=None, description="Results: file:///path; null is the folder results in data_dir."
+        default=None,
+        description="Results: file:///path, or az://ACCOUNT/CONTAINER/FOLDER in Blob Storage (of "
+        "another cloud https://ACCOUNT.blob.…/CONTAINER/FOLDER); null is the folder results in "
+        "data_dir.",
     )
     workflows: WorkflowSettings = WorkflowSettings()
     models: ModelsSettings = ModelsSettings()
@@ -82,6 +86,30 @@ class Settings(Section):
     def _store_can_be_opened(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _check_store_url(value.get_secret_value())
+        return value
+
+    @field_validator("workflows")
+    @classmethod
+    def _classes_have_a_disk(
+        cls, value: WorkflowSettings, info: ValidationInfo
+    ) -> WorkflowSettings:
+        if value.custom and _is_container(info.data.get("results_url")):
+            raise ValueError(
+                "custom: a workflow class of your own leaves its results on a disk; give it a "
+                "server whose args.results_url is a folder"
+            )
+        return value
+
+    @field_validator("azure")
+    @classmethod
+    def _results_are_in_one_container(
+        cls, value: AzureSettings, info: ValidationInfo
+    ) -> AzureSettings:
+        if value.blob.allowed_containers and _is_container(info.data.get("results_url")):
+            raise ValueError(
+                "blob.allowed_containers: results lie in the container of args.results_url "
+                "already, and are not copied to others; leave it out"
+            )
         return value
 
     @field_validator("azure")
@@ -105,10 +133,10 @@ class Settings(Section):
         if value is None:
             return value
         url = urlsplit(value)
-        if url.scheme == "az":
-            raise ValueError("az:// is not available yet; give file:///… or leave it out")
-        if url.scheme != "file" or url.netloc not in ("", "localhost") or len(url.path) < 2:
-            raise ValueError("file:///path is needed")
+        if url.scheme in ("az", "https"):
+            parse_results_container(value)
+        elif url.scheme != "file" or url.netloc not in ("", "localhost") or len(url.path) < 2:
+            raise ValueError("file:///path or az://ACCOUNT/CONTAINER/FOLDER is needed")
         return value
 
     @property
@@ -156,11 +184,24 @@ class Settings(Section):
         return _sqlite_url(self.data_dir / "executions.sqlite")
 
     @property
+    def results_container(self) -> Container | None:
+        """Where in Blob Storage the results lie; None if they lie in `results_dir`."""
+        if self.results_url is None or not _is_container(self.results_url):
+            return None
+        return parse_results_container(self.results_url, self.azure.blob.emulator)
+
+    @property
     def results_dir(self) -> Path:
-        """Folder of the results."""
-        if self.results_url is not None:
+        """Folder of the results, unless they lie in a container."""
+        if self.results_url is not None and not _is_container(self.results_url):
             return Path(unquote(urlsplit(self.results_url).path))
         return self.data_dir / "results"
+
+    @property
+    def delivery_rules(self) -> DeliveryRules:
+        """What a request may ask for."""
+        in_blob = self.results_container is not None
+        return self.azure.rules.model_copy(update={"results_in_blob": in_blob})
 
     @property
     def work_dir(self) -> Path:
@@ -198,7 +239,12 @@ class Settings(Section):
         local = []
         if self.resolved_store_url.startswith("sqlite"):
             local.append("args.store_url: SQLite is a file; give postgresql+psycopg://…")
-        local.append("args.results_url: file:// is the disk of one machine")
+        if self.results_container is None:
+            local.append(
+                "args.results_url: file:// is the disk of one machine; give az://ACCOUNT/CONTAINER"
+            )
+        if not local:
+            return
         raise SettingsError(
             "\n".join(
                 f"{problem}; this cluster has {n_nodes} nodes: set args.shared_filesystem to true "
@@ -222,7 +268,9 @@ class Settings(Section):
         values["queue"]["max_running"] = self.max_running
         return values | {
             "store_url": sa.make_url(self.resolved_store_url).render_as_string(hide_password=True),
-            "results_url": self.results_dir.as_uri(),
+            "results_url": self.results_container.url
+            if self.results_container
+            else self.results_dir.as_uri(),
         }
 
 
@@ -277,6 +325,10 @@ def find_in_args(args: Mapping[str, Any], path: Sequence[str | int]) -> list[Fin
 def places() -> Places:
     """List every key that a configuration may have."""
     return known_places(Settings)
+
+
+def _is_container(results_url: str | None) -> bool:
+    return results_url is not None and not results_url.startswith("file:")
 
 
 def _absolute(base: Path, path: Path) -> Path:

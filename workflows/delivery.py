@@ -23,6 +23,7 @@ CONTAINER_URL, GEO_CATALOG_URL, COLLECTION_ID = DELIVERY = (
 """Parameters that say where results go, as Earth2Studio's own workflows name them."""
 
 _ACCOUNT_HOST = re.compile(r"([a-z0-9]{3,24})\.(?:z[0-9]{1,2}\.)?blob\.[a-z0-9-]+(?:\.[a-z0-9-]+)+")
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER_NAME = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._=-]{1,255}(?<!\.)")
 _COLLECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -204,6 +205,10 @@ def parse_container(url: str, emulator: str | None = None) -> Container:
             raise ValueError(f"{needed}; without port, credentials or query")
         account_url, account = f"https://{match[0]}", match[1]
         path = split.path[1:]
+    return _below(account_url, account, path, needed)
+
+
+def _below(account_url: str, account: str, path: str, needed: str) -> Container:
     name, *folders = path.removesuffix("/").split("/")
     if not _CONTAINER_NAME.fullmatch(name):
         raise ValueError(
@@ -212,6 +217,28 @@ def parse_container(url: str, emulator: str | None = None) -> Container:
     if not all(map(_PREFIX_PART.fullmatch, folders)):
         raise ValueError("a folder has letters, digits, '.', '_', '=' and '-' between its slashes")
     return Container(account_url=account_url, account=account, name=name, prefix="/".join(folders))
+
+
+def parse_results_container(url: str, emulator: str | None = None) -> Container:
+    """Read where results lie, if that is a container: ``az://ACCOUNT/CONTAINER/FOLDER``.
+
+    The account is the emulator's if it has that name, else one of Azure's public cloud. In
+    another cloud it has the URL of its own, as `parse_container` reads it.
+
+    Raises
+    ------
+    ValueError
+        Saying what is needed.
+    """
+    if url.startswith("https://"):
+        return parse_container(url, emulator)
+    needed = "az://ACCOUNT/CONTAINER is needed, perhaps with /FOLDER"
+    account, _, path = url.removeprefix("az://").partition("/")
+    if not url.startswith("az://") or not _ACCOUNT.fullmatch(account):
+        raise ValueError(f"{needed}; an account has 3 to 24 lower-case letters and digits")
+    if emulator is not None and account == emulator.rpartition("/")[2]:
+        return _below(emulator, account, path, needed)
+    return _below(f"https://{account}.blob.core.windows.net", account, path, needed)
 
 
 def check_collection(name: str) -> str:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app import schemas
 from serve_app.context import Context, context_of
-from serve_app.disk_files import DiskResults
 from serve_app.errors import json_response
 from serve_app.files import ResultFile
 from serve_app.routes import documented, get
@@ -61,16 +60,14 @@ async def result_file(request: Request, workflow: str, execution_id: str, path: 
     _check_available(seen.execution, packaged=seen.packaged)
     # In the manifest paths begin with the execution's id, as Earth2Studio's clients expect.
     relative = path.removeprefix(f"{execution_id}/")
-    folder = DiskResults(context.options.results_dir)(workflow, execution_id)
-    return await ResultFile.open(folder, relative, request)
+    return await ResultFile.open(context.results(workflow, execution_id), relative, request)
 
 
 async def _link(context: Context, execution: Execution) -> dict[str, str]:
     """Give a link to the execution's blobs, made for this answer and kept nowhere."""
-    lifetime_s = context.options.signed_url_s
-    if context.sign is None or lifetime_s is None or "uploaded" not in (execution.results or {}):
+    lifetime_s, container = context.options.signed_url_s, _container_of(context, execution)
+    if context.sign is None or lifetime_s is None or container is None:
         return {}
-    container = Container.model_validate(execution.plan["delivery"]["container"])
     try:
         url = await context.sign(container, execution.workflow, execution.execution_id, lifetime_s)
     except Exception as error:
@@ -78,6 +75,15 @@ async def _link(context: Context, execution: Execution) -> dict[str, str]:
         logger.warning("no link to the blobs of %s: %r", execution.execution_id, error)
         return {}
     return {"signed_url": url}
+
+
+def _container_of(context: Context, execution: Execution) -> Container | None:
+    """Give the container that holds the execution's results; None if they lie here alone."""
+    if context.options.blob_results is not None:
+        return context.options.blob_results.container
+    if "uploaded" not in (execution.results or {}):
+        return None
+    return Container.model_validate(execution.plan["delivery"]["container"])
 
 
 def _check_available(execution: Execution, *, packaged: bool) -> None:

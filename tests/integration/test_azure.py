@@ -5,100 +5,34 @@ from __future__ import annotations
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 import pystac
 import pytest
 import ray
 import xarray as xr
-from azure.storage.blob import ContainerClient
 from earth2studio.serve.client.models import InferenceRequestResults, StorageType
 
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
-from tests.integration.serving import WORKFLOW as FORECAST
+from tests.integration.azure_places import (
+    ASKED,
+    FORECAST,
+    GRID,
+    NOWCAST,
+    SECRET,
+    Azure,
+    check_render_options,
+    manifest,
+)
 from tests.integration.serving import Server, served
 from tests.workflows.stac_schemas import validator
-from workflows.delivery import Container
-from workflows.stormscope import StormScopeWorkflow
 
 pytestmark = pytest.mark.ray
-
-NOWCAST = StormScopeWorkflow.name
-SECRET = "planted-7f3a9c-secret"
-GRID = {"n_lat": 91, "n_lon": 180}
-REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
-ASKED: dict[str, dict[str, Any]] = {
-    FORECAST: {"n_steps": 2, "seeds": [1, 2], "variables": ["t2m", "z500"]},
-    NOWCAST: {
-        "n_steps": 2,
-        "n_samples_fcn3": 1,
-        "n_samples_stormscope": 2,
-        "variables": ["abi01c", "abi13c"],
-    },
-}
-
-
-class Azure:
-    """The emulators, and what the server is told of them."""
-
-    def __init__(self, azurite: Azurite, catalog: GeoCatalogEmulator, folder: Path) -> None:
-        self.azurite = azurite
-        self.catalog = catalog
-        self.container: Container = azurite.new_container()
-        self.data_dir = folder / "var"
-        self.args: dict[str, Any] = {
-            "data_dir": str(self.data_dir),
-            "workflows": {"exposed": [FORECAST, NOWCAST]},
-            "models": {"fcn3": {"grid": GRID}, "stormscope": {"grid": REGION}},
-            "azure": {
-                "credential": {
-                    "loader": "tests.emulators.tokens:EmulatorCredential",
-                    "options": {"secret": SECRET},
-                },
-                "ca_file": str(azurite.ca_file),
-                "blob": {
-                    "emulator": azurite.endpoint,
-                    "allowed_containers": [self.container.url],
-                    "signed_url_s": 600,
-                },
-                "geocatalog": {"allowed": [catalog.url], "time_limit_s": 20},
-            },
-        }
-
-    @property
-    def delivery(self) -> dict[str, str]:
-        return {
-            "container_url": f"{self.container.url}/forecasts",
-            "geo_catalog_url": self.catalog.url,
-        }
-
-    def blobs(self) -> ContainerClient:
-        return self.azurite.client(self.container)
-
-    def open_dataset(self, href: str) -> xr.Dataset:
-        """Open an asset from its blobs."""
-        import zarr
-
-        key = href.removeprefix(f"{self.container.account_url}/{self.container.name}/")
-        if href.endswith(".nc"):
-            with tempfile.NamedTemporaryFile(suffix=".nc") as file:
-                self.blobs().download_blob(key).readinto(file)
-                file.flush()
-                return xr.open_dataset(file.name, engine="netcdf4").load()
-        objects = {
-            blob.name.removeprefix(f"{key}/"): zarr.core.buffer.cpu.Buffer.from_bytes(
-                self.blobs().download_blob(blob.name).readall()
-            )
-            for blob in self.blobs().list_blobs(name_starts_with=f"{key}/")
-        }
-        return xr.open_zarr(zarr.storage.MemoryStore(objects), consolidated=True).load()
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +51,6 @@ def server(http_port: int, azure: Azure) -> Iterator[Server]:
 def no_faults_are_left(azure: Azure) -> Iterator[None]:
     yield
     azure.catalog.forget_faults()
-
-
-def manifest(server: Server, execution_id: str) -> dict[str, Any]:
-    answer = server.http.get(f"/v1/infer/{server.workflow}/{execution_id}/results")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
 
 
 def retry(server: Server, execution_id: str) -> None:
@@ -176,27 +103,7 @@ def test_a_request_becomes_an_item_whose_asset_opens_from_the_blob(
     opened = xr.open_zarr(here) if output_format == "zarr" else xr.open_dataset(here)
     xr.testing.assert_equal(from_blob, opened.load())
     opened.close()
-
-    options = [
-        parse_qs(option["options"])
-        for option in azure.catalog.render_options["mine"].values()
-        if output_format.replace("netcdf4", "netcdf") in option["id"]
-    ]
-    for variable in ASKED[workflow]["variables"]:
-        (option,) = [o for o in options if o["subdataset_name"] == [variable]]
-        assert option["assets"][0] in item.assets
-        chosen = dict(pair.split("=") for pair in option["sel"])
-        field = from_blob[variable].sel(
-            {dim: type_of(from_blob[dim], value) for dim, value in chosen.items()},
-            method="nearest",
-        )
-        assert field.ndim == 2
-
-
-def type_of(dimension: xr.DataArray, value: str) -> Any:
-    import numpy as np
-
-    return np.datetime64(value) if dimension.dtype.kind == "M" else dimension.dtype.type(value)
+    check_render_options(azure, item, from_blob, ASKED[workflow]["variables"], output_format)
 
 
 def test_a_signed_link_reads_this_execution_and_no_other(server: Server, azure: Azure) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from serve_app.settings import Settings, SettingsError, parse_settings
 from workflows import WORKFLOWS
 
+EMULATOR = "https://127.0.0.1:10000/devstoreaccount1"
 FCN3 = "foundry_fcn3_workflow"
 STORMSCOPE = "foundry_fcn3_stormscope_goes_workflow"
 
@@ -146,8 +147,8 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
             f"args.workflows.exposed[0]: unknown workflow 'nope'; known are {FCN3}, {STORMSCOPE}",
         ),
         ({"workflows": {"warmup": [FCN3, "nope"]}}, "args.workflows.warmup[1]: unknown workflow"),
-        ({"results_url": "az://account/c"}, "args.results_url: az:// is not available yet"),
-        ({"results_url": "file://host/c"}, "args.results_url: file:///path is needed"),
+        ({"results_url": "az://account/c"}, "args.results_url: az://ACCOUNT/CONTAINER is needed"),
+        ({"results_url": "file://host/c"}, "args.results_url: file:///path or az://"),
         ({"store_url": "sqlite://"}, "args.store_url: it names no database"),
         ({"store_url": "mysql://h/d"}, "args.store_url: sqlite:///path or postgresql+psycopg"),
         (
@@ -201,6 +202,72 @@ def test_a_disk_of_one_machine_is_refused_on_several() -> None:
     parse({"shared_filesystem": True}).check_nodes(3)
     with pytest.raises(SettingsError, match=r"^args\.results_url: [^\n]*$"):
         parse({"store_url": "postgresql+psycopg://u@h/d"}).check_nodes(2)
+    with pytest.raises(SettingsError, match=r"^args\.store_url: [^\n]*$"):
+        parse({"results_url": IN_BLOB}).check_nodes(2)
+    parse({"results_url": IN_BLOB, "store_url": "postgresql+psycopg://u@h/d"}).check_nodes(2)
+
+
+IN_BLOB = "az://contosoweather/forecasts/nightly"
+
+
+@pytest.mark.parametrize(
+    ("url", "emulator", "place"),
+    [
+        (IN_BLOB, None, "https://contosoweather.blob.core.windows.net/forecasts/nightly"),
+        (
+            "az://contosoweather/forecasts/",
+            None,
+            "https://contosoweather.blob.core.windows.net/forecasts",
+        ),
+        (
+            "https://contoso.blob.core.usgovcloudapi.net/data",
+            None,
+            "https://contoso.blob.core.usgovcloudapi.net/data",
+        ),
+        ("az://devstoreaccount1/data/a", EMULATOR, f"{EMULATOR}/data/a"),
+        (IN_BLOB, EMULATOR, "https://contosoweather.blob.core.windows.net/forecasts/nightly"),
+    ],
+)
+def test_results_may_lie_in_a_container(url: str, emulator: str | None, place: str) -> None:
+    settings = parse({"results_url": url, "azure": {"blob": {"emulator": emulator}}})
+    container = settings.results_container
+    assert container is not None and container.url == place
+    assert settings.summary()["results_url"] == place
+    assert settings.delivery_rules.results_in_blob
+    assert not parse({}).delivery_rules.results_in_blob
+
+
+@pytest.mark.parametrize(
+    ("args", "place", "words"),
+    [
+        ({"results_url": "az://contosoweather"}, "results_url", "az://ACCOUNT/CONTAINER is needed"),
+        ({"results_url": "az://Contoso/data"}, "results_url", "an account has 3 to 24"),
+        ({"results_url": "az://contoso/data/../x"}, "results_url", "a folder has letters"),
+        ({"results_url": "s3://bucket/data"}, "results_url", "file:///path or az://"),
+        ({"results_url": "https://contoso.example/data"}, "results_url", "CONTAINER is needed"),
+        (
+            {"workflows": {"custom": [{"class": "a.b:C"}]}},
+            "workflows",
+            "leaves its results on a disk",
+        ),
+        (
+            {
+                "azure": {
+                    "blob": {"allowed_containers": ["https://contoso.blob.core.windows.net/data"]}
+                }
+            },
+            "azure",
+            "are not copied to others",
+        ),
+    ],
+)
+def test_what_cannot_lie_in_a_container_is_named(
+    args: dict[str, Any], place: str, words: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse({"results_url": IN_BLOB, **args})
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"args.{place}: ") and words in line
 
 
 PASSWORD = "hunter2"

@@ -1,0 +1,47 @@
+"""Links with which anybody can read one execution's blobs for a while, without a BlobUploader.
+
+Where results lie in Blob Storage anyway, each ingress replica signs by itself.
+"""
+
+from __future__ import annotations
+
+from deployments._azure import AzureOptions
+from deployments._azure_token import TokenBridge
+from deployments._blob_container import BlobContainer
+from deployments._blob_limits import BlobLimits, Crew
+from deployments._blob_results import result_folder
+from workflows.delivery import Container
+
+LIMITS = BlobLimits(attempts=2, blocks_in_flight=1, request_timeout_s=10.0)
+"""Somebody waits for the answer, which is right without a link."""
+
+
+class BlobLinks:
+    """Signs links, as `serve_app.context.Sign` describes it.
+
+    Parameters
+    ----------
+    azure : AzureOptions
+        Who this server is.
+    """
+
+    def __init__(self, azure: AzureOptions) -> None:
+        self._azure = azure
+        self._token = TokenBridge(azure)
+        self._crew = Crew.of(LIMITS)
+
+    async def __call__(
+        self, container: Container, workflow: str, execution_id: str, lifetime_s: float
+    ) -> str:
+        """Give a URL; put the name of a file between its path and its query.
+
+        Raises
+        ------
+        UploadFailed
+            If Blob Storage refuses to sign.
+        """
+        opened = BlobContainer(container, self._azure, self._token, LIMITS, self._crew)
+        try:
+            return await opened.signed_url(result_folder(workflow, execution_id), lifetime_s)
+        finally:
+            opened.close()
