@@ -60,6 +60,7 @@ def build(args: dict[str, Any]) -> Application:
         Naming what is wrong and what would be allowed.
     """
     settings = parse_settings(args, os.environ)
+    settings.check_installed()
     if ray.is_initialized():
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         settings.check_nodes(sum(node["Alive"] for node in nodes))

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from serve_app.settings import Settings, SettingsError, parse_settings
+from serve_app.settings import Settings, SettingsError, is_installed, parse_settings
 from workflows import WORKFLOWS
 
 EMULATOR = "https://127.0.0.1:10000/devstoreaccount1"
@@ -191,6 +191,23 @@ def test_warmup_workflows_are_callable_but_not_listed() -> None:
     assert FCN3 in settings.callable_workflows
     both = parse({"workflows": {"exposed": [FCN3], "warmup": [FCN3]}})
     assert both.listed_workflows == both.callable_workflows == (FCN3,)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"results_url": "az://contosoweather/forecasts"},
+        {"azure": {"blob": {"allowed_containers": ["https://contoso.blob.core.windows.net/data"]}}},
+        {"azure": {"geocatalog": {"allowed": ["https://earth.example"]}}},
+    ],
+)
+def test_what_azure_needs_has_to_be_installed(args: dict[str, Any]) -> None:
+    settings = parse(args)
+    settings.check_installed()
+    with pytest.raises(SettingsError, match=r"obstore cannot be imported .* '\.\[azure\]'"):
+        settings.check_installed(lambda name: name != "obstore")
+    parse({}).check_installed(lambda _: False)
+    assert not is_installed("azure.no_such_package") and not is_installed("no_such_package.azure")
 
 
 def test_a_disk_of_one_machine_is_refused_on_several() -> None:
