@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,17 +28,16 @@ os.environ.update(ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_AUTH_MOD
 standin_modules.register()
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """URL of an empty PostgreSQL server of our own, reached by a socket in a temporary folder."""
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Give the URL of an empty PostgreSQL server of our own, reached by a socket."""
     # Newest first; the ones on the PATH may be wrappers that serve another purpose.
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"), reverse=True)
     control = found[0] if found else shutil.which("pg_ctl")
     if control is None:
-        reason = "PostgreSQL's pg_ctl is neither in /usr/lib/postgresql nor on the PATH"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        raise FileNotFoundError(
+            "PostgreSQL's pg_ctl is neither in /usr/lib/postgresql nor on the PATH"
+        )
     # Not pytest's own folder: only root may enter that, and a socket's path is short.
     folder = Path(tempfile.mkdtemp(prefix="e2s-pg-", dir="/tmp"))
     # PostgreSQL refuses to run as root.
@@ -58,9 +58,24 @@ def postgres_url() -> Iterator[str]:
     run(control, "init", *data, "-s", "-o", "--auth=trust --username=postgres --no-sync")
     options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
     run(control, "start", "-w", *data, "-l", f"{folder}/server.log", "-o", options)
-    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-    run(control, "stop", *data, "-m", "immediate")
-    shutil.rmtree(folder)
+    try:
+        yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+    finally:
+        run(control, "stop", *data, "-m", "immediate")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """URL of an empty PostgreSQL server for all tests."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(postgres_server())
+        except FileNotFoundError as missing:
+            if os.environ.get("CI") == "true":
+                pytest.fail(str(missing))
+            pytest.skip(str(missing))
+        yield url
 
 
 @pytest.fixture

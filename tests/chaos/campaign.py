@@ -1,0 +1,145 @@
+"""A campaign: a server under load, what is killed meanwhile, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import sqlalchemy as sa
+import xarray as xr
+
+from tests.chaos.cluster import Cluster
+from tests.chaos.kills import Kills
+from tests.chaos.load import FORECAST, NOWCAST, Load, nowcast
+from tests.chaos.verdict import Verdict, judge
+from tests.emulators.azurite import Azurite
+from tests.emulators.geocatalog import GeoCatalogEmulator
+from tests.integration.azure_places import Azure
+
+GRID = {"n_lat": 19, "n_lon": 36}
+REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
+STEP_S = 0.1
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is set up, and how hard it is hit.
+
+    Parameters
+    ----------
+    folder : Path
+        Becomes the nodes' folders, logs and the journal.
+    azurite : Azurite
+    postgres_url : str or None
+        Database for several nodes; None is SQLite, on one node, with results on its disk that are
+        uploaded.
+    n_workers : int
+    kills : int
+    restarts : int
+    pause_s : float
+        See `Kills.run`.
+    in_flight : int
+    nowcasts : bool
+    seed : int
+    """
+
+    folder: Path
+    azurite: Azurite
+    postgres_url: str | None
+    n_workers: int
+    kills: int
+    restarts: int = 1
+    pause_s: float = 2.0
+    in_flight: int = 4
+    nowcasts: bool = True
+    seed: int = 1
+
+    def run(self) -> tuple[Verdict, Kills, Load]:
+        """Run it, and judge."""
+        journal = self.folder / "journal"
+        with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
+            azure = Azure(self.azurite, catalog, self.folder)
+            args = self._args(azure, journal)
+            delivery = {"geo_catalog_url": catalog.url}
+            if self.postgres_url is None:
+                delivery["container_url"] = azure.container.url
+            with Cluster(args, self.folder, self.n_workers) as cluster:
+                reference = self._reference(cluster, azure) if self.nowcasts else None
+                load = Load(
+                    cluster.base_url, self.in_flight, delivery, self.nowcasts, seed=self.seed
+                )
+                kills = Kills(
+                    cluster,
+                    journal,
+                    lambda: len(load.ended),
+                    sorted(cluster.deployments()),
+                    self.n_workers,
+                    self.seed,
+                )
+                load.start()
+                try:
+                    kills.run(self.kills, self.pause_s, restarts=self.restarts)
+                finally:
+                    load.stop()
+                verdict = judge(
+                    load,
+                    lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
+                    grid=GRID,
+                    dbos=self._dbos(azure),
+                    journal=journal,
+                    item_ids=[item["id"] for item in catalog.items.values()],
+                    reference=reference,
+                )
+        return verdict, kills, load
+
+    def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
+        args = azure.args
+        args["models"] = {
+            "fcn3": {
+                "loader": "tests.chaos.models:load_fcn3",
+                "options": {"step_s": STEP_S, "journal": str(journal), **GRID},
+                "grid": GRID,
+                "replicas": 2,
+            },
+            "stormscope": {"grid": REGION, "num_gpus": 1.0},
+        }
+        args["ingress"] = {"replicas": 2}
+        args["queue"] = {"max_size": 100}
+        if not self.nowcasts:
+            args["workflows"] = {"exposed": [FORECAST]}
+        if self.postgres_url is not None:
+            container = azure.container
+            args["store_url"] = self.postgres_url
+            args["results_url"] = f"az://{container.account}/{container.name}/results"
+            del args["azure"]["blob"]["allowed_containers"]
+        return args
+
+    def _dbos(self, azure: Azure) -> sa.Engine:
+        if self.postgres_url is not None:
+            return sa.create_engine(self.postgres_url)
+        return sa.create_engine(f"sqlite:///{azure.data_dir / 'executions.sqlite.dbos'}")
+
+    def _reference(self, cluster: Cluster, azure: Azure) -> xr.Dataset:
+        with httpx.Client(base_url=cluster.base_url, timeout=60) as http:
+            url = f"/v1/infer/{NOWCAST}"
+            answer = http.post(url, json={"parameters": nowcast({"output_format": "zarr"})})
+            answer.raise_for_status()
+            execution_id = answer.json()["execution_id"]
+            while (status := http.get(f"{url}/{execution_id}/status").json())["end_time"] is None:
+                time.sleep(0.2)
+        if status["status"] != "completed":
+            raise RuntimeError(f"without any kill: {status}")
+        return _open(azure, cluster, NOWCAST, execution_id)
+
+
+def _open(azure: Azure, cluster: Cluster, workflow: str, execution_id: str) -> xr.Dataset:
+    """Open what an execution has delivered, from its blobs; or from the disk if there are none."""
+    url = f"{cluster.base_url}/v1/infer/{workflow}/{execution_id}/results"
+    found = httpx.get(url, timeout=60).raise_for_status().json()
+    if "blob_url" in found:
+        return azure.open_dataset(found["blob_url"])
+    folder = azure.data_dir / "results" / workflow / execution_id
+    return xr.open_zarr(folder / "results.zarr").load()

@@ -1,0 +1,225 @@
+"""A Ray cluster of several nodes on one machine, each with a disk of its own, to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from benchmarks.machine import alive, tree
+from serve_app.__main__ import ENVIRONMENT
+
+ROOT = Path(__file__).parents[2]
+APPLICATION = "earth2serve"
+REPLICA = f"ray::ServeReplica:{APPLICATION}:"
+CONTROLLER = "ray::ServeController"
+START_LIMIT_S = 180.0
+GPUS = 2
+"""Stand-ins, of each worker node."""
+
+
+class Cluster:
+    """A head and worker nodes, the application on them, and what is left of them all.
+
+    Parameters
+    ----------
+    args : dict
+        The application's settings. On every node ``data_dir`` is another folder.
+    folder : Path
+        Of logs and the nodes' folders.
+    n_workers : int
+        Nodes with GPUs; without any the head has them, and there is one disk.
+    """
+
+    def __init__(self, args: Mapping[str, Any], folder: Path, n_workers: int) -> None:
+        self._args = args
+        self._folder = folder
+        self._n_workers = n_workers
+        self._port, self._dashboard_port, self.http_port = _free_port(), _free_port(), _free_port()
+        self._n_starts = 0
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self.base_url = f"http://127.0.0.1:{self.http_port}"
+        Path(args["data_dir"]).mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill_all()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill_all()
+
+    def start(self) -> None:
+        """Start all nodes, and deploy the application."""
+        self.start_node(0)
+        for number in range(1, self._n_workers + 1):
+            self.start_node(number)
+        self._deploy()
+
+    def start_node(self, number: int) -> None:
+        """Start a node; 0 is the head."""
+        command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=8"]
+        # One of the ports that would be the same on every node.
+        command.append(f"--dashboard-agent-listen-port={_free_port()}")
+        gpus = GPUS if number or not self._n_workers else 0
+        command.append(f"--num-gpus={gpus}")
+        if number == 0:
+            command += ["--head", f"--port={self._port}", "--include-dashboard=false"]
+            self._n_starts += 1
+            # Short: sockets lie below it.
+            command += [f"--temp-dir={self._folder}/r{self._n_starts}"]
+            command += ["--object-store-memory=300000000"]
+        else:
+            command += [f"--address=127.0.0.1:{self._port}", "--object-store-memory=200000000"]
+        script = " ".join(command)
+        if self._n_workers:
+            # A mount that this node alone sees: what it writes there no other node can read.
+            own = self._folder / f"disk-{number}"
+            own.mkdir(exist_ok=True)
+            script = f"mount --bind {own} {self._args['data_dir']} && exec {script}"
+            command = ["unshare", "--mount", "sh", "-c", script]
+        with (self._folder / f"node-{number}.log").open("ab") as log:
+            self._nodes[number] = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
+            )
+        self._wait_for_nodes()
+
+    def kill_node(self, number: int) -> None:
+        """End all processes of a node at once."""
+        node = self._nodes.pop(number)
+        _kill(tree(node.pid))
+        node.wait()
+
+    def kill_all(self) -> None:
+        """End all nodes at once, as a power cut would."""
+        pids = [pid for node in self._nodes.values() for pid in tree(node.pid)]
+        _kill(pids)
+        for node in self._nodes.values():
+            node.wait()
+        self._nodes.clear()
+
+    def restart(self) -> None:
+        """Lose all nodes at once, and start others in their place."""
+        self.kill_all()
+        self.start()
+
+    def pids(self, title: str) -> dict[int, str]:
+        """Find processes whose title begins like that: title by id."""
+        found = {}
+        for node in self._nodes.values():
+            for pid in tree(node.pid):
+                try:
+                    named = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if named.startswith(title):
+                    found[pid] = named.strip("\0 ")
+        return found
+
+    def deployments(self) -> set[str]:
+        """Name the deployments that have a process."""
+        titles = self.pids(REPLICA).values()
+        return {re.split(r"[:.\s]", title.removeprefix(REPLICA))[0] for title in titles}
+
+    def _wait_for_nodes(self) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while True:
+            for number, node in self._nodes.items():
+                if node.poll() is not None:
+                    log = (self._folder / f"node-{number}.log").read_text()
+                    raise RuntimeError(f"node {number} ended: {log[-2000:]}")
+            raylets = self.pids_of_raylets()
+            if len(raylets) >= len(self._nodes):
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(raylets)} of {len(self._nodes)} nodes have started")
+            time.sleep(0.2)
+
+    def pids_of_raylets(self) -> list[int]:
+        """Find the process of Ray that each node has."""
+        found = []
+        for node in self._nodes.values():
+            for pid in tree(node.pid):
+                try:
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if name == "raylet":
+                    found.append(pid)
+        return found
+
+    def _deploy(self) -> None:
+        """Deploy from a process of its own, which may end: the application stays."""
+        values = {"address": f"127.0.0.1:{self._port}", "args": self._args, "port": self.http_port}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.chaos.deploy", json.dumps(values)],
+            cwd=ROOT,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=START_LIMIT_S,
+        )
+        if done.returncode:
+            raise RuntimeError(f"not deployed: {done.stdout[-3000:]}{done.stderr[-3000:]}")
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self.is_ready():
+            if time.monotonic() > deadline:
+                raise RuntimeError("the application does not become ready")
+            time.sleep(0.2)
+
+    def is_ready(self) -> bool:
+        """Say whether every workflow is ready."""
+        try:
+            return httpx.get(f"{self.base_url}/readiness", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def _environment() -> dict[str, str]:
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    environment.pop("EXPOSED_WORKFLOWS", None)
+    return environment
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port

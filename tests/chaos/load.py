@@ -1,0 +1,172 @@
+"""Clients that ask for forecasts, whatever happens to the server, and note what was accepted."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from workflows.fcn3 import FCN3Workflow
+from workflows.stormscope import StormScopeWorkflow
+
+FORECAST, NOWCAST = FCN3Workflow.name, StormScopeWorkflow.name
+START = "2025-01-01T00:00:00"
+PAUSE_S = 0.3
+GIVE_UP_S = 600.0
+
+
+@dataclass
+class Accepted:
+    """An execution that the server has promised to carry out."""
+
+    workflow: str
+    execution_id: str
+    parameters: dict[str, Any]
+
+
+@dataclass
+class Load:
+    """A few clients that keep a number of executions under way.
+
+    Parameters
+    ----------
+    base_url : str
+    in_flight : int
+        Executions that are under way at once.
+    delivery : mapping
+        Parameters that say where results go.
+    nowcasts : bool
+        Whether some of them are nowcasts.
+    seed : int
+    """
+
+    base_url: str
+    in_flight: int
+    delivery: Mapping[str, Any]
+    nowcasts: bool
+    seed: int
+    accepted: list[Accepted] = field(default_factory=list)
+    ended: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    """What clients saw instead of an answer, by kind."""
+    refused: list[str] = field(default_factory=list)
+    """Answers that no repetition would change: there should be none."""
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count()
+        self._random = random.Random(self.seed)  # noqa: S311
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"client-{n}") for n in range(self.in_flight)
+        ]
+
+    def start(self) -> None:
+        """Begin to ask."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask for no more, and wait until all that was accepted has ended."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        with httpx.Client(base_url=self.base_url, timeout=30) as http:
+            while not self._stop.is_set():
+                with self._lock:
+                    number = next(self._numbers)
+                    workflow, parameters = self._request(number)
+                execution_id = self._submit(http, number, workflow, parameters)
+                if execution_id is None:
+                    continue
+                with self._lock:
+                    self.accepted.append(Accepted(workflow, execution_id, parameters))
+                status = self._follow(http, workflow, execution_id)
+                with self._lock:
+                    self.ended[execution_id] = status
+
+    def _request(self, number: int) -> tuple[str, dict[str, Any]]:
+        output_format = self._random.choice(["zarr", "netcdf4"])
+        common = {"output_format": output_format, **self.delivery}
+        if self.nowcasts and number % 4 == 3:
+            # Always the same: one that nobody disturbs tells what all must give.
+            return NOWCAST, nowcast(common)
+        # No two members of all have one seed, so the journal tells whose steps it has.
+        members = self._random.randint(1, 3)
+        return FORECAST, {
+            "start_time": START,
+            "n_steps": self._random.randint(3, 8),
+            "seeds": [10 * number + member for member in range(members)],
+            "variables": ["t2m", "z500"],
+            **common,
+        }
+
+    def _submit(
+        self, http: httpx.Client, number: int, workflow: str, parameters: Mapping[str, Any]
+    ) -> str | None:
+        """Ask until there is an answer; the key makes it one execution however often it is sent."""
+        headers = {"Idempotency-Key": f"chaos-{self.seed}-{number}"}
+
+        def submit() -> httpx.Response:
+            body = {"parameters": dict(parameters)}
+            return http.post(f"/v1/infer/{workflow}", json=body, headers=headers)
+
+        answer = self._persist(submit, lambda answer: answer.status_code < 429)
+        if answer.status_code == 200:
+            execution_id: str = answer.json()["execution_id"]
+            return execution_id
+        self.refused.append(f"{answer.status_code} {answer.text[:300]}")
+        return None
+
+    def _follow(self, http: httpx.Client, workflow: str, execution_id: str) -> dict[str, Any]:
+        def look() -> httpx.Response:
+            return http.get(f"/v1/infer/{workflow}/{execution_id}/status", params={"wait": 5})
+
+        deadline = time.monotonic() + GIVE_UP_S
+        while True:
+            answer = self._persist(look, lambda answer: answer.status_code in (200, 404))
+            if answer.status_code == 404:
+                return {"status": "unknown to the server", "end_time": None}
+            status: dict[str, Any] = answer.json()
+            if status["end_time"] is not None or time.monotonic() > deadline:
+                return status
+
+    def _persist(
+        self, ask: Callable[[], httpx.Response], is_answer: Callable[[httpx.Response], bool]
+    ) -> httpx.Response:
+        deadline = time.monotonic() + GIVE_UP_S
+        while True:
+            try:
+                answer = ask()
+                # Before the application is deployed, and without a replica, Serve itself answers.
+                ours = answer.headers.get("content-type", "").startswith("application/json")
+                if ours and is_answer(answer):
+                    return answer
+                kind = f"{answer.status_code}{'' if ours else ' of Serve'}"
+            except httpx.TransportError as error:
+                kind = type(error).__name__
+            with self._lock:
+                self.errors[kind] += 1
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no answer for {GIVE_UP_S:g} s, lastly {kind}")
+            time.sleep(PAUSE_S)
+
+
+def nowcast(common: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the one nowcast that is asked for."""
+    return {
+        "n_steps": 3,
+        "seeds_fcn3": [900_001, 900_002],
+        "seeds_stormscope": [3, 4],
+        "variables": ["abi01c", "abi13c"],
+        **common,
+    }

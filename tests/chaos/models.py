@@ -1,0 +1,46 @@
+"""The model that is killed: it takes its time, and notes what it computes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deployments.synthetic import SyntheticFCN3
+
+
+class JournaledFCN3(SyntheticFCN3):
+    """The synthetic model with a pause before every step, and a line in a journal after it.
+
+    Parameters
+    ----------
+    step_s : float
+    journal : str
+        Gets ``<seed> <pid> <step> <unix time at which the step began>``.
+    """
+
+    def __init__(self, step_s: float, journal: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._step_s = step_s
+        self._journal = Path(journal)
+
+    def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
+        steps, seed = super().create_iterator(x, coords), self._seed
+
+        def slowly() -> Iterator[Any]:
+            began = time.time()
+            for number, step in enumerate(steps):
+                time.sleep(self._step_s)
+                with self._journal.open("a") as file:
+                    file.write(f"{seed} {os.getpid()} {number} {began}\n")
+                yield step
+                began = time.time()
+
+        return slowly()
+
+
+def load_fcn3(device: str, **options: Any) -> JournaledFCN3:
+    """Load it, for ``models.fcn3.loader``."""
+    return JournaledFCN3(**options)
