@@ -19,7 +19,9 @@ from ray import serve
 from deployments._catalog_keeper import CatalogKeeper
 from deployments._disk_storage import DiskStorage
 from deployments._isolation import hide_gpus
+from deployments._metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
 from deployments._preview import render
+from deployments._result_files import ZARR
 from deployments.results_store import ResultsStore
 from deployments.static_catalog import StaticCatalog
 from workflows import stac
@@ -44,10 +46,12 @@ class Packager:
     ----------
     results_dir, work_dir : Path
         Folders that every replica sees.
+    metrics : Recorder
     """
 
-    def __init__(self, results_dir: Path, work_dir: Path) -> None:
+    def __init__(self, results_dir: Path, work_dir: Path, metrics: Recorder = RAY) -> None:
         hide_gpus()
+        self._metrics = metrics
         self._results = ResultsStore(DiskStorage(results_dir, work_dir))
         self._catalog = CatalogKeeper(StaticCatalog(results_dir))
 
@@ -72,9 +76,12 @@ class Packager:
         StaleConductor
             If another Conductor has taken the execution over.
         """
-        await asyncio.to_thread(
+        written = await asyncio.to_thread(
             self._results.write_step, execution_id, fence, member, time_index, fields
         )
+        if written is not None:
+            self._metrics.add(STEPS_WRITTEN, workflow=written.workflow)
+            self._metrics.add(PACKAGER_BYTES, written.bytes, kind="step")
 
     async def write_conditioning(
         self,
@@ -88,6 +95,7 @@ class Packager:
         await asyncio.to_thread(
             self._results.write_conditioning, execution_id, fence, member, step, field
         )
+        self._metrics.add(PACKAGER_BYTES, field.nbytes, kind="conditioning")
 
     async def read_conditioning(
         self, execution_id: str, member: int, step: int
@@ -161,6 +169,8 @@ class Packager:
         self._results.add_file(execution_id, fence, stac.ITEM, json.dumps(item, indent=1).encode())
         described = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, stac.ITEM])
         self._catalog.refresh(plan.workflow)
+        beside = sum(size for key, (size, _) in assets.items() if key != ZARR)
+        self._metrics.add(PACKAGER_BYTES, beside, kind="file")
         return described | {"provenance": provenance.model_dump(mode="json"), "assets": assets}
 
     async def purge(self, workflow: str, execution_id: str) -> None:

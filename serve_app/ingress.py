@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from deployments._isolation import hide_gpus
+from deployments._metrics import RAY, Recorder
 from deployments.execution_store import ExecutionStore
 from serve_app import errors
 from serve_app.auth import BearerAuth, Tokens
@@ -51,6 +52,7 @@ def create_app(
     validators: Mapping[str, Validate] = MappingProxyType({}),
     catalogue: Catalogue = BUILT_IN,
     sign: Sign | None = None,
+    metrics: Recorder = RAY,
 ) -> FastAPI:
     """Assemble the HTTP API; needs no Ray.
 
@@ -69,6 +71,8 @@ def create_app(
         What makes each workflow, given the grids; the built-in ones by default.
     sign : callable, optional
         Gives a link to the blobs of an execution.
+    metrics : Recorder
+        Counts what is downloaded.
 
     Raises
     ------
@@ -90,6 +94,7 @@ def create_app(
         changes=changes,
         sign=sign if options.signed_url_s else None,
         nudge=nudger,
+        metrics=metrics,
     )
 
     @asynccontextmanager
