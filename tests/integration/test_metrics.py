@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.deployments.test_metrics import QUERIES
+from tests.integration.prometheus import prometheus
 from tests.integration.scraping import Scrape, scraped
 from tests.integration.serving import WORKFLOW as FORECAST
 from tests.integration.serving import served
@@ -150,6 +153,28 @@ def test_nothing_waits_or_runs_any_more(seen: Seen) -> None:
         seen.scrape.names
     )
     assert seen.sum("queue_depth") == seen.sum("queue_oldest_wait_seconds") == 0
+
+
+def test_prometheus_answers_the_documented_queries(
+    seen: Seen, free_port: int, tmp_path: Path
+) -> None:
+    # Nothing failed, was tried again or was uploaded: these have no series.
+    without = {
+        name
+        for name in ("failures", "stage_retries", "uploaded_bytes")
+        if not seen.sum(f"{name}_total")
+    }
+    with prometheus(tmp_path, free_port) as prom:
+        # Ray reports every 10 s; a rate needs two values.
+        prom.wait_for('increase(ray_earth2serve_model_seconds_total{state="idle"}[5m]) > 5')
+        for query in QUERIES:
+            found = prom.query(query)
+            nothing = any(f"ray_earth2serve_{name}_total" in query for name in without)
+            assert bool(found) is not nothing, query
+        [share, *_] = QUERIES
+        fractions = {labels["model"]: value for labels, value in prom.query(share)}
+        assert set(fractions) >= {"fcn3", "stormscope"}
+        assert all(0 <= fraction <= 1 for fraction in fractions.values())
 
 
 def test_serve_measures_requests(seen: Seen) -> None:
