@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments._component_watch import ComponentWatch
 from deployments._lease import lease_for
+from deployments._life_metrics import LifeMetrics
 from deployments._lives import Lives, superseded
 from deployments._logbook import quieten_dbos
 from deployments.conducted_store import ConductedStore
@@ -52,6 +53,8 @@ class Conducting:
         What running steps get to end in when this process stops.
     in_turn : bool
         Whether models take turns on one GPU.
+    metrics : LifeMetrics, optional
+        Told of the queue and of every change of a record.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Conducting:
         max_running: Mapping[str, int],
         drain_s: float,
         in_turn: bool = False,
+        metrics: LifeMetrics | None = None,
     ) -> None:
         self._execute = execute
         self._deployments = deployments
@@ -79,7 +83,15 @@ class Conducting:
         """What runs or is about to, with its workflow: a life begins a little after its start."""
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
-        self.lives = Lives(self._store, deployments, self._ended, self._freed, in_turn=in_turn)
+        self._metrics = metrics or LifeMetrics()
+        self.lives = Lives(
+            self._store,
+            deployments,
+            self._ended,
+            self._freed,
+            metrics=self._metrics,
+            in_turn=in_turn,
+        )
         self._watch = ComponentWatch(components, deployments, self._store, self.lives)
 
     async def run(self) -> None:
@@ -184,6 +196,8 @@ class Conducting:
             if time.monotonic() - beat_at >= TICK_S:
                 await self.lives.write(self._store.beat)
                 beat_at = time.monotonic()
+                waiting = await asyncio.to_thread(self._store.waiting)
+                self._metrics.show(waiting, self._max_running)
             try:
                 await asyncio.wait_for(self._nudged.wait(), TICK_S)
             except TimeoutError:
@@ -199,6 +213,7 @@ class Conducting:
             execution = await self.lives.write(self._store.claim_next, full)
             if execution is None:
                 return
+            self._metrics.begun(execution)
             await self._start(execution)
 
     async def _start(self, execution: Execution) -> None:

@@ -18,6 +18,7 @@ from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments._endurance import patiently, uninterrupted
+from deployments._life_metrics import LifeMetrics
 from deployments._logbook import tell_cancelled, tell_completed, tell_failure
 from deployments._provenance import software
 from deployments._transient import as_stage_failure, is_transient
@@ -62,6 +63,8 @@ class Lives:
         Told the id of every life that ends here.
     freed : callable
         Told the id of an execution that needs its replica no more, before it ends.
+    metrics : LifeMetrics
+        Told every change of a record.
     in_turn : bool
         Whether models take turns on one GPU.
     """
@@ -73,6 +76,7 @@ class Lives:
         ended: Callable[[str], None],
         freed: Callable[[str], None] = lambda _: None,
         *,
+        metrics: LifeMetrics | None = None,
         in_turn: bool = False,
     ) -> None:
         self.fence = 0
@@ -86,6 +90,7 @@ class Lives:
         self._deployments = deployments
         self._ended = ended
         self.freed = freed
+        self.metrics = metrics or LifeMetrics()
         self._in_turn = in_turn
 
     @asynccontextmanager
@@ -126,10 +131,11 @@ class Lives:
             raise
         except Exception as error:
             tell_failure(execution_id, _reason(error), error)
-            await uninterrupted(self.end_failed(execution_id, _reason(error)))
+            await uninterrupted(self.end_failed(execution_id, _reason(error), error))
             raise
         finally:
             del self.running[execution_id]
+            self.metrics.left(execution_id)
             self._ended(execution_id)
 
     async def end_cancelled(self, execution_id: str) -> None:
@@ -141,15 +147,20 @@ class Lives:
         execution = await asyncio.to_thread(self._store.read, execution_id)
         if execution.cancel_requested and execution.status not in FINISHED:
             await self._tidy("purge", execution.workflow, execution_id)
-            await self.write(self._store.update, execution_id, status=Status.CANCELLED)
+            ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
+            self.metrics.changed(ended)
             tell_cancelled(execution_id)
 
-    async def end_failed(self, execution_id: str, reason: str) -> None:
+    async def end_failed(
+        self, execution_id: str, reason: str, error: Exception | None = None
+    ) -> None:
         """Record why an execution failed; what it made stays only if it can be had."""
         execution = await self._read(execution_id)
         if execution.status in FINISHED - {Status.FAILED}:
             return
         await self.record(execution_id, status=Status.FAILED, error_message=reason)
+        if execution.status != Status.FAILED:
+            self.metrics.failed(execution, error)
         if execution.results is None:
             # Half a result helps nobody, and may be what has filled the disk.
             await self._tidy("purge", execution.workflow, execution_id)
@@ -302,7 +313,8 @@ class Lives:
 
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""
-        await patiently(partial(self.write, self._store.update, execution_id, **values))
+        update = partial(self.write, self._store.update, execution_id, **values)
+        self.metrics.changed(await patiently(update))
 
     async def _read(self, execution_id: str) -> Execution:
         return await patiently(partial(asyncio.to_thread, self._store.read, execution_id))
@@ -335,6 +347,7 @@ class Lives:
         StageFailed
             With the reason; `TransientFailure` if another try is worth it.
         """
+        self.metrics.attempted(stage)
         if fenced:
             args = (*args, self.fence)
         response = getattr(self._deployments[deployment], method).remote(*args)
@@ -358,6 +371,7 @@ class Lives:
         """
         if deployment not in self._deployments:
             raise StageFailed(stage, f"this server does not serve {deployment} any more")
+        self.metrics.attempted(stage)
         handle = self._deployments[deployment].options(stream=True)
         response = getattr(handle, method).remote(*args)
         try:

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from deployments._model_clock import Doing, ModelClock
 from deployments._step_window import StepWindow
 from deployments._transient import in_words
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
@@ -32,6 +33,8 @@ R = TypeVar("R")
 
 PROGRESS_INTERVAL_S = 0.25
 STOP_INTERVAL_S = 0.1
+TICK_S = 1.0
+"""How often what a model does is counted while it goes on."""
 
 
 class MemberProgress(BaseModel):
@@ -54,6 +57,8 @@ class Job:
 
     def __init__(self, fence: int) -> None:
         self.fence = fence
+        self.during: Callable[[Doing], AbstractContextManager[None]] = lambda _: nullcontext()
+        """Counts what a block takes as something else than what is around it."""
         self.progress: Callable[[], Any] = lambda: None
         """Says how far it is; told when it changes."""
         self.done = False
@@ -83,17 +88,23 @@ class Job:
         if self._stop.is_set():
             raise ExecutionCancelled("stopped between two steps")
 
-    def wait_for(self, future: Future[R]) -> R:
+    def wait_for(self, future: Future[R], doing: Doing) -> R:
         """Wait in the thread for what the event loop does, unless the job shall stop.
+
+        Parameters
+        ----------
+        doing : Doing
+            What the time is counted as.
 
         Raises
         ------
         ExecutionCancelled
             If `stop` was called; the future is cancelled then.
         """
-        while not wait({future}, timeout=STOP_INTERVAL_S).done:
-            if self._stop.is_set():
-                future.cancel()
+        with self.during(doing):
+            while not wait({future}, timeout=STOP_INTERVAL_S).done:
+                if self._stop.is_set():
+                    future.cancel()
         self.check()
         return future.result()
 
@@ -112,6 +123,8 @@ class ModelReplica:
     grace_s : float, optional
         What a job's thread gets to end in when it shall stop. A thread cannot be ended from
         outside, so the process is, and Serve starts another. Without it the thread is waited for.
+    clock : ModelClock, optional
+        Counts what the thread does.
     """
 
     def __init__(
@@ -121,11 +134,15 @@ class ModelReplica:
         *,
         what: str = "model",
         grace_s: float | None = None,
+        clock: ModelClock | None = None,
     ) -> None:
         self._name = name
         self._what = what
         self._load = load
         self._grace_s = grace_s
+        self.clock = clock or ModelClock(name, "cpu")
+        """Counts what the thread does."""
+        self._ticking: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._lock = asyncio.Lock()
         self._newest_fence = 0
@@ -146,8 +163,11 @@ class ModelReplica:
     async def start(self) -> None:
         """Load the model; a failure is kept as the reason why it cannot be used."""
         loop = asyncio.get_running_loop()
+        if self._ticking is None:
+            self._ticking = loop.create_task(self._tick(), name="model-clock")
         try:
-            self._model = await loop.run_in_executor(self._thread, self._load)
+            with self.clock.during(Doing.LOADING):
+                self._model = await loop.run_in_executor(self._thread, self._load)
             self._failure = None
         except Exception as error:
             failure = in_words(error)
@@ -155,6 +175,11 @@ class ModelReplica:
             if failure != self._failure:
                 logger.exception("%s %s could not be loaded", self._what, self._name)
             self._failure = failure
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.clock.tick()
 
     async def model(self) -> Any:
         """Give the model; tries again to load one that failed.
@@ -173,10 +198,11 @@ class ModelReplica:
         return self._model
 
     async def between_jobs(self, work: Callable[[Any], None]) -> None:
-        """Call something with the model in its thread, while no job runs."""
+        """Load something for the model in its thread, while no job runs."""
         model = await self.model()
         async with self._lock:
-            await asyncio.get_running_loop().run_in_executor(self._thread, work, model)
+            with self.clock.during(Doing.LOADING):
+                await asyncio.get_running_loop().run_in_executor(self._thread, work, model)
 
     def admit(self, fence: int) -> None:
         """Check a caller's fencing token; a newer one stops the work of its predecessor.
@@ -222,20 +248,28 @@ class ModelReplica:
             # The token may have been superseded while this call waited.
             self.admit(job.fence)
             self._running = job
-            thread = asyncio.get_running_loop().run_in_executor(self._thread, work, model)
+            job.during = self.clock.during
+            thread = asyncio.get_running_loop().run_in_executor(
+                self._thread, self._counted, work, model
+            )
             try:
                 async for progress in self._until_done(thread, job):
                     yield progress
                 if finish is not None:
                     writes = asyncio.ensure_future(finish())
-                    async for progress in self._until_done(writes, job):
-                        yield progress
+                    with self.clock.during(Doing.WRITING):
+                        async for progress in self._until_done(writes, job):
+                            yield progress
             finally:
                 job.stop()
                 await self._settled(thread, job)
                 self._running = None
         job.done = True
         yield job.progress()
+
+    def _counted(self, work: Callable[[Any], None], model: Any) -> None:
+        with self.clock.during(Doing.BUSY):
+            work(model)
 
     async def _until_done(self, future: asyncio.Future[Any], job: Job) -> AsyncGenerator[Any]:
         told = None
@@ -279,6 +313,7 @@ async def written_steps(
     job: Job,
     steps: Callable[[Any, Job], Generator[NDArray[np.float32]]],
     window: StepWindow,
+    what: str = "forecast",
 ) -> AsyncGenerator[MemberProgress]:
     """Run steps in the model's thread and have each written; tells how many are.
 
@@ -288,6 +323,8 @@ async def written_steps(
         Generator of the fields of each step, called with the model and the job.
     window : StepWindow
         Has them written.
+    what : str
+        What they are made for, as a label of metrics.
 
     Raises
     ------
@@ -299,9 +336,10 @@ async def written_steps(
 
     def work(model: Any) -> None:
         with closing(steps(model, job)) as given:
-            for index, fields in enumerate(given):
+            for index, fields in enumerate(replica.clock.steps(given, what)):
                 job.check()
-                job.wait_for(asyncio.run_coroutine_threadsafe(window.put(index, fields), loop))
+                put = asyncio.run_coroutine_threadsafe(window.put(index, fields), loop)
+                job.wait_for(put, Doing.WRITING)
 
     try:
         # Closed here, not by the garbage collector: the thread must have stopped by then.

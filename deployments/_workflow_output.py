@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from deployments._netcdf_output import NetCDFOutput
@@ -29,6 +30,8 @@ class RunOutput:
         Bound on the sum of all arrays, uncompressed.
     check : callable
         Raises if the class shall stop.
+    waiting : callable
+        Gives a context for the time in which the class waits for the disk.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class RunOutput:
         window_bytes: int,
         max_bytes: int,
         check: Callable[[], None],
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         from earth2studio.io import NetCDF4Backend, ZarrBackend
 
@@ -47,7 +51,7 @@ class RunOutput:
             name, kind = ZARR, as_backend(ZarrOutput, ZarrBackend)
         else:
             name, kind = NETCDF, as_backend(NetCDFOutput, NetCDF4Backend)
-        self._writer = WriteBehind(THREADS, window_bytes, check)
+        self._writer = WriteBehind(THREADS, window_bytes, check, waiting)
         try:
             self.backend = kind(folder / name, self._writer, max_bytes, check)
         except BaseException:

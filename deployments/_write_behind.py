@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any
 from zlib import crc32
@@ -33,13 +34,20 @@ class WriteBehind:
         it is alone.
     check : callable
         Called while somebody waits; raises if the work shall stop.
+    waiting : callable
+        Gives a context for the time that somebody waits.
     """
 
     def __init__(
-        self, threads: int, window_bytes: int, check: Callable[[], None] = lambda: None
+        self,
+        threads: int,
+        window_bytes: int,
+        check: Callable[[], None] = lambda: None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._window = window_bytes
         self._check = check
+        self._waiting = waiting
         self._changed = threading.Condition()
         self._pending_bytes = 0
         self._pending = 0
@@ -145,7 +153,8 @@ class WriteBehind:
 
     def _wait(self) -> None:
         self._raise_failure()
-        self._changed.wait(STOP_INTERVAL_S)
+        with self._waiting():
+            self._changed.wait(STOP_INTERVAL_S)
         self._check()
 
     def _raise_failure(self) -> None:

@@ -18,6 +18,7 @@ from deployments._azure_token import TokenBridge
 from deployments._blob_container import BlobContainer
 from deployments._blob_limits import BlobLimits, Crew
 from deployments._isolation import hide_gpus
+from deployments._metrics import RAY, UPLOADED_BYTES, UPLOADED_OBJECTS, Recorder
 from deployments._transient import TransientFailure
 from deployments._upload import Tally, Upload
 from workflows.delivery import Container
@@ -95,12 +96,16 @@ class BlobUploader:
     options : BlobUploaderOptions
     results_dir : Path
         Folder with the results that every replica sees.
+    metrics : Recorder
     """
 
-    def __init__(self, options: BlobUploaderOptions, results_dir: Path) -> None:
+    def __init__(
+        self, options: BlobUploaderOptions, results_dir: Path, metrics: Recorder = RAY
+    ) -> None:
         hide_gpus()
         self._options = options
         self._results_dir = Path(results_dir)
+        self._metrics = metrics
         self._token = TokenBridge(options.azure)
         self._crew = Crew.of(options.limits)
 
@@ -122,11 +127,13 @@ class BlobUploader:
         container = self._open(job.container)
         source = self._results_dir / job.folder
         upload = Upload(container, job.folder, source, self._options.limits)
+        sent = _Sent(upload.tally, self._metrics, job.workflow)
         work = asyncio.create_task(self._run(upload, job))
         told = None
         try:
             while not work.done():
                 await asyncio.wait({work}, timeout=self._options.report_every_s)
+                sent.count()
                 if not work.done() and (progress := _progress(upload.tally)) != told:
                     told = progress
                     yield progress
@@ -134,6 +141,7 @@ class BlobUploader:
         finally:
             work.cancel()
             await asyncio.wait({work})
+            sent.count()
             if not work.cancelled():
                 # Looked at, or it would be logged as one that nobody has seen.
                 work.exception()
@@ -196,6 +204,22 @@ class BlobUploader:
             )
         limits = self._options.limits
         return BlobContainer(container, self._options.azure, self._token, limits, self._crew)
+
+
+class _Sent:
+    """Counts what an upload has sent since it was counted last."""
+
+    def __init__(self, tally: Tally, metrics: Recorder, workflow: str) -> None:
+        self._tally = tally
+        self._metrics = metrics
+        self._workflow = workflow
+        self._bytes = self._files = 0
+
+    def count(self) -> None:
+        sent, files = self._tally.uploaded_bytes, self._tally.uploaded_files
+        self._metrics.add(UPLOADED_BYTES, sent - self._bytes, workflow=self._workflow)
+        self._metrics.add(UPLOADED_OBJECTS, files - self._files, workflow=self._workflow)
+        self._bytes, self._files = sent, files
 
 
 def _progress(tally: Tally) -> UploadProgress:

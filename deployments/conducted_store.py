@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,6 +22,15 @@ from deployments.execution_store import ExecutionStore
 from workflows.custom import is_custom
 from workflows.errors import StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
+
+
+class Waiting(NamedTuple):
+    """An execution that waits to be begun."""
+
+    execution_id: str
+    workflow: str
+    created_at: datetime
+    retries: int
 
 
 class ConductedStore(ExecutionStore):
@@ -102,6 +111,21 @@ class ConductedStore(ExecutionStore):
                 stage=execution.stage or first,
                 started_at=datetime.now(UTC),
             )
+
+    def waiting(self) -> list[Waiting]:
+        """Read what waits to be begun, the longest first."""
+        query = (
+            sa.select(
+                executions.c.execution_id,
+                executions.c.workflow,
+                executions.c.created_at,
+                executions.c.retries,
+            )
+            .where(executions.c.status == Status.QUEUED)
+            .order_by(executions.c.number)
+        )
+        with self.engine.connect() as connection:
+            return [Waiting(*row) for row in connection.execute(query)]
 
     def unfinished(self) -> list[Execution]:
         """Read the executions that run."""

@@ -17,6 +17,7 @@ from ray import serve
 
 from deployments._earth2studio_serve import bridge_loguru, contained
 from deployments._isolation import has_gpu, hide_gpus
+from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, ModelReplica
 from deployments._provenance import software
 from deployments._run_folder import RunFolder
@@ -111,6 +112,7 @@ class CustomWorkflow:
             partial(tamed, self._load),
             grace_s=options.cancel_grace_s,
             what="workflow",
+            clock=ModelClock(options.name, "cuda" if has_gpu() else "cpu"),
         )
         self._pause_s = FIRST_PAUSE_S
         self._try_again_at = 0.0
@@ -241,6 +243,7 @@ class _Run:
             window_bytes=options.window_bytes,
             max_bytes=options.max_output_bytes,
             check=self._running.check,
+            waiting=partial(self._running.during, Doing.WRITING),
         )
         prepare(instance, job.execution_id, self._folder.path, self._note)
         try:

@@ -30,6 +30,7 @@ from deployments._fcn3_steps import (
 from deployments._gpu_turn import GpuTurn
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
+from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
 from deployments._transient import in_words
@@ -99,7 +100,9 @@ class FCN3:
         self._analyses = Analyses(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
         self._turn = GpuTurn(options.turns, self._device)
-        self._replica = ModelReplica(options.loader.name, self._load)
+        self._replica = ModelReplica(
+            options.loader.name, self._load, clock=ModelClock(options.loader.name, self._device)
+        )
         await self._replica.start()
 
     def _load(self) -> Loaded:
@@ -171,7 +174,10 @@ class FCN3:
         """
         state = await self._state(job, job.plan)
         async with self._written(
-            job, lambda loaded, _: forecast(loaded.model, job, state), self._packager.write_step
+            job,
+            lambda loaded, _: forecast(loaded.model, job, state),
+            self._packager.write_step,
+            "forecast",
         ) as told:
             async for progress in told:
                 yield progress
@@ -191,6 +197,7 @@ class FCN3:
             job,
             lambda loaded, check: conditioning(loaded.model, _hourly(loaded), job, check, state),
             self._packager.write_conditioning,
+            "conditioning",
         ) as told:
             async for progress in told:
                 yield progress
@@ -205,20 +212,22 @@ class FCN3:
         return found.fields
 
     def _written(
-        self, job: MemberJob, steps: Steps, writer: Any
+        self, job: MemberJob, steps: Steps, writer: Any, what: str
     ) -> aclosing[AsyncGenerator[MemberProgress]]:
         async def write(index: int, fields: NDArray[np.float32]) -> None:
             await writer.remote(job.execution_id, job.fence, job.member, index, fields)
 
         def in_turn(loaded: Loaded, running: Job) -> Generator[NDArray[np.float32]]:
             with (
+                running.during(Doing.TURN),
                 self._turn.computing(*loaded.all, check=running.check),
+                running.during(Doing.BUSY),
                 closing(steps(loaded, running.check)) as each,
             ):
                 yield from each
 
         window = StepWindow(write, self._options.window_steps)
-        return aclosing(written_steps(self._replica, Job(job.fence), in_turn, window))
+        return aclosing(written_steps(self._replica, Job(job.fence), in_turn, window, what))
 
 
 def _hourly(loaded: Loaded) -> Any:

@@ -13,6 +13,7 @@ from ray import serve
 from deployments._azure import AzureOptions
 from deployments._geocatalog_client import API_VERSION, SCOPE, GeoCatalogClient
 from deployments._isolation import hide_gpus
+from deployments._metrics import RAY, REGISTRATIONS, Recorder
 from workflows import stac
 from workflows.base import Plan
 from workflows.dataset import Provenance
@@ -72,10 +73,12 @@ class GeoCatalog:
     Parameters
     ----------
     options : GeoCatalogOptions
+    metrics : Recorder
     """
 
-    def __init__(self, options: GeoCatalogOptions) -> None:
+    def __init__(self, options: GeoCatalogOptions, metrics: Recorder = RAY) -> None:
         hide_gpus()
+        self._metrics = metrics
         self._options = options
         self._clients: dict[str, GeoCatalogClient] = {}
 
@@ -105,6 +108,7 @@ class GeoCatalog:
         )
         await catalog.ensure_collection(collection, stac.render_options(registration.plan))
         item_url = await catalog.put_item(collection_id, item)
+        self._metrics.add(REGISTRATIONS, workflow=registration.plan.workflow)
         logger.info(
             "%s is item %s",
             registration.execution_id,

@@ -23,7 +23,9 @@ from deployments._blob_storage import BlobStorage
 from deployments._catalog_keeper import CatalogKeeper
 from deployments._disk_storage import DiskStorage
 from deployments._isolation import hide_gpus
+from deployments._metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
 from deployments._preview import render
+from deployments._result_files import ZARR
 from deployments.results_store import ResultsStore
 from deployments.static_catalog import StaticCatalog
 from workflows import stac
@@ -53,10 +55,14 @@ class Packager:
         container.
     work_dir : Path
         Folder for working files that every replica sees; in a container they lie there, too.
+    metrics : Recorder
     """
 
-    def __init__(self, results: Path | BlobResultsOptions, work_dir: Path) -> None:
+    def __init__(
+        self, results: Path | BlobResultsOptions, work_dir: Path, metrics: Recorder = RAY
+    ) -> None:
         hide_gpus()
+        self._metrics = metrics
         self._blob = results if isinstance(results, BlobResultsOptions) else None
         self._catalog: CatalogKeeper | None = None
         self._pause_s = CONDITIONING_PAUSE_IN_BLOB_S
@@ -88,9 +94,12 @@ class Packager:
         StaleConductor
             If another Conductor has taken the execution over.
         """
-        await asyncio.to_thread(
+        written = await asyncio.to_thread(
             self._results.write_step, execution_id, fence, member, time_index, fields
         )
+        if written is not None:
+            self._metrics.add(STEPS_WRITTEN, workflow=written.workflow)
+            self._metrics.add(PACKAGER_BYTES, written.bytes, kind="step")
 
     async def write_conditioning(
         self,
@@ -104,6 +113,7 @@ class Packager:
         await asyncio.to_thread(
             self._results.write_conditioning, execution_id, fence, member, step, field
         )
+        self._metrics.add(PACKAGER_BYTES, field.nbytes, kind="conditioning")
 
     async def read_conditioning(
         self, execution_id: str, member: int, step: int
@@ -181,6 +191,8 @@ class Packager:
             folder = result_folder(plan.workflow, execution_id)
             described |= _delivered.in_container(self._blob.container, folder, described)
         self._refresh_catalog(plan.workflow)
+        beside = sum(size for key, (size, _) in assets.items() if key != ZARR)
+        self._metrics.add(PACKAGER_BYTES, beside, kind="file")
         return described | {"provenance": provenance.model_dump(mode="json"), "assets": assets}
 
     async def purge(self, workflow: str, execution_id: str) -> None:

@@ -19,7 +19,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ from workflows.errors import StageFailed
 from workflows.execution import Stage
 
 _OPENED = 64
+
+
+class WrittenStep(NamedTuple):
+    """What writing one step came to."""
+
+    workflow: str
+    bytes: int
 
 
 class ResultsStore:
@@ -85,7 +92,7 @@ class ResultsStore:
         member: int,
         time_index: int,
         fields: NDArray[np.float32],
-    ) -> None:
+    ) -> WrittenStep | None:
         """Write one time of one member, unless that is written already.
 
         Parameters
@@ -93,11 +100,16 @@ class ResultsStore:
         fields : ndarray, shape (variable, lat, lon)
             In the order of the plan's variables, as models give them: longitudes 0 to 360. Of a
             regional grid (variable, y, x).
+
+        Returns
+        -------
+        WrittenStep or None
+            None if it was written before.
         """
         work = self._work(execution_id)
         work.admit(fence)
         if work.is_written(member, time_index):
-            return
+            return None
         result = self._open(execution_id)
         plan = result.plan
         shape = (len(plan.variables), *plan.grid.shape)
@@ -111,6 +123,7 @@ class ResultsStore:
         except FileNotFoundError:
             raise work.gone() from None
         work.record_step(member, time_index, objects)
+        return WrittenStep(plan.workflow, sum(each.size for each in objects))
 
     def write_conditioning(
         self, execution_id: str, fence: int, member: int, step: int, field: NDArray[np.float32]

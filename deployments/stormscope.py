@@ -20,6 +20,7 @@ from deployments._analyses import Analyses
 from deployments._gpu_turn import GpuTurn
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
+from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
 from deployments._stormscope_steps import Nowcaster, NowcastJob, nowcast, prepare
@@ -78,7 +79,9 @@ class StormScope:
         self._analyses = Analyses(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
         self._turn = GpuTurn(options.turns, self._device)
-        self._replica = ModelReplica(options.loader.name, self._load)
+        self._replica = ModelReplica(
+            options.loader.name, self._load, clock=ModelClock(options.loader.name, self._device)
+        )
         await self._replica.start()
 
     def _load(self) -> Nowcaster:
@@ -130,7 +133,9 @@ class StormScope:
         def steps(nowcaster: Nowcaster, running: Job) -> Generator[Floats]:
             fields = FieldsAhead(lambda step: self._field(job, step), job, running, loop)
             with (
+                running.during(Doing.TURN),
                 self._turn.computing(nowcaster.model, check=running.check),
+                running.during(Doing.BUSY),
                 closing(fields),
                 closing(nowcast(nowcaster, job, fields.of, image)) as each,
             ):
@@ -198,7 +203,7 @@ class FieldsAhead:
 
     def of(self, step: int) -> Floats:
         """Give a step's field; to be asked for one after the other, in the model's thread."""
-        field = self._running.wait_for(self._next or self._begin(step))
+        field = self._running.wait_for(self._next or self._begin(step), Doing.CONDITIONING)
         self._next = self._begin(step + 1) if step + 1 < self._n_steps else None
         return field
 

@@ -15,6 +15,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments._blob_objects import BlobResultsOptions
+from deployments._metrics import RAY, Recorder
 from deployments.execution_store import ExecutionStore
 from serve_app.custom_workflows import CustomWorkflows
 from serve_app.files import Results
@@ -103,6 +104,7 @@ class Context:
     """Gives a link to the blobs of an execution; None if this server makes none."""
     nudge: Callable[[], None]
     """Tells the Conductor that there is something to do; returns at once and cannot fail."""
+    metrics: Recorder = RAY
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "store-writes"), init=False, repr=False
     )

@@ -42,6 +42,9 @@ _NOT_IN_QUOTES = re.compile(r"[^A-Za-z0-9 ._+:=@~-]")
 Part = bytes | range
 """A piece of a body: bytes as they stand, or a range of the file."""
 
+Sent = Callable[[int], None]
+"""Told how many bytes were handed over."""
+
 
 class OpenedFile(Protocol):
     """A file that stays as it was when it was opened, or cannot be read any more."""
@@ -103,7 +106,9 @@ class ResultFile(Response):
     """
 
     @classmethod
-    async def open(cls, folder: Folder, relative: str, request: Request) -> ResultFile:
+    async def open(
+        cls, folder: Folder, relative: str, request: Request, sent: Sent = lambda _: None
+    ) -> ResultFile:
         """Open a file and decide what to answer; raises what `Folder.open` raises.
 
         Parameters
@@ -114,22 +119,27 @@ class ResultFile(Response):
             Path below it as the client sent it.
         request : Request
             Its method, range and conditions decide the answer.
+        sent : callable
+            Told how many bytes of the body were handed over, piece by piece.
         """
         # One turn in a thread for all that touches the disk: most files are small Zarr chunks.
-        return await anyio.to_thread.run_sync(cls._open, folder, relative, request)
+        return await anyio.to_thread.run_sync(cls._open, folder, relative, request, sent)
 
     @classmethod
-    def _open(cls, folder: Folder, relative: str, request: Request) -> ResultFile:
+    def _open(cls, folder: Folder, relative: str, request: Request, sent: Sent) -> ResultFile:
         whole = request.method != "HEAD" and _PARTIAL.isdisjoint(request.headers)
         file = folder.open(relative, whole=whole)
         try:
-            return cls(file, relative, request)
+            return cls(file, relative, request, sent)
         except BaseException:
             file.close()
             raise
 
-    def __init__(self, file: OpenedFile, relative: str, request: Request) -> None:
+    def __init__(
+        self, file: OpenedFile, relative: str, request: Request, sent: Sent = lambda _: None
+    ) -> None:
         self._file = file
+        self._sent = sent
         code, headers, parts = _answer(file, relative, request)
         body = b""
         self._parts: list[Part] = []
@@ -156,6 +166,7 @@ class ResultFile(Response):
         """
         if not self._parts:
             await super().__call__(scope, receive, send)
+            self._sent(len(self.body))
             return
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -173,6 +184,7 @@ class ResultFile(Response):
                         if gone.done():
                             return
                         await send({"type": "http.response.body", "body": body, "more_body": True})
+                        self._sent(len(body))
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             gone.cancel()

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from deployments._isolation import hide_gpus
+from deployments._metrics import RAY, Recorder
 from deployments.execution_store import ExecutionStore
 from serve_app import errors
 from serve_app.auth import BearerAuth, Tokens
@@ -54,6 +55,7 @@ def create_app(
     validators: Mapping[str, Validate] = MappingProxyType({}),
     catalogue: Catalogue = BUILT_IN,
     sign: Sign | None = None,
+    metrics: Recorder = RAY,
 ) -> FastAPI:
     """Assemble the HTTP API; needs no Ray.
 
@@ -73,6 +75,8 @@ def create_app(
     sign : callable, optional
         Gives a link to the blobs of an execution; this replica's own where results lie in a
         container.
+    metrics : Recorder
+        Counts what is downloaded.
 
     Raises
     ------
@@ -98,6 +102,7 @@ def create_app(
         results=DiskResults(options.results_dir) if blob is None else BlobResults(blob),
         sign=sign if options.signed_url_s else None,
         nudge=nudger,
+        metrics=metrics,
     )
 
     @asynccontextmanager

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator
 
+from deployments._metrics import ENDED
 from deployments.execution_store import ExecutionStore
 from serve_app import schemas
 from serve_app.admission import accept_again
@@ -137,6 +138,9 @@ async def delete(
             return Response(status_code=204)
         return json_response(schemas.status_body(doomed, None), 202)
     asked = await context.write(store.request_cancel, workflow, execution_id)
+    if asked.status in FINISHED:
+        # It waited still: the Conductor, which counts the others, never had it.
+        context.metrics.add(ENDED, workflow=workflow, status=asked.status)
     context.nudge()
     ended = await changes.wait_finished(
         asked, lambda: context.read(store.get, workflow, execution_id), CANCEL_WAIT_S

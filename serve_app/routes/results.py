@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from deployments._metrics import DOWNLOADED_BYTES
 from serve_app import schemas
 from serve_app.context import Context, context_of
 from serve_app.errors import json_response
@@ -60,7 +62,9 @@ async def result_file(request: Request, workflow: str, execution_id: str, path: 
     _check_available(seen.execution, packaged=seen.packaged)
     # In the manifest paths begin with the execution's id, as Earth2Studio's clients expect.
     relative = path.removeprefix(f"{execution_id}/")
-    return await ResultFile.open(context.results(workflow, execution_id), relative, request)
+    folder = context.results(workflow, execution_id)
+    sent = partial(context.metrics.add, DOWNLOADED_BYTES, workflow=workflow)
+    return await ResultFile.open(folder, relative, request, sent)
 
 
 async def _link(context: Context, execution: Execution) -> dict[str, str]:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from azure.storage.blob import BlobServiceClient
 
+from deployments._metrics import UPLOADED_BYTES, UPLOADED_OBJECTS
 from deployments._transient import TransientFailure
 from deployments.blob_uploader import Uploaded, UploadJob, UploadProgress
 from tests.deployments.uploads import (
@@ -32,6 +33,7 @@ from tests.deployments.uploads import (
 from tests.emulators.azurite import Azurite
 from tests.emulators.certificates import make_certificate
 from tests.emulators.flaky_proxy import FlakyProxy
+from tests.measured import Measured
 from workflows.delivery import Container
 from workflows.errors import StageFailed, UploadFailed
 
@@ -127,6 +129,19 @@ async def test_results_arrive_whole(
     assert types["results.zarr/zarr.json"] == "application/json"
     assert types["preview.png"] == "image/png"
     assert types["checksums.sha256"] == "text/plain; charset=utf-8"
+
+
+async def test_what_is_sent_is_counted_once(
+    tmp_path: Path, azurite: Azurite, container: Container
+) -> None:
+    measured = Measured()
+    uploader = make_uploader(tmp_path, azurite.ca_file, metrics=measured)
+    files = make_results(tmp_path)
+    for _ in range(2):
+        await uploaded(uploader, container)
+        total = sum(map(len, files.values()))
+        assert measured.total(UPLOADED_BYTES, workflow=WORKFLOW) == total
+        assert measured.total(UPLOADED_OBJECTS, workflow=WORKFLOW) == len(files)
 
 
 async def test_a_container_itself_may_be_the_place(

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from deployments._azure import AzureOptions
+from deployments._metrics import RAY, REGISTRATIONS, Recorder
 from deployments._transient import TransientFailure
 from deployments.geocatalog import GeoCatalog, GeoCatalogOptions, Registered, Registration
 from tests.deployments.results import PROVENANCE, make_nowcast_plan, make_plan
 from tests.emulators.certificates import make_certificate
 from tests.emulators.geocatalog import Course, GeoCatalogEmulator
 from tests.emulators.loopback import ForeignServer
+from tests.measured import Measured
 from workflows import stac
 from workflows.base import Plan
 from workflows.dataset import Provenance
@@ -50,14 +52,18 @@ async def new_deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewDe
     made = []
 
     def make(
-        ca_file: Path | None = None, allowed: tuple[str, ...] | None = None, **credential: Any
+        ca_file: Path | None = None,
+        allowed: tuple[str, ...] | None = None,
+        metrics: Recorder = RAY,
+        **credential: Any,
     ) -> Any:
         azure = AzureOptions(
             credential="tests.emulators.tokens:EmulatorCredential",
             credential_options={"secret": SECRET} | credential,
             ca_file=ca_file,
         )
-        made.append(Deployed(GeoCatalogOptions(azure=azure, allowed=allowed, time_limit_s=30)))
+        options = GeoCatalogOptions(azure=azure, allowed=allowed, time_limit_s=30)
+        made.append(Deployed(options, metrics))
         return made[-1]
 
     yield make
@@ -125,6 +131,17 @@ async def test_a_nowcast_in_netcdf_is_made_fit_for_tiles(
     assert "data-kerchunk" in item["assets"]
     for option in emulator.render_options["goes"].values():
         assert "data-kerchunk" in option["options"]
+
+
+async def test_an_item_is_counted_when_it_is_there(
+    new_deployment: NewDeployment, emulator: GeoCatalogEmulator
+) -> None:
+    measured = Measured()
+    with pytest.raises(IngestionFailed):
+        await new_deployment(allowed=(), metrics=measured).register(registration(emulator.url))
+    assert measured.values(REGISTRATIONS) == []
+    await new_deployment(metrics=measured).register(registration(emulator.url))
+    assert measured.values(REGISTRATIONS, workflow=make_plan().workflow) == [1]
 
 
 async def test_a_catalogue_with_tls(new_deployment: NewDeployment, tmp_path: Path) -> None:

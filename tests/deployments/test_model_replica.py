@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from deployments._model_clock import Doing
 from deployments._model_replica import Job, MemberProgress, ModelReplica
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 
@@ -238,7 +239,7 @@ async def test_waiting_in_the_thread_ends_when_the_job_is_stopped() -> None:
     loop = asyncio.get_running_loop()
     job = Job(1)
     future = asyncio.run_coroutine_threadsafe(asyncio.Event().wait(), loop)
-    waiting = asyncio.create_task(asyncio.to_thread(job.wait_for, future))
+    waiting = asyncio.create_task(asyncio.to_thread(job.wait_for, future, Doing.WRITING))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     job.stop()
@@ -258,7 +259,7 @@ async def test_waiting_in_the_thread_gives_what_the_loop_gave() -> None:
         return value
 
     def wait(value: int | Exception) -> int:
-        return job.wait_for(asyncio.run_coroutine_threadsafe(give(value), loop))
+        return job.wait_for(asyncio.run_coroutine_threadsafe(give(value), loop), Doing.WRITING)
 
     assert await asyncio.to_thread(wait, 3) == 3
     with pytest.raises(OSError, match="disk"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from deployments._azure import AzureOptions
 from deployments._blob_limits import BlobLimits
+from deployments._metrics import RAY
 from deployments.blob_uploader import (
     BlobUploader,
     BlobUploaderOptions,
@@ -71,10 +72,11 @@ def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
         credential_options=credential,
         ca_file=ca_file,
     )
+    metrics = changes.pop("metrics", RAY)
     limits = LIMITS.model_copy(update=changes.pop("limits", {}))
     options = BlobUploaderOptions(azure=azure, limits=limits, report_every_s=0.01, **changes)
     deployment: Any = BlobUploader
-    return deployment.func_or_class(options, results_dir)
+    return deployment.func_or_class(options, results_dir, metrics)
 
 
 def upload(uploader: Any, container: Container) -> AsyncGenerator[UploadProgress | Uploaded, None]:

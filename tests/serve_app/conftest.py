@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from deployments._metrics import RAY, Recorder
 from deployments.conducted_store import ConductedStore
 from serve_app.ingress import IngressOptions, create_app
 from workflows.execution import Execution, Progress, Stage, Status
@@ -108,6 +109,7 @@ async def serve(store: ConductedStore, tmp_path: Path) -> AsyncIterator[Serve]:
     def make(
         nudge: Callable[[], Awaitable[None]] | None = None,
         catalogue: dict[str, Any] | None = None,
+        metrics: Recorder = RAY,
         **changes: Any,
     ) -> Service:
         options = IngressOptions(
@@ -122,7 +124,8 @@ async def serve(store: ConductedStore, tmp_path: Path) -> AsyncIterator[Serve]:
             }
         )
         more = {} if catalogue is None else {"catalogue": catalogue}
-        service = Service(create_app(options, store, nudge, **more), options, store)
+        app = create_app(options, store, nudge, metrics=metrics, **more)
+        service = Service(app, options, store)
         made.append(service)
         return service
 

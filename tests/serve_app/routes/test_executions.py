@@ -4,7 +4,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from deployments._metrics import ENDED
 from serve_app.schemas import ListBody, StatusBody
+from tests.measured import Measured
 from tests.serve_app.conftest import URL, WORKFLOW
 from workflows.execution import Status
 
@@ -220,12 +222,15 @@ async def test_extreme_times_and_unknown_pages(service):
     assert (await service.client.get(f"{URL}?before=exec_1_00000000")).status_code == 404
 
 
-async def test_cancel_while_queued(service):
+async def test_cancel_while_queued(serve):
+    measured = Measured()
+    service = serve(metrics=measured)
     execution_id = await service.submit()
     answer = await service.client.delete(f"{URL}/{execution_id}")
     assert answer.status_code == 200
     assert StatusBody.model_validate(answer.json()).status == Status.CANCELLED
     assert (await service.client.delete(f"{URL}/{execution_id}")).status_code == 409
+    assert measured.values(ENDED, workflow=WORKFLOW, status="cancelled") == [1]
 
 
 async def test_cancel_waits_for_the_conductor_a_little(service):

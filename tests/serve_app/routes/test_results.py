@@ -1,5 +1,7 @@
 import pytest
 
+from deployments._metrics import DOWNLOADED_BYTES
+from tests.measured import Measured
 from tests.serve_app.conftest import MANIFEST, URL, WORKFLOW
 from workflows.execution import Stage, Status
 
@@ -85,6 +87,27 @@ async def test_files_with_and_without_the_id_in_front(service):
             assert (head.status_code, head.content) == (200, b"")
             assert head.headers["content-length"] == str(len(content))
             assert head.headers["etag"] == answer.headers["etag"]
+
+
+async def test_bytes_that_are_sent_are_counted(serve):
+    measured = Measured()
+    service = serve(metrics=measured)
+    large = bytes(range(256)) * (9 << 12)  # two pieces and a bit
+    execution_id = await service.completed({**FILES, "large.nc": large})
+    below = f"{URL}/{execution_id}/results"
+
+    async def counted(name, status, **headers):
+        before = measured.total(DOWNLOADED_BYTES, workflow=WORKFLOW)
+        answer = await service.client.get(f"{below}/{name}", headers=headers)
+        assert answer.status_code == status
+        return measured.total(DOWNLOADED_BYTES, workflow=WORKFLOW) - before
+
+    assert await counted("results.nc", 200) == 256
+    assert await counted("results.nc", 206, Range="bytes=250-999") == 6
+    assert await counted("large.nc", 200) == len(large)
+    assert await counted("missing.nc", 404) == 0
+    await service.client.head(f"{below}/large.nc")
+    assert measured.total(DOWNLOADED_BYTES) == 256 + 6 + len(large)
 
 
 async def test_ranges_and_validators(service):

@@ -1,0 +1,138 @@
+"""What metrics tell of executions, with stand-in deployments and a real store and DBOS."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from deployments._life_metrics import LifeMetrics
+from deployments._metrics import (
+    ENDED,
+    EXECUTION_SECONDS,
+    FAILURES,
+    QUEUE_DEPTH,
+    QUEUE_OLDEST,
+    QUEUE_WAIT,
+    RETRIES,
+    RUNNING,
+    STAGE_SECONDS,
+)
+from deployments._transient import TransientFailure
+from deployments.conducted_store import ConductedStore, Waiting
+from tests.deployments.conducting import conducts, finished, on_both_databases, until
+from tests.deployments.conducting_process import Journal, StandIns
+from tests.deployments.test_conductor import WORKFLOW, submit
+from tests.measured import Measured
+from workflows import Status
+from workflows.errors import UploadFailed
+from workflows.execution import Stage
+
+NAME = WORKFLOW.name
+STEP_S = 0.05
+
+
+async def test_a_life_is_timed_stage_by_stage(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    measured = Measured()
+    execution_id = submit(store, n_samples=1)
+    metrics = LifeMetrics(measured)
+    async with conducts(store_url, StandIns(journal, step_s=STEP_S), metrics=metrics):
+        done = await until(store, execution_id, finished)
+    assert done.started_at and done.ended_at
+    assert measured.total(ENDED, workflow=NAME, status="completed") == 1
+    assert measured.values(ENDED) == [1]
+    stages = {s: measured.values(STAGE_SECONDS, workflow=NAME, stage=s) for s in Stage}
+    assert {stage for stage, took in stages.items() if took} == {
+        Stage.INITIAL_CONDITIONS,
+        Stage.INFERENCE,
+        Stage.PACKAGE,
+    }
+    [inference] = stages[Stage.INFERENCE]
+    assert inference >= 3 * STEP_S
+    [whole] = measured.values(EXECUTION_SECONDS, workflow=NAME)
+    assert whole == (done.ended_at - done.started_at).total_seconds()
+    assert sum(measured.values(STAGE_SECONDS)) <= whole + 0.05
+    [waited] = measured.values(QUEUE_WAIT, workflow=NAME)
+    assert waited == (done.started_at - done.created_at).total_seconds()
+    assert measured.values(FAILURES) == measured.values(RETRIES) == []
+
+
+async def test_a_failure_tells_stage_and_kind_and_its_stage_is_not_timed(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    async def refuse(job: Any) -> None:
+        raise UploadFailed("inference", "no")
+
+    measured = Measured()
+    execution_id = submit(store, n_samples=1)
+    stand_ins = StandIns(journal, before={"member": refuse})
+    async with conducts(store_url, stand_ins, metrics=LifeMetrics(measured)):
+        await until(store, execution_id, finished)
+    reason = {"stage": "inference", "reason": "UploadFailed"}
+    assert measured.values(FAILURES, workflow=NAME, **reason) == [1]
+    assert measured.values(FAILURES) == [1]
+    assert measured.values(ENDED, status="failed") == measured.values(ENDED) == [1]
+    assert measured.values(STAGE_SECONDS, stage="inference") == []
+    assert measured.values(EXECUTION_SECONDS) == []
+
+
+async def test_a_step_that_is_tried_again_is_a_retry(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    deaths = 0
+
+    async def die_once(job: Any) -> None:
+        nonlocal deaths
+        deaths += 1
+        if deaths == 1:
+            raise TransientFailure("inference", "ActorDiedError: the replica died")
+
+    measured = Measured()
+    execution_id = submit(store, n_samples=1)
+    stand_ins = StandIns(journal, before={"member": die_once})
+    async with conducts(store_url, stand_ins, metrics=LifeMetrics(measured)):
+        assert (await until(store, execution_id, finished)).status == Status.COMPLETED
+    assert measured.values(RETRIES, stage="inference") == measured.values(RETRIES) == [1]
+
+
+@on_both_databases
+async def test_gauges_show_what_waits_and_what_runs(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    measured = Measured()
+    running, waiting = submit(store, n_steps=400, n_samples=1), submit(store)
+    async with conducts(
+        store_url,
+        StandIns(journal, step_s=STEP_S),
+        max_running={NAME: 1},
+        metrics=LifeMetrics(measured),
+    ) as made:
+        await until(store, running, lambda e: e.progress is not None)
+        await asyncio.sleep(2.1)
+        assert measured.last(QUEUE_DEPTH, workflow=NAME) == 1
+        assert 1 < measured.last(QUEUE_OLDEST, workflow=NAME) < 20
+        assert measured.last(RUNNING, workflow=NAME, stage="inference") == 1
+        for execution_id in (waiting, running):
+            store.request_cancel(NAME, execution_id)
+        made.nudge()
+        await until(store, running, finished)
+        await asyncio.sleep(1.2)
+        assert measured.last(QUEUE_DEPTH, workflow=NAME) == 0
+        assert measured.last(QUEUE_OLDEST, workflow=NAME) == 0
+        assert measured.last(RUNNING, workflow=NAME, stage="inference") == 0
+    # The other was cancelled while it waited, where the request came in.
+    assert measured.values(ENDED, status="cancelled") == measured.values(ENDED) == [1]
+
+
+def test_what_is_tried_again_waits_from_its_retry_on() -> None:
+    measured, now = Measured(), [1000.0]
+    metrics = LifeMetrics(measured, lambda: now[0])
+    old = datetime.now(UTC) - timedelta(hours=5)
+    metrics.show([Waiting("a", NAME, old, retries=1)], [])
+    now[0] += 7
+    metrics.show([Waiting("a", NAME, old, retries=1)], [])
+    assert measured.last(QUEUE_OLDEST, workflow=NAME) == 7
+    metrics.show([Waiting("b", NAME, old, retries=0)], [])
+    assert abs(measured.last(QUEUE_OLDEST, workflow=NAME) - 5 * 3600) < 10
