@@ -23,7 +23,8 @@ class Prometheus:
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         """Give labels and value of each series of an instant query."""
-        answer: dict[str, Any] = self._http.get("/api/v1/query", params={"query": promql}).json()
+        response = self._http.get("/api/v1/query", params={"query": promql})
+        answer: dict[str, Any] = response.raise_for_status().json()
         assert answer["status"] == "success", answer
         return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
 
@@ -34,8 +35,8 @@ class Prometheus:
             try:
                 if self.query(promql):
                     return
-            except httpx.TransportError:
-                pass
+            except (httpx.TransportError, httpx.HTTPStatusError):
+                pass  # it has not started yet
             assert time.monotonic() < deadline, promql
             time.sleep(0.5)
 
