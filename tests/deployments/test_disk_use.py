@@ -51,7 +51,7 @@ def test_requests_accepted_together_cannot_overfill_the_disk(store: ConductedSto
         assert sum(threads.map(attempt, range(20))) == 9
     with pytest.raises(StorageFull) as refused:
         submit(store, Demand(needed=10, free=95))
-    # Nothing is written yet: it fits this disk no better when the others have gone … but it does.
+    # Nothing of them is written yet, so all of the disk would be there without them.
     assert (refused.value.left, refused.value.at_most) == (5, 95)
     assert not refused.value.for_good
 
