@@ -114,7 +114,10 @@ def wait_for_steps(store: ConductedStore, execution_id: str, steps: int) -> None
 
 def stop(process: subprocess.Popen[bytes], number: signal.Signals, folder: Path) -> None:
     process.send_signal(number)
-    assert process.wait(timeout=120) == 0, (folder / "log").read_text()[-3000:]
+    # Stopped before it was ready, the process has been seen to end by the signal itself, after all
+    # else had been shut down. How it ends when it was is a matter of tests/serve_app/test_main.py.
+    code = process.wait(timeout=120)
+    assert code in (0, -signal.SIGTERM), (folder / "log").read_text()[-3000:]
 
 
 def statuses(store: ConductedStore, *execution_ids: str) -> list[Status]:
