@@ -202,6 +202,13 @@ class Blobs:
                 for each in found:
                     yield each["path"], each["size"]
 
+    def folders(self, folder: str) -> Iterator[str]:
+        """Give the names of the folders right below one, without what lies in them."""
+        with self._told():
+            found = self._obstore.list_with_delimiter(self._store, folder or None)
+        for path in found["common_prefixes"]:
+            yield path.rstrip("/").rpartition("/")[2]
+
     def delete(self, *keys: str) -> None:
         """Remove blobs; those that are not there are no matter."""
         for key in keys:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from deployments._blob_objects import BlobResultsOptions, Blobs
 from deployments._blob_results import ROOT, ResultBlobs, result_folder
-from deployments._blob_work import WorkBlobs
+from deployments._blob_work import WORK, WorkBlobs
 from deployments._result_files import NETCDF
+from deployments._storage import Holding, page_of_holdings
 from deployments.manifest import CHECKSUMS
 from workflows.base import Plan
 from workflows.dataset import Provenance
@@ -47,6 +48,17 @@ class BlobStorage:
         work = self.work(execution_id)
         work.close()
         self._blobs.remove(work.folder)
+
+    def holdings(self, after: str, limit: int) -> list[Holding]:
+        """List of which executions something is there, in the order of their ids."""
+        working = self._blobs.folders(WORK)
+        results = (
+            (workflow, name)
+            for workflow in self._blobs.folders("")
+            if not workflow.startswith(".")
+            for name in self._blobs.folders(workflow)
+        )
+        return page_of_holdings(working, results, after, limit)
 
     def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working records."""

@@ -14,7 +14,9 @@ from typing import Any
 from dbos import DBOS, SetWorkflowID
 from ray.serve.handle import DeploymentHandle
 
+from deployments._attempts import attempt_id, remove_attempts
 from deployments._component_watch import ComponentWatch
+from deployments._housekeeping import Housekeeping, HousekeepingOptions
 from deployments._lease import lease_for
 from deployments._life_metrics import LifeMetrics
 from deployments._lives import Lives, superseded
@@ -55,6 +57,8 @@ class Conducting:
         Whether models take turns on one GPU.
     metrics : LifeMetrics, optional
         Told of the queue and of every change of a record.
+    housekeeping : HousekeepingOptions, optional
+        When what has ended is removed.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Conducting:
         drain_s: float,
         in_turn: bool = False,
         metrics: LifeMetrics | None = None,
+        housekeeping: HousekeepingOptions | None = None,
     ) -> None:
         self._execute = execute
         self._deployments = deployments
@@ -93,6 +98,9 @@ class Conducting:
             in_turn=in_turn,
         )
         self._watch = ComponentWatch(components, deployments, self._store, self.lives)
+        self._housekeeping = Housekeeping(
+            self._store, deployments["packager"], self.lives, housekeeping or HousekeepingOptions()
+        )
 
     async def run(self) -> None:
         """Wait for the lease, then conduct until `stop` is called."""
@@ -113,16 +121,15 @@ class Conducting:
         claimed = await asyncio.to_thread(self._store.unfinished)
         # Before DBOS takes them up: one that ends at once must be among those that can end.
         self._started.update((e.execution_id, e.workflow) for e in claimed)
-        watch: asyncio.Task[None] | None = None
+        beside: list[asyncio.Task[None]] = []
         try:
             self._launch()
             await self._reconcile(claimed)
-            watch = asyncio.create_task(self._watch.run())
+            beside += map(asyncio.create_task, (self._watch.run(), self._housekeeping.run()))
             await self._conduct()
         finally:
-            for task in (watch, *self._purging.values()):
-                if task is not None:
-                    task.cancel()
+            for task in (*beside, *self._purging.values()):
+                task.cancel()
             await self._end_lives()
             await asyncio.to_thread(DBOS.destroy)
 
@@ -168,7 +175,7 @@ class Conducting:
         """Take up executions whose workflow never began, and record what ended unsaid."""
         for execution in claimed:
             execution_id = execution.execution_id
-            status = await DBOS.get_workflow_status_async(_attempt(execution))
+            status = await DBOS.get_workflow_status_async(attempt_id(execution))
             if status is None:
                 await self._start(execution)
             elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
@@ -219,7 +226,7 @@ class Conducting:
     async def _start(self, execution: Execution) -> None:
         self._started[execution.execution_id] = execution.workflow
         packaged = execution.results if execution.is_packaged else None
-        with SetWorkflowID(_attempt(execution)):
+        with SetWorkflowID(attempt_id(execution)):
             await DBOS.start_workflow_async(
                 self._execute, execution.execution_id, execution.retries, packaged
             )
@@ -243,7 +250,7 @@ class Conducting:
             if life is not None:
                 self._cancelling.add(execution_id)
                 # Recorded first, so that no successor takes it up again; then at once here.
-                await DBOS.cancel_workflow_async(_attempt(execution))
+                await DBOS.cancel_workflow_async(attempt_id(execution))
                 life.task.cancel()
             elif execution_id not in self._started:
                 # It may have finished since the request was read.
@@ -262,10 +269,7 @@ class Conducting:
         execution_id = execution.execution_id
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
-            for attempt in range(execution.retries + 1):
-                workflow_id = _attempt(execution, attempt)
-                if await DBOS.get_workflow_status_async(workflow_id) is not None:
-                    await DBOS.delete_workflow_async(workflow_id)
+            await remove_attempts(execution)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:
             logger.exception("%s not purged, tried again later", execution_id)
@@ -284,12 +288,6 @@ class Conducting:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
-
-
-def _attempt(execution: Execution, attempt: int | None = None) -> str:
-    """Name the DBOS workflow of an attempt at an execution, by default the latest."""
-    attempt = execution.retries if attempt is None else attempt
-    return f"{execution.execution_id}.{attempt}" if attempt else execution.execution_id
 
 
 _here: Conducting | None = None

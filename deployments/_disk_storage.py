@@ -8,10 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from deployments._result_files import ResultFiles, remove_tree
+from deployments._storage import Holding, page_of_holdings
 from deployments._work_folder import WorkFolder
 from deployments.netcdf_export import POLL_S
 from workflows.base import Plan
 from workflows.dataset import Provenance
+
+_PARTIAL, _PURGED = ".partial", ".purged"
 
 
 class DiskStorage:
@@ -59,13 +62,14 @@ class DiskStorage:
         """Remove an execution's working files; its results stay, and cannot be changed any more."""
         remove_tree(self.work(execution_id).path)
         remove_tree(self._partial(execution_id))
+        remove_tree(self._moved(execution_id))
 
     def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
         # The working files first: without them no writer is admitted.
         remove_tree(self.work(execution_id).path)
         # Renamed first, so that nobody gets half a result.
-        moved = self._results_dir / ".partial" / f"{execution_id}.purged"
+        moved = self._moved(execution_id)
         remove_tree(moved)
         moved.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
@@ -73,5 +77,31 @@ class DiskStorage:
         remove_tree(moved)
         self.clean(execution_id)
 
+    def holdings(self, after: str, limit: int) -> list[Holding]:
+        """List of which executions something is there, in the order of their ids."""
+        working = (
+            name.removesuffix(_PURGED)
+            for folder in (self._work_dir, self._results_dir / _PARTIAL)
+            for name in _folders(folder)
+        )
+        results = (
+            (workflow, name)
+            for workflow in _folders(self._results_dir)
+            if not workflow.startswith(".")
+            for name in _folders(self._results_dir / workflow)
+        )
+        return page_of_holdings(working, results, after, limit)
+
     def _partial(self, execution_id: str) -> Path:
-        return self._results_dir / ".partial" / execution_id
+        return self._results_dir / _PARTIAL / execution_id
+
+    def _moved(self, execution_id: str) -> Path:
+        return self._results_dir / _PARTIAL / f"{execution_id}{_PURGED}"
+
+
+def _folders(path: Path) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []

@@ -57,6 +57,21 @@ executions = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False, default=0),
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("body_digest", sa.String(64)),
+    sa.Column(
+        "disk_bytes",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="what it takes of the disk: at most while it waits or runs, then what is kept",
+    ),
+    sa.Column(
+        "unwritten_bytes",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="what of that is still to be written",
+    ),
+    sa.Column("removed_at", _UtcTime, comment="when nothing was left but this row"),
     sa.Index("executions_by_status", "status", "number"),
     sa.Index("executions_by_workflow", "workflow", "number"),
     sa.Index("executions_by_key", "workflow", "idempotency_key"),
@@ -69,6 +84,28 @@ executions = sa.Table(
         postgresql_where=sa.text("purge_requested"),
     ),
     sa.Index("executions_by_workflow_and_status", "workflow", "status", "number"),
+    # What is summed up at a submit lies in these indexes alone.
+    sa.Index(
+        "executions_on_disk",
+        "disk_bytes",
+        sqlite_where=sa.text("disk_bytes > 0"),
+        postgresql_where=sa.text("disk_bytes > 0"),
+    ),
+    sa.Index(
+        "executions_unwritten",
+        "unwritten_bytes",
+        sqlite_where=sa.text("unwritten_bytes > 0"),
+        postgresql_where=sa.text("unwritten_bytes > 0"),
+    ),
+    sa.Index("executions_by_end", "status", "ended_at"),
+    sa.Index("executions_by_removal", "status", "removed_at"),
+)
+
+forgotten = sa.Table(
+    "forgotten",
+    metadata,
+    sa.Column("execution_id", sa.String(64), primary_key=True, comment="that had a row once"),
+    sa.Column("forgotten_at", _UtcTime, nullable=False),
 )
 
 conductors = sa.Table(
@@ -97,7 +134,11 @@ descriptions = sa.Table(
 EXECUTION_COLUMNS = [
     column
     for column in executions.c
-    if column.name not in {"number", "idempotency_key", "body_digest"}
+    if column.name
+    not in {
+        *("number", "idempotency_key", "body_digest"),
+        *("disk_bytes", "unwritten_bytes", "removed_at"),
+    }
 ]
 
 
@@ -105,10 +146,20 @@ def create_tables(connection: sa.Connection) -> None:
     """Make the tables, and bring those of an earlier release up to date."""
     metadata.create_all(connection)
     known = {column["name"] for column in sa.inspect(connection).get_columns(executions.name)}
-    if executions.c.retries.name not in known:
-        connection.exec_driver_sql(
-            f"ALTER TABLE {executions.name} ADD COLUMN retries INTEGER NOT NULL DEFAULT 0"
+    missing = [column for column in executions.c if column.name not in known]
+    for column in missing:
+        definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"ALTER TABLE {executions.name} ADD COLUMN {definition}")
+    if executions.c.disk_bytes in missing:
+        size = executions.c.results[("totals", "bytes")].as_string()
+        connection.execute(
+            sa.update(executions).values(
+                disk_bytes=sa.func.coalesce(sa.cast(size, sa.BigInteger), 0)
+            )
         )
+    if missing:
+        for index in executions.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def row_of(execution: Execution) -> dict[str, Any]:

@@ -84,6 +84,8 @@ class Lives:
         self.descriptions: dict[str, dict[str, Any]] = {}
         """What models and data sources say of themselves, by name."""
         self.running: dict[str, Life] = {}
+        self.removing: dict[str, asyncio.Event] = {}
+        """What an earlier attempt has left and is just being removed; set when that is done."""
         self.closed = False
         """True when no life may begin here any more."""
         self._store = store
@@ -103,6 +105,8 @@ class Lives:
             If a later attempt has taken over. That of a Conductor which died after it had recorded
             a failure is taken up again by its successor, and must not touch the execution any more.
         """
+        if execution_id in self.removing:
+            await self.removing[execution_id].wait()
         execution = await self._read(execution_id)
         if self.closed:
             raise asyncio.CancelledError

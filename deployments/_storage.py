@@ -7,10 +7,11 @@ the execution has gone meanwhile.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,42 @@ from deployments._work_folder import Written
 from workflows.base import Plan
 from workflows.dataset import Dataset, Provenance
 from workflows.errors import StageFailed
+from workflows.execution import EXECUTION_ID
 
 Floats = NDArray[np.float32]
+
+
+class Holding(NamedTuple):
+    """What lies there of one execution."""
+
+    execution_id: str
+    workflows: tuple[str, ...]
+    """In whose folders there are results of it; an execution has one workflow."""
+    is_working: bool
+    """Whether there are working records, or files that are not whole."""
+
+
+def page_of_holdings(
+    working: Iterable[str], results: Iterable[tuple[str, str]], after: str, limit: int
+) -> list[Holding]:
+    """Bring together what `Storage.holdings` gives.
+
+    Parameters
+    ----------
+    working : iterable of str
+        Names where working records lie; what is no execution's id is left out.
+    results : iterable of (str, str)
+        Workflows, and names in their folders.
+    """
+    begun = set(working)
+    workflows: dict[str, list[str]] = {}
+    for workflow, name in results:
+        workflows.setdefault(name, []).append(workflow)
+    ids = (each for each in begun | workflows.keys() if each > after)
+    return [
+        Holding(each, tuple(workflows.get(each, ())), each in begun)
+        for each in heapq.nsmallest(limit, filter(EXECUTION_ID.fullmatch, ids))
+    ]
 
 
 class Work(Protocol):
@@ -136,3 +171,14 @@ class Storage(Protocol):
 
     def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working records."""
+
+    def holdings(self, after: str, limit: int) -> list[Holding]:
+        """List of which executions something is there, in the order of their ids.
+
+        Parameters
+        ----------
+        after : str
+            Ids up to this one are left out.
+        limit : int
+            Executions at most.
+        """

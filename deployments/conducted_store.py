@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from deployments._disk_use import NOTHING, changed
 from deployments._execution_tables import (
     EXECUTION_COLUMNS,
     conductors,
     descriptions,
     execution_of,
     executions,
+    forgotten,
     readiness,
 )
-from deployments.execution_store import ExecutionStore
+from deployments.execution_store import IDEMPOTENCY_WINDOW, ExecutionStore
 from workflows.custom import is_custom
 from workflows.errors import StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
@@ -181,11 +183,128 @@ class ConductedStore(ExecutionStore):
             execution = self._get(connection, execution_id)
             if status in FINISHED and execution.status not in FINISHED:
                 values["ended_at"] = datetime.now(UTC)
+            values |= changed(execution, status, progress, results)
             return self._update(connection, execution, **values)
 
     def remove(self, fence: int, execution_id: str) -> None:
-        """Forget an execution."""
+        """Forget an execution, but for its id: files that come late are known to be its."""
+        with self._fenced(fence) as connection:
+            self._remove(connection, [execution_id])
+
+    def _remove(self, connection: sa.Connection, execution_ids: Sequence[str]) -> None:
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        now = datetime.now(UTC)
+        connection.execute(
+            insert(forgotten).on_conflict_do_nothing(),
+            [{"execution_id": each, "forgotten_at": now} for each in execution_ids],
+        )
+        connection.execute(
+            sa.delete(executions).where(executions.c.execution_id.in_(execution_ids))
+        )
+
+    # Housekeeping, see `deployments._housekeeping`.
+
+    def due(self, ended_before: datetime, limit: int) -> list[str]:
+        """Read which executions are to expire, those that ended first."""
+        return self._ids(
+            executions.c.status.in_([str(status) for status in FINISHED - {Status.EXPIRED}]),
+            executions.c.ended_at < ended_before,
+            executions.c.purge_requested.is_(False),
+            order=executions.c.ended_at,
+            limit=limit,
+        )
+
+    def expire(self, fence: int, execution_id: str, ended_before: datetime) -> None:
+        """Let an execution expire, unless it was tried again meanwhile; its results are gone."""
+        with self._fenced(fence) as connection:
+            execution = self._get(connection, execution_id)
+            if execution.status not in FINISHED - {Status.EXPIRED} or (
+                execution.ended_at is None or execution.ended_at >= ended_before
+            ):
+                return
+            self._update(connection, execution, status=Status.EXPIRED, progress=None, results=None)
+
+    def expired(self, limit: int, but: Collection[str] = ()) -> list[Execution]:
+        """Read the expired executions that may have files or records of DBOS."""
+        query = (
+            sa.select(*EXECUTION_COLUMNS)
+            .where(
+                executions.c.status == Status.EXPIRED,
+                executions.c.removed_at.is_(None),
+                executions.c.execution_id.notin_(but),
+            )
+            .limit(limit)
+        )
+        with self.engine.connect() as connection:
+            return [execution_of(row) for row in connection.execute(query)]
+
+    def mark_removed(self, fence: int, execution_id: str) -> None:
+        """Note that nothing is left of an expired execution but its row."""
         with self._fenced(fence) as connection:
             connection.execute(
-                sa.delete(executions).where(executions.c.execution_id == execution_id)
+                sa.update(executions)
+                .where(
+                    executions.c.execution_id == execution_id,
+                    executions.c.status == Status.EXPIRED,
+                )
+                .values(removed_at=datetime.now(UTC), **NOTHING)
             )
+
+    def forget(self, fence: int, removed_before: datetime, limit: int) -> int:
+        """Forget expired executions; says how many.
+
+        None before its Idempotency-Key has lost its meaning: a client that repeats a request
+        within that time is told of the execution that there was.
+        """
+        old = self._ids(
+            executions.c.status == Status.EXPIRED,
+            executions.c.removed_at < removed_before,
+            executions.c.created_at < datetime.now(UTC) - IDEMPOTENCY_WINDOW,
+            order=executions.c.removed_at,
+            limit=limit,
+        )
+        if old:
+            with self._fenced(fence) as connection:
+                self._remove(connection, old)
+        return len(old)
+
+    def ended(self, execution_ids: Collection[str], before: datetime) -> dict[str, Status | None]:
+        """Read which of some executions ended before a time: their status, None if forgotten.
+
+        Those that nobody has ever heard of are left out, like those that may go on.
+        """
+        ids = list(execution_ids)
+        rows = sa.select(executions.c.execution_id, executions.c.status).where(
+            executions.c.execution_id.in_(ids),
+            executions.c.status.in_([str(status) for status in FINISHED]),
+            executions.c.ended_at < before,
+            executions.c.purge_requested.is_(False),
+        )
+        gone = sa.select(forgotten.c.execution_id).where(forgotten.c.execution_id.in_(ids))
+        with self.engine.connect() as connection:
+            found: dict[str, Status | None] = dict.fromkeys(connection.scalars(gone))
+            return found | {row[0]: Status(row[1]) for row in connection.execute(rows)}
+
+    def known(self, execution_ids: Collection[str]) -> set[str]:
+        """Read which of some executions have a row, or had one."""
+        ids = list(execution_ids)
+        with self.engine.connect() as connection:
+            return {
+                execution_id
+                for table in (executions, forgotten)
+                for execution_id in connection.scalars(
+                    sa.select(table.c.execution_id).where(table.c.execution_id.in_(ids))
+                )
+            }
+
+    def forget_ids(self, fence: int, before: datetime) -> None:
+        """Forget for good which executions there were."""
+        with self._fenced(fence) as connection:
+            connection.execute(sa.delete(forgotten).where(forgotten.c.forgotten_at < before))
+
+    def _ids(
+        self, *conditions: sa.ColumnElement[bool], order: sa.Column[Any], limit: int
+    ) -> list[str]:
+        query = sa.select(executions.c.execution_id).where(*conditions).order_by(order).limit(limit)
+        with self.engine.connect() as connection:
+            return list(connection.scalars(query))

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import _delivered
 from deployments._conducting import Conducting, conduct_here, here
+from deployments._housekeeping import HousekeepingOptions
 from deployments._isolation import hide_gpus
 from deployments._steps import (
     condition_member,
@@ -156,6 +157,7 @@ class ConductorOptions(BaseModel):
     """Executions that run at once, by workflow."""
     in_turn: bool = False
     """Whether models take turns on one GPU: what conditions a forecast is then computed first."""
+    housekeeping: HousekeepingOptions = HousekeepingOptions()
     drain_s: float = 5.0
     """What running steps get to end in when another replica takes over."""
 
@@ -196,6 +198,7 @@ class Conductor:
             max_running=options.max_running,
             in_turn=options.in_turn,
             drain_s=options.drain_s,
+            housekeeping=options.housekeeping,
         )
         conduct_here(self._conducting)
         # Not awaited: a replica that replaces another is healthy while it waits for the lease,

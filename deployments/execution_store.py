@@ -1,10 +1,12 @@
 """The record of every execution, in SQLite or PostgreSQL, as the ingress uses it.
 
 The ingress submits, reads and asks for cancellation; all else is written by the Conductor, see
-`deployments.conducted_store`. Both modules and the tables they share hold all SQL of ours.
+`deployments.conducted_store`. They, the tables they share and `deployments._disk_use` hold all SQL
+of ours.
 
 The table is also the queue: its bound is checked, the position counted and the next execution
-claimed in transactions that take the write lock first.
+claimed in transactions that take the write lock first. So is what results take of the disk, see
+`deployments._disk_use`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from deployments import _disk_use
+from deployments._disk_use import Demand
 from deployments._execution_tables import (
     EXECUTION_COLUMNS,
     conductors,
@@ -124,11 +128,19 @@ class ExecutionStore:
         *,
         max_queued: int,
         idempotency: Idempotency | None = None,
+        demand: Demand | None = None,
     ) -> Submitted:
         """Accept an execution, or give back the one that its Idempotency-Key names.
 
+        Parameters
+        ----------
+        demand : Demand, optional
+            What it needs of the disk; None does not ask.
+
         Raises
         ------
+        StorageFull
+            If its result has no room beside those that are there or will be written.
         QueueFull
             If `max_queued` executions wait already.
         IdempotencyConflict
@@ -139,6 +151,8 @@ class ExecutionStore:
                 known = self._replay(connection, execution.workflow, idempotency)
                 if known is not None:
                     return Submitted(known, self._position(connection, known), replayed=True)
+            if demand is not None:
+                _disk_use.check(connection, demand)
             queued: int = connection.execute(_COUNT_QUEUED).scalar_one()
             if queued >= max_queued:
                 raise QueueFull(queued, max_queued)
@@ -146,6 +160,7 @@ class ExecutionStore:
                 _INSERT,
                 {
                     **row_of(execution),
+                    **_disk_use.promised(demand),
                     "idempotency_key": idempotency and idempotency.key,
                     "body_digest": idempotency and idempotency.body_digest,
                 },
@@ -285,6 +300,7 @@ class ExecutionStore:
                     status=Status.CANCELLED,
                     ended_at=datetime.now(UTC),
                     cancel_requested=True,
+                    **_disk_use.NOTHING,
                 )
             return self._update(connection, execution, cancel_requested=True)
 
@@ -306,11 +322,25 @@ class ExecutionStore:
                 )
             return self._update(connection, execution, purge_requested=True)
 
-    def request_retry(self, workflow: str, execution_id: str, *, max_queued: int) -> Execution:
+    def request_retry(
+        self,
+        workflow: str,
+        execution_id: str,
+        *,
+        max_queued: int,
+        demand: Demand | None = None,
+    ) -> Execution:
         """Queue a failed execution again; what it has packaged is not made anew.
+
+        Parameters
+        ----------
+        demand : Demand, optional
+            What it needs of the disk, unless it has packaged; None does not ask.
 
         Raises
         ------
+        StorageFull
+            As `submit`.
         ExecutionNotFound
             If that workflow has no such execution.
         IllegalTransition
@@ -325,10 +355,12 @@ class ExecutionStore:
                 raise IllegalTransition(
                     f"only what has failed can be tried again, and the execution is {state}"
                 )
+            packaged = execution.is_packaged
+            if demand is not None and not packaged:
+                _disk_use.check(connection, demand)
             queued: int = connection.execute(_COUNT_QUEUED).scalar_one()
             if queued >= max_queued:
                 raise QueueFull(queued, max_queued)
-            packaged = execution.is_packaged
             return self._update(
                 connection,
                 execution,
@@ -343,6 +375,7 @@ class ExecutionStore:
                 ended_at=None,
                 cancel_requested=False,
                 retries=execution.retries + 1,
+                **({} if packaged else _disk_use.promised(demand)),
             )
 
     def revisions(self, execution_ids: Sequence[str]) -> dict[str, int]:

@@ -26,6 +26,7 @@ from deployments._isolation import hide_gpus
 from deployments._metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
 from deployments._preview import render
 from deployments._result_files import ZARR
+from deployments._storage import Holding
 from deployments.results_store import ResultsStore
 from deployments.static_catalog import StaticCatalog
 from workflows import stac
@@ -207,6 +208,10 @@ class Packager:
     async def clean(self, execution_id: str) -> None:
         """Remove an execution's working files."""
         await asyncio.to_thread(self._results.clean, execution_id)
+
+    async def holdings(self, after: str, limit: int) -> list[Holding]:
+        """List of which executions there are files, see `deployments._storage.Storage`."""
+        return await asyncio.to_thread(self._results.holdings, after, limit)
 
 
 def _metadata(plan: Plan, execution_id: str, provenance: Provenance) -> bytes:

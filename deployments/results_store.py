@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments._storage import Result, Storage, Work
+from deployments._storage import Holding, Result, Storage, Work
 from deployments._work_folder import Written
 from deployments.manifest import MAX_LISTED, describe_files
 from deployments.netcdf_export import follow
@@ -265,6 +265,10 @@ class ResultsStore:
         """Remove an execution's results and working files."""
         self._storage.purge(_name(workflow), _name(execution_id))
         self._forget(execution_id)
+
+    def holdings(self, after: str, limit: int) -> list[Holding]:
+        """List of which executions something is there, see `deployments._storage.Storage`."""
+        return self._storage.holdings(after, limit)
 
     def _work(self, execution_id: str) -> Work:
         return self._storage.work(_name(execution_id))

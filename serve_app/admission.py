@@ -9,16 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from deployments._disk_use import Demand
 from deployments.execution_store import ExecutionStore, Idempotency, Submitted
-from serve_app.context import Context
-from serve_app.errors import TryLater
+from serve_app.context import Context, IngressOptions
+from serve_app.errors import NoRoomNow, TryLater
 from serve_app.json_body import RequestBody
 from workflows.base import Plan, Workflow
-from workflows.errors import InvalidParameters, Problem, QueueFull
+from workflows.custom import is_custom
+from workflows.errors import InvalidParameters, Problem, QueueFull, StorageFull
 from workflows.execution import Execution, Status, new_execution_id
 
-DISK_RESERVE = 256 * 2**20
-"""Bytes that stay free: the execution store and logs live on a disk too."""
 UNKNOWN_RETRY_S = 30
 """Retry-After while no execution has ended yet."""
 LONGEST_RETRY_S = 600
@@ -41,6 +43,8 @@ def accept(
         delivery to a place that is not allowed.
     TryLater
         If the queue is full.
+    NoRoomNow
+        If its result does not fit beside those that are there or will be written.
     IdempotencyConflict
         If the key came with another body.
     """
@@ -59,14 +63,7 @@ def accept(
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
         _check_size(plan, workflow, options.max_output_bytes)
-        if options.blob_results is None:
-            _check_disk(plan, workflow, options.results_dir)
         drawn = workflow.drawn(plan)
-    elif not free_bytes(options.results_dir):
-        # How much it will write only its class knows; that is checked when it says so.
-        raise InvalidParameters(
-            [Problem("parameters", "no disk is left for results", "insufficient_storage")]
-        )
     execution = Execution(
         execution_id=new_execution_id(),
         workflow=workflow.name,
@@ -76,9 +73,22 @@ def accept(
         created_at=datetime.now(UTC),
     )
     try:
-        return store.submit(execution, max_queued=options.max_queued, idempotency=idempotency)
+        return store.submit(
+            execution,
+            max_queued=options.max_queued,
+            idempotency=idempotency,
+            demand=_demand(options, plan),
+        )
     except QueueFull as full:
         raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow.name)) from None
+    except StorageFull as full:
+        if not full.for_good:
+            raise _no_room(full, store, workflow.name) from None
+        if isinstance(plan, Plan):
+            raise _too_large(plan, workflow, _in_words(full), "insufficient_storage") from None
+        raise InvalidParameters(
+            [Problem("parameters", "no disk is left for results", "insufficient_storage")]
+        ) from None
 
 
 def accept_again(context: Context, workflow: str, execution_id: str) -> Execution:
@@ -91,12 +101,23 @@ def accept_again(context: Context, workflow: str, execution_id: str) -> Executio
         If it has not failed.
     TryLater
         If the queue is full.
+    NoRoomNow
+        If its result does not fit beside the others.
     """
-    store, limit = context.store, context.options.max_queued
+    store, options = context.store, context.options
+    failed = store.get(workflow, execution_id)
+    plan = None if is_custom(failed.plan) else Plan.model_validate(failed.plan)
     try:
-        return store.request_retry(workflow, execution_id, max_queued=limit)
+        return store.request_retry(
+            workflow,
+            execution_id,
+            max_queued=options.max_queued,
+            demand=_demand(options, plan),
+        )
     except QueueFull as full:
         raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow)) from None
+    except StorageFull as full:
+        raise _no_room(full, store, workflow) from None
 
 
 def _usual_seconds(store: ExecutionStore, workflow: str) -> int:
@@ -131,25 +152,38 @@ def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
         )
 
 
-def _check_disk(plan: Plan, workflow: Workflow, results_dir: Path) -> None:
-    # NetCDF4 is exported from the Zarr store, which is removed only afterwards.
-    needed = plan.output_bytes * (2 if plan.output_format == "netcdf4" else 1)
-    needed += plan.working_bytes
-    free = free_bytes(results_dir)
-    if needed > free:
-        raise _too_large(
-            plan,
-            workflow,
-            f"it needs {readable_size(needed)} of disk, {readable_size(free)} are left",
-            "insufficient_storage",
-        )
+def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
+    # How much a user's class will write only the class knows; that is checked when it says so.
+    return Demand(
+        needed=plan.disk_bytes if isinstance(plan, Plan) else 0,
+        free=free_bytes(options.results_dir, options.min_free_bytes)
+        if options.blob_results is None
+        else None,
+        quota=options.quota_bytes,
+    )
 
 
-def free_bytes(folder: Path) -> int:
+def _no_room(full: StorageFull, store: ExecutionStore, workflow: str) -> NoRoomNow:
+    return NoRoomNow(
+        full.needed, full.left, full.at_most, _in_words(full), _usual_seconds(store, workflow)
+    )
+
+
+def _in_words(full: StorageFull) -> str:
+    needs = f"it needs {readable_size(full.needed)} of disk, " if full.needed else ""
+    if full.for_good:
+        return f"{needs}there are {readable_size(full.at_most)} if no other result is kept"
+    return (
+        f"no room for the result now: {needs}{readable_size(full.left)} are left beside other "
+        "results and what will still be written; results that are purged or expire make room"
+    )
+
+
+def free_bytes(folder: Path, reserve: int) -> int:
     """Give what results may still take of a folder's disk; the folder need not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return max(shutil.disk_usage(folder).free - DISK_RESERVE, 0)
+    return max(shutil.disk_usage(folder).free - reserve, 0)
 
 
 def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> InvalidParameters:

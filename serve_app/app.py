@@ -13,6 +13,7 @@ from ray.serve import Application, Deployment
 
 from deployments._azure import AzureOptions
 from deployments._blob_objects import BlobResultsOptions
+from deployments._housekeeping import HousekeepingOptions
 from deployments._loading import LoaderOptions
 from deployments.blob_uploader import BlobUploader, BlobUploaderOptions
 from deployments.conductor import Conductor, ConductorOptions
@@ -101,6 +102,9 @@ def build(args: dict[str, Any]) -> Application:
             store_url=store_url,
             max_running=settings.max_running,
             in_turn=settings.models.in_turn,
+            housekeeping=HousekeepingOptions(
+                keep_s=settings.results.keep_s, keep_record_s=settings.results.keep_record_s
+            ),
         ),
         deployments | custom | delivery,
         components,
@@ -115,6 +119,8 @@ def build(args: dict[str, Any]) -> Application:
         regional_grid=settings.models.stormscope.grid,
         max_queued=settings.queue.max_size,
         max_output_bytes=int(settings.limits.max_output_gb * 1e9),
+        quota_bytes=settings.results.quota_bytes,
+        min_free_bytes=int(settings.results.min_free_gb * 1e9),
         max_body_bytes=int(settings.limits.max_body_mb * 1e6),
         tokens_file=settings.auth.tokens_file,
         allow_origins=settings.cors.allow_origins,

@@ -59,6 +59,10 @@ class IngressOptions(BaseModel):
     max_queued: int = Field(20, ge=1)
     max_output_bytes: int = Field(gt=0)
     """A request whose estimated result is larger is refused."""
+    quota_bytes: int | None = Field(None, gt=0)
+    """What all results may take together; None is no bound."""
+    min_free_bytes: int = Field(250 * 10**6, ge=0)
+    """What stays free of the disk: the execution store and logs live on one too."""
     max_body_bytes: int = Field(2**20, ge=1)
     validation_limit_s: float = Field(default=10.0, gt=0)
     """What a class of a user's own may take to check parameters."""

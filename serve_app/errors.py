@@ -30,6 +30,7 @@ from workflows.errors import (
     Problem,
     QueueFull,
     ResultsNotFound,
+    StorageFull,
     WorkflowNotFound,
 )
 
@@ -81,6 +82,21 @@ class TryLater(QueueFull):
         self.retry_after_s = retry_after_s
 
 
+class NoRoomNow(StorageFull):
+    """A result has no room beside others, which need not stay; with a guess when to ask again."""
+
+    def __init__(
+        self, needed: int, left: int, at_most: int, reason: str, retry_after_s: int
+    ) -> None:
+        super().__init__(needed, left, at_most)
+        self.args = (needed, left, at_most, reason, retry_after_s)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class Unhealthy(Earth2ServeError):
     """The server cannot do its work; carries what was found."""
 
@@ -102,6 +118,7 @@ STATUS: dict[type[Exception], int] = {
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     TryLater: 429,
+    NoRoomNow: 503,
     ForbiddenPath: 403,
     InvalidPath: 400,
     ResultsUnavailable: 503,
@@ -157,7 +174,7 @@ def _detail(error: Exception) -> Any:
 
 def _headers(error: Exception) -> dict[str, str] | None:
     match error:
-        case TryLater():
+        case TryLater() | NoRoomNow():
             return {"Retry-After": str(error.retry_after_s)}
         case Unhealthy() | ResultsUnavailable() | WorkflowUnavailable() | sa.exc.SQLAlchemyError():
             return {"Retry-After": str(STORE_RETRY_S)}

@@ -22,6 +22,7 @@ from pydantic import (
 
 from serve_app.azure_sections import AzureSettings
 from serve_app.findings import Finding, Places, explain, find, known_places
+from serve_app.results_section import ResultsSettings
 from serve_app.section import Section
 from serve_app.sections import (
     AuthSettings,
@@ -78,6 +79,7 @@ class Settings(Section):
         "another cloud https://ACCOUNT.blob.…/CONTAINER/FOLDER); null is the folder results in "
         "data_dir.",
     )
+    results: ResultsSettings = ResultsSettings()
     workflows: WorkflowSettings = WorkflowSettings()
     models: ModelsSettings = ModelsSettings()
     data_sources: DataSourcesSettings = DataSourcesSettings()

@@ -135,6 +135,13 @@ class Plan(BaseModel):
         return fields * 4 * math.prod(conditions.grid.shape)
 
     @property
+    def disk_bytes(self) -> int:
+        """Size of what lies on the disk at most, while it runs: the result and what it needs."""
+        # NetCDF4 is exported from the Zarr store, which is removed only afterwards.
+        copies = 2 if self.output_format == "netcdf4" else 1
+        return self.output_bytes * copies + self.working_bytes
+
+    @property
     def conditioning_hours(self) -> range:
         """Hours after the conditioning forecast's start whose fields are needed, one a step."""
         if self.conditioning is None:

@@ -10,6 +10,7 @@
     ├── ResultsNotFound          no such file in an execution's results
     ├── IdempotencyConflict      same Idempotency-Key, other body
     ├── QueueFull
+    ├── StorageFull              no room for a result, now or ever
     ├── IllegalTransition        a state change that the life of an execution does not allow
     ├── StaleConductor           a call that carries a superseded fencing token
     ├── ExecutionCancelled
@@ -103,6 +104,39 @@ class QueueFull(Earth2ServeError):
 
     def __str__(self) -> str:
         return f"the queue is full: {self.queued} executions wait, {self.max_size} are allowed"
+
+
+class StorageFull(Earth2ServeError):
+    """A result has no room beside what is there and what will still be written.
+
+    Parameters
+    ----------
+    needed : int
+        Bytes that it needs at most; 0 if nobody knows.
+    left : int
+        Bytes that are left for it.
+    at_most : int
+        Bytes that there would be if no other result was kept.
+    """
+
+    def __init__(self, needed: int, left: int, at_most: int) -> None:
+        super().__init__(needed, left, at_most)
+        self.needed = needed
+        self.left = left
+        self.at_most = at_most
+
+    @property
+    def for_good(self) -> bool:
+        """Whether it would not fit either if no other result was kept."""
+        return lacks(self.needed, self.at_most)
+
+    def __str__(self) -> str:
+        return f"{self.needed} bytes are needed for the result, {self.left} are left"
+
+
+def lacks(needed: int, left: int) -> bool:
+    """Say whether a result does not fit; one of unknown size needs more than nothing."""
+    return needed > left or left <= 0
 
 
 class IllegalTransition(Earth2ServeError):

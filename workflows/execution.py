@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -69,6 +70,10 @@ def check_transition(current: Status, new: Status) -> None:
     """
     if new != current and new not in TRANSITIONS[current]:
         raise IllegalTransition(f"an execution that is {current} cannot become {new}")
+
+
+EXECUTION_ID = re.compile(r"exec_\d+_[0-9a-f]{8}")
+"""What `new_execution_id` gives."""
 
 
 def new_execution_id() -> str:

@@ -97,5 +97,10 @@ def _check_available(execution: Execution, *, packaged: bool) -> None:
     """
     if packaged and execution.status not in (Status.CANCELLED, Status.EXPIRED):
         return
+    if execution.status == Status.EXPIRED:
+        raise ResultsNotFound(
+            "no results any more: they have expired, which this server lets them do some time "
+            "after the execution's end"
+        )
     reason = f": {execution.error_message}" if execution.error_message else ""
     raise ResultsNotFound(f"no results, the execution is {execution.status}{reason}")

@@ -19,6 +19,7 @@ from dbos import DBOS
 import deployments.conductor as conductor
 from deployments._conducting import Conducting, conduct_here
 from deployments._model_replica import MemberProgress
+from deployments._storage import Holding
 from deployments.blob_uploader import Uploaded, UploadProgress
 from deployments.geocatalog import Registered
 
@@ -159,6 +160,9 @@ class StandIns:
 
     async def purge(self, workflow: str, execution_id: str) -> None:
         await self._call("purge", execution_id)
+
+    async def holdings(self, after: str, limit: int) -> list[Holding]:
+        return []
 
 
 def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducting:

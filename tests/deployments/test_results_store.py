@@ -388,3 +388,21 @@ def test_a_damaged_result_is_not_called_whole(
         store.finish(ID, 1)
     assert failed.value.stage == "package"
     assert str(tmp_path) not in str(failed.value)
+
+
+def test_it_lists_of_which_executions_something_is_there(place: Place, store: ResultsStore) -> None:
+    ids = [f"exec_{number}_00000000" for number in (3, 1, 2)]
+    other = make_plan(workflow="another_workflow")
+    for execution_id, plan in zip(ids, (make_plan(), other, make_plan()), strict=True):
+        store.create(plan, execution_id, PROVENANCE, 1)
+    store.clean(ids[2])
+    listed = [
+        ("exec_1_00000000", ("another_workflow",), True),
+        ("exec_2_00000000", ("foundry_fcn3_workflow",), False),
+        ("exec_3_00000000", ("foundry_fcn3_workflow",), True),
+    ]
+    assert [tuple(each) for each in store.holdings("", 9)] == listed
+    assert [tuple(each) for each in store.holdings("", 2)] == listed[:2]
+    assert [tuple(each) for each in store.holdings("exec_2_00000000", 2)] == listed[2:]
+    store.purge(other.workflow, "exec_1_00000000")
+    assert [tuple(each) for each in place.store().holdings("", 9)] == listed[1:]

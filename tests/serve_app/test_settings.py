@@ -85,6 +85,15 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
     assert parse({"queue": {"max_running": 7}}).max_running == {FCN3: 7, STORMSCOPE: 7}
 
 
+def test_results_are_kept_for_ever_unless_said_otherwise() -> None:
+    results = parse({}).results
+    assert (results.keep_s, results.quota_bytes) == (None, None)
+    results = parse({"results": {"keep_days": 0.5, "quota_gb": 2, "min_free_gb": 0}}).results
+    assert (results.keep_s, results.keep_record_s) == (43_200, 30 * 86_400)
+    assert results.quota_bytes == 2 * 10**9
+    assert parse({"results": {"keep_record_days": None}}).results.keep_record_s is None
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -93,6 +102,22 @@ def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
             "args.queue.max_size: Input should be greater than or equal to 1",
         ),
         ({"queue": {"max_size": True}}, "args.queue.max_size: Input should be a valid integer"),
+        (
+            {"results": {"keep_days": 0}},
+            "args.results.keep_days: Input should be greater than 0",
+        ),
+        (
+            {"results": {"keep_record_days": -1.0}},
+            "args.results.keep_record_days: Input should be greater than 0",
+        ),
+        (
+            {"results": {"quota_gb": "1 TB"}},
+            "args.results.quota_gb: Input should be a valid number",
+        ),
+        (
+            {"results": {"min_free_gb": -0.5}},
+            "args.results.min_free_gb: Input should be greater than or equal to 0",
+        ),
         (
             {"models": {"fcn3": {"grid": {"n_lat": 5, "n_lon": 7}}}},
             "args.models.fcn3.grid.n_lon: Input should be a multiple of 2",

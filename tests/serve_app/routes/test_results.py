@@ -1,8 +1,16 @@
-import pytest
+import asyncio
+import os
 
+import pytest
+from starlette.requests import Request
+
+from deployments._disk_storage import DiskStorage
 from deployments._metrics import DOWNLOADED_BYTES
+from serve_app.disk_files import DiskResults
+from serve_app.files import CHUNK_SIZE, ResultFile
 from tests.measured import Measured
 from tests.serve_app.conftest import MANIFEST, URL, WORKFLOW
+from workflows.errors import ResultsNotFound
 from workflows.execution import Stage, Status
 
 FILES = {"results.zarr/zarr.json": b'{"a": 1}\n', "results.nc": bytes(range(256))}
@@ -56,7 +64,38 @@ async def test_results_expire(service):
     for url in (f"{URL}/{execution_id}/results", f"{URL}/{execution_id}/results/results.nc"):
         answer = await service.client.get(url)
         assert answer.status_code == 404
-        assert "expired" in answer.json()["detail"]
+        assert answer.json()["detail"] == (
+            "no results any more: they have expired, which this server lets them do some time "
+            "after the execution's end"
+        )
+    # Nothing is left in the answers of what was known of it a moment before.
+    status = (await service.client.get(f"{URL}/{execution_id}/status")).json()
+    assert status["status"] == "expired"
+    assert (await service.client.post(f"{URL}/{execution_id}/retry")).status_code == 409
+
+
+async def test_a_download_that_runs_is_not_cut(service, tmp_path):
+    content = os.urandom(3 * CHUNK_SIZE + 5)
+    execution_id = await service.completed({"results.nc": content, "another.nc": content})
+    storage = DiskStorage(service.options.results_dir, tmp_path / "work")
+    folder = DiskResults(service.options.results_dir)(WORKFLOW, execution_id)
+    request = Request({"type": "http", "method": "GET", "headers": []})
+    answer = await ResultFile.open(folder, "results.nc", request)
+    received = []
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            if not received:
+                # As the Packager does when results expire or are purged.
+                storage.purge(WORKFLOW, execution_id)
+                assert not (service.options.results_dir / WORKFLOW / execution_id).exists()
+            received.append(message["body"])
+
+    await answer({"type": "http"}, asyncio.Event().wait, send)
+    assert len(received) > 3
+    assert b"".join(received) == content
+    with pytest.raises(ResultsNotFound):
+        await ResultFile.open(folder, "another.nc", request)
 
 
 async def test_results_outlive_a_failed_registration(service):

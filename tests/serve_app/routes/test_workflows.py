@@ -168,6 +168,41 @@ async def test_a_result_that_does_not_fit_the_disk_is_refused(serve):
     assert answer.json()["detail"][0]["type"] == "insufficient_storage"
 
 
+async def test_a_result_for_which_there_is_no_room_now_may_come_again(serve):
+    service = serve(quota_bytes=300_000)
+    request = {"parameters": {"n_samples": 1, "n_steps": 3, "output_format": "zarr"}}
+    # 4 times, 3 variables and 72 of the initial conditions, of 2,736 bytes each.
+    first = await service.client.post(URL, json=request)
+    assert first.status_code == 200
+    answer = await service.client.post(URL, json=request)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "30"
+    assert answer.json()["detail"].startswith(
+        "no room for the result now: it needs 230 kB of disk, 70.2 kB are left"
+    )
+    # What can never fit is wrong for good.
+    larger = {"parameters": {**request["parameters"], "n_samples": 8}}
+    answer = await service.client.post(URL, json=larger)
+    assert locations(answer) == [["body", "parameters"]]
+    assert answer.json()["detail"][0]["type"] == "insufficient_storage"
+    # One that has been cancelled makes room.
+    cancelled = await service.client.delete(f"{URL}/{first.json()['execution_id']}")
+    assert cancelled.status_code == 200
+    assert (await service.client.post(URL, json=request)).status_code == 200
+
+
+async def test_a_retry_needs_room_too(serve):
+    service = serve(quota_bytes=300_000)
+    small = {"n_samples": 1, "n_steps": 3, "output_format": "zarr"}
+    failed = await service.submit(**small)
+    service.conductor.start()
+    service.conductor.end(failed, Status.FAILED, "the model died")
+    await service.submit(**small)
+    answer = await service.client.post(f"{URL}/{failed}/retry")
+    assert answer.status_code == 503
+    assert "retry-after" in answer.headers
+
+
 async def test_a_full_queue(serve):
     service = serve(max_queued=2)
     await service.submit()
