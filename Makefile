@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test format lint types check test demo serve bench
+.PHONY: help install install-test format lint types check test chaos demo serve bench
 
 help:
 	@echo "make install  set up .venv"
@@ -16,6 +16,7 @@ help:
 	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
 	@echo "make check    check the configuration files"
 	@echo "make test     all tests"
+	@echo "make chaos    kill processes, nodes and clusters under load for half an hour; ARGS=\"--kills 50\""
 	@echo "make bench    measure; ARGS=\"--base URL --against URL\" compares two servers"
 	@echo "make format lint types"
 
@@ -63,6 +64,10 @@ check: install
 # Ray would otherwise write a token to the home folder, and count its uses.
 test: install-test $(EMULATORS)/node_modules/.installed
 	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest $(ARGS)
+
+# Nodes have disks of their own by mounts, which takes root.
+chaos: install-test $(EMULATORS)/node_modules/.installed
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 demo: install
 	$(BIN)/python -m examples.demo

@@ -99,12 +99,12 @@ def judge(
         if "geo_catalog_url" in each.parameters:
             n_items = sum(each.execution_id in item for item in items)
             again += [] if n_items == 1 else [f"it has {n_items} items"]
-        expected = (
-            _expected(each, Grid(**grid)) if each.workflow == FORECAST else _variables(reference)
+        wanted = (
+            expected(each, Grid(**grid)) if each.workflow == FORECAST else _variables(reference)
         )
         differing = [
             variable
-            for variable, values in expected.items()
+            for variable, values in wanted.items()
             if not np.array_equal(
                 found[variable].values, values, equal_nan=each.workflow != FORECAST
             )
@@ -157,7 +157,7 @@ def _doubled(
     ]
 
 
-def _expected(each: Accepted, grid: Grid) -> dict[str, np.ndarray[Any, Any]]:
+def expected(each: Accepted, grid: Grid) -> dict[str, np.ndarray[Any, Any]]:
     """Compute a forecast here, as the server should have; shape (member, time, lat, lon) each."""
     workflow = FCN3Workflow(grid)
     plan = workflow.plan(workflow.validate(each.parameters))

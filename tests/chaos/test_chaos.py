@@ -1,0 +1,146 @@
+"""The short form of ``make chaos``: a few kills on several nodes, each with a disk of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import xarray as xr
+
+from tests.chaos.campaign import GRID, Campaign
+from tests.chaos.load import FORECAST, START, Accepted, Load
+from tests.chaos.verdict import Verdict, expected, judge
+from tests.emulators.azurite import Azurite
+from workflows.grids import Grid
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Short, unlike pytest's: the sockets of Ray lie below it.
+    with tempfile.TemporaryDirectory(prefix="e2s-chaos-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def n_workers() -> int:
+    """Nodes with a mount of their own; without the right to mount there is one node alone."""
+    may_mount = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", "mount --bind /tmp /tmp"], capture_output=True
+    )
+    return 0 if may_mount.returncode else 2
+
+
+@pytest.mark.ray
+def test_nothing_is_lost_doubled_or_wrong(
+    folder: Path, azurite: Azurite, postgres_database: str, n_workers: int
+) -> None:
+    campaign = Campaign(
+        folder,
+        azurite,
+        postgres_database,
+        n_workers,
+        kills=5,
+        restarts=0,
+        in_flight=3,
+        nowcasts=False,
+    )
+    verdict, kills, load = campaign.run()
+    assert sum(kills.counts.values()) == 5
+    assert verdict.accepted >= 3
+    assert verdict.is_clean and not load.refused, f"{verdict}\n{kills.report()}"
+
+
+SEEDS = [7, 8]
+RECORDED_AT = 1000.0
+
+
+class Outcome:
+    """One execution that ended right, as a judge sees it."""
+
+    def __init__(self, folder: Path) -> None:
+        parameters = {
+            "start_time": START,
+            "n_steps": 2,
+            "seeds": SEEDS,
+            "variables": ["t2m", "z500"],
+            "geo_catalog_url": "https://earth.example",
+        }
+        self.accepted = Accepted(FORECAST, "exec_1", parameters)
+        self.load = Load("http://127.0.0.1:1", 1, {}, nowcasts=False, seed=1)
+        self.load.accepted.append(self.accepted)
+        self.load.ended["exec_1"] = {"status": "completed"}
+        self.values = {
+            name: (("ensemble", "time", "lat", "lon"), values)
+            for name, values in expected(self.accepted, Grid(**GRID)).items()
+        }
+        self.journal = folder / "journal"
+        self.computed_at = {seed: RECORDED_AT - 1 for seed in SEEDS}
+        self.items = ["item-exec_1"]
+        self.dbos = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+        with self.dbos.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "CREATE TABLE operation_outputs (workflow_uuid TEXT, function_id INTEGER, "
+                    "function_name TEXT, error TEXT, completed_at_epoch_ms INTEGER)"
+                )
+            )
+            for number in range(len(SEEDS)):
+                connection.execute(
+                    sa.text(
+                        "INSERT INTO operation_outputs VALUES "
+                        "('exec_1', :number, 'forecast_member', NULL, :at)"
+                    ),
+                    {"number": number, "at": int(RECORDED_AT * 1000)},
+                )
+
+    def judged(self) -> Verdict:
+        lines = [f"{seed} 1 0 {at}\n" for seed, at in self.computed_at.items()]
+        self.journal.write_text("".join(lines))
+        return judge(
+            self.load,
+            lambda *_: xr.Dataset(self.values),
+            grid=GRID,
+            dbos=self.dbos,
+            journal=self.journal,
+            item_ids=self.items,
+            reference=None,
+        )
+
+
+@pytest.fixture
+def outcome(tmp_path: Path) -> Outcome:
+    return Outcome(tmp_path)
+
+
+def test_what_ended_right_is_right(outcome: Outcome) -> None:
+    assert outcome.judged().is_clean
+
+
+def test_a_loss_is_told(outcome: Outcome) -> None:
+    outcome.load.ended["exec_1"] = {"status": "failed", "stage": "upload", "error_message": "why"}
+    verdict = outcome.judged()
+    assert verdict.lost == [f"lost: exec_1 ({FORECAST}) is failed at upload: why"]
+    assert not verdict.is_clean
+
+
+def test_a_wrong_value_is_told(outcome: Outcome) -> None:
+    outcome.values["t2m"][1][1, 2, 3, 4] += 1e-4
+    verdict = outcome.judged()
+    assert verdict.wrong == [f"wrong: exec_1 ({FORECAST}): t2m"] and not verdict.is_clean
+
+
+def test_a_recorded_member_that_is_computed_again_is_told(outcome: Outcome) -> None:
+    outcome.computed_at[SEEDS[1]] = RECORDED_AT + 1
+    (told,) = outcome.judged().doubled
+    assert "seed 8 was computed 1.00 s after it was recorded" in told
+
+
+@pytest.mark.parametrize("items", [[], ["a-exec_1", "b-exec_1"]])
+def test_none_or_two_items_are_told(outcome: Outcome, items: list[str]) -> None:
+    outcome.items = items
+    (told,) = outcome.judged().doubled
+    assert f"it has {len(items)} items" in told
