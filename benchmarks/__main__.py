@@ -58,7 +58,7 @@ BARE = {
 }
 SETTLE_S = 5.0
 """After the start, until idle memory is measured."""
-RUNNING = 2
+RUNNING = 4
 """Executions that a server with one model replica runs at once."""
 SHOWN_BYTES = 20_000_000
 """Processes that take less are shown as one figure."""

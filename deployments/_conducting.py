@@ -15,6 +15,7 @@ from dbos import DBOS, SetWorkflowID
 from ray.serve.handle import DeploymentHandle
 
 from deployments._component_watch import ComponentWatch
+from deployments._fair_turns import FairTurns
 from deployments._lease import lease_for
 from deployments._lives import Lives, superseded
 from deployments._logbook import quieten_dbos
@@ -48,6 +49,8 @@ class Conducting:
     max_running : mapping of str to int
         Executions that run at once, by workflow; of others one, so that it can fail: this
         server does not know them.
+    replicas : mapping of str to int
+        Replicas that each model has, or may get by autoscaling.
     drain_s : float
         What running steps get to end in when this process stops.
     in_turn : bool
@@ -63,6 +66,7 @@ class Conducting:
         store_url: str,
         max_running: Mapping[str, int],
         drain_s: float,
+        replicas: Mapping[str, int] | None = None,
         in_turn: bool = False,
     ) -> None:
         self._execute = execute
@@ -79,7 +83,14 @@ class Conducting:
         """What runs or is about to, with its workflow: a life begins a little after its start."""
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
-        self.lives = Lives(self._store, deployments, self._ended, self._freed, in_turn=in_turn)
+        self.lives = Lives(
+            self._store,
+            deployments,
+            self._ended,
+            self._freed,
+            turns=FairTurns(replicas or {}),
+            in_turn=in_turn,
+        )
         self._watch = ComponentWatch(components, deployments, self._store, self.lives)
 
     async def run(self) -> None:

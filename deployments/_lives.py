@@ -18,7 +18,10 @@ from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments._endurance import patiently, uninterrupted
+from deployments._fair_turns import FairTurns
+from deployments._fcn3_steps import MemberJob
 from deployments._logbook import tell_cancelled, tell_completed, tell_failure
+from deployments._model_replica import MemberProgress
 from deployments._provenance import software
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
@@ -62,6 +65,8 @@ class Lives:
         Told the id of every life that ends here.
     freed : callable
         Told the id of an execution that needs its replica no more, before it ends.
+    turns : FairTurns, optional
+        At the models; by default each has one replica.
     in_turn : bool
         Whether models take turns on one GPU.
     """
@@ -73,6 +78,7 @@ class Lives:
         ended: Callable[[str], None],
         freed: Callable[[str], None] = lambda _: None,
         *,
+        turns: FairTurns | None = None,
         in_turn: bool = False,
     ) -> None:
         self.fence = 0
@@ -86,6 +92,7 @@ class Lives:
         self._deployments = deployments
         self._ended = ended
         self.freed = freed
+        self._turns = FairTurns({}) if turns is None else turns
         self._in_turn = in_turn
 
     @asynccontextmanager
@@ -105,6 +112,7 @@ class Lives:
             raise StageFailed(Stage.FINISH, f"attempt {attempt} is over, see {execution.retries}")
         life = Life(cast(asyncio.Task[Any], asyncio.current_task()))
         self.running[execution_id] = life
+        self._turns.arrive(execution_id)
         try:
             if execution.cancel_requested:
                 raise asyncio.CancelledError
@@ -130,6 +138,7 @@ class Lives:
             raise
         finally:
             del self.running[execution_id]
+            self._turns.leave(execution_id)
             self._ended(execution_id)
 
     async def end_cancelled(self, execution_id: str) -> None:
@@ -368,6 +377,22 @@ class Lives:
             raise
         except Exception as error:
             raise _failure(stage, error) from None
+
+    async def member(
+        self, model: str, method: str, job: MemberJob, steps: int
+    ) -> AsyncIterator[MemberProgress]:
+        """Have a member computed when it is its turn; tells how many steps are written.
+
+        Raises
+        ------
+        StageFailed
+            As `stream`.
+        """
+        async with self._turns.turn(model, job.execution_id, steps) as turn:
+            told = job.model_copy(update={"replica": turn.replica})
+            async for progress in self.stream(Stage.INFERENCE, model, method, told):
+                turn.told(steps - progress.written, progress.replica)
+                yield progress
 
     async def _tidy(self, method: str, *args: Any) -> None:
         """Remove files; that they stay behind must not change how an execution ended."""

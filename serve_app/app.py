@@ -96,6 +96,7 @@ def build(args: dict[str, Any]) -> Application:
         ConductorOptions(
             store_url=store_url,
             max_running=settings.max_running,
+            replicas=settings.models.replicas,
             in_turn=settings.models.in_turn,
         ),
         deployments | custom | delivery,
