@@ -31,6 +31,8 @@ def measure_fan_out(report: Report, *, quick: bool) -> None:
     report.begin(f"{members} members of {STEPS} steps of {STEP_S:g} s, {GPUS} stand-in GPUs or 1")
     seconds: dict[int, list[float]] = {1: [], GPUS: []}
     with sleeping_server("eight GPUs", step_s=STEP_S, gpus=GPUS) as server:
+        uvloop.run(_run(server, GPUS))
+        report.measuring()
         uneven = uvloop.run(_run(server, UNEVEN))
         for _ in range(rounds):
             seconds[GPUS].append(uvloop.run(_run(server, members)))

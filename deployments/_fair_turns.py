@@ -130,6 +130,8 @@ class _Places:
 
     def hand_out(self) -> None:
         """Hand over as many members as replicas can use."""
+        # Some may have been cancelled, but have not run since.
+        self.waiting = [asked for asked in self.waiting if not asked.turn.done()]
         while self.waiting and self._has_room():
             asked = self._next()
             self.waiting.remove(asked)

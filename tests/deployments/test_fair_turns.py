@@ -130,6 +130,18 @@ async def test_who_stops_waiting_is_not_waited_for() -> None:
     assert members.handed == ["a0", "a1"]
 
 
+async def test_an_execution_that_is_cancelled_leaves_nothing_behind() -> None:
+    members = Members(2)
+    await members.arrive("a", 8)
+    await members.arrive("b", 3)
+    for name in ("a1", "a0", *(f"a{n}" for n in range(2, 8))):
+        members.tasks[name].cancel()
+    await settled()
+    assert members.handed == ["a0", "a1", "b0", "b1"]
+    await members.end("b0")
+    assert members.handed[-1] == "b2"
+
+
 async def test_a_turn_that_is_given_up_as_it_comes_goes_to_the_next() -> None:
     members = Members(1)
     await members.arrive("a", 3)
