@@ -9,6 +9,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ PREVIEW = "preview.png"
 METADATA = "metadata.json"
 """What was computed, with what."""
 
+MAX_CALLS = 16
+"""Of one replica at once."""
 CONDITIONING_LOOKS, CONDITIONING_PAUSE_S = 25, 0.02
 """Half a second in all: a call that waits keeps a place that others may need."""
 
 
-@serve.deployment(name="Packager", max_ongoing_requests=16)
+@serve.deployment(name="Packager", max_ongoing_requests=MAX_CALLS)
 class Packager:
     """Owns the folders with results and working files.
 
@@ -50,6 +53,8 @@ class Packager:
         hide_gpus()
         self._results = ResultsStore(DiskStorage(results_dir, work_dir))
         self._catalog = CatalogKeeper(StaticCatalog(results_dir))
+        # Of their own: an export waits for steps, and would keep a thread from writing them.
+        self._exports = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="export")
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
@@ -109,7 +114,7 @@ class Packager:
         """
         stop = threading.Event()
         export = asyncio.get_running_loop().run_in_executor(
-            None,
+            self._exports,
             lambda: self._results.export_netcdf(execution_id, fence, should_stop=stop.is_set),
         )
         try:
