@@ -18,8 +18,6 @@ from benchmarks.workloads import FCN3
 
 MEMORY = Path("/dev/shm")
 """A file system without a disk, on Linux."""
-PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9111", "RAY_SERVE_HAPROXY_STATS_PORT": "8414"}
-"""Of the second server; the first has the usual ones."""
 TINY = {**FCN3.tiny, "output_format": "zarr"}
 
 
@@ -37,7 +35,7 @@ def measure_durability(report: Report, *, quick: bool) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="e2s-bench-", dir=MEMORY))
         disk = stack.enter_context(Server("store on disk", _settings()))
         in_memory = _settings(f"sqlite:///{folder}/executions.sqlite")
-        memory = stack.enter_context(Server("store in memory", in_memory, environment=PORTS))
+        memory = stack.enter_context(Server("store in memory", in_memory))
         report.measuring()
         rounds = 5 if quick else 25
         disk_s, memory_s = uvloop.run(_in_turns([disk.base, memory.base], rounds))
