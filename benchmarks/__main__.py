@@ -69,6 +69,8 @@ def main() -> None:
     given, workload = parse(sys.argv[1:])
     # A shell that starts us in the background has SIGINT ignored, and so would our servers.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Or servers would stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"load average {machine.load_average():.1f}, {os.cpu_count()} cores")
     if workload is not None:
         wanted = set(given.only or COMPARED)
