@@ -1,7 +1,7 @@
 """Measure the server: ``make bench``, or ``python -m benchmarks [--quick] [--only NAME ...]``.
 
 Servers are started one after the other: one with a grid of 8 x 16 points, for what serving itself
-costs, one as config/local.yaml has it, and one with two models on stand-in GPUs. With --base and
+costs, one as config/local.yaml has it, and some with models on stand-in GPUs. With --base and
 --against two servers that run are compared instead. docs/benchmarks.md says what each figure means.
 """
 
@@ -23,10 +23,14 @@ from benchmarks import machine
 from benchmarks.client import Client
 from benchmarks.comparison import COMPARED, compare
 from benchmarks.downloads import measure_downloads
+from benchmarks.durability import measure_durability
+from benchmarks.fan_out import measure_fairness, measure_fan_out
 from benchmarks.forecasts import measure_forecasts
+from benchmarks.overlap import measure_overlap
 from benchmarks.pipeline import measure_pipeline
 from benchmarks.report import Report
 from benchmarks.server import Server
+from benchmarks.stand_in_gpus import SMALL_GRID
 from benchmarks.submit_and_status import measure_requests
 from benchmarks.tiny_jobs import measure_tiny_jobs
 from benchmarks.uploads import measure_uploads
@@ -34,11 +38,17 @@ from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload, workload_of
 
 SMALL = ("tiny", "requests")
 LARGE = ("memory", "forecast", "downloads")
-PIPELINE = "pipeline"
-UPLOADS = "uploads"
-OURS = (*SMALL, *LARGE, PIPELINE, UPLOADS)
+ALONE = {
+    "pipeline": measure_pipeline,
+    "uploads": measure_uploads,
+    "fanout": measure_fan_out,
+    "fairness": measure_fairness,
+    "overlap": measure_overlap,
+    "durability": measure_durability,
+}
+"""What starts the servers that it needs by itself."""
+OURS = (*SMALL, *LARGE, *ALONE)
 TINY = {**FCN3.tiny, "output_format": "zarr"}
-SMALL_GRID = {"n_lat": 8, "n_lon": 16}
 BARE = {
     "name": "bare",
     "import_path": "benchmarks.baselines:bare_application",
@@ -48,7 +58,7 @@ BARE = {
 }
 SETTLE_S = 5.0
 """After the start, until idle memory is measured."""
-RUNNING = 2
+RUNNING = 4
 """Executions that a server with one model replica runs at once."""
 SHOWN_BYTES = 20_000_000
 """Processes that take less are shown as one figure."""
@@ -59,6 +69,8 @@ def main() -> None:
     given, workload = parse(sys.argv[1:])
     # A shell that starts us in the background has SIGINT ignored, and so would our servers.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Or servers would stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"load average {machine.load_average():.1f}, {os.cpu_count()} cores")
     if workload is not None:
         wanted = set(given.only or COMPARED)
@@ -76,10 +88,9 @@ def main() -> None:
             _small(report, wanted, quick=given.quick)
         if wanted & set(LARGE):
             _large(report, wanted, quick=given.quick)
-        if PIPELINE in wanted:
-            measure_pipeline(report, quick=given.quick)
-        if UPLOADS in wanted:
-            measure_uploads(report, quick=given.quick)
+        for name, measure in ALONE.items():
+            if name in wanted:
+                measure(report, quick=given.quick)
     report.close()
 
 
@@ -97,7 +108,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Workload | None]:
         "--base",
         type=_url,
         metavar="URL",
-        help="measure a server that runs; memory and pipeline are left out",
+        help=f"measure a server that runs; memory, {', '.join(ALONE)} are left out",
     )
     comparison = parser.add_argument_group("comparison of two servers that run")
     comparison.add_argument(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
@@ -13,23 +11,13 @@ import uvloop
 from benchmarks.client import Client
 from benchmarks.report import Aim, Report
 from benchmarks.server import Server
+from benchmarks.timeline import makespan, read_journal, timeline
 from workflows.stormscope import StormScopeWorkflow
 
 GRID = {"n_lat": 19, "n_lon": 36}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 200_000.0, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
 MEMBERS, STEPS, STEP_S = 8, 6, 0.25
 AIM = Aim(1.2)
-CELL_S = 0.25
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a model."""
-
-    model: str
-    process: int
-    began: float
-    ended: float
 
 
 def measure_pipeline(report: Report, *, quick: bool) -> None:
@@ -63,17 +51,17 @@ def measure_pipeline(report: Report, *, quick: bool) -> None:
         gpus = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 2})}
         with Server("two models", settings, environment=gpus) as server:
             total_s = uvloop.run(_run(server.base, members))
-        steps = _read(journal)
-    print(timeline(steps), flush=True)
-    busy = {
+        steps = read_journal(journal)
+    print(timeline(steps, STEPS), flush=True)
+    computes = {
         model: sum(s.ended - s.began for s in steps if s.model == model)
         for model in ("FCN3", "StormScope")
     }
-    makespan = max(s.ended for s in steps) - min(s.began for s in steps)
-    for model, seconds in busy.items():
+    total = makespan(steps)
+    for model, seconds in computes.items():
         report.add(f"{model} computes", seconds, "s")
-    report.add("first step to last", makespan, "s")
-    report.add("the same / one model's total", makespan / max(busy.values()), "x", aim=AIM)
+    report.add("first step to last", total, "s")
+    report.add("the same / one model's total", total / max(computes.values()), "x", aim=AIM)
     report.add("submit to completed", total_s, "s")
 
 
@@ -86,23 +74,3 @@ async def _run(base: str, members: int) -> float:
     }
     async with Client.connected(base, f"/v1/infer/{StormScopeWorkflow.name}") as client:
         return (await client.run_job(parameters)).seconds
-
-
-def _read(journal: Path) -> list[Step]:
-    lines = [line.split() for line in journal.read_text().splitlines()]
-    return [Step(model, int(pid), float(b), float(e)) for model, pid, b, e in lines]
-
-
-def timeline(steps: Sequence[Step]) -> str:
-    """Draw when each replica computed which of its members, a character for `CELL_S`."""
-    start, end = min(s.began for s in steps), max(s.ended for s in steps)
-    rows = []
-    for replica in dict.fromkeys((s.model, s.process) for s in steps):
-        cells = [" "] * (int((end - start) / CELL_S) + 1)
-        own = [s for s in steps if (s.model, s.process) == replica]
-        for number, step in enumerate(own):
-            first, last = ((at - start) / CELL_S for at in (step.began, step.ended))
-            for cell in range(round(first), max(round(last), round(first) + 1)):
-                cells[min(cell, len(cells) - 1)] = str(number // STEPS % 10)
-        rows.append(f"  {replica[0]:<11}|{''.join(cells)}|")
-    return "\n".join([*rows, f"  a character is {CELL_S:g} s, its digit counts members"])

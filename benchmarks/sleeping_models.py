@@ -1,4 +1,7 @@
-"""Models that take a set time for every step and note when: on stand-in GPUs, a timeline."""
+"""Models that take a set time for every step and note when: on stand-in GPUs, a timeline.
+
+And a data source that takes a set time, for what is to be done meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xarray as xr
+
+from deployments.synthetic import SyntheticFCN3, SyntheticIFS
 from deployments.synthetic_satellite import SyntheticInterpolation, SyntheticStormScope
 from workflows.grids import LambertGrid
 
 
 class Journal:
-    """Lines of model, process, begin and end, one for each step.
+    """Lines of model or source, process, begin and end, one for each step.
 
     Parameters
     ----------
@@ -34,6 +41,44 @@ class Journal:
         time.sleep(max(began + seconds - time.time(), 0))
         with self._path.open("a") as file:
             file.write(f"{self._model} {os.getpid()} {began} {time.time()}\n")
+
+
+class SleepingFCN3(SyntheticFCN3):
+    """Takes a set time for every step, and no processor: the state stays as it is.
+
+    As a model on a GPU does, which leaves the processors to those who write.
+    """
+
+    def __init__(self, step_s: float, journal: str, n_lat: int, n_lon: int) -> None:
+        super().__init__(n_lat=n_lat, n_lon=n_lon)
+        self._step_s = step_s
+        self._journal = Journal(journal, "FCN3")
+
+    def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
+        """Step through time, slowly."""
+        coords = coords.copy()
+        yield x, coords
+        while True:
+            with self._journal.step(self._step_s):
+                coords = self.output_coords(coords)
+            yield x, coords
+
+
+class SleepingIFS(SyntheticIFS):
+    """Gives zeros after a set time, and notes when it did."""
+
+    def __init__(self, delay_s: float, journal: str, n_lat: int, n_lon: int) -> None:
+        super().__init__(n_lat=n_lat, n_lon=n_lon)
+        self._delay_s = delay_s
+        self._journal = Journal(journal, "IFS")
+
+    def __call__(self, time_: Any, variable: Any) -> Any:
+        """Give fields, dims (time, variable, lat, lon)."""
+        with self._journal.step(self._delay_s):
+            shape = (1, len(variable), len(self.lat), len(self.lon))
+            coords = {"variable": list(variable), "lat": self.lat, "lon": self.lon}
+            dims = ("time", "variable", "lat", "lon")
+            return xr.DataArray(np.zeros(shape, np.float32), dims=dims, coords=coords)
 
 
 class SleepingInterpolation(SyntheticInterpolation):
@@ -65,6 +110,16 @@ class SleepingStormScope(SyntheticStormScope):
         """Give the state an hour later, slowly."""
         with self._journal.step(self._step_s):
             return super().call_with_conditioning(*args)
+
+
+def load_fcn3(device: str, *, step_s: float, journal: str, grid: dict[str, int]) -> Any:
+    """Load it, for ``models.fcn3.loader``."""
+    return SleepingFCN3(step_s, journal, **grid)
+
+
+def load_ifs(*, delay_s: float, journal: str, grid: dict[str, int]) -> Any:
+    """Load it, for ``data_sources.ifs.loader``."""
+    return SleepingIFS(delay_s, journal, **grid)
 
 
 def load_interpolation(device: str, *, px_model: Any, step_s: float, journal: str) -> Any:

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments._attempts import attempt_id, remove_attempts
 from deployments._component_watch import ComponentWatch
+from deployments._fair_turns import FairTurns
 from deployments._housekeeping import Housekeeping, HousekeepingOptions
 from deployments._lease import lease_for
 from deployments._life_metrics import LifeMetrics
@@ -51,6 +52,8 @@ class Conducting:
     max_running : mapping of str to int
         Executions that run at once, by workflow; of others one, so that it can fail: this
         server does not know them.
+    replicas : mapping of str to int
+        Replicas that each model has, or may get by autoscaling.
     drain_s : float
         What running steps get to end in when this process stops.
     in_turn : bool
@@ -70,6 +73,7 @@ class Conducting:
         store_url: str,
         max_running: Mapping[str, int],
         drain_s: float,
+        replicas: Mapping[str, int] | None = None,
         in_turn: bool = False,
         metrics: LifeMetrics | None = None,
         housekeeping: HousekeepingOptions | None = None,
@@ -95,6 +99,7 @@ class Conducting:
             self._ended,
             self._freed,
             metrics=self._metrics,
+            turns=FairTurns(replicas or {}),
             in_turn=in_turn,
         )
         self._watch = ComponentWatch(components, deployments, self._store, self.lives)

@@ -27,6 +27,8 @@ class MemberJob(BaseModel):
     initial_conditions: str
     """Path of a ``.npy`` file, float32, shape (variable, lat, lon)."""
     fence: int
+    replica: str | None = None
+    """Replica that is free for it; see `deployments._idle_first`."""
 
 
 class ConditioningJob(MemberJob):

@@ -18,8 +18,11 @@ from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments._endurance import patiently, uninterrupted
+from deployments._fair_turns import FairTurns
+from deployments._fcn3_steps import MemberJob
 from deployments._life_metrics import LifeMetrics
 from deployments._logbook import tell_cancelled, tell_completed, tell_failure
+from deployments._model_replica import MemberProgress
 from deployments._provenance import software
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
@@ -65,6 +68,8 @@ class Lives:
         Told the id of an execution that needs its replica no more, before it ends.
     metrics : LifeMetrics
         Told every change of a record.
+    turns : FairTurns, optional
+        At the models; by default each has one replica.
     in_turn : bool
         Whether models take turns on one GPU.
     """
@@ -77,6 +82,7 @@ class Lives:
         freed: Callable[[str], None] = lambda _: None,
         *,
         metrics: LifeMetrics | None = None,
+        turns: FairTurns | None = None,
         in_turn: bool = False,
     ) -> None:
         self.fence = 0
@@ -93,6 +99,7 @@ class Lives:
         self._ended = ended
         self.freed = freed
         self.metrics = metrics or LifeMetrics()
+        self._turns = FairTurns({}) if turns is None else turns
         self._in_turn = in_turn
 
     @asynccontextmanager
@@ -114,6 +121,7 @@ class Lives:
             raise StageFailed(Stage.FINISH, f"attempt {attempt} is over, see {execution.retries}")
         life = Life(cast(asyncio.Task[Any], asyncio.current_task()))
         self.running[execution_id] = life
+        self._turns.arrive(execution_id)
         try:
             if execution.cancel_requested:
                 raise asyncio.CancelledError
@@ -140,6 +148,7 @@ class Lives:
         finally:
             del self.running[execution_id]
             self.metrics.left(execution_id)
+            self._turns.leave(execution_id)
             self._ended(execution_id)
 
     async def end_cancelled(self, execution_id: str) -> None:
@@ -386,6 +395,22 @@ class Lives:
             raise
         except Exception as error:
             raise _failure(stage, error) from None
+
+    async def member(
+        self, model: str, method: str, job: MemberJob, steps: int
+    ) -> AsyncIterator[MemberProgress]:
+        """Have a member computed when it is its turn; tells how many steps are written.
+
+        Raises
+        ------
+        StageFailed
+            As `stream`.
+        """
+        async with self._turns.turn(model, job.execution_id, steps) as turn:
+            told = job.model_copy(update={"replica": turn.replica})
+            async for progress in self.stream(Stage.INFERENCE, model, method, told):
+                turn.told(steps - progress.written, progress.replica)
+                yield progress
 
     async def _tidy(self, method: str, *args: Any) -> None:
         """Remove files; that they stay behind must not change how an execution ended."""

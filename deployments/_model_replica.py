@@ -2,7 +2,7 @@
 
 Serve frees the slot of a cancelled call while its thread still runs, so the lock is ours: it is
 given back only when the thread has really stopped. Replicas accept two calls, so that the next
-job is at hand when one ends (with one, the router's back-off leaves the GPU idle).
+job is at hand when one ends, and begins while the last steps of the one before are written.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from deployments._model_clock import Doing, ModelClock
 from deployments._step_window import StepWindow
@@ -44,6 +46,8 @@ class MemberProgress(BaseModel):
 
     written: int
     """Time steps on disk."""
+    replica: str | None = None
+    """Where it is computed, by Serve's name."""
 
 
 class Job:
@@ -255,15 +259,19 @@ class ModelReplica:
             try:
                 async for progress in self._until_done(thread, job):
                     yield progress
-                if finish is not None:
-                    writes = asyncio.ensure_future(finish())
-                    with self.clock.during(Doing.WRITING):
-                        async for progress in self._until_done(writes, job):
-                            yield progress
             finally:
-                job.stop()
+                if not thread.done():
+                    job.stop()
                 await self._settled(thread, job)
                 self._running = None
+        if finish is not None:
+            # The next job has the model meanwhile.
+            writes = asyncio.ensure_future(finish())
+            try:
+                async for progress in self._until_done(writes, job):
+                    yield progress
+            finally:
+                writes.cancel()
         job.done = True
         yield job.progress()
 
@@ -308,6 +316,14 @@ class ModelReplica:
             os._exit(1)
 
 
+def _replica_name() -> str | None:
+    """Give Serve's name of this replica; None outside of Serve."""
+    try:
+        return serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return None
+
+
 async def written_steps(
     replica: ModelReplica,
     job: Job,
@@ -332,7 +348,8 @@ async def written_steps(
         If the job was stopped.
     """
     loop = asyncio.get_running_loop()
-    job.progress = lambda: MemberProgress(written=window.written)
+    name = _replica_name()
+    job.progress = lambda: MemberProgress(written=window.written, replica=name)
 
     def work(model: Any) -> None:
         with closing(steps(model, job)) as given:

@@ -82,7 +82,7 @@ async def forecast_member(
         initial_conditions=initial_conditions,
         fence=here().fence,
     )
-    async for progress in here().stream(Stage.INFERENCE, plan.model, "forecast_member", job):
+    async for progress in here().member(plan.model, "forecast_member", job, plan.n_times):
         await here().note_progress(execution_id, plan, member, progress.written)
 
 
@@ -97,14 +97,15 @@ async def condition_member(execution_id: str, plan: Plan, member: int, analysis:
         fence=here().fence,
     )
     model = cast(Conditioning, plan.conditioning).model
-    async for progress in here().stream(Stage.INFERENCE, model, "condition_member", job):
+    async for progress in here().member(model, "condition_member", job, plan.n_steps):
         await here().note_conditioning(execution_id, plan, member, progress.written)
 
 
 @recorded
 async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_image: str) -> None:
     """Compute one ensemble member as the fields come that condition it."""
-    # Not before there is something to begin with: a model that waits could work for others.
+    # Not before there is something to begin with: a model that waits could work for others, and
+    # what it waits for has its own turn by then.
     all_conditioned = await here().conditioned(execution_id, plan, plan.conditioned_by(member))
     job = NowcastJob(
         execution_id=execution_id,
@@ -114,7 +115,7 @@ async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_i
         all_conditioned=all_conditioned,
         fence=here().fence,
     )
-    async for progress in here().stream(Stage.INFERENCE, plan.model, "nowcast_member", job):
+    async for progress in here().member(plan.model, "nowcast_member", job, plan.n_times):
         await here().note_progress(execution_id, plan, member, progress.written)
 
 

@@ -155,6 +155,8 @@ class ConductorOptions(BaseModel):
     store_url: str
     max_running: dict[str, int]
     """Executions that run at once, by workflow."""
+    replicas: dict[str, int] = {}
+    """Replicas that each model has, or may get by autoscaling."""
     in_turn: bool = False
     """Whether models take turns on one GPU: what conditions a forecast is then computed first."""
     housekeeping: HousekeepingOptions = HousekeepingOptions()
@@ -196,6 +198,7 @@ class Conductor:
             components,
             store_url=options.store_url,
             max_running=options.max_running,
+            replicas=options.replicas,
             in_turn=options.in_turn,
             drain_s=options.drain_s,
             housekeeping=options.housekeeping,

@@ -19,6 +19,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._analyses import Analyses
+from deployments._fair_turns import MAX_AT_REPLICA
 from deployments._fcn3_steps import (
     ConditioningJob,
     MemberJob,
@@ -28,6 +29,7 @@ from deployments._fcn3_steps import (
     forecast,
 )
 from deployments._gpu_turn import GpuTurn
+from deployments._idle_first import ROUTER
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._model_clock import Doing, ModelClock
@@ -76,7 +78,11 @@ class Loaded:
         return (self.model,) if self.hourly is None else (self.model, self.hourly)
 
 
-@serve.deployment(name="FCN3", max_ongoing_requests=2)
+@serve.deployment(
+    name="FCN3",
+    max_ongoing_requests=MAX_AT_REPLICA,
+    request_router_config={"request_router_class": ROUTER},
+)
 class FCN3:
     """Serves an FCN3 model, real or synthetic.
 

@@ -25,6 +25,10 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.02
 
+SLOWER = 1.1
+"""By how much each look that finds nothing puts off the next."""
+SLOWEST_POLL_S = 0.25
+
 NETCDF_LOCK = threading.Lock()
 """Held around every call into netCDF4: its HDF5 is not thread-safe, and it releases the GIL."""
 
@@ -167,6 +171,7 @@ def _follow(
 ) -> None:
     plan, work = result.plan, result.work
     upcoming = dict.fromkeys(plan.members, 0)
+    pause_s = poll_s
     with NetCDFFile(path, result.dataset()) as file:
         while upcoming:
             if should_stop():
@@ -181,5 +186,9 @@ def _follow(
                 upcoming[member] += 1
                 if upcoming[member] == plan.n_times:
                     del upcoming[member]
-            if not ready:
-                time.sleep(poll_s)
+            if ready:
+                pause_s = poll_s
+            else:
+                # Longer and longer: it may be long until its execution gets a GPU.
+                time.sleep(pause_s)
+                pause_s = min(SLOWER * pause_s, max(poll_s, SLOWEST_POLL_S))

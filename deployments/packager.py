@@ -9,6 +9,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ PREVIEW = "preview.png"
 METADATA = "metadata.json"
 """What was computed, with what."""
 
+MAX_CALLS = 16
+"""Of one replica at once."""
 CONDITIONING_WAIT_S = 0.5
 """A call that waits keeps a place that others may need."""
 CONDITIONING_PAUSE_S, CONDITIONING_PAUSE_IN_BLOB_S = 0.02, 0.1
 """Between two looks; in Blob Storage each is two requests."""
 
 
-@serve.deployment(name="Packager", max_ongoing_requests=16)
+@serve.deployment(name="Packager", max_ongoing_requests=MAX_CALLS)
 class Packager:
     """Owns the folders with results and working files.
 
@@ -73,6 +76,8 @@ class Packager:
             self._results = ResultsStore(DiskStorage(results, work_dir))
             self._catalog = CatalogKeeper(StaticCatalog(results))
             self._pause_s = CONDITIONING_PAUSE_S
+        # Of their own: an export waits for steps, and would keep a thread from writing them.
+        self._exports = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="export")
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
@@ -136,7 +141,7 @@ class Packager:
         """
         stop = threading.Event()
         export = asyncio.get_running_loop().run_in_executor(
-            None,
+            self._exports,
             lambda: self._results.export_netcdf(execution_id, fence, should_stop=stop.is_set),
         )
         try:

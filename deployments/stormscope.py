@@ -17,7 +17,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._analyses import Analyses
+from deployments._fair_turns import MAX_AT_REPLICA
 from deployments._gpu_turn import GpuTurn
+from deployments._idle_first import ROUTER
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._model_clock import Doing, ModelClock
@@ -55,7 +57,11 @@ class StormScopeOptions(BaseModel):
     """Folder of the locks by which models take turns on a GPU; None if each has its own."""
 
 
-@serve.deployment(name="StormScope", max_ongoing_requests=2)
+@serve.deployment(
+    name="StormScope",
+    max_ongoing_requests=MAX_AT_REPLICA,
+    request_router_config={"request_router_class": ROUTER},
+)
 class StormScope:
     """Serves a StormScope model, real or synthetic.
 

@@ -101,6 +101,7 @@ def build(args: dict[str, Any]) -> Application:
         ConductorOptions(
             store_url=store_url,
             max_running=settings.max_running,
+            replicas=settings.models.replicas,
             in_turn=settings.models.in_turn,
             housekeeping=HousekeepingOptions(
                 keep_s=settings.results.keep_s, keep_record_s=settings.results.keep_record_s

@@ -158,7 +158,11 @@ class ModelSettings(Section):
         default_factory=dict,
         description="Keyword arguments for the loader, such as package: /weights/fcn3.",
     )
-    replicas: Count = Field(default=1, description="Replicas; ensemble members spread over them.")
+    replicas: Count = Field(
+        default=1,
+        description="Replicas; ensemble members spread over them. With Serve's autoscaling, as "
+        "many as its max_replicas.",
+    )
     num_gpus: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None,
         description="GPUs of a replica; null is 0 for the synthetic model and 1 otherwise.",
@@ -211,6 +215,11 @@ class ModelsSettings(Section):
         "computes while the other waits in the host's memory.",
     )
 
+    @property
+    def replicas(self) -> dict[str, int]:
+        """Replicas, by model."""
+        return {"fcn3": self.fcn3.replicas, "stormscope": self.stormscope.replicas}
+
     @model_validator(mode="after")
     def _fit_one_gpu(self) -> ModelsSettings:
         together = self.fcn3.resolved_num_gpus + self.stormscope.resolved_num_gpus
@@ -257,7 +266,7 @@ class QueueSettings(Section):
     max_running: Count | None = Field(
         default=None,
         description="Executions of a workflow that run at once; null is its model's replicas plus "
-        "1, and the replicas of a workflow of your own.",
+        "3, and the replicas of a workflow of your own.",
     )
 
 

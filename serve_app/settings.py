@@ -57,6 +57,10 @@ def is_installed(name: str) -> bool:
     return (not parent or is_installed(parent)) and find_spec(name) is not None
 
 
+AHEAD = 3
+"""Executions that run although all replicas have one to work for."""
+
+
 class SettingsError(ValueError):
     """A configuration that cannot be served; one line for each thing that is wrong."""
 
@@ -175,15 +179,12 @@ class Settings(Section):
     def max_running(self) -> dict[str, int]:
         """Executions that run at once, by callable workflow.
 
-        One more than replicas of a model of ours, so that the next is prepared; a user's class
-        prepares nothing ahead.
+        Some more than replicas of a model of ours: the next ones are prepared, and a small one
+        goes between the members of large ones. A user's class prepares nothing ahead.
         """
-        replicas = {
-            "fcn3": self.models.fcn3.replicas,
-            "stormscope": self.models.stormscope.replicas,
-        }
+        replicas = self.models.replicas
         usual = {
-            name: max(replicas.get(model, 0) for model in workflow.models) + 1
+            name: max(replicas.get(model, 0) for model in workflow.models) + AHEAD
             for name, workflow in WORKFLOWS.items()
         }
         usual |= {each.resolved_name: each.replicas for each in self.custom_workflows}

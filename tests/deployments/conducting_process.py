@@ -173,7 +173,12 @@ def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducti
         dict.fromkeys(DEPLOYMENTS, handle),  # type: ignore[arg-type]
         {"fcn3": "fcn3", "ifs": "initial_conditions"},
         store_url=store_url,
-        **{"max_running": {"foundry_fcn3_workflow": 2}, "drain_s": 0.1, **settings},
+        **{
+            "max_running": {"foundry_fcn3_workflow": 2},
+            "drain_s": 0.1,
+            "replicas": {"fcn3": 4},
+            **settings,
+        },
     )
     conduct_here(made)
     return made

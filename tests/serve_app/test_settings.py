@@ -39,7 +39,7 @@ def test_every_default_is_usable() -> None:
     assert settings.models.stormscope.resolved_num_gpus == 0
     assert settings.models.stormscope.grid.shape == (512, 896)
     assert not settings.models.in_turn
-    assert settings.max_running == {FCN3: 2, STORMSCOPE: 2}
+    assert settings.max_running == {FCN3: 4, STORMSCOPE: 4}
     settings.check_nodes(1)
 
 
@@ -80,8 +80,8 @@ def test_a_real_model_gets_a_gpu(name: str, model: dict[str, Any], num_gpus: flo
     assert getattr(models, name).resolved_num_gpus == num_gpus
 
 
-def test_one_execution_more_than_replicas_runs_unless_said_otherwise() -> None:
-    assert parse({"models": {"fcn3": {"replicas": 3}}}).max_running == {FCN3: 4, STORMSCOPE: 4}
+def test_three_executions_more_than_replicas_run_unless_said_otherwise() -> None:
+    assert parse({"models": {"fcn3": {"replicas": 3}}}).max_running == {FCN3: 6, STORMSCOPE: 6}
     assert parse({"queue": {"max_running": 7}}).max_running == {FCN3: 7, STORMSCOPE: 7}
 
 
@@ -340,7 +340,7 @@ def test_a_password_is_not_shown_in_errors(url: object) -> None:
 
 def test_the_summary_shows_what_defaults_became() -> None:
     summary = parse({"models": {"fcn3": {"loader": "a:b", "replicas": 3}}}).summary()
-    assert summary["queue"]["max_running"] == {FCN3: 4, STORMSCOPE: 4}
+    assert summary["queue"]["max_running"] == {FCN3: 6, STORMSCOPE: 6}
     assert summary["models"]["fcn3"]["num_gpus"] == 1
     assert summary["models"]["stormscope"]["num_gpus"] == 0
     assert summary["models"]["in_turn"] is False
@@ -416,7 +416,7 @@ def test_the_name_is_the_one_in_the_source(tmp_path: Path, monkeypatch: pytest.M
 
 def test_as_many_run_at_once_as_there_are_replicas_of_a_class() -> None:
     several = custom({**MINE, "replicas": 3}, {**MINE, "name": "b"})
-    assert parse(several).max_running == {FCN3: 2, STORMSCOPE: 2, "Storms": 3, "b": 1}
+    assert parse(several).max_running == {FCN3: 4, STORMSCOPE: 4, "Storms": 3, "b": 1}
     limited = parse({**several, "queue": {"max_running": 7}})
     assert limited.max_running == dict.fromkeys((FCN3, STORMSCOPE, "Storms", "b"), 7)
 

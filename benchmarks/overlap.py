@@ -1,0 +1,79 @@
+"""How far reading, computing, writing and packaging go on at once, so that no GPU waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import uvloop
+
+from benchmarks.client import Client
+from benchmarks.report import Aim, Report
+from benchmarks.stand_in_gpus import FULL_GRID, VARIABLES, SleepingServer, sleeping_server
+from benchmarks.timeline import busy, makespan, pauses
+from benchmarks.workloads import FCN3
+
+STEP_S = 0.25
+STEPS, QUICK_STEPS = 150, 40
+QUEUED = 5
+DELAY_S = 5.0
+"""What initial conditions take."""
+FACTOR = 1.03
+BEYOND_S = {"zarr": Aim(1.0), "netcdf4": Aim(4.0)}
+BUSY_AIM = Aim(97.0, at_least=True)
+
+
+def measure_overlap(report: Report, *, quick: bool) -> None:
+    """Measure single forecasts that take a time to write, and a queue of them."""
+    steps = QUICK_STEPS if quick else STEPS
+    megabytes = (steps + 1) * len(VARIABLES) * 721 * 1440 * 4 / 1e6
+    what = f"{steps} steps of {STEP_S:g} s, {len(VARIABLES)} variables x 721 x 1440"
+    report.begin(f"{what} ({megabytes:,.0f} MB), 1 member")
+    with sleeping_server("overlap", step_s=STEP_S, grid=FULL_GRID) as server:
+        uvloop.run(_measure_single(report, server, steps))
+    report.begin(f"{QUEUED} queued of {what}; initial conditions take {DELAY_S:g} s each")
+    with sleeping_server("queue", step_s=STEP_S, grid=FULL_GRID, delay_s=DELAY_S) as server:
+        uvloop.run(_measure_queue(report, server, steps))
+
+
+async def _measure_single(report: Report, server: SleepingServer, steps: int) -> None:
+    async with Client.connected(server.base, FCN3.path) as client:
+        await client.remove((await client.run_job(_parameters(1, "netcdf4"))).execution_id)
+        for output_format, aim in BEYOND_S.items():
+            os.sync()
+            server.forget()
+            report.measuring()
+            job = await client.run_job(_parameters(steps, output_format))
+            computed = server.steps()
+            report.add(f"{output_format}, submit to completed", job.seconds, "s")
+            report.add(f"{output_format}, first step to last", makespan(computed), "s")
+            beyond = job.seconds - FACTOR * steps * STEP_S
+            note = f"of {FACTOR} x {steps * STEP_S:g} s"
+            report.add(f"{output_format}, in excess", beyond, "s", aim=aim, note=note)
+            await client.remove(job.execution_id)
+
+
+async def _measure_queue(report: Report, server: SleepingServer, steps: int) -> None:
+    async with Client.connected(server.base, FCN3.path) as client:
+        os.sync()
+        queued = [await client.submit(_parameters(steps, "zarr")) for _ in range(QUEUED)]
+        for execution_id in queued:
+            await client.wait_for([execution_id], poll_s=0.25)
+            # Or five of them would need 25 GB.
+            await client.remove(execution_id)
+            await asyncio.sleep(0)
+    computed = server.steps()
+    pauses_s = pauses(computed, steps)
+    note = f"pauses between two: {', '.join(f'{pause:.2f}' for pause in pauses_s)} s"
+    report.add("first step to last", makespan(computed), "s", note=note)
+    report.add("GPU busy", 100 * busy(computed), "%", aim=BUSY_AIM)
+
+
+def _parameters(steps: int, output_format: str) -> dict[str, object]:
+    return {
+        "start_time": "2025-01-01T00:00:00Z",
+        "n_steps": steps,
+        "n_samples": 1,
+        "variables": list(VARIABLES),
+        "output_format": output_format,
+    }

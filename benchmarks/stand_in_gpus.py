@@ -1,0 +1,84 @@
+"""A server with FCN3 on stand-in GPUs: every step takes a set time, and is noted."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.server import Server
+from benchmarks.timeline import Step, read_journal
+from benchmarks.workloads import FCN3
+
+SMALL_GRID = {"n_lat": 8, "n_lon": 16}
+FULL_GRID = {"n_lat": 721, "n_lon": 1440}
+VARIABLES = ("t2m", "u10m", "v10m", "msl", "tcwv", "z500", "t850", "u850")
+"""Eight, as many as a forecast may well keep."""
+
+
+class SleepingServer:
+    """A server whose FCN3 sleeps.
+
+    Parameters
+    ----------
+    server : Server
+    journal : Path
+        What model and data source write down.
+    """
+
+    def __init__(self, server: Server, journal: Path) -> None:
+        self.base = server.base
+        self._journal = journal
+
+    def forget(self) -> None:
+        """Begin an empty journal."""
+        self._journal.write_text("")
+
+    def steps(self, model: str = "FCN3") -> list[Step]:
+        """Read what the model, or the data source ``IFS``, has done."""
+        return [step for step in read_journal(self._journal) if step.model == model]
+
+
+@contextmanager
+def sleeping_server(
+    name: str,
+    *,
+    step_s: float,
+    gpus: int = 1,
+    grid: dict[str, int] = SMALL_GRID,
+    delay_s: float = 0.0,
+) -> Iterator[SleepingServer]:
+    """Serve FCN3 with a replica on each of some stand-in GPUs.
+
+    Parameters
+    ----------
+    step_s, delay_s : float
+        What a step takes, and initial conditions.
+    """
+    with tempfile.TemporaryDirectory(prefix="e2s-bench-") as folder:
+        journal = Path(folder, "journal")
+        journal.touch()
+        here = "benchmarks.sleeping_models"
+        noted = {"grid": grid, "journal": str(journal)}
+        settings: dict[str, Any] = {
+            "workflows": {"exposed": [FCN3.workflow]},
+            "queue": {"max_size": 1000},
+            "models": {
+                "fcn3": {
+                    "loader": f"{here}:load_fcn3",
+                    "options": {"step_s": step_s, **noted},
+                    "grid": grid,
+                    "replicas": gpus,
+                }
+            },
+            "data_sources": {
+                "ifs": {"loader": f"{here}:load_ifs", "options": {"delay_s": delay_s, **noted}}
+            },
+        }
+        # Replicas that sleep need no core of their own.
+        stand_ins = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": gpus, "CPU": 2 + gpus})}
+        with Server(name, settings, environment=stand_ins) as server:
+            yield SleepingServer(server, journal)
