@@ -24,6 +24,7 @@ from deployments.initial_conditions import InitialConditions, SourceOptions
 from deployments.packager import Packager
 from deployments.stormscope import StormScope, StormScopeOptions
 from serve_app.ingress import Ingress, IngressOptions
+from serve_app.preflight import check_installed, check_nodes
 from serve_app.section import SYNTHETIC
 from serve_app.sections import (
     CustomWorkflowSettings,
@@ -61,10 +62,10 @@ def build(args: dict[str, Any]) -> Application:
         Naming what is wrong and what would be allowed.
     """
     settings = parse_settings(args, os.environ)
-    settings.check_installed()
+    check_installed(settings)
     if ray.is_initialized():
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        settings.check_nodes(sum(node["Alive"] for node in nodes))
+        check_nodes(settings, sum(node["Alive"] for node in nodes))
     logger.info("settings: %s", settings.summary())
     workflows = [WORKFLOWS[name] for name in settings.callable_workflows if name in WORKFLOWS]
     models = sorted({name for workflow in workflows for name in workflow.models})

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from serve_app.settings import Settings, SettingsError, is_installed, parse_settings
+from serve_app.preflight import check_installed, check_nodes, is_installed
+from serve_app.settings import Settings, SettingsError, parse_settings
 from workflows import WORKFLOWS
 
 EMULATOR = "https://127.0.0.1:10000/devstoreaccount1"
@@ -40,7 +41,7 @@ def test_every_default_is_usable() -> None:
     assert settings.models.stormscope.grid.shape == (512, 896)
     assert not settings.models.in_turn
     assert settings.max_running == {FCN3: 4, STORMSCOPE: 4}
-    settings.check_nodes(1)
+    check_nodes(settings, 1)
 
 
 def test_relative_paths_start_from_the_current_folder(
@@ -228,25 +229,26 @@ def test_warmup_workflows_are_callable_but_not_listed() -> None:
 )
 def test_what_azure_needs_has_to_be_installed(args: dict[str, Any]) -> None:
     settings = parse(args)
-    settings.check_installed()
+    check_installed(settings)
     with pytest.raises(SettingsError, match=r"obstore cannot be imported .* '\.\[azure\]'"):
-        settings.check_installed(lambda name: name != "obstore")
-    parse({}).check_installed(lambda _: False)
+        check_installed(settings, lambda name: name != "obstore")
+    check_installed(parse({}), lambda _: False)
     assert not is_installed("azure.no_such_package") and not is_installed("no_such_package.azure")
 
 
 def test_a_disk_of_one_machine_is_refused_on_several() -> None:
     with pytest.raises(SettingsError) as error:
-        parse({}).check_nodes(3)
+        check_nodes(parse({}), 3)
     first, second = str(error.value).splitlines()
     assert first.startswith("args.store_url: SQLite") and "3 nodes" in first
     assert second.startswith("args.results_url: ")
-    parse({"shared_filesystem": True}).check_nodes(3)
+    check_nodes(parse({"shared_filesystem": True}), 3)
     with pytest.raises(SettingsError, match=r"^args\.results_url: [^\n]*$"):
-        parse({"store_url": "postgresql+psycopg://u@h/d"}).check_nodes(2)
+        check_nodes(parse({"store_url": "postgresql+psycopg://u@h/d"}), 2)
     with pytest.raises(SettingsError, match=r"^args\.store_url: [^\n]*$"):
-        parse({"results_url": IN_BLOB}).check_nodes(2)
-    parse({"results_url": IN_BLOB, "store_url": "postgresql+psycopg://u@h/d"}).check_nodes(2)
+        check_nodes(parse({"results_url": IN_BLOB}), 2)
+    on_several = {"results_url": IN_BLOB, "store_url": "postgresql+psycopg://u@h/d"}
+    check_nodes(parse(on_several), 2)
 
 
 IN_BLOB = "az://contosoweather/forecasts/nightly"
