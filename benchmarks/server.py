@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,12 +19,11 @@ from typing import Any
 import yaml
 
 from benchmarks import machine
+from serve_app.apart import free_port
 
 CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 60.0
-RANGE = 20
-"""Ports that the ingress of a server may take."""
 
 
 class Server:
@@ -63,7 +59,7 @@ class Server:
         self._log = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._environment = environment or {}
-        self.port = _free_port()
+        self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.start_s = 0.0
 
@@ -74,7 +70,9 @@ class Server:
             # Never one that somebody else has started.
             "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(self.folder / "ray"),
-            **_apart(self.folder),
+            # Other servers may run on this machine.
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             **self._environment,
         }
         environment.pop("EXPOSED_WORKFLOWS", None)
@@ -141,46 +139,3 @@ class Server:
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SERVE = (sys.executable, "-m", "serve_app")
-
-
-def _apart(folder: Path) -> dict[str, str]:
-    """Give what keeps a server from meeting others on this machine.
-
-    HAProxy falls back to a proxy at port 8500 when the ingress is slow to answer its checks, as on
-    a busy machine: without this to that of another server, which then answers in its place.
-    """
-    http, grpc = _free_range(), _free_range()
-    return {
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + RANGE),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + RANGE),
-    }
-
-
-def _free_range() -> int:
-    """Find consecutive ports that nobody listens at, below those that the system gives away."""
-    for _ in range(1000):
-        first = random.randrange(20_000, 30_000, RANGE)  # noqa: S311
-        with ExitStack() as stack:
-            try:
-                for port in range(first, first + RANGE):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise RuntimeError(f"no {RANGE} free ports in a row")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

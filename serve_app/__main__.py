@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from serve_app.apart import ports_and_sockets
+
 ENVIRONMENT = {
     # 3 to 4 times the requests per second of the Python proxy.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -41,7 +43,14 @@ def main() -> int:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--port", type=int, help="instead of the one in the file")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="earth2serve-") as folder:
+        return _serve(arguments, Path(folder))
+
+
+def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     os.environ.update(ENVIRONMENT | os.environ)
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        os.environ.update(ports_and_sockets(folder) | os.environ)
     token = _protect_ray(os.environ)
     # Ray reads its environment when it is imported.
     import ray
