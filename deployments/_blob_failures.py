@@ -29,7 +29,14 @@ def is_without_container(code: str | None) -> bool:
     return code in ("ContainerNotFound", "ContainerDisabled")
 
 
-def blob_failure(status: int | None, code: str | None, no_token: NoToken | None) -> StageFailed:
+def is_untrusted(text: str) -> bool:
+    """Say whether a client tells of a certificate that it does not trust."""
+    return "certificate" in text.lower()
+
+
+def blob_failure(
+    status: int | None, code: str | None, no_token: NoToken | None, *, untrusted: bool = False
+) -> StageFailed:
     """Say what went wrong, and what can be done about it.
 
     Parameters
@@ -40,6 +47,8 @@ def blob_failure(status: int | None, code: str | None, no_token: NoToken | None)
         Azure's own.
     no_token : NoToken or None
         Why the credential gave no token, if it gave none.
+    untrusted : bool
+        Whether the server showed a certificate that is not to be trusted.
 
     Returns
     -------
@@ -49,6 +58,12 @@ def blob_failure(status: int | None, code: str | None, no_token: NoToken | None)
     if no_token is not None:
         return (TransientFailure if no_token.may_pass else StageFailed)(
             Stage.PACKAGE, str(no_token)
+        )
+    if untrusted:
+        return StageFailed(
+            Stage.PACKAGE,
+            "Blob Storage shows a certificate that this server does not trust: see to "
+            "args.azure.ca_file, or to the authorities that the system trusts",
         )
     said = " ".join(str(each) for each in (status, code) if each)
     if is_without_container(code):
@@ -65,6 +80,8 @@ def blob_failure(status: int | None, code: str | None, no_token: NoToken | None)
         )
     if status is None or status in (408, 409, 429) or status >= 500:
         return TransientFailure(
-            Stage.PACKAGE, f"Blob Storage is out of reach or busy ({said or 'no answer'})"
+            Stage.PACKAGE,
+            f"Blob Storage is out of reach or busy ({said or 'no answer'}); if it stays so, see to "
+            "the account's name in args.results_url",
         )
     return StageFailed(Stage.PACKAGE, f"Blob Storage refused ({said})")

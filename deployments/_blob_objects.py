@@ -21,12 +21,16 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments._azure import AzureOptions
 from deployments._azure_token import TokenBridge
-from deployments._blob_failures import blob_failure, is_without_container, status_and_code
+from deployments._blob_failures import (
+    blob_failure,
+    is_untrusted,
+    is_without_container,
+    status_and_code,
+)
 from deployments._blob_listing import DIGEST, FOLDER
 from deployments._blob_upload import digests, upload
 from deployments._transient import TransientFailure
 from workflows.delivery import Container
-from workflows.errors import StageFailed
 from workflows.execution import Stage
 
 if TYPE_CHECKING:
@@ -38,7 +42,11 @@ R = TypeVar("R")
 
 THREADS = 16
 """Calls at once. Azurite takes 140 blobs of 66 kB a second with 4, 300 with 16, no more beyond."""
-RETRY_LIMIT_S = 120.0
+RETRY_LIMIT_S = 60.0
+"""Steps of an execution's life are tried again as well: it survives some minutes."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=0.1), timedelta(seconds=5)
+MAX_RETRIES = 1000
+"""It is the time that ends them: refused connections would use up ten within seconds."""
 CALL_LIMIT_S = 120.0
 """Of one try. A map of 0.25 degrees has 4 MiB."""
 DELETED_AT_ONCE, DELETE_ATTEMPTS = 2560, 10
@@ -100,10 +108,16 @@ class Blobs:
                 **({"root_certificate": trusted} if trusted else {}),
             },
             retry_config={
-                "max_retries": 10,
+                "max_retries": MAX_RETRIES,
                 "retry_timeout": timedelta(seconds=options.retry_limit_s),
+                "backoff": {"init_backoff": FIRST_PAUSE, "max_backoff": LONGEST_PAUSE, "base": 2.0},
             },
         )
+
+    def look(self) -> None:
+        """See whether the container can be read: it is there, and this server may."""
+        with self._told():
+            next(iter(self._obstore.list(self._store, chunk_size=1)), None)
 
     def put(self, key: str, content: Any, media_type: str, sha256: str | None = None) -> None:
         """Write a blob, which appears whole.
@@ -263,13 +277,12 @@ class Blobs:
         try:
             yield
         except (FileNotFoundError, BaseError) as error:
-            status, code = status_and_code(str(error))
+            said = str(error)
+            status, code = status_and_code(said)
             if isinstance(error, FileNotFoundError) and not is_without_container(code):
                 raise FileNotFoundError(key) from None
-            raise self._failure(status, code) from None
-
-    def _failure(self, status: int | None, code: str | None) -> StageFailed:
-        return blob_failure(status, code, self.token.failure)
+            untrusted = is_untrusted(said)
+            raise blob_failure(status, code, self.token.failure, untrusted=untrusted) from None
 
 
 def _blob(key: str, found: GetResult) -> Blob:

@@ -11,6 +11,9 @@ from deployments.manifest import CHECKSUMS
 from workflows.base import Plan
 from workflows.dataset import Provenance
 
+LOOK_LIMIT_S = 5.0
+"""How long somebody waits who only asks whether the container can be read."""
+
 
 class BlobStorage:
     """A container, or a folder in one; what it shares is `deployments._storage.Storage`.
@@ -32,6 +35,20 @@ class BlobStorage:
     def __init__(self, options: BlobResultsOptions, blobs: Blobs | None = None) -> None:
         self._options = options
         self._blobs = blobs or Blobs(options)
+        self._looking: Blobs | None = None
+
+    def look(self) -> None:
+        """See whether the container can be read: it is there, and this server may.
+
+        Raises
+        ------
+        StageFailed
+            If it cannot.
+        """
+        if self._looking is None:
+            limited = self._options.model_copy(update={"retry_limit_s": LOOK_LIMIT_S})
+            self._looking = Blobs(limited, threads=1)
+        self._looking.look()
 
     def work(self, execution_id: str) -> WorkBlobs:
         """Give an execution's working records."""
@@ -67,5 +84,6 @@ class BlobStorage:
         folder = result_folder(workflow, execution_id)
         # What tells that it is whole goes first, so that nobody gets half a result.
         self._blobs.delete(*(f"{folder}/{name}" for name in (CHECKSUMS, ROOT, NETCDF)))
-        self._blobs.remove(folder)
+        # Before the results: after half a purge nobody shall take steps for written.
         self.clean(execution_id)
+        self._blobs.remove(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments._azure_token import NoToken, TokenBridge
-from deployments._blob_failures import blob_failure
+from deployments._blob_failures import blob_failure, is_untrusted
 from workflows.delivery import Container
 
 BLOCK_BYTES = 8 << 20
@@ -96,6 +96,7 @@ def upload(
     except HttpResponseError as error:
         code = getattr(error, "error_code", None)
         raise blob_failure(error.status_code, getattr(code, "value", code), token.failure) from None
-    except (AzureError, NoToken):
-        raise blob_failure(None, None, token.failure) from None
+    except (AzureError, NoToken) as error:
+        untrusted = is_untrusted(str(error))
+        raise blob_failure(None, None, token.failure, untrusted=untrusted) from None
     return True

@@ -222,7 +222,10 @@ class Conducting:
             if set(full) >= self._max_running.keys():
                 # No write lock for nothing; who waits of other workflows fails a little later.
                 return
-            execution = await self.lives.write(self._store.claim_next, full)
+            # What has failed may be tried again before all is removed that it made: a life begins
+            # when the one before has ended, or that would remove what this one writes.
+            ending = list(self._started)
+            execution = await self.lives.write(self._store.claim_next, full, ending)
             if execution is None:
                 return
             self._metrics.begun(execution)

@@ -160,6 +160,9 @@ class Storage(Protocol):
     def poll_s(self) -> float:
         """How long to wait before looking for further steps again."""
 
+    def look(self) -> None:
+        """See whether the place is there; StageFailed says why not."""
+
     def work(self, execution_id: str) -> Work:
         """Give an execution's working records."""
 

@@ -86,18 +86,26 @@ class ConductedStore(ExecutionStore):
                 .on_conflict_do_update(index_elements=["workflow"], set_=values)
             )
 
-    def claim_next(self, fence: int, full: Collection[str] = ()) -> Execution | None:
+    def claim_next(
+        self, fence: int, full: Collection[str] = (), ending: Collection[str] = ()
+    ) -> Execution | None:
         """Take the execution that waits longest; it is running from now on.
 
         Parameters
         ----------
         full : collection of str
             Workflows of which no more can run now.
+        ending : collection of str
+            Executions that an earlier attempt has not let go of yet.
         """
         with self._fenced(fence) as connection:
             row = connection.execute(
                 sa.select(*EXECUTION_COLUMNS)
-                .where(executions.c.status == Status.QUEUED, executions.c.workflow.notin_(full))
+                .where(
+                    executions.c.status == Status.QUEUED,
+                    executions.c.workflow.notin_(full),
+                    executions.c.execution_id.notin_(ending),
+                )
                 .order_by(executions.c.number)
                 .limit(1)
             ).first()

@@ -79,6 +79,17 @@ class Packager:
         # Of their own: an export waits for steps, and would keep a thread from writing them.
         self._exports = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="export")
 
+    async def describe(self, place: str) -> dict[str, Any]:
+        """Say where results lie, for readiness.
+
+        Raises
+        ------
+        StageFailed
+            If they cannot lie there now.
+        """
+        await asyncio.to_thread(self._results.look)
+        return {"name": place}
+
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
     ) -> None:

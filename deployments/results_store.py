@@ -66,6 +66,16 @@ class ResultsStore:
         self._opened: OrderedDict[str, Result] = OrderedDict()
         self._opened_lock = threading.Lock()
 
+    def look(self) -> None:
+        """See whether the place for results is there.
+
+        Raises
+        ------
+        StageFailed
+            Saying why not.
+        """
+        self._storage.look()
+
     def create(
         self,
         plan: Plan,

@@ -57,6 +57,7 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     from ray.serve.scripts import cli
 
     from serve_app.check import main as check
+    from serve_app.preflight import check_certificates, check_installed
     from serve_app.settings import SettingsError, parse_settings
     from serve_app.starting import announce, base_url, taken_ports
 
@@ -67,7 +68,9 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
         for application in values["applications"]:
             if application["import_path"] == "serve_app.app:build":
                 # The check read the file; the environment can be wrong, too.
-                parse_settings(application.get("args", {}), os.environ)
+                settings = parse_settings(application.get("args", {}), os.environ)
+                check_installed(settings)
+                check_certificates(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from deployments.initial_conditions import InitialConditions, SourceOptions
 from deployments.packager import Packager
 from deployments.stormscope import StormScope, StormScopeOptions
 from serve_app.ingress import Ingress, IngressOptions
-from serve_app.preflight import check_installed, check_nodes
+from serve_app.preflight import check_certificates, check_installed, check_nodes
 from serve_app.section import SYNTHETIC
 from serve_app.sections import (
     CustomWorkflowSettings,
@@ -42,6 +42,8 @@ logger = logging.getLogger("ray.serve")
 WAITING = {"num_cpus": 0.1, "num_gpus": 0}
 """For deployments that mostly wait: a node's cores are for the Packager and the models."""
 WRITING = {"num_cpus": 0.4, "num_gpus": 0}
+RESULTS = "results"
+"""What readiness calls the container of the results."""
 KEPT_ANALYSES = 32
 """Executions whose initial conditions stay on a disk that is not cleaned with their results:
 300 MB each at 0.25 degrees, and more than can run at once."""
@@ -63,6 +65,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     settings = parse_settings(args, os.environ)
     check_installed(settings)
+    check_certificates(settings)
     if ray.is_initialized():
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         check_nodes(settings, sum(node["Alive"] for node in nodes))
@@ -93,6 +96,9 @@ def build(args: dict[str, Any]) -> Application:
     components = dict.fromkeys(sources, "initial_conditions") | {
         name: SERVED_BY.get(name, name) for name in (*models, *custom)
     }
+    # A folder is made where it is missing; a container is not.
+    places = (RESULTS,) if blob is not None else ()
+    components |= dict.fromkeys(places, "packager")
     delivery = _delivery(settings)
     store_url = settings.resolved_store_url
     conductor = _bind(
@@ -128,7 +134,7 @@ def build(args: dict[str, Any]) -> Application:
         allow_origins=settings.cors.allow_origins,
         delivery=settings.delivery_rules,
         signed_url_s=settings.azure.blob.signed_url_s,
-        components={w.name: (*w.models, *w.data_sources) for w in workflows}
+        components={w.name: (*w.models, *w.data_sources, *places) for w in workflows}
         | {name: (name,) for name in custom},
         custom={each.resolved_name: each.output_format for each in settings.custom_workflows},
     )

@@ -12,7 +12,7 @@ from deployments._blob_limits import BlobLimits, Crew
 from deployments._blob_results import result_folder
 from workflows.delivery import Container
 
-LIMITS = BlobLimits(attempts=2, blocks_in_flight=1, request_timeout_s=10.0)
+LIMITS = BlobLimits(attempts=2, blocks_in_flight=1, request_timeout_s=3.0)
 """Somebody waits for the answer, which is right without a link."""
 
 

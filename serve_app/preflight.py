@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -33,6 +34,25 @@ def check_installed(settings: Settings, is_installed: Callable[[str], bool] = is
             f"args.azure: {', '.join(lacking)} cannot be imported here; install earth2serve "
             "with what Azure needs: pip install -c constraints.txt -e '.[azure]'"
         )
+
+
+def check_certificates(settings: Settings) -> None:
+    """Refuse a file of certificates that cannot be used.
+
+    Raises
+    ------
+    SettingsError
+        Naming the file, and what is wrong with it.
+    """
+    path = settings.azure.ca_file
+    if path is None:
+        return
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except OSError as error:  # of ssl as well
+        raise SettingsError(
+            f"args.azure.ca_file: {path} holds no certificates in PEM that can be read: {error}"
+        ) from None
 
 
 def check_nodes(settings: Settings, n_nodes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -138,10 +139,9 @@ class Settings(Section):
     def _results_can_be_written(cls, value: str | None) -> str | None:
         if value is None:
             return value
-        url = urlsplit(value)
-        if url.scheme in ("az", "https"):
+        if value.startswith(("az://", "https://")):
             parse_results_container(value)
-        elif url.scheme != "file" or url.netloc not in ("", "localhost") or len(url.path) < 2:
+        elif not re.fullmatch(r"file://(localhost)?/[^?#]+", value):
             raise ValueError("file:///path or az://ACCOUNT/CONTAINER/FOLDER is needed")
         return value
 

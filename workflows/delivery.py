@@ -23,6 +23,9 @@ CONTAINER_URL, GEO_CATALOG_URL, COLLECTION_ID = DELIVERY = (
 """Parameters that say where results go, as Earth2Studio's own workflows name them."""
 
 _ACCOUNT_HOST = re.compile(r"([a-z0-9]{3,24})\.(?:z[0-9]{1,2}\.)?blob\.[a-z0-9-]+(?:\.[a-z0-9-]+)+")
+MAX_FOLDER = 512
+"""Characters. The name of a blob may have 1024, and those of results' files come behind."""
+
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER_NAME = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._=-]{1,255}(?<!\.)")
@@ -126,7 +129,7 @@ class DeliveryRules(BaseModel):
         if collection is not None and catalog is None:
             raise _refused(COLLECTION_ID, f"a collection needs a catalogue: give {GEO_CATALOG_URL}")
         try:
-            collection = collection and check_collection(str(collection))
+            collection = None if collection is None else check_collection(str(collection))
         except ValueError as error:
             raise _refused(COLLECTION_ID, str(error)) from None
         if catalog is not None and container is None and not self.results_in_blob:
@@ -214,6 +217,8 @@ def _below(account_url: str, account: str, path: str, needed: str) -> Container:
         raise ValueError(
             f"{needed}; a container has 3 to 63 lower-case letters, digits and single hyphens"
         )
+    if len(path) > MAX_FOLDER:
+        raise ValueError(f"container and folder have {MAX_FOLDER} characters together at most")
     if not all(map(_PREFIX_PART.fullmatch, folders)):
         raise ValueError("a folder has letters, digits, '.', '_', '=' and '-' between its slashes")
     return Container(account_url=account_url, account=account, name=name, prefix="/".join(folders))

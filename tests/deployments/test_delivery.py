@@ -219,6 +219,35 @@ async def test_what_failed_before_its_delivery_begins_anew(
     assert done.progress is not None and done.progress.members == (3,)
 
 
+async def test_a_retry_begins_when_the_attempt_before_has_let_go(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    """What a failed attempt made is still being removed when it is tried again."""
+    removed = asyncio.Event()
+
+    async def purge(*_: Any) -> None:
+        await removed.wait()
+
+    execution_id = submit(store, Delivery())
+    before = {"finish": refuse(1, UploadFailed("package", "no disk")), "purge": purge}
+    async with conducts(store_url, StandIns(journal, before=before)) as conducting:
+        await until(store, execution_id, finished)
+        store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+        other = submit(store, Delivery())
+        conducting.nudge()
+        # Others do not wait for it.
+        await until(store, other, finished)
+        assert store.read(execution_id).status == Status.QUEUED
+        removed.set()
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED
+    lines = journal.lines()
+    assert lines.count("purge") == 1
+    assert lines.index("purge") < len(lines) - lines[::-1].index("create") - 1
+
+
 async def test_an_upload_can_be_cancelled(
     store: ConductedStore,
     store_url: str,

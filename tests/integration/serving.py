@@ -105,15 +105,18 @@ def served(
     port: int,
     seconds: float = 60.0,
     ready: str | None = None,
+    *,
+    wait: bool = True,
 ) -> Iterator[Server]:
     """Serve the application under a name and route of its own; it is gone afterwards.
 
-    It is ready when all its workflows are, or the one that is named.
+    It is ready when all its workflows are, or the one that is named, unless nobody waits for that.
     """
     deploy(args, name)
     server = Server(name, f"http://127.0.0.1:{port}/{name}")
     try:
-        server.until_ready(ready, seconds)
+        if wait:
+            server.until_ready(ready, seconds)
         yield server
     finally:
         server.http.close()

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -180,3 +181,22 @@ def test_a_copy_elsewhere_is_refused(server: Server, azure: Azure) -> None:
     )
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", "parameters", "container_url"]
+
+
+def test_readiness_tells_of_a_container_that_is_missing(
+    http_port: int, azure: Azure, tmp_path: Path
+) -> None:
+    account = azure.container.account
+    args = {
+        **azure.args,
+        "data_dir": str(tmp_path / "var"),
+        "workflows": {"exposed": [FORECAST]},
+        "results_url": f"az://{account}/no-such-container",
+    }
+    with served(args, "azure-without-container", http_port, wait=False) as server:
+        deadline = time.monotonic() + 60
+        while "no such container" not in (told := server.http.get("/readiness").text):
+            assert time.monotonic() < deadline, told
+            time.sleep(0.2)
+        answer = server.http.get("/readiness")
+        assert answer.status_code == 503

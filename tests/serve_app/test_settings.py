@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel
 
-from serve_app.preflight import check_installed, check_nodes, is_installed
+from serve_app.preflight import check_certificates, check_installed, check_nodes, is_installed
 from serve_app.settings import Settings, SettingsError, parse_settings
 from workflows import WORKFLOWS
 
@@ -236,6 +236,15 @@ def test_what_azure_needs_has_to_be_installed(args: dict[str, Any]) -> None:
     assert not is_installed("azure.no_such_package") and not is_installed("no_such_package.azure")
 
 
+def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    check_certificates(parse({}))
+    empty = tmp_path / "ca.pem"
+    empty.write_text("no certificate")
+    for path in (empty, tmp_path / "missing.pem"):
+        with pytest.raises(SettingsError, match=r"^args\.azure\.ca_file: .*holds no certificates"):
+            check_certificates(parse({"azure": {"ca_file": str(path)}}))
+
+
 def test_a_disk_of_one_machine_is_refused_on_several() -> None:
     with pytest.raises(SettingsError) as error:
         check_nodes(parse({}), 3)
@@ -288,6 +297,9 @@ def test_results_may_lie_in_a_container(url: str, emulator: str | None, place: s
         ({"results_url": "az://Contoso/data"}, "results_url", "an account has 3 to 24"),
         ({"results_url": "az://contoso/data/../x"}, "results_url", "a folder has letters"),
         ({"results_url": "s3://bucket/data"}, "results_url", "file:///path or az://"),
+        ({"results_url": "FILE:///tmp/x"}, "results_url", "file:///path or az://"),
+        ({"results_url": "file:tmp"}, "results_url", "file:///path or az://"),
+        ({"results_url": f"az://contoso/data/{'a' * 255}/{'b' * 255}"}, "results_url", "at most"),
         ({"results_url": "https://contoso.example/data"}, "results_url", "CONTAINER is needed"),
         (
             {"workflows": {"custom": [{"class": "a.b:C"}]}},
