@@ -22,6 +22,7 @@ import uvloop
 from benchmarks import machine
 from benchmarks.client import Client
 from benchmarks.comparison import COMPARED, compare
+from benchmarks.crowd import measure_crowd
 from benchmarks.downloads import measure_downloads
 from benchmarks.durability import measure_durability
 from benchmarks.fan_out import measure_fairness, measure_fan_out
@@ -45,6 +46,7 @@ ALONE = {
     "fairness": measure_fairness,
     "overlap": measure_overlap,
     "durability": measure_durability,
+    "crowd": measure_crowd,
 }
 """What starts the servers that it needs by itself."""
 OURS = (*SMALL, *LARGE, *ALONE)

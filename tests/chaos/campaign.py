@@ -52,7 +52,7 @@ class Campaign:
     n_workers: int
     kills: int
     restarts: int = 1
-    pause_s: float = 2.0
+    pause_s: float = 1.0
     in_flight: int = 4
     nowcasts: bool = True
     seed: int = 1

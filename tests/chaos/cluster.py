@@ -24,8 +24,8 @@ APPLICATION = "earth2serve"
 REPLICA = f"ray::ServeReplica:{APPLICATION}:"
 CONTROLLER = "ray::ServeController"
 START_LIMIT_S = 180.0
-GPUS = 2
-"""Stand-ins, of each worker node."""
+GPUS, GPUS_ALONE = 2, 3
+"""Stand-ins, of each worker node and of a head without any."""
 
 
 class Cluster:
@@ -74,7 +74,7 @@ class Cluster:
         command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=8"]
         # One of the ports that would be the same on every node.
         command.append(f"--dashboard-agent-listen-port={_free_port()}")
-        gpus = GPUS if number or not self._n_workers else 0
+        gpus = GPUS if number else 0 if self._n_workers else GPUS_ALONE
         command.append(f"--num-gpus={gpus}")
         if number == 0:
             command += ["--head", f"--port={self._port}", "--include-dashboard=false"]
