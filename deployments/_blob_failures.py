@@ -15,6 +15,8 @@ from workflows.execution import Stage
 
 _STATUS = re.compile(r"(?:status code: |\(code: )(\d{3})")
 """The second is what it says of one of many that are removed at once."""
+_UNTRUSTED = re.compile("invalid peer certificate|certificate verify failed", re.IGNORECASE)
+"""As rustls and OpenSSL say it."""
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 
 
@@ -29,9 +31,12 @@ def is_without_container(code: str | None) -> bool:
     return code in ("ContainerNotFound", "ContainerDisabled")
 
 
-def is_untrusted(text: str) -> bool:
-    """Say whether a client tells of a certificate that it does not trust."""
-    return "certificate" in text.lower()
+def is_untrusted(status: int | None, text: str) -> bool:
+    """Say whether a client got no answer since it does not trust the server's certificate.
+
+    The text may name a URL, which can have any word.
+    """
+    return status is None and _UNTRUSTED.search(text) is not None
 
 
 def blob_failure(

@@ -103,6 +103,10 @@ class Blobs:
             account_name=container.account,
             endpoint=container.account_url,
             credential_provider=self.token,
+            # It would take them from the environment.
+            use_emulator=False,
+            use_fabric_endpoint=False,
+            skip_signature=False,
             client_options={
                 "timeout": timedelta(seconds=CALL_LIMIT_S),
                 **({"root_certificate": trusted} if trusted else {}),
@@ -281,7 +285,7 @@ class Blobs:
             status, code = status_and_code(said)
             if isinstance(error, FileNotFoundError) and not is_without_container(code):
                 raise FileNotFoundError(key) from None
-            untrusted = is_untrusted(said)
+            untrusted = is_untrusted(status, said)
             raise blob_failure(status, code, self.token.failure, untrusted=untrusted) from None
 
 

@@ -97,6 +97,6 @@ def upload(
         code = getattr(error, "error_code", None)
         raise blob_failure(error.status_code, getattr(code, "value", code), token.failure) from None
     except (AzureError, NoToken) as error:
-        untrusted = is_untrusted(str(error))
+        untrusted = is_untrusted(None, str(error))
         raise blob_failure(None, None, token.failure, untrusted=untrusted) from None
     return True

@@ -224,7 +224,7 @@ class Conducting:
                 return
             # What has failed may be tried again before all is removed that it made: a life begins
             # when the one before has ended, or that would remove what this one writes.
-            ending = list(self._started)
+            ending = [*self._started, *self.lives.running]
             execution = await self.lives.write(self._store.claim_next, full, ending)
             if execution is None:
                 return

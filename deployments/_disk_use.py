@@ -71,6 +71,9 @@ def changed(
     results: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Give the columns that change with an execution, as far as they do."""
+    if status == Status.CANCELLED:
+        # What was packaged before is removed as well, and nobody shall be told of it.
+        return {**NOTHING, "results": None}
     if results is not None:
         return {"disk_bytes": size_of(results), "unwritten_bytes": 0}
     if execution.results is not None:

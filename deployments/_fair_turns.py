@@ -47,6 +47,9 @@ class Turn:
         self.steps_left = steps_left
         if self._places is not None:
             if replica is not None:
+                if self.replica not in (None, replica):
+                    # It was not there any more, or Serve would have sent the member to it.
+                    self._places.known.pop(str(self.replica), None)
                 self.replica = replica
                 self._places.known[replica] = None
             self._places.hand_out()

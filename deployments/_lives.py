@@ -171,8 +171,9 @@ class Lives:
         execution = await self._read(execution_id)
         if execution.status in FINISHED - {Status.FAILED}:
             return
-        await self.record(execution_id, status=Status.FAILED, error_message=reason)
-        if execution.status != Status.FAILED:
+        # What is recorded as failed may wait for its next attempt a moment later.
+        if execution.status not in (Status.FAILED, Status.QUEUED):
+            await self.record(execution_id, status=Status.FAILED, error_message=reason)
             self.metrics.failed(execution, error)
         if execution.results is None:
             # Half a result helps nobody, and may be what has filled the disk.

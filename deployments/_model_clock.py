@@ -24,7 +24,7 @@ class Doing(StrEnum):
     BUSY = "busy"
     """It computes: in the model's step, with what brings fields to the GPU and from it."""
     WRITING = "writing"
-    """It waits until earlier steps are written: the window is full, or the member ends."""
+    """It waits until earlier steps are written: the window is full."""
     CONDITIONING = "conditioning"
     """It waits for a field that another model computes."""
     TURN = "turn"

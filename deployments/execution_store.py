@@ -300,6 +300,7 @@ class ExecutionStore:
                     status=Status.CANCELLED,
                     ended_at=datetime.now(UTC),
                     cancel_requested=True,
+                    results=None,
                     **_disk_use.NOTHING,
                 )
             return self._update(connection, execution, cancel_requested=True)

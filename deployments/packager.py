@@ -40,15 +40,17 @@ PREVIEW = "preview.png"
 METADATA = "metadata.json"
 """What was computed, with what."""
 
-MAX_CALLS = 16
-"""Of one replica at once."""
+WRITERS = 16
+"""Calls of one replica at once that write; the settings add what exports may take."""
+EXPORTS = 16
+"""That work at once. What waits loses nothing: its steps are written, and read later."""
 CONDITIONING_WAIT_S = 0.5
 """A call that waits keeps a place that others may need."""
 CONDITIONING_PAUSE_S, CONDITIONING_PAUSE_IN_BLOB_S = 0.02, 0.1
 """Between two looks; in Blob Storage each is two requests."""
 
 
-@serve.deployment(name="Packager", max_ongoing_requests=MAX_CALLS)
+@serve.deployment(name="Packager", max_ongoing_requests=WRITERS + EXPORTS)
 class Packager:
     """Owns the folders with results and working files.
 
@@ -77,7 +79,7 @@ class Packager:
             self._catalog = CatalogKeeper(StaticCatalog(results))
             self._pause_s = CONDITIONING_PAUSE_S
         # Of their own: an export waits for steps, and would keep a thread from writing them.
-        self._exports = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="export")
+        self._exports = ThreadPoolExecutor(EXPORTS, thread_name_prefix="export")
 
     async def describe(self, place: str) -> dict[str, Any]:
         """Say where results lie, for readiness.

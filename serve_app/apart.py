@@ -24,7 +24,7 @@ def ports_and_sockets(folder: Path) -> dict[str, str]:
     folder : Path
         For the sockets; its path is short, as a socket's must be.
     """
-    http, grpc = _free_range(), _free_range()
+    http, grpc = _free_range(20_000, 25_000), _free_range(25_000, 30_000)
     return {
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
@@ -45,10 +45,10 @@ def free_port() -> int:
         return port
 
 
-def _free_range() -> int:
-    """Find consecutive ports that nobody listens at, below those that the system gives away."""
+def _free_range(start: int, stop: int) -> int:
+    """Find consecutive ports that nobody listens at; those from 32768 the system gives away."""
     for _ in range(1000):
-        first = random.randrange(20_000, 30_000, RANGE)  # noqa: S311
+        first = random.randrange(start, stop, RANGE)  # noqa: S311
         with ExitStack() as stack:
             try:
                 for port in range(first, first + RANGE):
@@ -57,4 +57,4 @@ def _free_range() -> int:
             except OSError:
                 continue
             return first
-    raise RuntimeError(f"no {RANGE} free ports in a row between 20000 and 30000")
+    raise RuntimeError(f"no {RANGE} free ports in a row from {start} to {stop}")

@@ -21,7 +21,7 @@ from deployments.custom_workflow import CustomWorkflow, CustomWorkflowOptions
 from deployments.fcn3 import FCN3, FCN3Options
 from deployments.geocatalog import GeoCatalog, GeoCatalogOptions
 from deployments.initial_conditions import InitialConditions, SourceOptions
-from deployments.packager import Packager
+from deployments.packager import WRITERS, Packager
 from deployments.stormscope import StormScope, StormScopeOptions
 from serve_app.ingress import Ingress, IngressOptions
 from serve_app.preflight import check_certificates, check_installed, check_nodes
@@ -44,9 +44,9 @@ WAITING = {"num_cpus": 0.1, "num_gpus": 0}
 WRITING = {"num_cpus": 0.4, "num_gpus": 0}
 RESULTS = "results"
 """What readiness calls the container of the results."""
-KEPT_ANALYSES = 32
-"""Executions whose initial conditions stay on a disk that is not cleaned with their results:
-300 MB each at 0.25 degrees, and more than can run at once."""
+KEPT_ANALYSES = 16
+"""Executions beyond those that run whose initial conditions stay on a disk that is not cleaned with
+their results: 300 MB each at 0.25 degrees."""
 UPLOADING = {"num_cpus": 0.2, "num_gpus": 0}
 
 
@@ -81,6 +81,8 @@ def build(args: dict[str, Any]) -> Application:
         settings.packager.replicas,
         blob or settings.results_dir,
         settings.work_dir,
+        # An export keeps its place from the first step to the last, and writers need some as well.
+        max_calls=WRITERS + sum(settings.max_running.values()),
     )
     deployments = {"packager": packager}
     analyses: tuple[Application, ...] = ()
@@ -148,10 +150,14 @@ def _bind(
     replicas: int,
     *args: Any,
     name: str | None = None,
+    max_calls: int | None = None,
 ) -> Application:
     configured = cast(Deployment, deployment)
     configured = configured.options(
-        name=name or configured.name, num_replicas=replicas, ray_actor_options=resources
+        name=name or configured.name,
+        num_replicas=replicas,
+        ray_actor_options=resources,
+        max_ongoing_requests=max_calls or configured.max_ongoing_requests,
     )
     return configured.bind(*args)
 
@@ -162,7 +168,8 @@ def _initial_conditions(sources: Sequence[str], settings: Settings) -> Applicati
         # What it fetches lies with the execution's other working files, and goes with them.
         return _bind(InitialConditions, WAITING, 1, options, settings.work_dir)
     folder = settings.work_dir / "initial_conditions"
-    return _bind(InitialConditions, WAITING, 1, options, folder, KEPT_ANALYSES)
+    keep = sum(settings.max_running.values()) + KEPT_ANALYSES
+    return _bind(InitialConditions, WAITING, 1, options, folder, keep)
 
 
 def _blob_results(settings: Settings) -> BlobResultsOptions | None:

@@ -14,7 +14,7 @@ import xarray as xr
 from tests.chaos.cluster import Cluster
 from tests.chaos.kills import Kills
 from tests.chaos.load import FORECAST, NOWCAST, Load, nowcast
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Records, Verdict, judge
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
 from tests.integration.azure_places import Azure
@@ -67,6 +67,7 @@ class Campaign:
             if self.postgres_url is None:
                 delivery["container_url"] = azure.container.url
             with Cluster(args, self.folder, self.n_workers) as cluster:
+                records = Records(self._dbos(azure))
                 reference = self._reference(cluster, azure) if self.nowcasts else None
                 load = Load(
                     cluster.base_url, self.in_flight, delivery, self.nowcasts, seed=self.seed
@@ -75,6 +76,7 @@ class Campaign:
                     cluster,
                     journal,
                     lambda: len(load.ended),
+                    records.look,
                     sorted(cluster.deployments()),
                     self.n_workers,
                     self.seed,
@@ -88,7 +90,7 @@ class Campaign:
                     load,
                     lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
                     grid=GRID,
-                    dbos=self._dbos(azure),
+                    records=records,
                     journal=journal,
                     item_ids=[item["id"] for item in catalog.items.values()],
                     reference=reference,

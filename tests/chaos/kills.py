@@ -30,6 +30,8 @@ class Kills:
         Grows with everything that is computed.
     ended : callable
         Gives how many executions have ended.
+    look : callable
+        Called before each kill.
     deployments : sequence of str
     n_workers : int
         Nodes that may be lost.
@@ -39,6 +41,7 @@ class Kills:
     cluster: Cluster
     journal: Path
     ended: Callable[[], int]
+    look: Callable[[], None]
     deployments: Sequence[str]
     n_workers: int
     seed: int
@@ -65,6 +68,7 @@ class Kills:
         everything = {n * (i + 1) // (restarts + 1) for i in range(restarts)}
         number = 0
         while number < n:
+            self.look()
             what = EVERYTHING if number in everything else self._choose()
             if not self._kill(what):
                 time.sleep(0.5)

@@ -13,7 +13,7 @@ import xarray as xr
 
 from tests.chaos.campaign import GRID, Campaign
 from tests.chaos.load import FORECAST, START, Accepted, Load
-from tests.chaos.verdict import Verdict, expected, judge
+from tests.chaos.verdict import Records, Verdict, expected, judge
 from tests.emulators.azurite import Azurite
 from workflows.grids import Grid
 
@@ -49,7 +49,6 @@ def test_nothing_is_lost_doubled_or_wrong(
         nowcasts=False,
     )
     verdict, kills, load = campaign.run()
-    assert sum(kills.counts.values()) == 5
     assert verdict.accepted >= 3
     assert verdict.is_clean and not load.refused, f"{verdict}\n{kills.report()}"
 
@@ -104,7 +103,7 @@ class Outcome:
             self.load,
             lambda *_: xr.Dataset(self.values),
             grid=GRID,
-            dbos=self.dbos,
+            records=Records(self.dbos),
             journal=self.journal,
             item_ids=self.items,
             reference=None,

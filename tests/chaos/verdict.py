@@ -27,6 +27,27 @@ CLOCK_S = 0.05
 """What the clocks of two processes on one machine, and rounding, may differ."""
 
 
+class Records:
+    """Which members were recorded as done; looked at now and then, since records are removed.
+
+    Parameters
+    ----------
+    dbos : Engine
+        Database with the recorded steps.
+    """
+
+    def __init__(self, dbos: sa.Engine) -> None:
+        self._dbos = dbos
+        self.members: dict[str, list[float]] = {}
+        """When each member of an execution was recorded, in the order of members."""
+
+    def look(self) -> None:
+        """Read what is recorded now."""
+        for execution_id, ends in _recorded(self._dbos).items():
+            if len(ends) >= len(self.members.get(execution_id, [])):
+                self.members[execution_id] = ends
+
+
 @dataclass
 class Verdict:
     """How the executions of a campaign have ended."""
@@ -49,8 +70,8 @@ class Verdict:
 
     @property
     def is_clean(self) -> bool:
-        """Say whether all ended right."""
-        return self.right == self.accepted
+        """Say whether all ended right, and there were some."""
+        return 0 < self.right == self.accepted
 
 
 def judge(
@@ -58,7 +79,7 @@ def judge(
     open_result: Open,
     *,
     grid: Mapping[str, int],
-    dbos: sa.Engine,
+    records: Records,
     journal: Path,
     item_ids: Iterable[str],
     reference: xr.Dataset | None,
@@ -72,8 +93,8 @@ def judge(
     open_result : callable
     grid : mapping
         Of the global model.
-    dbos : Engine
-        Database with the recorded steps.
+    records : Records
+        Which steps were recorded, and when.
     journal : Path
         What the model has computed.
     item_ids : iterable of str
@@ -83,7 +104,8 @@ def judge(
     """
     verdict = Verdict(len(load.accepted))
     computed = _computed(journal)
-    recorded = _recorded(dbos)
+    records.look()
+    recorded = records.members
     items = list(item_ids)
     for each in load.accepted:
         said = load.ended.get(each.execution_id, {"status": "not followed to its end"})
@@ -127,7 +149,6 @@ def _computed(journal: Path) -> dict[int, list[float]]:
 
 
 def _recorded(dbos: sa.Engine) -> dict[str, list[float]]:
-    """Read when each member of each execution was recorded as done, in the order of members."""
     query = sa.text(
         "SELECT workflow_uuid, completed_at_epoch_ms FROM {}operation_outputs "
         "WHERE function_name = 'forecast_member' AND error IS NULL "

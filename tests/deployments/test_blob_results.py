@@ -16,7 +16,7 @@ import netCDF4
 import numpy as np
 import pytest
 
-from deployments._blob_failures import status_and_code
+from deployments._blob_failures import blob_failure, is_untrusted, status_and_code
 from deployments._blob_objects import BlobResultsOptions, Blobs
 from deployments._blob_storage import BlobStorage
 from deployments._transient import TransientFailure, is_transient
@@ -445,3 +445,14 @@ def test_a_blob_tells_what_it_is(blob: Blob) -> None:
 )
 def test_what_obstore_says(said: str, status: int | None, code: str | None) -> None:
     assert status_and_code(said) == (status, code)
+
+
+def test_a_word_in_a_url_is_no_certificate() -> None:
+    """What obstore says names the URL, and a container may have any name."""
+    busy = "Server returned non-2xx status code: 503 at https://c.blob.net/certificates/a"
+    assert not is_untrusted(*status_and_code(busy)[:1], busy)
+    refused = "error sending request for url (https://c.blob.net/certificates/a): refused"
+    assert not is_untrusted(None, refused)
+    assert is_untrusted(None, f"{refused}: invalid peer certificate: UnknownIssuer")
+    told = blob_failure(None, None, None, untrusted=True)
+    assert "args.azure.ca_file" in str(told) and not isinstance(told, TransientFailure)

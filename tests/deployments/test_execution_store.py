@@ -550,3 +550,45 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(store: ConductedSto
     assert [each.read(execution.execution_id).retries for each in opened] == [0] * 4
     for each in opened:
         each.close()
+
+
+PACKAGED = {"output_files": [{"path": "x/results.nc", "size": 30, "sha256": "0"}]}
+
+
+def test_a_cancel_while_it_is_delivered_takes_the_results_along(store: ConductedStore) -> None:
+    [execution] = submit(store, new())
+    fence = store.issue_fence()
+    store.claim_next(fence)
+    store.update(fence, execution.execution_id, status=Status.PENDING_RESULTS, results=PACKAGED)
+    cancelled = store.update(fence, execution.execution_id, status=Status.CANCELLED)
+    assert cancelled.results is None
+    assert store.read(execution.execution_id).results is None
+
+
+def test_a_cancel_of_what_waits_for_another_delivery_takes_the_results_along(
+    store: ConductedStore,
+) -> None:
+    [execution] = submit(store, new())
+    fence = store.issue_fence()
+    store.claim_next(fence)
+    store.update(
+        fence,
+        execution.execution_id,
+        status=Status.PENDING_RESULTS,
+        stage=Stage.UPLOAD,
+        results=PACKAGED,
+    )
+    store.update(fence, execution.execution_id, status=Status.FAILED, error_message="no route")
+    assert store.request_retry(WORKFLOW, execution.execution_id, max_queued=9).results is not None
+    assert store.request_cancel(WORKFLOW, execution.execution_id).results is None
+    assert store.read(execution.execution_id).results is None
+
+
+def test_what_an_earlier_attempt_has_not_let_go_of_is_not_claimed(store: ConductedStore) -> None:
+    first, second = submit(store, new(), new())
+    fence = store.issue_fence()
+    claimed = store.claim_next(fence, ending=[first.execution_id])
+    assert claimed is not None and claimed.execution_id == second.execution_id
+    assert store.claim_next(fence, ending=[first.execution_id]) is None
+    claimed = store.claim_next(fence)
+    assert claimed is not None and claimed.execution_id == first.execution_id
