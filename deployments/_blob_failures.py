@@ -15,7 +15,7 @@ from workflows.execution import Stage
 
 _STATUS = re.compile(r"(?:status code: |\(code: )(\d{3})")
 """The second is what it says of one of many that are removed at once."""
-_UNTRUSTED = re.compile("invalid peer certificate|certificate verify failed", re.IGNORECASE)
+_UNTRUSTED = re.compile(r"InvalidCertificate\(|certificate verify failed")
 """As rustls and OpenSSL say it."""
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 

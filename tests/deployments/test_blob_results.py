@@ -453,6 +453,21 @@ def test_a_word_in_a_url_is_no_certificate() -> None:
     assert not is_untrusted(*status_and_code(busy)[:1], busy)
     refused = "error sending request for url (https://c.blob.net/certificates/a): refused"
     assert not is_untrusted(None, refused)
-    assert is_untrusted(None, f"{refused}: invalid peer certificate: UnknownIssuer")
+    assert is_untrusted(None, f"{refused} InvalidCertificate(UnknownIssuer)")
     told = blob_failure(None, None, None, untrusted=True)
     assert "args.azure.ca_file" in str(told) and not isinstance(told, TransientFailure)
+
+
+def test_an_authority_that_is_not_trusted_is_told(azurite: Azurite, tmp_path: Path) -> None:
+    place = azurite.new_container()
+    options = options_for(azurite, place, tmp_path / "scratch")
+    options = options.model_copy(
+        update={"azure": options.azure.model_copy(update={"ca_file": None}), "retry_limit_s": 1.0}
+    )
+    blobs = Blobs(options)
+    large = tmp_path / "large"
+    large.write_bytes(b"x")
+    for ask in (blobs.look, lambda: blobs.upload("k", large, "text/plain")):
+        with pytest.raises(StageFailed, match=r"args\.azure\.ca_file") as told:
+            ask()
+        assert not isinstance(told.value, TransientFailure)
