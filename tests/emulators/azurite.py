@@ -7,8 +7,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -24,6 +26,16 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 """The same in every Azurite, and published."""
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 60.0
+SETTINGS = """\
+      results_url: az://{account}/forecasts
+      azure:
+        credential: {{loader: "tests.emulators.tokens:EmulatorCredential"}}
+        ca_file: {server.ca_file}
+        blob:
+          emulator: {server.endpoint}
+          # In the place of results_url, for copies of results that lie on a disk:
+          # allowed_containers: ["{server.endpoint}/forecasts"]
+"""
 
 
 class Azurite:
@@ -119,6 +131,19 @@ def find_azurite() -> str | None:
     return next(filter(None, (shutil.which(each) for each in candidates if each)), None)
 
 
+def main() -> None:
+    """Run an Azurite until interrupted, and say what settings a server needs for it."""
+    executable = find_azurite()
+    if executable is None:
+        raise SystemExit("Azurite is missing: npm ci --prefix tests/emulators")
+    with Azurite(executable, on_disk=True) as server:
+        with server.service() as service:
+            service.create_container("forecasts")
+        print(SETTINGS.format(server=server, account=ACCOUNT), flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
 @pytest.fixture(scope="session")
 def azurite() -> Iterator[Azurite]:
     """One Azurite for all tests; each has a container of its own."""
@@ -132,3 +157,7 @@ def azurite() -> Iterator[Azurite]:
         pytest.skip(reason)
     with Azurite(executable) as server:
         yield server
+
+
+if __name__ == "__main__":
+    main()
