@@ -54,8 +54,9 @@ RUN sed -i '/^ray[[:space:]]/d' /etc/sudoers \
     && install -d -o 1000 -g 100 /app /data /weights
 USER 1000:100
 WORKDIR /app
-# By the path: pip of this Python, whatever a shell's profile says. Other images of Ray's release
-# have the same variables only if they are set in the pods (config/kuberay/base/environment.yaml).
+# What YAML of Serve cannot set, as in serve_app/__main__.py; config/kuberay/base/environment.yaml has
+# it again, for pods with another image. RAY_AUTH_MODE is left to who starts Ray: `python -m serve_app`
+# makes a token of its own, KubeRay one for each cluster.
 ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 \
     RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 \
@@ -73,7 +74,9 @@ COPY --chown=1000:100 examples examples
 COPY --chown=1000:100 config config
 EXPOSE 8000
 # KubeRay starts `ray start` in its place. On its own it is a server: docker run -p 127.0.0.1:8000:8000.
-CMD ["python", "-m", "serve_app", "config/container.yaml"]
+# By a shell only for the variable: who starts a container cannot always give it arguments.
+ENV EARTH2SERVE_CONFIG=config/container.yaml
+CMD ["sh", "-c", "exec python -m serve_app \"$EARTH2SERVE_CONFIG\""]
 # Kubernetes has probes of its own. A start takes 20 to 60 s, and this asks for no token.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=-", "http://127.0.0.1:8000/liveness"]

@@ -66,6 +66,12 @@ def instructions(target: str, instruction: str) -> list[str]:
     return [words for stage in lineage(target) for words in stage.all(instruction)]
 
 
+def environment(target: str) -> dict[str, str]:
+    return dict(
+        pair.split("=", 1) for words in instructions(target, "ENV") for pair in shlex.split(words)
+    )
+
+
 def test_ray_is_of_the_pinned_release() -> None:
     assert ARGUMENTS["RAY_VERSION"] == version("ray")
     bases = {stage.base for stage in STAGES.values()} - STAGES.keys()
@@ -87,9 +93,7 @@ def test_the_models_are_those_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("target", FINAL)
 def test_the_environment_is_set(target: str) -> None:
-    given = dict(
-        pair.split("=", 1) for words in instructions(target, "ENV") for pair in shlex.split(words)
-    )
+    given = environment(target)
     assert given.items() >= ENVIRONMENT.items()
     assert given["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
     # Whether Ray asks for a token is decided where it is started: each server makes its own.
@@ -113,10 +117,12 @@ def test_no_build_tool_is_in_it(target: str) -> None:
 @pytest.mark.parametrize("target", FINAL)
 def test_it_serves_a_configuration_that_passes_the_check(target: str) -> None:
     command = json.loads(instructions(target, "CMD")[-1])
-    assert command[:3] == ["python", "-m", "serve_app"]
-    assert check_file(str(ROOT / command[3])) == []
+    assert command[:2] == ["sh", "-c"]
+    assert command[2] == 'exec python -m serve_app "$EARTH2SERVE_CONFIG"'
+    config = Path(environment(target)["EARTH2SERVE_CONFIG"])
+    assert check_file(str(ROOT / config)) == []
     copied = {Path(words.split()[-2]).parts[0] for words in instructions(target, "COPY")}
-    assert {Path(command[3]).parts[0], "serve_app", "deployments", "workflows"} <= copied
+    assert {config.parts[0], "serve_app", "deployments", "workflows"} <= copied
 
 
 @pytest.mark.parametrize("target", FINAL)
