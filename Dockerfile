@@ -1,8 +1,9 @@
-# syntax=docker/dockerfile:1.7
-#
 #   docker build --target cpu -t earth2serve:0.1.0-cpu .     synthetic models, no GPU
 #   docker build --target gpu -t earth2serve:0.1.0 .         FCN3 and StormScope
 #   docker build --target gpu --build-arg MODELS=fcn3 ...    FCN3 alone: no natten, which takes long
+#
+# The stages stand in this order for builders without BuildKit (`az acr build`), which make all those
+# above the target: nothing is compiled for the one without a GPU.
 #
 # Weights are never in it: mount them, or name a folder for them in EARTH2STUDIO_CACHE.
 
@@ -12,36 +13,6 @@ ARG PYTHON=py312
 # Of Ray's GPU image, whose nvcc compiles torch-harmonics and natten; as torch's CUDA.
 ARG CUDA=cu130
 
-# ---- What is compiled. Its tools stay here. ----
-FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-${CUDA} AS wheels
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-WORKDIR /home/ray/build
-# `models` for all, `fcn3` for FCN3 alone.
-ARG MODELS=models
-# The revisions that Earth2Studio 0.19.0 pins (docs/models.md).
-ARG TORCH_HARMONICS=a632ca748a12bd9f74dbc1e00653317810991f74
-ARG MAKANI=b38fcb2799d7dbc146fa60459f3f9823394a8bf1
-ARG EARTH2GRID=11dcf1b0787a7eb6a8497a3a5a5e1fdcc31232d3
-# A100, H100: what the models' memory asks for. Without a GPU nvcc would not know.
-ARG TORCH_CUDA_ARCH_LIST="8.0;9.0"
-ARG NATTEN_CUDA_ARCH="8.0;9.0"
-# Parallel compilers take some GB of memory each.
-ARG MAX_JOBS=4
-ENV FORCE_CUDA_EXTENSION=1 FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST} \
-    NATTEN_CUDA_ARCH=${NATTEN_CUDA_ARCH} MAX_JOBS=${MAX_JOBS} NATTEN_N_WORKERS=${MAX_JOBS}
-COPY --chown=1000:100 constraints.txt ./
-RUN pip install --no-cache-dir -c constraints.txt torch setuptools wheel ninja cmake
-# What has no wheel of its own, one layer each: the next one's mistake does not cost the last one's hour.
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels \
-    "torch-harmonics @ git+https://github.com/NVIDIA/torch-harmonics.git@${TORCH_HARMONICS}"
-RUN pip wheel --no-cache-dir --no-deps -w /home/ray/wheels \
-    "makani @ git+https://github.com/NVIDIA/makani.git@${MAKANI}"
-RUN if [[ ${MODELS} == models ]]; then \
-      pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels natten; \
-      pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels \
-        "earth2grid @ git+https://github.com/NVlabs/earth2grid.git@${EARTH2GRID}"; \
-    fi
-
 # ---- Common to both targets. ----
 # Ray's CPU image of the same release: its GPU image is CUDA's for developers and keeps nvcc and g++.
 # torch's wheels bring the CUDA libraries, and the node its driver.
@@ -50,7 +21,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 USER root
 # Ray's image lets its user become root without a password.
 RUN sed -i '/^ray[[:space:]]/d' /etc/sudoers \
-    && if getent group sudo >/dev/null; then gpasswd -d ray sudo || true; fi \
+    && if id -nG ray | grep -qw sudo; then gpasswd -d ray sudo; fi \
     && install -d -o 1000 -g 100 /app /data /weights
 USER 1000:100
 WORKDIR /app
@@ -86,14 +57,46 @@ FROM base AS cpu
 # Editable: earth2serve is the folder /app, in which its examples and configurations lie as well.
 RUN pip install -c constraints.txt -e '.[azure]'
 
+# ---- What is compiled. Its tools stay here. ----
+FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-${CUDA} AS wheels
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+WORKDIR /home/ray/build
+# `models` for all, `fcn3` for FCN3 alone.
+ARG MODELS=models
+# The revisions that Earth2Studio 0.19.0 pins (docs/models.md).
+ARG TORCH_HARMONICS=a632ca748a12bd9f74dbc1e00653317810991f74
+ARG MAKANI=b38fcb2799d7dbc146fa60459f3f9823394a8bf1
+ARG EARTH2GRID=11dcf1b0787a7eb6a8497a3a5a5e1fdcc31232d3
+# A100, H100: what the models' memory asks for. Without a GPU nvcc would not know.
+ARG TORCH_CUDA_ARCH_LIST="8.0;9.0"
+ARG NATTEN_CUDA_ARCH="8.0;9.0"
+# Parallel compilers take some GB of memory each.
+ARG MAX_JOBS=4
+ENV FORCE_CUDA_EXTENSION=1 FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST} \
+    NATTEN_CUDA_ARCH=${NATTEN_CUDA_ARCH} MAX_JOBS=${MAX_JOBS} NATTEN_N_WORKERS=${MAX_JOBS}
+COPY --chown=1000:100 constraints.txt ./
+RUN pip install --no-cache-dir -c constraints.txt torch setuptools wheel ninja cmake
+# What has no wheel of its own, one layer each: the next one's mistake does not cost the last one's hour.
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels \
+    "torch-harmonics @ git+https://github.com/NVIDIA/torch-harmonics.git@${TORCH_HARMONICS}"
+RUN pip wheel --no-cache-dir --no-deps -w /home/ray/wheels \
+    "makani @ git+https://github.com/NVIDIA/makani.git@${MAKANI}"
+RUN if [[ ${MODELS} == models ]]; then \
+      pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels natten; \
+      pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels \
+        "earth2grid @ git+https://github.com/NVlabs/earth2grid.git@${EARTH2GRID}"; \
+    fi
+
 # ---- GPUs. The last one: a build without --target makes it. ----
 FROM base AS gpu
 ARG MODELS=models
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     EARTH2STUDIO_CACHE=/weights/cache
-RUN --mount=type=bind,from=wheels,source=/home/ray/wheels,target=/wheels \
-    extras=fcn3,data && if [[ ${MODELS} == models ]]; then extras+=,interp-modafno,stormscope; fi \
-    && pip install -c constraints.txt --find-links /wheels /wheels/*.whl \
+# Not by RUN --mount, which a builder without BuildKit refuses.
+COPY --chown=1000:100 --from=wheels /home/ray/wheels /tmp/wheels
+RUN extras=fcn3,data && if [[ ${MODELS} == models ]]; then extras+=,interp-modafno,stormscope; fi \
+    && pip install -c constraints.txt --find-links /tmp/wheels /tmp/wheels/*.whl \
         -e '.[azure,earth2studio]' "earth2studio[${extras}]>=0.19,<0.20" \
-    && python -c "import makani, torch_harmonics; from torch_harmonics.disco import cuda_kernels_is_available"
+    && rm -r /tmp/wheels \
+    && python -c "import makani, torch_harmonics"
