@@ -19,10 +19,12 @@ ARG CUDA=cu130
 FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu AS base
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 USER root
-# Ray's image lets its user become root without a password.
+# Ray's image lets its user become root without a password. The rest looks whether there is what pods
+# count on: wget for KubeRay's probes, authorities for TLS to PostgreSQL.
 RUN sed -i '/^ray[[:space:]]/d' /etc/sudoers \
     && if id -nG ray | grep -qw sudo; then gpasswd -d ray sudo; fi \
-    && install -d -o 1000 -g 100 /app /data /weights
+    && install -d -o 1000 -g 100 /app /data /weights \
+    && command -v wget && test -s /etc/ssl/certs/ca-certificates.crt
 USER 1000:100
 WORKDIR /app
 # What YAML of Serve cannot set, as in serve_app/__main__.py; config/kuberay/base/environment.yaml has
