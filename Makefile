@@ -59,7 +59,8 @@ types: install-test
 	$(BIN)/python -m mypy
 
 check: install
-	$(BIN)/python -m serve_app.check config/*.yaml
+	$(BIN)/python -m serve_app.check config/*.yaml config/kuberay/overlays/*/serve.yaml \
+		config/azureml/model/serve.yaml
 
 # Ray would otherwise write a token to the home folder, and count its uses.
 test: install-test $(EMULATORS)/node_modules/.installed

@@ -29,8 +29,14 @@ standin_modules.register()
 
 
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """Give the URL of an empty PostgreSQL server of our own, reached by a socket."""
+def postgres_server(*options: str) -> Iterator[str]:
+    """Give the URL of an empty PostgreSQL server of our own, reached by a socket.
+
+    Parameters
+    ----------
+    options : str
+        For ``initdb``, such as ``--auth``; without them nobody is asked for a password.
+    """
     # Newest first; the ones on the PATH may be wrappers that serve another purpose.
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"), reverse=True)
     control = found[0] if found else shutil.which("pg_ctl")
@@ -55,9 +61,10 @@ def postgres_server() -> Iterator[str]:
         assert done.returncode == 0, log.read_text()
 
     data = ["-D", f"{folder}/data"]
-    run(control, "init", *data, "-s", "-o", "--auth=trust --username=postgres --no-sync")
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    run(control, "start", "-w", *data, "-l", f"{folder}/server.log", "-o", options)
+    how = " ".join(options) or "--auth=trust"
+    run(control, "init", *data, "-s", "-o", f"--username=postgres --no-sync {how}")
+    settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    run(control, "start", "-w", *data, "-l", f"{folder}/server.log", "-o", settings)
     try:
         yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
     finally:

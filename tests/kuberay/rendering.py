@@ -1,0 +1,84 @@
+"""Rendering the overlays as `kubectl apply -k` would."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+KUBERAY = ROOT / "config" / "kuberay"
+OVERLAYS = sorted(path.parent.name for path in KUBERAY.glob("overlays/*/kustomization.yaml"))
+
+Manifest = dict[str, Any]
+
+
+@functools.cache
+def rendered(overlay: str) -> tuple[Manifest, ...]:
+    """Give the manifests of an overlay, all kinds.
+
+    kubectl brings kustomize along; without it the test is skipped, and fails in CI.
+    """
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        missing = "kubectl is not on the PATH; it renders config/kuberay"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    done = subprocess.run(
+        [kubectl, "kustomize", KUBERAY / "overlays" / overlay],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def ray_service(overlay: str) -> Manifest:
+    """Give the RayService of an overlay."""
+    (service,) = (each for each in rendered(overlay) if each["kind"] == "RayService")
+    return service
+
+
+def groups(overlay: str) -> dict[str, Manifest]:
+    """Give the worker groups of an overlay by name, and the head as `head`."""
+    cluster = ray_service(overlay)["spec"]["rayClusterConfig"]
+    workers = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    return {"head": cluster["headGroupSpec"], **workers}
+
+
+def containers(overlay: str) -> dict[str, Manifest]:
+    """Give Ray's container of each group; KubeRay takes the first one for it."""
+    return {
+        name: group["template"]["spec"]["containers"][0] for name, group in groups(overlay).items()
+    }
+
+
+def serve_config(overlay: str) -> Manifest:
+    """Give what Serve is told."""
+    config: Manifest = yaml.safe_load(ray_service(overlay)["spec"]["serveConfigV2"])
+    return config
+
+
+def arguments(overlay: str) -> Manifest:
+    """Give what stands under `args` of the application."""
+    (application,) = serve_config(overlay)["applications"]
+    args: Manifest = application["args"]
+    return args
+
+
+def resources(group: Manifest) -> dict[str, float]:
+    """Give Ray's resources of a group's node, as KubeRay has `ray start` announce them."""
+    params = group["rayStartParams"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    custom = yaml.safe_load(yaml.safe_load(params.get("resources", '"{}"')))
+    return {
+        "CPU": float(params.get("num-cpus", limits["cpu"])),
+        "GPU": float(params.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
+        **{name: float(amount) for name, amount in custom.items()},
+    }

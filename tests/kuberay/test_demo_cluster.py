@@ -1,0 +1,195 @@
+"""The demo overlay's configuration, deployed as KubeRay does, on a Ray cluster of its two pods.
+
+Two nodes of Ray stand for the pods, with the resources that the manifests give them, stand-ins for
+GPUs among them, and Ray asks for a token. Three things differ, since both nodes have one address
+here: the folder of `data_dir`, the address for HTTP, and Serve's proxy, without HAProxy and on the
+head alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from benchmarks.machine import tree
+from serve_app.__main__ import ENVIRONMENT
+from tests.kuberay.rendering import ROOT, groups, resources, serve_config
+
+OVERLAY = "demo-cpu"
+START_LIMIT_S = 240.0
+pytestmark = pytest.mark.ray
+
+
+class Pods:
+    """Ray's nodes as the manifests describe them, each in the place of a pod."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dashboard = f"http://127.0.0.1:{(port := _free_port())}"
+        self._dashboard_port = port
+        self._gcs_port = _free_port()
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "RAY_SERVE_ENABLE_HA_PROXY": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        self.environment.pop("RAY_ADDRESS", None)
+        self.environment.pop("EXPOSED_WORKFLOWS", None)
+
+    def start(self) -> None:
+        for name, group in groups(OVERLAY).items():
+            amounts = resources(group)
+            command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1"]
+            command += [
+                f"--num-cpus={amounts.pop('CPU'):.0f}",
+                f"--num-gpus={amounts.pop('GPU'):.0f}",
+            ]
+            command += [f"--resources={json.dumps(amounts)}", "--object-store-memory=300000000"]
+            command += [f"--dashboard-agent-listen-port={_free_port()}"]
+            if name == "head":
+                command += ["--head", f"--port={self._gcs_port}", "--dashboard-host=127.0.0.1"]
+                command += [f"--dashboard-port={self._dashboard_port}"]
+                command += [f"--temp-dir={self.folder}/r"]
+            else:
+                command += [f"--address=127.0.0.1:{self._gcs_port}"]
+            with (self.folder / f"{name}.log").open("wb") as log:
+                self._nodes.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=self.folder,
+                        env=self.environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+            if name == "head":
+                self._until(self._dashboard_answers, "the dashboard")
+
+    def _dashboard_answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.dashboard}/api/gcs_healthz", timeout=5).status_code < 500
+        except httpx.TransportError:
+            return False
+
+    def serve(self, *arguments: str) -> str:
+        """Call the command `serve`."""
+        done = subprocess.run(
+            ["serve", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=START_LIMIT_S,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _until(self, holds: Any, what: str) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while not holds():
+            for node in self._nodes:
+                assert node.poll() is None, self.logs()
+            assert time.monotonic() < deadline, (
+                f"{what}: not within {START_LIMIT_S} s\n{self.logs()}"
+            )
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
+
+    def end(self) -> None:
+        pids = [pid for node in self._nodes for pid in tree(node.pid)]
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for node in self._nodes:
+            node.wait()
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[httpx.Client]:
+    """A client of the deployed configuration."""
+    config = serve_config(OVERLAY)
+    port = _free_port()
+    with ExitStack() as stack:
+        # Short: sockets lie below it.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e2s-", dir="/tmp")))
+        config["applications"][0]["args"]["data_dir"] = str(folder / "data")
+        config["http_options"] = {"host": "127.0.0.1", "port": port}
+        config["proxy_location"] = "HeadOnly"
+        written = folder / "serve.yaml"
+        written.write_text(yaml.safe_dump(config))
+        pods = Pods(folder)
+        stack.callback(pods.end)
+        pods.start()
+        pods.serve("deploy", "-a", pods.dashboard, str(written))
+        client = stack.enter_context(
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=httpx.Timeout(90))
+        )
+        deadline = time.monotonic() + START_LIMIT_S
+        while not _is_ready(client):
+            status = pods.serve("status", "-a", pods.dashboard)
+            assert time.monotonic() < deadline and "DEPLOY_FAILED" not in status, status
+            time.sleep(1)
+        yield client
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readiness").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("workflow", "parameters"),
+    [
+        ("foundry_fcn3_workflow", {"n_steps": 2, "n_samples": 2, "output_format": "zarr"}),
+        ("foundry_fcn3_stormscope_goes_workflow", {"n_steps": 2, "output_format": "netcdf4"}),
+    ],
+)
+def test_both_workflows_run(demo: httpx.Client, workflow: str, parameters: dict[str, Any]) -> None:
+    url = f"/v1/infer/{workflow}"
+    answer = demo.post(url, json={"parameters": parameters})
+    assert answer.status_code == 200, answer.text
+    execution = f"{url}/{answer.json()['execution_id']}"
+    deadline = time.monotonic() + START_LIMIT_S
+    while (status := demo.get(f"{execution}/status", params={"wait": 60}).json())[
+        "end_time"
+    ] is None:
+        assert time.monotonic() < deadline, status
+    assert status["status"] == "completed", status
+    manifest = demo.get(f"{execution}/results").json()
+    assert manifest["totals"]["bytes"] > 1e6
+    preview = demo.get(f"{execution}/results/preview.png")
+    assert preview.content.startswith(b"\x89PNG")

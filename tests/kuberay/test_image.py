@@ -1,0 +1,158 @@
+"""The Dockerfile agrees with what the rest of the project says; nothing here builds an image."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from serve_app.__main__ import ENVIRONMENT
+from serve_app.check import check_file
+
+ROOT = Path(__file__).parents[2]
+FINAL = ("cpu", "gpu")
+
+
+@dataclass
+class Stage:
+    """What stands between two FROMs."""
+
+    name: str
+    base: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, instruction: str) -> list[str]:
+        """Give the arguments of every such instruction, in order."""
+        return [words for name, words in self.instructions if name == instruction]
+
+
+def _read() -> tuple[dict[str, str], dict[str, Stage]]:
+    """Give the arguments before the first FROM, and the stages by name."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    arguments: dict[str, str] = {}
+    stages: dict[str, Stage] = {}
+    stage = None
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        if not line.strip():
+            continue
+        name, _, words = line.partition(" ")
+        if name == "FROM":
+            base, _as, alias = words.split()
+            stage = stages[alias] = Stage(alias, base)
+        elif stage is None:
+            assert name == "ARG"
+            key, _, value = words.partition("=")
+            arguments[key] = value
+        else:
+            stage.instructions.append((name, words))
+    return arguments, stages
+
+
+ARGUMENTS, STAGES = _read()
+
+
+def lineage(target: str) -> list[Stage]:
+    """Give the stages that a target is made of, the first one first."""
+    stage = STAGES[target]
+    return [*(lineage(stage.base) if stage.base in STAGES else []), stage]
+
+
+def instructions(target: str, instruction: str) -> list[str]:
+    return [words for stage in lineage(target) for words in stage.all(instruction)]
+
+
+def environment(target: str) -> dict[str, str]:
+    return dict(
+        pair.split("=", 1) for words in instructions(target, "ENV") for pair in shlex.split(words)
+    )
+
+
+def test_ray_is_of_the_pinned_release() -> None:
+    assert ARGUMENTS["RAY_VERSION"] == version("ray")
+    bases = {stage.base for stage in STAGES.values()} - STAGES.keys()
+    assert bases
+    assert all(base.startswith("rayproject/ray:${RAY_VERSION}-${PYTHON}-") for base in bases)
+
+
+def test_the_models_are_those_of_the_documentation() -> None:
+    documented = set(re.findall(r"\.git@([0-9a-f]{40})", (ROOT / "docs" / "models.md").read_text()))
+    given = {
+        name: value
+        for words in STAGES["wheels"].all("ARG")
+        for name, _, value in [words.partition("=")]
+        if re.fullmatch("[0-9a-f]{40}", value)
+    }
+    assert given.keys() == {"TORCH_HARMONICS", "MAKANI", "EARTH2GRID"}
+    assert set(given.values()) == documented
+
+
+@pytest.mark.parametrize("target", FINAL)
+def test_the_environment_is_set(target: str) -> None:
+    given = environment(target)
+    assert given.items() >= ENVIRONMENT.items()
+    assert given["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
+    # Whether Ray asks for a token is decided where it is started: each server makes its own.
+    assert not [name for name in given if name.startswith("RAY_AUTH")]
+
+
+@pytest.mark.parametrize("target", FINAL)
+def test_nothing_runs_as_root(target: str) -> None:
+    assert instructions(target, "USER")[-1] == "1000:100"
+
+
+@pytest.mark.parametrize("target", FINAL)
+def test_no_build_tool_is_in_it(target: str) -> None:
+    # Ray's GPU image has nvcc and g++: nothing that is served descends from it.
+    assert lineage(target)[0].base.endswith("-cpu")
+    assert "wheels" not in [stage.name for stage in lineage(target)]
+    assert not [words for words in instructions(target, "RUN") if "apt-get" in words]
+    taken = [words.split()[-2:] for words in instructions(target, "COPY") if "--from" in words]
+    assert taken == ([["/home/ray/wheels", "/tmp/wheels"]] if target == "gpu" else [])
+
+
+@pytest.mark.parametrize("target", FINAL)
+def test_it_serves_a_configuration_that_passes_the_check(target: str) -> None:
+    command = json.loads(instructions(target, "CMD")[-1])
+    assert command[:2] == ["sh", "-c"]
+    assert command[2] == 'exec python -m serve_app "$EARTH2SERVE_CONFIG"'
+    config = Path(environment(target)["EARTH2SERVE_CONFIG"])
+    assert check_file(str(ROOT / config)) == []
+    copied = {words.split()[-2].split("/")[0] for words in instructions(target, "COPY")}
+    assert {config.parts[0], "serve_app", "deployments", "workflows"} <= copied
+
+
+@pytest.mark.parametrize("target", FINAL)
+def test_its_health_is_a_route_that_needs_no_token(target: str) -> None:
+    (health,) = instructions(target, "HEALTHCHECK")
+    assert "http://127.0.0.1:8000/liveness" in health
+    assert instructions(target, "EXPOSE") == ["8000"]
+
+
+def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert rules[0] == "*"
+    sent = {line[1:] for line in rules if line.startswith("!")}
+    copied = {
+        name
+        for stage in STAGES.values()
+        for words in stage.all("COPY")
+        if "--from" not in words
+        for name in [word for word in words.split() if not word.startswith("--")][:-1]
+    }
+    assert copied == sent
+    assert all((ROOT / name).exists() for name in sent)
+
+
+def test_a_builder_that_makes_all_stages_above_the_target_compiles_nothing_for_cpus() -> None:
+    names = list(STAGES)
+    assert names.index("cpu") < names.index("wheels") < names.index("gpu") == len(names) - 1
+    assert not [w for s in STAGES.values() for w in s.all("RUN") if "--mount" in w]

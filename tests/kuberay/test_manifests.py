@@ -1,0 +1,323 @@
+"""Every overlay of config/kuberay renders, is valid, and says what the server needs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import sqlalchemy as sa
+
+from serve_app.__main__ import ENVIRONMENT
+from serve_app.check import check_file
+from serve_app.preflight import check_nodes
+from serve_app.settings import parse_settings
+from tests.kuberay.ray_service_schema import RAY_SERVICE
+from tests.kuberay.rendering import (
+    KUBERAY,
+    OVERLAYS,
+    ROOT,
+    arguments,
+    containers,
+    groups,
+    ray_service,
+    rendered,
+    resources,
+    serve_config,
+)
+
+KUBERNETES = "1.33"
+ON_AZURE = ("single-gpu", "multi-gpu")
+every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+on_azure = pytest.mark.parametrize("overlay", ON_AZURE)
+
+
+def problems(manifest: dict[str, Any]) -> list[str]:
+    """Say what is wrong with a manifest, unknown fields included."""
+    found = []
+    if manifest["kind"] == "RayService":
+        validator = jsonschema.Draft202012Validator(RAY_SERVICE)
+        found += [
+            f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)
+        ]
+        cluster = manifest["spec"]["rayClusterConfig"]
+        pods = [
+            {"apiVersion": "v1", "kind": "PodTemplate", "template": group["template"]}
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+        ]
+    else:
+        pods = [manifest]
+    for pod in pods:
+        try:
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            found.append(f"{list(error.absolute_path)}: {error.message}")
+    return found
+
+
+def test_there_are_three_overlays() -> None:
+    assert OVERLAYS == ["demo-cpu", "multi-gpu", "single-gpu"]
+
+
+@every_overlay
+def test_every_manifest_is_valid(overlay: str) -> None:
+    found = {each["kind"]: problems(each) for each in rendered(overlay)}
+    assert {kind: wrong for kind, wrong in found.items() if wrong} == {}
+    assert found.keys() >= {"RayService", "NetworkPolicy", "PodDisruptionBudget", "ConfigMap"}
+
+
+def test_what_is_wrong_is_found() -> None:
+    service = copy.deepcopy(ray_service("multi-gpu"))
+    service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 2
+    service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["nodeSelektor"] = {}
+    found = problems(service)
+    assert len(found) == 2
+    assert "maxReplica" in found[0] and "nodeSelektor" in found[1]
+
+
+@every_overlay
+def test_the_configuration_is_the_file_beside_it_and_passes_the_check(overlay: str) -> None:
+    source = KUBERAY / "overlays" / overlay / "serve.yaml"
+    assert ray_service(overlay)["spec"]["serveConfigV2"] == source.read_text()
+    assert check_file(str(source)) == []
+
+
+@every_overlay
+def test_the_settings_hold_on_a_cluster_of_several_nodes(overlay: str) -> None:
+    settings = parse_settings(arguments(overlay), {})
+    check_nodes(settings, len(groups(overlay)))
+    # Each pod resolves a relative one by itself.
+    assert settings.data_dir == Path(arguments(overlay)["data_dir"])
+
+
+@every_overlay
+def test_values_are_only_carried(overlay: str) -> None:
+    names = [each["metadata"]["name"] for each in rendered(overlay) if each["kind"] == "ConfigMap"]
+    assert names == ["earth2serve-environment"]
+
+
+@every_overlay
+def test_no_secret_is_in_the_manifests(overlay: str) -> None:
+    assert not [each for each in rendered(overlay) if each["kind"] == "Secret"]
+    url = parse_settings(arguments(overlay), {}).resolved_store_url
+    assert sa.make_url(url).password is None
+
+
+@every_overlay
+def test_all_pods_have_one_image(overlay: str) -> None:
+    pods = [group["template"]["spec"] for group in groups(overlay).values()]
+    images = {
+        container["image"]
+        for pod in pods
+        for container in chain(pod["containers"], pod.get("initContainers", ()))
+    }
+    (image,) = images
+    assert image != "earth2serve"  # of the base: nobody has set it
+
+
+@every_overlay
+def test_ray_is_of_the_pinned_release(overlay: str) -> None:
+    cluster = ray_service(overlay)["spec"]["rayClusterConfig"]
+    assert cluster["rayVersion"] == version("ray")
+
+
+@every_overlay
+def test_every_pod_has_the_environment_that_yaml_of_serve_cannot_set(overlay: str) -> None:
+    (values,) = (each["data"] for each in rendered(overlay) if each["kind"] == "ConfigMap")
+    # A pod is taken out of its Service late; a laptop has no such thing.
+    late = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+    assert int(values.pop(late)) > int(ENVIRONMENT[late])
+    assert values.pop("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO") == "1"
+    assert values == {name: value for name, value in ENVIRONMENT.items() if name != late}
+    for container in containers(overlay).values():
+        assert container["envFrom"] == [{"configMapRef": {"name": "earth2serve-environment"}}]
+
+
+@every_overlay
+def test_ray_asks_for_a_token(overlay: str) -> None:
+    cluster = ray_service(overlay)["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    # Set in a container it would win over KubeRay's.
+    names = {e["name"] for c in containers(overlay).values() for e in c.get("env", ())}
+    assert "RAY_AUTH_MODE" not in names
+
+
+@every_overlay
+def test_no_pod_runs_as_root_or_gains_privileges(overlay: str) -> None:
+    pods = [group["template"]["spec"] for group in groups(overlay).values()]
+    pods += [e["spec"]["template"]["spec"] for e in rendered(overlay) if e["kind"] == "StatefulSet"]
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in chain(pod["containers"], pod.get("initContainers", ())):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+@every_overlay
+def test_every_deployment_has_a_place(overlay: str) -> None:
+    """Each one that is overridden asks for what some group has, and the models for GPUs."""
+    nodes = {name: resources(group) for name, group in groups(overlay).items()}
+    (application,) = serve_config(overlay)["applications"]
+    for deployment in application["deployments"]:
+        asked = deployment.get("ray_actor_options")
+        if asked is None:
+            continue
+        wanted = {"CPU": asked["num_cpus"], **asked["resources"]}
+        places = [
+            name
+            for name, node in nodes.items()
+            if all(node.get(resource, 0) >= amount for resource, amount in wanted.items())
+        ]
+        assert len(places) == 1, f"{deployment['name']}: {places}"
+    models = parse_settings(arguments(overlay), {}).models
+    gpus = sum(
+        node["GPU"] * groups(overlay)[name]["maxReplicas"]
+        for name, node in nodes.items()
+        if name != "head"
+    )
+    wanted_gpus = sum(
+        model.replicas * model.resolved_num_gpus for model in (models.fcn3, models.stormscope)
+    )
+    assert wanted_gpus == gpus
+
+
+@every_overlay
+def test_the_head_runs_no_replica(overlay: str) -> None:
+    assert resources(groups(overlay)["head"])["CPU"] == 0
+    assert ray_service(overlay)["spec"]["excludeHeadPodFromServeSvc"] is True
+
+
+@every_overlay
+def test_only_pods_with_a_gpu_see_one(overlay: str) -> None:
+    for container in containers(overlay).values():
+        environment = {each["name"]: each["value"] for each in container.get("env", ())}
+        has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        assert (environment.get("NVIDIA_VISIBLE_DEVICES") == "void") is not has_gpu
+
+
+@on_azure
+def test_the_identity_is_of_the_azure_group_alone(overlay: str) -> None:
+    label = "azure.workload.identity/use"
+    has = {
+        name: group["template"].get("metadata", {}).get("labels", {}).get(label)
+        for name, group in groups(overlay).items()
+    }
+    accounts = {
+        name: group["template"]["spec"].get("serviceAccountName")
+        for name, group in groups(overlay).items()
+    }
+    assert {name for name, value in has.items() if value} == {"azure"}
+    assert {name for name, account in accounts.items() if account} == {"azure"}
+    (application,) = serve_config(overlay)["applications"]
+    there = {
+        each["name"]
+        for each in application["deployments"]
+        if "azure" in each.get("ray_actor_options", {}).get("resources", {})
+    }
+    # With results in a container it is they who talk to Azure (docs/azure.md).
+    assert there == {"Ingress", "Packager"}
+    assert parse_settings(arguments(overlay), {}).results_container is not None
+
+
+@on_azure
+def test_the_password_reaches_those_who_open_the_store(overlay: str) -> None:
+    url = sa.make_url(parse_settings(arguments(overlay), {}).resolved_store_url)
+    path = Path(str(url.query["passfile"]))
+    assert url.query["sslmode"] == "verify-full"
+    have = {
+        name
+        for name, container in containers(overlay).items()
+        if str(path.parent) in [m["mountPath"] for m in container.get("volumeMounts", ())]
+    }
+    assert have == {"azure", "work"}  # Ingress and Conductor
+    for name in have:
+        pod = groups(overlay)[name]["template"]
+        (copy_,) = pod["spec"]["initContainers"]
+        assert copy_["command"][-1] == str(path)
+        assert pod["metadata"]["labels"]["earth2serve/database"] == "client"
+
+
+@on_azure
+def test_the_ingress_is_asked_by_a_route_of_ours_that_needs_no_token(overlay: str) -> None:
+    probe = containers(overlay)["azure"]["readinessProbe"]["httpGet"]
+    assert probe["path"] == "/liveness"
+    ports = {each["name"]: each["containerPort"] for each in containers(overlay)["azure"]["ports"]}
+    assert ports[probe["port"]] == serve_config(overlay)["http_options"]["port"]
+    mounted = {m["mountPath"] for m in containers(overlay)["azure"]["volumeMounts"]}
+    assert str(Path(arguments(overlay)["auth"]["tokens_file"]).parent) in mounted
+
+
+@on_azure
+def test_spot_is_tolerated_where_it_is_meant(overlay: str) -> None:
+    tolerant = {
+        name
+        for name, group in groups(overlay).items()
+        for each in group["template"]["spec"].get("tolerations", ())
+        if each["key"] == "kubernetes.azure.com/scalesetpriority"
+    }
+    assert tolerant == ({"gpu-spot"} if overlay == "multi-gpu" else set())
+
+
+def test_autoscaling_of_a_model_is_what_its_replicas_say() -> None:
+    (application,) = serve_config("multi-gpu")["applications"]
+    (fcn3,) = (each for each in application["deployments"] if each["name"] == "FCN3")
+    assert fcn3["autoscaling_config"]["target_ongoing_requests"] == 1
+    replicas = arguments("multi-gpu")["models"]["fcn3"]["replicas"]
+    assert fcn3["autoscaling_config"]["max_replicas"] == replicas
+
+
+def _open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
+    """Give the ports of a pod that others than Ray's pods may call."""
+    ports: set[int] = set()
+    for policy in rendered(overlay):
+        if policy["kind"] != "NetworkPolicy" or "Ingress" not in policy["spec"]["policyTypes"]:
+            continue
+        wanted = policy["spec"]["podSelector"]["matchLabels"]
+        if not wanted.items() <= labels.items():
+            continue
+        for rule in policy["spec"].get("ingress", ()):
+            if any("namespaceSelector" in peer for peer in rule["from"]):
+                ports |= {port["port"] for port in rule["ports"]}
+    return ports
+
+
+@every_overlay
+def test_the_network_is_closed_but_for_what_somebody_needs(overlay: str) -> None:
+    worker = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}
+    # 8000 callers and operator, 8265 and 52365 operator, 8080 and 9101 Prometheus. Not among them:
+    # 8404 (HAProxy's statistics), 6379, 10001, 8500, 30000 and up.
+    assert _open_to_others(overlay, worker) == {8000, 8080, 8265, 9101, 52365}
+    policies = {e["metadata"]["name"]: e for e in rendered(overlay) if e["kind"] == "NetworkPolicy"}
+    assert policies["ray-pods"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    (internet,) = (
+        rule["to"][0]["ipBlock"]
+        for rule in policies["ray-pods"]["spec"]["egress"]
+        if "ipBlock" in rule["to"][0]
+    )
+    assert "169.254.0.0/16" in internet["except"]
+
+
+def test_the_disruption_budget_is_of_ray_workers() -> None:
+    (budget,) = (each for each in rendered("multi-gpu") if each["kind"] == "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert budget["spec"]["selector"]["matchLabels"]["ray.io/node-type"] == "worker"
+
+
+def test_every_setting_that_an_operator_must_replace_is_named_in_the_quickstart() -> None:
+    text = (ROOT / "docs" / "aks.md").read_text()
+    used = set(
+        re.findall(
+            r"earth2serve-(?:store|redis|callers|weights)",
+            json.dumps([rendered(overlay) for overlay in ON_AZURE]),
+        )
+    )
+    assert used == {f"earth2serve-{name}" for name in ("store", "redis", "callers", "weights")}
+    assert [name for name in used if name not in text] == []
