@@ -7,6 +7,7 @@ library; in JSON as keys of their own, in text the id before a message that does
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.handlers
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 from ray._common.formatters import JSONFormatter
@@ -38,6 +39,8 @@ class Subject:
     stage: str | None = None
     find_workflow: Callable[[], str | None] | None = None
     """Gives the workflow when a line is written; for those who would have to read a file."""
+    task: asyncio.Task[Any] | None = field(default=None, compare=False, repr=False)
+    """Who said so. What it has started may live longer, but that is about nothing any more."""
 
 
 _subject: ContextVar[Subject | None] = ContextVar("subject", default=None)
@@ -61,7 +64,8 @@ def speak_of(
         _workflows[execution_id] = workflow
         while len(_workflows) > REMEMBERED:
             _workflows.popitem(last=False)
-    _subject.set(Subject(execution_id, workflow, stage, find_workflow))
+    task = asyncio.current_task() if _is_in_loop() else None
+    _subject.set(Subject(execution_id, workflow, stage, find_workflow, task))
 
 
 @contextmanager
@@ -85,16 +89,17 @@ def come_to(stage: str | None) -> None:
 
 def spoken_of() -> Subject | None:
     """Give what lines of this thread are about now; None if no execution."""
-    if (subject := _subject.get()) is not None:
-        return subject
+    subject, in_loop = _subject.get(), _is_in_loop()
+    if subject is not None:
+        # Serve makes its handles' background tasks with the first call, and keeps them.
+        is_over = in_loop and subject.task is not None and subject.task.done()
+        return None if is_over else subject
     # A thread that a library has started knows no context, but if only one execution is at work
     # in this process, it is that.
     at_work = list(_at_work)
-    if at_work and threading.current_thread() is not threading.main_thread():
-        first = at_work[0]
-        if all(each.execution_id == first.execution_id for each in at_work):
-            return first
-    return None
+    if in_loop or len({each.execution_id for each in at_work}) != 1:
+        return None
+    return at_work[0]
 
 
 class Threads(ThreadPoolExecutor):
@@ -219,6 +224,14 @@ class Lines:
         finally:
             self._thread.logs = False
         return len(text)
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _workflow_of(subject: Subject) -> str | None:

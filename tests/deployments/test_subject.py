@@ -8,7 +8,7 @@ import logging
 import logging.handlers
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,13 +67,6 @@ def about(record: logging.LogRecord) -> tuple[str | None, ...]:
     return tuple(getattr(record, key, None) for key in ("execution_id", "workflow", "stage"))
 
 
-async def in_task(call: Callable[[], None]) -> None:
-    async def task() -> None:
-        call()
-
-    await asyncio.create_task(task())
-
-
 async def test_a_task_speaks_of_its_execution_and_others_do_not(records) -> None:
     async def life(execution_id: str) -> None:
         speak_of(execution_id, "forecast", "inference")
@@ -93,6 +86,26 @@ async def test_a_task_speaks_of_its_execution_and_others_do_not(records) -> None
         assert of_it[0].getMessage() == f"{execution_id}: said"
     assert about(records[-1]) == (None, None, None)
     assert records[-1].getMessage() == "said in between"
+
+
+async def test_what_outlives_a_task_is_about_nothing_any_more(records) -> None:
+    over, started = asyncio.Event(), []
+
+    async def background() -> None:
+        ours.info("begun")
+        await over.wait()
+        ours.info("long afterwards")
+
+    async def call() -> None:
+        speak_of(ID)
+        started.append(asyncio.create_task(background()))
+        await asyncio.sleep(0)
+        ours.info("done")
+
+    await asyncio.create_task(call())
+    over.set()
+    await started[0]
+    assert [about(record)[0] for record in records] == [ID, ID, None]
 
 
 def test_a_line_that_names_its_execution_is_left_as_it_is(records) -> None:
