@@ -38,7 +38,13 @@ class Told(NamedTuple):
         ]
 
 
-@pytest.fixture(scope="module", params=["JSON", "TEXT"])
+in_json, in_text, in_both = (
+    pytest.mark.parametrize("told", encodings, indirect=True)
+    for encodings in (["JSON"], ["TEXT"], ["JSON", "TEXT"])
+)
+
+
+@pytest.fixture(scope="module")
 def told(
     request: pytest.FixtureRequest, http_port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Told]:
@@ -61,31 +67,18 @@ def told(
         yield Told(failed, completed, Path(session) / "logs", name)
 
 
-@pytest.fixture
-def as_json(told: Told) -> Told:
-    if told.name != "logsjson":
-        pytest.skip("of JSON")
-    return told
-
-
-@pytest.fixture
-def as_text(told: Told) -> Told:
-    if told.name != "logstext":
-        pytest.skip("of text")
-    return told
-
-
 def parsed(lines: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_every_line_of_the_computation_names_execution_workflow_and_stage(as_json: Told) -> None:
+@in_json
+def test_every_line_of_the_computation_names_execution_workflow_and_stage(told: Told) -> None:
     for deployment, who, stage in (
         ("FCN3", "the model", "inference"),
         ("InitialConditions", "the source", "initial_conditions"),
     ):
-        lines = parsed(as_json.lines(deployment))
-        of_it = [line for line in lines if line.get("execution_id") == as_json.failed]
+        lines = parsed(told.lines(deployment))
+        of_it = [line for line in lines if line.get("execution_id") == told.failed]
         assert {(line["workflow"], line["stage"]) for line in of_it} == {(WORKFLOW, stage)}
         words = [line["message"] for line in of_it]
         assert {f"{who} {said}" for said in SAID} <= set(words)
@@ -93,45 +86,49 @@ def test_every_line_of_the_computation_names_execution_workflow_and_stage(as_jso
         # Nothing that was said while it ran is of nobody, or of the other one.
         for line in lines:
             if who in line["message"]:
-                assert line.get("execution_id") in {as_json.failed, as_json.completed}
+                assert line.get("execution_id") in {told.failed, told.completed}
 
 
-def test_so_does_serves_own_traceback_and_the_level_stays(as_json: Told) -> None:
-    lines = parsed(as_json.lines("FCN3"))
+@in_json
+def test_so_does_serves_own_traceback_and_the_level_stays(told: Told) -> None:
+    lines = parsed(told.lines("FCN3"))
     raised = [line for line in lines if "the model breaks" in json.dumps(line)]
     assert raised
-    assert {line.get("execution_id") for line in raised} == {as_json.failed}
+    assert {line.get("execution_id") for line in raised} == {told.failed}
     levels = {line["message"]: line["levelname"] for line in lines}
     assert levels["the model warns by logging"] == "WARNING"
     assert levels["the model tells loguru"] == "INFO"
 
 
-def test_conductor_and_ingress_name_it_as_well(as_json: Told) -> None:
+@in_json
+def test_conductor_and_ingress_name_it_as_well(told: Told) -> None:
     of_conductor = [
-        line for line in parsed(as_json.lines("Conductor")) if as_json.failed in line["message"]
+        line for line in parsed(told.lines("Conductor")) if told.failed in line["message"]
     ]
     assert of_conductor
     for line in of_conductor:
         named = (line["execution_id"], line["workflow"], line["stage"])
-        assert named == (as_json.failed, WORKFLOW, "inference")
+        assert named == (told.failed, WORKFLOW, "inference")
     (queued,) = [
         line
-        for line in parsed(as_json.lines("Ingress"))
-        if line["message"] == f"queued {as_json.failed} of {WORKFLOW}"
+        for line in parsed(told.lines("Ingress"))
+        if line["message"] == f"queued {told.failed} of {WORKFLOW}"
     ]
-    assert (queued["execution_id"], queued["workflow"]) == (as_json.failed, WORKFLOW)
+    assert (queued["execution_id"], queued["workflow"]) == (told.failed, WORKFLOW)
 
 
-def test_text_stays_readable_and_names_it_once(as_text: Told) -> None:
-    lines = as_text.lines("FCN3")
+@in_text
+def test_text_stays_readable_and_names_it_once(told: Told) -> None:
+    lines = told.lines("FCN3")
     for said in SAID:
         found = [line for line in lines if f"the model {said}" in line]
         assert len(found) == 1
-        assert found[0].endswith(f"-- {as_text.failed}: the model {said}")
-    for line in as_text.lines("Conductor"):
-        assert line.count(as_text.failed) <= 1
+        assert found[0].endswith(f"-- {told.failed}: the model {said}")
+    for line in told.lines("Conductor"):
+        assert line.count(told.failed) <= 1
 
 
+@in_both
 def test_what_was_logged_of_one_is_gathered_in_order(told: Told) -> None:
     found = gather(told.failed, [told.folder])
     assert [entry.time for entry in found] == sorted(entry.time for entry in found)
