@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments._subject import Threads
+
 
 class BlobLimits(BaseModel):
     """Bounds of one process."""
@@ -46,7 +48,7 @@ class Crew:
         """Make one."""
         # As many threads as blocks, and some so that listings do not wait for those.
         return cls(
-            ThreadPoolExecutor(limits.blocks_in_flight + 4, thread_name_prefix="blob"),
+            Threads(limits.blocks_in_flight + 4, "blob"),
             asyncio.Semaphore(limits.small_in_flight),
             asyncio.Semaphore(limits.blocks_in_flight),
         )

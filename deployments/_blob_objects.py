@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +29,7 @@ from deployments._blob_failures import (
 )
 from deployments._blob_listing import DIGEST, FOLDER
 from deployments._blob_upload import digests, upload
+from deployments._subject import Threads
 from deployments._transient import TransientFailure
 from workflows.delivery import Container
 from workflows.execution import Stage
@@ -94,7 +95,7 @@ class Blobs:
         self._obstore: Any = obstore
         self._options = options
         self.token = TokenBridge(options.azure)
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self.pool = Threads(threads, "blobs")
         container, azure = options.container, options.azure
         trusted = azure.ca_file and azure.ca_file.read_bytes()
         self._store: AzureStore = AzureStore(

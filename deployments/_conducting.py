@@ -22,6 +22,7 @@ from deployments._lease import lease_for
 from deployments._life_metrics import LifeMetrics
 from deployments._lives import Lives, superseded
 from deployments._logbook import quieten_dbos
+from deployments._subject import speak_of
 from deployments.conducted_store import ConductedStore
 from workflows.execution import FINISHED, Execution
 
@@ -275,6 +276,7 @@ class Conducting:
 
     async def _purge(self, execution: Execution) -> None:
         execution_id = execution.execution_id
+        speak_of(execution_id, execution.workflow)
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
             await remove_attempts(execution)

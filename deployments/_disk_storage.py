@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from deployments._result_files import ResultFiles, remove_tree
 from deployments._storage import Holding, page_of_holdings
+from deployments._subject import Threads
 from deployments._work_folder import WorkFolder
 from deployments.netcdf_export import POLL_S
 from workflows.base import Plan
@@ -37,7 +37,7 @@ class DiskStorage:
     ) -> None:
         self._results_dir = Path(results_dir)
         self._work_dir = Path(work_dir)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="results-store")
+        self._pool = Threads(threads, "results-store")
 
     def look(self) -> None:
         """Nothing can be missing: folders are made where they are needed."""

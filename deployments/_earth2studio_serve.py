@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,32 +45,6 @@ def contained(scratch: Path) -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def bridge_loguru(execution_id: str = "") -> None:
-    """Send what Earth2Studio and user's classes tell loguru to this replica's log.
-
-    Done before each execution: modules that are imported on the way replace the handlers.
-    """
-    try:
-        from loguru import logger as loguru
-    except ImportError:
-        return
-
-    def pass_on(message: Any) -> None:
-        record = message.record
-        error = record["exception"]
-        logger.log(
-            record["level"].no,
-            "%s%s",
-            f"{execution_id}: " if execution_id else "",
-            record["message"].strip(),
-            exc_info=error and (error.type, error.value, error.traceback),
-            extra={"execution_id": execution_id},
-        )
-
-    loguru.remove()
-    loguru.add(pass_on, level="INFO", format="{message}")
 
 
 def _disable_loguru(module: str) -> None:

@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments._attempts import attempts_over, execution_of, remove_attempts
 from deployments._lives import Lives
 from deployments._storage import Holding
+from deployments._subject import speaking_of
 from deployments.conducted_store import ConductedStore
 from workflows.errors import ExecutionNotFound
 from workflows.execution import FINISHED, Execution, Status
@@ -126,14 +127,18 @@ class Housekeeping:
         # Also what a predecessor has begun.
         expired = await asyncio.to_thread(self._store.expired, BATCH, self._put_off)
         for execution in expired:
-            try:
-                await self._packager.purge.remote(execution.workflow, execution.execution_id)
-                await remove_attempts(execution)
-                await self._lives.write(self._store.mark_removed, execution.execution_id)
-            except Exception:
-                logger.exception("%s has expired but is not removed yet", execution.execution_id)
-                self._put_off[execution.execution_id] = now + AGAIN_S
+            with speaking_of(execution.execution_id, execution.workflow):
+                await self._remove_expired(execution, now)
         return max(len(due), len(expired))
+
+    async def _remove_expired(self, execution: Execution, now: float) -> None:
+        try:
+            await self._packager.purge.remote(execution.workflow, execution.execution_id)
+            await remove_attempts(execution)
+            await self._lives.write(self._store.mark_removed, execution.execution_id)
+        except Exception:
+            logger.exception("%s has expired but is not removed yet", execution.execution_id)
+            self._put_off[execution.execution_id] = now + AGAIN_S
 
     async def sweep(self) -> None:
         """Remove what is left of executions that ended a while ago, or were removed.
@@ -163,7 +168,8 @@ class Housekeeping:
                 if execution_id in ended and (
                     holding.is_working or ended[execution_id] != Status.COMPLETED
                 ):
-                    await self._remove_rest(holding)
+                    with speaking_of(execution_id, next(iter(holding.workflows), None)):
+                        await self._remove_rest(holding)
             strangers += len(set(ids) - await asyncio.to_thread(self._store.known, ids))
             await asyncio.sleep(PAUSE_S)
         if strangers:

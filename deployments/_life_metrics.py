@@ -16,6 +16,7 @@ from dbos import DBOS
 from dbos._error import DBOSMaxStepRetriesExceeded
 
 from deployments._metrics import (
+    BEATS,
     ENDED,
     EXECUTION_SECONDS,
     FAILURES,
@@ -118,7 +119,7 @@ class LifeMetrics:
             self._recorder.add(RETRIES, stage=stage)
 
     def show(self, waiting: Sequence[Waiting], workflows: Collection[str]) -> None:
-        """Set the gauges.
+        """Count a heartbeat and set the gauges.
 
         Parameters
         ----------
@@ -128,6 +129,7 @@ class LifeMetrics:
             Workflows to show also if nothing of them waits.
         """
         now = self._now()
+        self._recorder.add(BEATS)
         self._queued_since = {
             each.execution_id: self._queued_since.get(each.execution_id, now - _age(each))
             for each in waiting

@@ -24,6 +24,7 @@ from deployments._life_metrics import LifeMetrics
 from deployments._logbook import tell_cancelled, tell_completed, tell_failure
 from deployments._model_replica import MemberProgress
 from deployments._provenance import software
+from deployments._subject import come_to, speak_of, speaking_of
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
 from workflows.base import Plan
@@ -115,6 +116,7 @@ class Lives:
         if execution_id in self.removing:
             await self.removing[execution_id].wait()
         execution = await self._read(execution_id)
+        speak_of(execution_id, execution.workflow, execution.stage)
         if self.closed:
             raise asyncio.CancelledError
         if execution.retries != attempt:
@@ -158,7 +160,9 @@ class Lives:
         ends, and the successor goes on.
         """
         execution = await asyncio.to_thread(self._store.read, execution_id)
-        if execution.cancel_requested and execution.status not in FINISHED:
+        if not execution.cancel_requested or execution.status in FINISHED:
+            return
+        with speaking_of(execution_id, execution.workflow, execution.stage):
             await self._tidy("purge", execution.workflow, execution_id)
             ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
             self.metrics.changed(ended)
@@ -175,11 +179,12 @@ class Lives:
         if execution.status not in (Status.FAILED, Status.QUEUED):
             await self.record(execution_id, status=Status.FAILED, error_message=reason)
             self.metrics.failed(execution, error)
-        if execution.results is None:
-            # Half a result helps nobody, and may be what has filled the disk.
-            await self._tidy("purge", execution.workflow, execution_id)
-        else:
-            await self._tidy("clean", execution_id)
+        with speaking_of(execution_id, execution.workflow, execution.stage):
+            if execution.results is None:
+                # Half a result helps nobody, and may be what has filled the disk.
+                await self._tidy("purge", execution.workflow, execution_id)
+            else:
+                await self._tidy("clean", execution_id)
 
     async def enter(
         self,
@@ -328,7 +333,9 @@ class Lives:
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""
         update = partial(self.write, self._store.update, execution_id, **values)
-        self.metrics.changed(await patiently(update))
+        changed = await patiently(update)
+        come_to(changed.stage)
+        self.metrics.changed(changed)
 
     async def _read(self, execution_id: str) -> Execution:
         return await patiently(partial(asyncio.to_thread, self._store.read, execution_id))

@@ -124,6 +124,13 @@ RETRIES = Counter(
     "Steps of executions tried again after a process died or something was out of reach.",
     ("stage",),
 )
+BEATS = Counter(
+    "conductor_beats",
+    "Heartbeats of the Conductor: one a second while it holds the lease and reaches its store.",
+)
+REFUSALS = Counter(
+    "refusals", "Requests for executions that were refused for want of room.", ("reason",)
+)
 UPLOADED_BYTES = Counter(
     "uploaded_bytes", "Bytes of results sent to Blob Storage, of finished blocks.", ("workflow",)
 )
@@ -149,6 +156,8 @@ METRICS: tuple[Metric, ...] = (
     ENDED,
     FAILURES,
     RETRIES,
+    BEATS,
+    REFUSALS,
     UPLOADED_BYTES,
     UPLOADED_OBJECTS,
     REGISTRATIONS,

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments._model_clock import Doing, ModelClock
 from deployments._step_window import StepWindow
+from deployments._subject import Threads, bridge_loguru
 from deployments._transient import in_words
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 from workflows.execution import Stage
@@ -147,7 +148,7 @@ class ModelReplica:
         self.clock = clock or ModelClock(name, "cpu")
         """Counts what the thread does."""
         self._ticking: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._thread = Threads(1, name, libraries=True)
         self._lock = asyncio.Lock()
         self._newest_fence = 0
         self._running: Job | None = None
@@ -276,6 +277,7 @@ class ModelReplica:
         yield job.progress()
 
     def _counted(self, work: Callable[[Any], None], model: Any) -> None:
+        bridge_loguru()
         with self.clock.during(Doing.BUSY):
             work(model)
 

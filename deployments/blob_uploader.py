@@ -19,6 +19,7 @@ from deployments._blob_container import BlobContainer
 from deployments._blob_limits import BlobLimits, Crew
 from deployments._isolation import hide_gpus
 from deployments._metrics import RAY, UPLOADED_BYTES, UPLOADED_OBJECTS, Recorder
+from deployments._subject import speak_of
 from deployments._transient import TransientFailure
 from deployments._upload import Tally, Upload
 from workflows.delivery import Container
@@ -124,6 +125,7 @@ class BlobUploader:
         TransientFailure
             If another try later may succeed; it goes on where this one ended.
         """
+        speak_of(job.execution_id, job.workflow, Stage.UPLOAD)
         container = self._open(job.container)
         source = self._results_dir / job.folder
         upload = Upload(container, job.folder, source, self._options.limits)
@@ -168,6 +170,7 @@ class BlobUploader:
         UploadFailed
             If Blob Storage refuses to sign.
         """
+        speak_of(execution_id, workflow)
         job = UploadJob(workflow=workflow, execution_id=execution_id, container=container)
         opened = self._open(container)
         try:
@@ -176,7 +179,6 @@ class BlobUploader:
             opened.close()
 
     async def _run(self, upload: Upload, job: UploadJob) -> None:
-        extra = {"execution_id": job.execution_id, "stage": Stage.UPLOAD}
         try:
             async with asyncio.timeout(self._options.time_limit_s) as limit:
                 await upload.run()
@@ -191,7 +193,6 @@ class BlobUploader:
             upload.tally.uploaded_files,
             upload.tally.files,
             upload.tally.uploaded_bytes,
-            extra=extra,
         )
 
     def _open(self, container: Container) -> BlobContainer:

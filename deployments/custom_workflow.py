@@ -15,12 +15,13 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from deployments._earth2studio_serve import bridge_loguru, contained
+from deployments._earth2studio_serve import contained
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, ModelReplica
 from deployments._provenance import software
 from deployments._run_folder import RunFolder
+from deployments._subject import bridge_loguru, come_to, speak_of
 from deployments._transient import in_words, legible
 from deployments._work_folder import Written
 from deployments._workflow_class import Told, WorkflowClass, prepare, tamed
@@ -187,6 +188,7 @@ class CustomWorkflow:
         ExecutionCancelled
             If the caller went away: the thread has stopped then.
         """
+        speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         running = Job(job.fence)
         run = _Run(job, self._options, running)
         running.progress = run.progress
@@ -200,6 +202,7 @@ class CustomWorkflow:
                 async for progress in told:
                     if not running.done:
                         yield progress
+            come_to(Stage.PACKAGE)
             yield Packaging(progress=run.progress())
             # Outside of the lock: the next execution computes meanwhile.
             yield await _to_its_end(run.deliver)
@@ -209,7 +212,7 @@ class CustomWorkflow:
 
 async def _to_its_end(call: Callable[[], R]) -> R:
     """Call in a thread and wait until it has ended, also if that is cancelled meanwhile."""
-    running = asyncio.get_running_loop().run_in_executor(None, call)
+    running = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -233,7 +236,6 @@ class _Run:
     def call(self, workflow: WorkflowClass, instance: Any) -> None:
         """Call the class, in its thread."""
         job, options = self._job, self._options
-        bridge_loguru(job.execution_id)
         self._folder = RunFolder(
             options.results_dir, options.work_dir, options.name, job.execution_id, job.fence
         )
@@ -264,8 +266,6 @@ class _Run:
             trace = legible(traceback.format_exc())
             logger.error("%s: the workflow raised\n%s", job.execution_id, trace)
             raise StageFailed(Stage.INFERENCE, in_words(error)[:LONGEST_REASON]) from None
-        finally:
-            bridge_loguru()
 
     def _note(self, values: Mapping[str, Any]) -> None:
         self._running.check()

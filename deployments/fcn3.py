@@ -35,6 +35,7 @@ from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
+from deployments._subject import speak_of
 from deployments._transient import in_words
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
@@ -178,6 +179,7 @@ class FCN3:
         ExecutionCancelled
             If the caller went away: the thread has stopped then.
         """
+        speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         state = await self._state(job, job.plan)
         async with self._written(
             job,
@@ -198,6 +200,7 @@ class FCN3:
         ModelUnavailable
             If there is no interpolation to hourly steps.
         """
+        speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         state = await self._state(job, job.plan.conditioning)
         async with self._written(
             job,

@@ -14,6 +14,7 @@ from deployments._azure import AzureOptions
 from deployments._geocatalog_client import API_VERSION, SCOPE, GeoCatalogClient
 from deployments._isolation import hide_gpus
 from deployments._metrics import RAY, REGISTRATIONS, Recorder
+from deployments._subject import speak_of
 from workflows import stac
 from workflows.base import Plan
 from workflows.dataset import Provenance
@@ -92,6 +93,7 @@ class GeoCatalog:
         IngestionFailed
             If it does not take the item.
         """
+        speak_of(registration.execution_id, registration.plan.workflow, Stage.REGISTER)
         allowed = self._options.allowed
         if allowed is not None and registration.geo_catalog_url not in allowed:
             raise IngestionFailed(
@@ -109,12 +111,7 @@ class GeoCatalog:
         await catalog.ensure_collection(collection, stac.render_options(registration.plan))
         item_url = await catalog.put_item(collection_id, item)
         self._metrics.add(REGISTRATIONS, workflow=registration.plan.workflow)
-        logger.info(
-            "%s is item %s",
-            registration.execution_id,
-            item_url,
-            extra={"execution_id": registration.execution_id, "stage": Stage.REGISTER},
-        )
+        logger.info("%s is item %s", registration.execution_id, item_url)
         return Registered(
             geo_catalog_url=catalog.url,
             collection_id=collection_id,

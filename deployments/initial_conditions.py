@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from deployments._analyses import open_analysis, source_grid
 from deployments._isolation import hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
 from deployments._result_files import remove_tree
+from deployments._subject import Threads, bridge_loguru, speak_of
 from deployments._transient import TransientFailure
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
@@ -109,13 +109,15 @@ class InitialConditions:
         StageFailed
             If the source fails, or what it gives does not fit the model.
         """
+        workflow = plan.workflow if isinstance(plan, Plan) else None
+        speak_of(execution_id, workflow, Stage.INITIAL_CONDITIONS)
         await self.describe(plan.data_source)
         target = self._work_dir / execution_id / f"{plan.data_source}.npy"
         if not await asyncio.to_thread(target.exists):
             # The thread of a source that hangs cannot be ended, but nobody waits for it any more.
             # It is not one of the loop's own: those are few, and all else here needs them.
             limit_s = self._options[plan.data_source].timeout_s
-            thread = ThreadPoolExecutor(1, thread_name_prefix=plan.data_source)
+            thread = Threads(1, plan.data_source, libraries=True)
             fetched = asyncio.get_running_loop().run_in_executor(thread, self._fetch, plan, target)
             thread.shutdown(wait=False)
             try:
@@ -154,6 +156,7 @@ class InitialConditions:
         return found.fields, found.points
 
     def _fetch(self, plan: Plan | Conditioning, target: Path) -> None:
+        bridge_loguru()
         # Not after the download: the folder of an execution that has ended meanwhile is gone.
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -9,7 +9,6 @@ import asyncio
 import json
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,13 @@ from deployments._metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
 from deployments._preview import render
 from deployments._result_files import ZARR
 from deployments._storage import Holding
+from deployments._subject import Threads, speak_of
 from deployments.results_store import ResultsStore
 from deployments.static_catalog import StaticCatalog
 from workflows import stac
 from workflows.base import Plan
 from workflows.dataset import Provenance, variable_attributes
+from workflows.execution import Stage
 from workflows.grids import LambertGrid
 
 PREVIEW = "preview.png"
@@ -79,7 +80,7 @@ class Packager:
             self._catalog = CatalogKeeper(StaticCatalog(results))
             self._pause_s = CONDITIONING_PAUSE_S
         # Of their own: an export waits for steps, and would keep a thread from writing them.
-        self._exports = ThreadPoolExecutor(EXPORTS, thread_name_prefix="export")
+        self._exports = Threads(EXPORTS, "export")
 
     async def describe(self, place: str) -> dict[str, Any]:
         """Say where results lie, for readiness.
@@ -96,6 +97,7 @@ class Packager:
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
     ) -> None:
         """Create the arrays and metadata of a result, all values missing."""
+        speak_of(execution_id, plan.workflow, Stage.PACKAGE)
         await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
 
     async def write_step(
@@ -113,6 +115,7 @@ class Packager:
         StaleConductor
             If another Conductor has taken the execution over.
         """
+        self._speak_of(execution_id, Stage.INFERENCE)
         written = await asyncio.to_thread(
             self._results.write_step, execution_id, fence, member, time_index, fields
         )
@@ -129,6 +132,7 @@ class Packager:
         field: NDArray[np.float32],
     ) -> None:
         """Keep a field, shape (lat, lon), that conditions a step of another model's forecast."""
+        self._speak_of(execution_id, Stage.INFERENCE)
         await asyncio.to_thread(
             self._results.write_conditioning, execution_id, fence, member, step, field
         )
@@ -138,6 +142,7 @@ class Packager:
         self, execution_id: str, member: int, step: int
     ) -> NDArray[np.float32] | None:
         """Give such a field, waiting a moment for it; None if it has not come by then."""
+        self._speak_of(execution_id, Stage.INFERENCE)
         for _ in range(round(CONDITIONING_WAIT_S / self._pause_s)):
             field = await asyncio.to_thread(
                 self._results.read_conditioning, execution_id, member, step
@@ -152,6 +157,7 @@ class Packager:
 
         A caller that goes away stops it.
         """
+        self._speak_of(execution_id, Stage.PACKAGE)
         stop = threading.Event()
         export = asyncio.get_running_loop().run_in_executor(
             self._exports,
@@ -181,6 +187,7 @@ class Packager:
         StageFailed
             If a step is missing.
         """
+        self._speak_of(execution_id, Stage.PACKAGE)
         return await asyncio.to_thread(self._finish, execution_id, fence)
 
     def _finish(self, execution_id: str, fence: int) -> dict[str, Any]:
@@ -216,6 +223,7 @@ class Packager:
 
     async def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
+        speak_of(execution_id, workflow)
         await asyncio.to_thread(self._results.purge, workflow, execution_id)
         self._refresh_catalog(workflow)
 
@@ -225,7 +233,16 @@ class Packager:
 
     async def clean(self, execution_id: str) -> None:
         """Remove an execution's working files."""
+        self._speak_of(execution_id)
         await asyncio.to_thread(self._results.clean, execution_id)
+
+    def _speak_of(self, execution_id: str, stage: Stage | None = None) -> None:
+        # The plan is read only if there is a line to write.
+        speak_of(
+            execution_id,
+            stage=stage,
+            find_workflow=lambda: self._results.workflow_of(execution_id),
+        )
 
     async def holdings(self, after: str, limit: int) -> list[Holding]:
         """List of which executions there are files, see `deployments._storage.Storage`."""

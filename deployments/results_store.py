@@ -280,6 +280,13 @@ class ResultsStore:
         """List of which executions something is there, see `deployments._storage.Storage`."""
         return self._storage.holdings(after, limit)
 
+    def workflow_of(self, execution_id: str) -> str | None:
+        """Say of which workflow an execution is; None if nothing is left of it."""
+        try:
+            return self._open(execution_id).plan.workflow
+        except StageFailed:
+            return None
+
     def _work(self, execution_id: str) -> Work:
         return self._storage.work(_name(execution_id))
 

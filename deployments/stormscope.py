@@ -26,6 +26,7 @@ from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
 from deployments._stormscope_steps import Nowcaster, NowcastJob, nowcast, prepare
+from deployments._subject import speak_of
 from deployments._transient import is_transient
 from workflows.errors import StageFailed
 from workflows.execution import Stage
@@ -128,6 +129,7 @@ class StormScope:
         ExecutionCancelled
             If the caller went away: the thread has stopped then.
         """
+        speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         loop = asyncio.get_running_loop()
         image = await self._analyses.find(job.initial_conditions, job.plan, job.execution_id)
 

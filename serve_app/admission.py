@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from deployments._disk_use import Demand
 from deployments.execution_store import ExecutionStore, Idempotency, Submitted
 from serve_app.context import Context, IngressOptions
-from serve_app.errors import NoRoomNow, TryLater
+from serve_app.errors import NO_DISK, NoRoomNow, TryLater
 from serve_app.json_body import RequestBody
 from workflows.base import Plan, Workflow
 from workflows.custom import is_custom
@@ -85,9 +85,9 @@ def accept(
         if not full.for_good:
             raise _no_room(full, store, workflow.name) from None
         if isinstance(plan, Plan):
-            raise _too_large(plan, workflow, _in_words(full), "insufficient_storage") from None
+            raise _too_large(plan, workflow, _in_words(full), NO_DISK) from None
         raise InvalidParameters(
-            [Problem("parameters", "no disk is left for results", "insufficient_storage")]
+            [Problem("parameters", "no disk is left for results", NO_DISK)]
         ) from None
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments._blob_objects import BlobResultsOptions
 from deployments._metrics import RAY, Recorder
+from deployments._subject import speak_of
 from deployments.execution_store import ExecutionStore
 from serve_app.custom_workflows import CustomWorkflows
 from serve_app.files import Results
@@ -163,6 +164,7 @@ class Context:
         self.check_workflow(workflow)
         if not _EXECUTION_ID.fullmatch(execution_id):
             raise ExecutionNotFound(execution_id)
+        speak_of(execution_id, workflow)
 
     async def execution(self, workflow: str, execution_id: str) -> Execution:
         """Read one execution of a callable workflow."""

@@ -18,6 +18,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from deployments._metrics import REFUSALS
+from serve_app.context import context_of
 from serve_app.custom_workflows import WorkflowUnavailable
 from serve_app.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from workflows.errors import (
@@ -38,6 +40,8 @@ logger = logging.getLogger("ray.serve")
 
 STORE_RETRY_S = 5
 MAX_PROBLEMS = 50
+NO_DISK = "insufficient_storage"
+"""Type of the problem of a request that no disk here could ever hold."""
 MAX_MESSAGE = 1000
 
 
@@ -147,9 +151,24 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _answer_http)
 
 
-async def _answer(_request: Request, error: Exception) -> Response:
+async def _answer(request: Request, error: Exception) -> Response:
+    if reason := _want_of_room(error):
+        context_of(request).metrics.add(REFUSALS, reason=reason)
     kind = next(kind for kind in type(error).__mro__ if kind in STATUS)
     return json_response({"detail": _detail(error)}, STATUS[kind], _headers(error))
+
+
+def _want_of_room(error: Exception) -> str | None:
+    """Say what a request for an execution found no room in; None if that is not what is wrong."""
+    match error:
+        case TryLater():
+            return "queue_full"
+        case NoRoomNow():
+            return "disk_full"
+        case InvalidParameters() if any(p.kind == NO_DISK for p in error.problems):
+            return "disk_too_small"
+        case _:
+            return None
 
 
 def _detail(error: Exception) -> Any:

@@ -114,7 +114,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def free_port() -> int:
     """Port on 127.0.0.1 that nobody listens on."""
-    return _free_port()
+    return free_tcp_port()
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +122,13 @@ def http_port(ray_cluster: None) -> int:
     """Port on 127.0.0.1 at which Serve answers; applications lie below it by route."""
     from ray import serve
 
-    port = _free_port()
+    port = free_tcp_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     return port
 
 
-def _free_port() -> int:
+def free_tcp_port() -> int:
+    """Give a port on 127.0.0.1 that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
+from deployments._subject import speak_of
 from deployments.execution_store import Idempotency
 from serve_app import schemas
 from serve_app.admission import accept
@@ -92,12 +93,8 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
         # Whoever waits ahead has nudged, and the Conductor claims until nobody waits.
         if not submitted.position:
             context.nudge()
-        logger.info(
-            "queued %s of %s",
-            execution.execution_id,
-            name,
-            extra={"execution_id": execution.execution_id},
-        )
+        speak_of(execution.execution_id, name)
+        logger.info("queued %s of %s", execution.execution_id, name)
     return json_response(
         {
             "workflow_name": name,

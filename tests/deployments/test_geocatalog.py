@@ -13,6 +13,7 @@ import pytest
 
 from deployments._azure import AzureOptions
 from deployments._metrics import RAY, REGISTRATIONS, Recorder
+from deployments._subject import spoken_of
 from deployments._transient import TransientFailure
 from deployments.geocatalog import GeoCatalog, GeoCatalogOptions, Registered, Registration
 from tests.deployments.results import PROVENANCE, make_nowcast_plan, make_plan
@@ -115,7 +116,9 @@ async def test_a_forecast_becomes_an_item(
     assert options and emulator.render_options[collection_id] == options
     ours = [record for record in caplog.records if record.name == "ray.serve"]
     assert [record.getMessage() for record in ours] == [f"abc is item {registered.item_url}"]
-    assert (ours[0].execution_id, ours[0].stage) == ("abc", "register")  # type: ignore[attr-defined]
+    about = spoken_of()
+    assert about is not None
+    assert (about.execution_id, about.workflow, about.stage) == ("abc", plan.workflow, "register")
     assert SECRET not in caplog.text and "eyJ" not in caplog.text
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from deployments._life_metrics import LifeMetrics
 from deployments._metrics import (
+    BEATS,
     ENDED,
     EXECUTION_SECONDS,
     FAILURES,
@@ -103,6 +105,7 @@ async def test_gauges_show_what_waits_and_what_runs(
 ) -> None:
     measured = Measured()
     running, waiting = submit(store, n_steps=400, n_samples=1), submit(store)
+    began = time.monotonic()
     async with conducts(
         store_url,
         StandIns(journal, step_s=STEP_S),
@@ -122,6 +125,8 @@ async def test_gauges_show_what_waits_and_what_runs(
         assert measured.last(QUEUE_DEPTH, workflow=NAME) == 0
         assert measured.last(QUEUE_OLDEST, workflow=NAME) == 0
         assert measured.last(RUNNING, workflow=NAME, stage="inference") == 0
+        # One a second, however often it was nudged.
+        assert 1 <= measured.total(BEATS) <= time.monotonic() - began + 1
     # The other was cancelled while it waited, where the request came in.
     assert measured.values(ENDED, status="cancelled") == measured.values(ENDED) == [1]
 

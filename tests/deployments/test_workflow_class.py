@@ -17,10 +17,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
-from loguru import logger as loguru
 from pydantic import AfterValidator, BaseModel, field_validator, model_validator
 
-from deployments._earth2studio_serve import FOLDERS, bridge_loguru, contained
+from deployments._earth2studio_serve import FOLDERS, contained
 from deployments._workflow_class import InvalidConfig, Told, WorkflowClass, prepare
 from workflows.errors import Problem
 
@@ -780,7 +779,8 @@ root.setLevel(logging.ERROR)
 
 import json
 from pathlib import Path
-from deployments._earth2studio_serve import bridge_loguru, contained
+from deployments._earth2studio_serve import contained
+from deployments._subject import bridge_loguru
 
 with contained(Path("scratch").absolute()):
     from earth2studio.serve.server import Earth2Workflow, WorkflowRegistry
@@ -874,46 +874,6 @@ def test_logging_is_put_back_whatever_is_imported(tmp_path: Path, fails: bool) -
         assert fails
     assert (root.handlers, root.level) == before
     assert {os.environ[name] for name in FOLDERS} == {str(tmp_path / "deep" / "scratch")}
-
-
-@pytest.fixture
-def _loguru() -> Iterator[None]:
-    """Leave loguru to the tests that follow as they would find it."""
-    yield
-    loguru.remove()
-    loguru.add(sys.stderr)
-
-
-@pytest.mark.usefixtures("_loguru")
-def test_what_loguru_is_told_goes_to_our_log(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[str] = []
-    loguru.add(told.append)
-    bridge_loguru(ID)
-    with caplog.at_level(logging.DEBUG, "ray.serve"):
-        loguru.info("step {} of {{}} %s", 3)
-        loguru.debug("a detail")
-        try:
-            raise OSError("no disk")
-        except OSError:
-            loguru.exception("not written\n")
-    first, second = caplog.records
-    assert told == []
-    assert (first.name, first.levelname) == ("ray.serve", "INFO")
-    assert first.getMessage() == f"{ID}: step 3 of {{}} %s"
-    assert first.execution_id == ID  # type: ignore[attr-defined]
-    assert (second.getMessage(), second.levelname) == (f"{ID}: not written", "ERROR")
-    assert second.exc_info is not None and isinstance(second.exc_info[1], OSError)
-
-
-@pytest.mark.usefixtures("_loguru")
-def test_between_executions_no_id_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    bridge_loguru(ID)
-    bridge_loguru()
-    with caplog.at_level(logging.INFO, "ray.serve"):
-        loguru.warning("between")
-    (record,) = caplog.records
-    assert record.getMessage() == "between"
-    assert record.execution_id == ""  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])

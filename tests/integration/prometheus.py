@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,29 @@ class Prometheus:
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         """Give labels and value of each series of an instant query."""
-        response = self._http.get("/api/v1/query", params={"query": promql})
+        found = self._get("query", query=promql)["result"]
+        return [(each["metric"], float(each["value"][1])) for each in found]
+
+    def label_values(self, metric: str, label: str) -> list[str]:
+        """List the values that a label of a metric has."""
+        values: list[str] = self._get(f"label/{label}/values", **{"match[]": metric})
+        return values
+
+    def rules(self, settled: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """Give what became of each rule, when all have been evaluated and are as they shall be."""
+        deadline = time.monotonic() + 30
+        while True:
+            rules = [r for group in self._get("rules")["groups"] for r in group["rules"]]
+            if all(rule["health"] != "unknown" for rule in rules) and settled(rules):
+                return rules
+            assert time.monotonic() < deadline, rules
+            time.sleep(0.5)
+
+    def _get(self, what: str, **params: str) -> Any:
+        response = self._http.get(f"/api/v1/{what}", params=params)
         answer: dict[str, Any] = response.raise_for_status().json()
         assert answer["status"] == "success", answer
-        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+        return answer["data"]
 
     def wait_for(self, promql: str, seconds: float = 60) -> None:
         """Wait until a query gives something."""
@@ -42,14 +62,19 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, port: int) -> Iterator[Prometheus]:
-    """Run it; the test is skipped where it is not installed."""
+def prometheus(folder: Path, port: int, rules: Path) -> Iterator[Prometheus]:
+    """Run it with alert rules; the test is skipped where it is not installed, but not in CI."""
     program = shutil.which("prometheus")
     if program is None:
-        pytest.skip("the program prometheus is not on the PATH")
+        missing = "the program prometheus is not on the PATH"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
     targets = [f"{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in ray.nodes()]
     config = folder / "prometheus.yml"
     config.write_text(
+        "global: {evaluation_interval: 1s}\n"
+        f"rule_files: ['{rules}']\n"
         "scrape_configs:\n"
         "  - job_name: ray\n"
         "    scrape_interval: 1s\n"

@@ -107,12 +107,13 @@ def served(
     ready: str | None = None,
     *,
     wait: bool = True,
+    logging_config: dict[str, Any] | None = None,
 ) -> Iterator[Server]:
     """Serve the application under a name and route of its own; it is gone afterwards.
 
     It is ready when all its workflows are, or the one that is named, unless nobody waits for that.
     """
-    deploy(args, name)
+    deploy(args, name, logging_config)
     server = Server(name, f"http://127.0.0.1:{port}/{name}")
     try:
         if wait:
@@ -123,7 +124,9 @@ def served(
         serve.delete(name)
 
 
-def deploy(args: Mapping[str, Any], name: str) -> None:
+def deploy(
+    args: Mapping[str, Any], name: str, logging_config: dict[str, Any] | None = None
+) -> None:
     """Deploy, or update what is deployed under that name: one workflow unless `args` say more."""
     args = {"workflows": {"exposed": [WORKFLOW]}, **args}
-    serve.run(build(args), name=name, route_prefix=f"/{name}")
+    serve.run(build(args), name=name, route_prefix=f"/{name}", logging_config=logging_config)

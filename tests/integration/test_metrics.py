@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.config.seeing import RULES, alerts, dashboard, questions
+from tests.conftest import free_tcp_port
 from tests.deployments.test_metrics import QUERIES
-from tests.integration.prometheus import prometheus
+from tests.integration.prometheus import Prometheus, prometheus
 from tests.integration.scraping import Scrape, scraped
 from tests.integration.serving import WORKFLOW as FORECAST
 from tests.integration.serving import served
@@ -27,7 +29,16 @@ STEP_S, FIELD_S = 0.1, 0.3
 STEPS = 5
 TIMES = STEPS + 1
 SEEDS = [3, 4]
-COMPLETED = {"status": "completed"}
+MAY_BE_MISSING = {
+    "ray_earth2serve_failures_total": "nothing has failed",
+    "ray_earth2serve_stage_retries_total": "nothing was tried again",
+    "ray_earth2serve_refusals_total": "there was room for all",
+    "ray_earth2serve_uploaded_bytes_total": "no container is allowed",
+    "ray_earth2serve_uploaded_objects_total": "no container is allowed",
+    "ray_earth2serve_registrations_total": "no GeoCatalog is allowed",
+    "ray_node_gpus_utilization": "there is no GPU",
+}
+"""Metrics that have no series here, and why."""
 
 
 class Seen:
@@ -154,22 +165,85 @@ def test_nothing_waits_or_runs_any_more(seen: Seen) -> None:
     assert seen.sum("queue_depth") == seen.sum("queue_oldest_wait_seconds") == 0
 
 
-def test_prometheus_answers_the_documented_queries(
-    seen: Seen, free_port: int, tmp_path: Path
-) -> None:
-    # Whether anything failed, was tried again or was uploaded, tests before this one decide.
-    perhaps = ("failures", "stage_retries", "uploaded_bytes")
-    with prometheus(tmp_path, free_port) as prom:
+@pytest.fixture(scope="module")
+def prom(
+    seen: Seen, tmp_path_factory: pytest.TempPathFactory, http_port: int
+) -> Iterator[Prometheus]:
+    with prometheus(tmp_path_factory.mktemp("prometheus"), free_tcp_port(), RULES) as running:
         # Ray reports every 10 s; a rate needs two values.
-        prom.wait_for('increase(ray_earth2serve_model_seconds_total{state="idle"}[5m]) > 5')
-        for query in QUERIES:
-            found = prom.query(query)
-            assert found or any(f"ray_earth2serve_{name}_total" in query for name in perhaps), query
-        [share, *_] = QUERIES
-        fractions = {labels["model"]: value for labels, value in prom.query(share)}
-        assert set(fractions) >= {"fcn3", "stormscope"}
-        # Prometheus extrapolates either rate by itself.
-        assert all(0 <= fraction < 1.2 for fraction in fractions.values()), fractions
+        for each in (
+            'count(increase(ray_earth2serve_model_seconds_total{state="idle"}[5m]) > 5) >= 2',
+            "rate(ray_earth2serve_conductor_beats_total[2m]) > 0",
+            "rate(ray_serve_num_http_requests_total[5m])",
+        ):
+            running.wait_for(each)
+        yield running
+
+
+def may_have_no_series(query: str) -> bool:
+    """Say whether a query asks only for what need not have happened here."""
+    return any(name in query for name in MAY_BE_MISSING)
+
+
+def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
+    for query in QUERIES:
+        assert prom.query(query) or may_have_no_series(query), query
+    [share, *_] = QUERIES
+    fractions = {labels["model"]: value for labels, value in prom.query(share)}
+    assert set(fractions) >= {"fcn3", "stormscope"}
+    # Prometheus extrapolates either rate by itself.
+    assert all(0 <= fraction < 1.2 for fraction in fractions.values()), fractions
+
+
+def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
+    silent = [
+        (title, query)
+        for title, query in questions(NAME, "5m")
+        if not prom.query(query) and not may_have_no_series(query)
+    ]
+    assert silent == []
+
+
+def test_panels_tell_what_was_done(prom: Prometheus) -> None:
+    asked = dict(questions(NAME, "5m"))
+    ended = prom.query(asked["Executions that ended in the last hour, by state"])
+    # Counted although both ended before the first scrape.
+    assert {labels["workflow"]: round(value) for labels, value in ended} == {
+        FORECAST: 1,
+        NOWCAST: 1,
+    }
+    states = prom.query(asked["Where each model's time goes (share)"])
+    for model in ("fcn3", "stormscope"):
+        shares = [value for labels, value in states if labels["model"] == model]
+        assert abs(sum(shares) - 1) < 1e-6
+    [(_, beats)] = prom.query(asked["Conductor's heartbeats (per second)"])
+    assert 0 < beats < 1.5
+    healthy = prom.query(asked["Healthy replicas, by deployment"])
+    assert {labels["deployment"] for labels, value in healthy if value >= 1} == {
+        *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager")
+    }
+
+
+def test_the_variable_of_the_dashboard_lists_the_application(prom: Prometheus) -> None:
+    [variable] = [v for v in dashboard()["templating"]["list"] if v["name"] == "application"]
+    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]).groups()
+    assert NAME in prom.label_values(metric, label)
+
+
+def about_us(rule: dict[str, Any]) -> list[Any]:
+    """Give alerts of our application, or of none; other tests may have left theirs."""
+    return [a for a in rule["alerts"] if a["labels"].get("application") in (NAME, None)]
+
+
+def test_prometheus_evaluates_every_alert_and_none_fires(prom: Prometheus) -> None:
+    # Before there were two values of each, NoConductor was about to fire.
+    evaluated = prom.rules(lambda rules: not any(about_us(rule) for rule in rules))
+    assert {rule["name"] for rule in evaluated} == {rule["alert"] for rule in alerts()}
+    assert {rule["health"] for rule in evaluated} == {"ok"}
+    # Each part of an expression, up to what it is compared with, is answered as well.
+    for rule in alerts():
+        for name in set(re.findall(r"\bray_\w+", rule["expr"])):
+            assert prom.query(name) or may_have_no_series(name), (rule["alert"], name)
 
 
 def test_serve_measures_requests(seen: Seen) -> None:

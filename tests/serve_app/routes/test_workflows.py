@@ -6,8 +6,10 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments._metrics import REFUSALS
 from serve_app.ingress import IngressOptions, create_app
 from serve_app.schemas import ListBody, StatusBody, SubmitBody, WorkflowsBody
+from tests.measured import Measured
 from tests.serve_app.conftest import URL, WORKFLOW, Service
 from workflows import FCN3Workflow
 from workflows.custom import CustomPlan
@@ -189,6 +191,22 @@ async def test_a_result_for_which_there_is_no_room_now_may_come_again(serve):
     cancelled = await service.client.delete(f"{URL}/{first.json()['execution_id']}")
     assert cancelled.status_code == 200
     assert (await service.client.post(URL, json=request)).status_code == 200
+
+
+async def test_refusals_for_want_of_room_are_counted_by_reason(serve):
+    measured = Measured()
+    service = serve(quota_bytes=300_000, max_queued=2, metrics=measured)
+    small = {"n_samples": 1, "n_steps": 3, "output_format": "zarr"}
+    await service.submit(**small)
+    await service.client.post(URL, json={"parameters": small})
+    await service.client.post(URL, json={"parameters": {**small, "n_samples": 8}})
+    await service.client.post(URL, json={"parameters": {**small, "n_steps": 0}})
+    assert measured.values(REFUSALS, reason="disk_full") == [1]
+    assert measured.values(REFUSALS, reason="disk_too_small") == [1]
+    assert measured.total(REFUSALS) == 2
+    crowded = serve(max_queued=1, metrics=measured)
+    await crowded.client.post(URL, json={"parameters": small})
+    assert measured.values(REFUSALS, reason="queue_full") == [1]
 
 
 async def test_a_retry_needs_room_too(serve):

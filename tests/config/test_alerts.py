@@ -1,0 +1,72 @@
+"""Alert rules are well-formed, say what to do, and fire when they shall: promtool runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments._metrics import METRICS, Histogram
+from tests.config.seeing import RULES, alerts
+
+CASES = Path(__file__).with_name("alerts.test.yml")
+
+
+@pytest.fixture
+def promtool() -> str:
+    program = shutil.which("promtool")
+    if program is None:
+        missing = "the program promtool is not on the PATH (Debian's package prometheus)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return program
+
+
+def test_prometheus_takes_the_rules(promtool: str) -> None:
+    checked = subprocess.run(
+        [promtool, "check", "rules", "--lint-fatal", RULES], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert f"{len(alerts())} rules found" in checked.stdout
+
+
+def test_they_fire_when_they_shall_and_only_then(promtool: str, tmp_path: Path) -> None:
+    # Without annotations: promtool compares them too, and they stand in one place only.
+    bare = [{k: v for k, v in rule.items() if k != "annotations"} for rule in alerts()]
+    (tmp_path / RULES.name).write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": bare}]}))
+    (tmp_path / CASES.name).write_text(CASES.read_text())
+    tested = subprocess.run(
+        [promtool, "test", "rules", tmp_path / CASES.name], capture_output=True, text=True
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_each_is_seen_firing_and_resting() -> None:
+    cases = CASES.read_text()
+    for rule in alerts():
+        for expected in (r"exp_alerts: \[\]", r"exp_alerts:\n"):
+            assert re.search(rf"alertname: {rule['alert']}\n +{expected}", cases), rule["alert"]
+
+
+def test_each_says_why_it_matters_and_what_to_do() -> None:
+    assert len({rule["alert"] for rule in alerts()}) == len(alerts())
+    for rule in alerts():
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert set(rule["annotations"]) == {"summary", "reason", "action"}
+        assert min(map(len, rule["annotations"].values())) > 20, rule["alert"]
+
+
+def test_they_ask_for_what_there_is() -> None:
+    exported = set()
+    for metric in METRICS:
+        endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
+        exported |= {f"{metric.exported}{ending}" for ending in endings}
+    for rule in alerts():
+        asked = set(re.findall(r"\bray_earth2serve_\w+", rule["expr"]))
+        assert asked <= exported, asked - exported

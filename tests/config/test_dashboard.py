@@ -1,0 +1,105 @@
+"""The Grafana dashboard is what its generator gives, fits Grafana's own types, and is laid out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from deployments._metrics import METRICS, Histogram
+from tests.config.seeing import BUILT_IN, DASHBOARD, dashboard, panels
+
+SCHEMA = json.loads(Path(__file__).with_name("grafana.schema.json").read_text())
+"""Of @grafana/schema; the file says how it was made."""
+WORDS = {"s": "time", "percentunit": "share", "percent": "percent", "Bps": "bytes per second"}
+WORDS |= {"bytes": "bytes", "ms": "milliseconds", "reqps": "per second"}
+
+
+def fits(value: Any, kind: str) -> None:
+    jsonschema.Draft7Validator(SCHEMA[kind]).validate(value)
+
+
+def test_the_file_is_what_the_generator_gives() -> None:
+    generated = runpy.run_path(str(DASHBOARD.with_name("generate.py")))["dashboard"]()
+    assert generated == dashboard()
+
+
+def test_grafana_knows_every_key_and_value() -> None:
+    fits(dashboard(), "dashboard")
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_the_plugin_of_a_panel_knows_its_options(panel: dict[str, Any]) -> None:
+    fits(panel["options"], f"{panel['type']}_options")
+    if panel["type"] == "timeseries":
+        fits(panel["fieldConfig"]["defaults"]["custom"], "timeseries_custom")
+
+
+def test_the_schema_refuses_what_is_misspelt() -> None:
+    broken = dashboard()
+    broken["panels"][1]["fieldConfg"] = {}
+    with pytest.raises(jsonschema.ValidationError):
+        fits(broken, "dashboard")
+    options = {**panels()[-1]["options"], "legend": {"displayMode": "lst"}}
+    with pytest.raises(jsonschema.ValidationError):
+        fits(options, "timeseries_options")
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    found = dashboard()["panels"]
+    assert len({panel["id"] for panel in found}) == len(found)
+    cells: set[tuple[int, int]] = set()
+    for panel in found:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        taken = set(
+            itertools.product(
+                range(place["x"], place["x"] + place["w"]),
+                range(place["y"], place["y"] + place["h"]),
+            )
+        )
+        assert not taken & cells, panel["title"]
+        cells |= taken
+    assert len({panel["title"] for panel in found}) == len(found)
+
+
+def test_every_variable_is_defined_and_every_datasource_is_the_variable() -> None:
+    whole = dashboard()
+    defined = {variable["name"] for variable in whole["templating"]["list"]}
+    assert defined == {"datasource", "application"}
+    used = set(re.findall(r"\$\{?(\w+)", DASHBOARD.read_text()))
+    assert used - {"__all"} == defined | BUILT_IN
+    for asking in (
+        *whole["templating"]["list"],
+        *panels(),
+        *(t for p in panels() for t in p["targets"]),
+    ):
+        if asking.get("type") != "datasource":
+            assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_titles_name_the_unit() -> None:
+    for panel in panels():
+        unit = panel["fieldConfig"]["defaults"]["unit"]
+        assert unit == "short" or WORDS[unit] in panel["title"], panel["title"]
+
+
+def test_what_has_an_application_is_asked_for_the_chosen_one() -> None:
+    for panel in panels():
+        for target in panel["targets"]:
+            for name, selector in re.findall(r"(ray_\w+)(\{[^}]*\})?", target["expr"]):
+                if name.startswith(("ray_earth2serve_", "ray_serve_")):
+                    assert 'application=~"$application"' in selector, target["expr"]
+
+
+def test_every_metric_of_ours_is_on_it() -> None:
+    asked = DASHBOARD.read_text()
+    for metric in METRICS:
+        endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
+        assert any(f"{metric.exported}{ending}{{" in asked for ending in endings), metric.name
