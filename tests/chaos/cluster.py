@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 APPLICATION = "earth2serve"
 REPLICA = f"ray::ServeReplica:{APPLICATION}:"
 CONTROLLER = "ray::ServeController"
-START_LIMIT_S = 180.0
+START_LIMIT_S, STOP_LIMIT_S = 180.0, 30.0
 GPUS, GPUS_ALONE = 2, 3
 """Stand-ins, of each worker node and of a head without any."""
 
@@ -116,6 +116,15 @@ class Cluster:
         for node in self._nodes.values():
             node.wait()
         self._nodes.clear()
+
+    def stop(self) -> None:
+        """Ask all nodes to end, as Kubernetes does, and kill what is left of them."""
+        for node in self._nodes.values():
+            os.killpg(node.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_LIMIT_S
+        while time.monotonic() < deadline and any(n.poll() is None for n in self._nodes.values()):
+            time.sleep(0.1)
+        self.kill_all()
 
     def restart(self) -> None:
         """Lose all nodes at once, and start others in their place."""

@@ -38,6 +38,7 @@ class Load:
     Parameters
     ----------
     base_url : str
+        May change while clients ask.
     in_flight : int
         Executions that are under way at once.
     delivery : mapping
@@ -80,7 +81,7 @@ class Load:
             thread.join()
 
     def _work(self) -> None:
-        with httpx.Client(base_url=self.base_url, timeout=30) as http:
+        with httpx.Client(timeout=30) as http:
             while not self._stop.is_set():
                 with self._lock:
                     number = next(self._numbers)
@@ -118,7 +119,7 @@ class Load:
 
         def submit() -> httpx.Response:
             body = {"parameters": dict(parameters)}
-            return http.post(f"/v1/infer/{workflow}", json=body, headers=headers)
+            return http.post(f"{self.base_url}/v1/infer/{workflow}", json=body, headers=headers)
 
         answer = self._persist(submit, lambda answer: answer.status_code < 429)
         if answer.status_code == 200:
@@ -129,7 +130,8 @@ class Load:
 
     def _follow(self, http: httpx.Client, workflow: str, execution_id: str) -> dict[str, Any]:
         def look() -> httpx.Response:
-            return http.get(f"/v1/infer/{workflow}/{execution_id}/status", params={"wait": 5})
+            path = f"/v1/infer/{workflow}/{execution_id}/status"
+            return http.get(f"{self.base_url}{path}", params={"wait": 5})
 
         deadline = time.monotonic() + GIVE_UP_S
         while True:

@@ -53,6 +53,25 @@ def test_nothing_is_lost_doubled_or_wrong(
     assert verdict.is_clean and not load.refused, f"{verdict}\n{kills.report()}"
 
 
+@pytest.mark.ray
+def test_a_second_cluster_goes_on_where_the_first_is_ended(
+    folder: Path, azurite: Azurite, postgres_database: str
+) -> None:
+    """As KubeRay upgrades: both run for a while, and clients are sent to the new one."""
+    campaign = Campaign(
+        folder,
+        azurite,
+        postgres_database,
+        n_workers=0,
+        kills=0,
+        in_flight=20,
+        nowcasts=False,
+    )
+    verdict, load = campaign.upgrade()
+    assert verdict.accepted >= 40
+    assert verdict.is_clean and not load.refused, str(verdict)
+
+
 SEEDS = [7, 8]
 RECORDED_AT = 1000.0
 
