@@ -226,7 +226,7 @@ AZURE = {
 def test_what_talks_to_azure_is_built_only_if_it_has_somewhere_to_go() -> None:
     for settings, expected in (
         ({}, set()),
-        ({"ca_file": "ca.pem"}, set()),
+        ({"blob": {"signed_url_s": 60.0}}, set()),
         ({"blob": AZURE["blob"]}, {"BlobUploader"}),
         ({"geocatalog": AZURE["geocatalog"]}, {"GeoCatalog"}),
         (AZURE, {"BlobUploader", "GeoCatalog"}),
