@@ -214,6 +214,8 @@ def _environment() -> dict[str, str]:
     }
     environment.pop("RAY_ADDRESS", None)
     environment.pop("EXPOSED_WORKFLOWS", None)
+    # What a test before has constructed in this process has hidden its GPUs.
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
     return environment
 
 

@@ -55,6 +55,8 @@ class Pods:
         }
         self.environment.pop("RAY_ADDRESS", None)
         self.environment.pop("EXPOSED_WORKFLOWS", None)
+        # What a test before has constructed in this process has hidden its GPUs.
+        self.environment.pop("CUDA_VISIBLE_DEVICES", None)
 
     def start(self) -> None:
         for name, group in groups(OVERLAY).items():
