@@ -93,6 +93,8 @@ class Conducting:
         """What runs or is about to, with its workflow: a life begins a little after its start."""
         self._cancelling: set[str] = set()
         self._purging: dict[str, asyncio.Task[None]] = {}
+        self._beside: list[asyncio.Task[None]] = []
+        """What goes on beside the queue, and never ends by itself."""
         self._metrics = metrics or LifeMetrics()
         self.lives = Lives(
             self._store,
@@ -127,14 +129,13 @@ class Conducting:
         claimed = await asyncio.to_thread(self._store.unfinished)
         # Before DBOS takes them up: one that ends at once must be among those that can end.
         self._started.update((e.execution_id, e.workflow) for e in claimed)
-        beside: list[asyncio.Task[None]] = []
         try:
             self._launch()
             await self._reconcile(claimed)
-            beside += map(asyncio.create_task, (self._watch.run(), self._housekeeping.run()))
+            self._beside += map(asyncio.create_task, (self._watch.run(), self._housekeeping.run()))
             await self._conduct()
         finally:
-            for task in (*beside, *self._purging.values()):
+            for task in (*self._beside, *self._purging.values()):
                 task.cancel()
             await self._end_lives()
             await asyncio.to_thread(DBOS.destroy)
@@ -200,6 +201,10 @@ class Conducting:
         beat_at = -TICK_S
         while not self._stopping.is_set():
             self._nudged.clear()
+            for task in self._beside:
+                if task.done():
+                    # With its error: whoever replaces this process watches again.
+                    task.result()
             await self._cancel_requested()
             await self._claim()
             await self._purge_requested()

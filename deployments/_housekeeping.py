@@ -128,17 +128,18 @@ class Housekeeping:
         expired = await asyncio.to_thread(self._store.expired, BATCH, self._put_off)
         for execution in expired:
             with speaking_of(execution.execution_id, execution.workflow):
-                await self._remove_expired(execution, now)
+                await self._remove_expired(execution)
         return max(len(due), len(expired))
 
-    async def _remove_expired(self, execution: Execution, now: float) -> None:
+    async def _remove_expired(self, execution: Execution) -> None:
         try:
             await self._packager.purge.remote(execution.workflow, execution.execution_id)
             await remove_attempts(execution)
             await self._lives.write(self._store.mark_removed, execution.execution_id)
         except Exception:
             logger.exception("%s has expired but is not removed yet", execution.execution_id)
-            self._put_off[execution.execution_id] = now + AGAIN_S
+            # From now on: while an outage lasts a batch takes longer than that.
+            self._put_off[execution.execution_id] = time.monotonic() + AGAIN_S
 
     async def sweep(self) -> None:
         """Remove what is left of executions that ended a while ago, or were removed.

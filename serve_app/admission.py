@@ -191,18 +191,7 @@ def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> Invali
         f"{len(plan.seeds)} members x {plan.n_times} times x {len(plan.variables)} variables x "
         f"{readable_size(plan.field_bytes)} = {readable_size(plan.output_bytes)}"
     )
-    reducible = [
-        name
-        for name in (
-            "n_steps",
-            "n_samples",
-            "seeds",
-            "n_samples_stormscope",
-            "seeds_stormscope",
-            "variables",
-        )
-        if name in workflow.parameters.model_fields
-    ]
+    reducible = [name for name in REDUCIBLE if name in workflow.parameters.model_fields]
     return InvalidParameters(
         [
             Problem("parameters", f"{sizes}: {reason}; reduce {', '.join(reducible)}", kind),

@@ -3,7 +3,6 @@
 import glob
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from serve_app import apart
 from serve_app.__main__ import ENVIRONMENT
 from tests.emulators.azurite import azurite
 from tests.models import standin_modules
@@ -114,7 +114,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def free_port() -> int:
     """Port on 127.0.0.1 that nobody listens on."""
-    return free_tcp_port()
+    return apart.free_port()
 
 
 @pytest.fixture(scope="session")
@@ -122,13 +122,6 @@ def http_port(ray_cluster: None) -> int:
     """Port on 127.0.0.1 at which Serve answers; applications lie below it by route."""
     from ray import serve
 
-    port = free_tcp_port()
+    port = apart.free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    return port
-
-
-def free_tcp_port() -> int:
-    """Give a port on 127.0.0.1 that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
     return port

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 
 from benchmarks.machine import alive, tree
 from serve_app.__main__ import ENVIRONMENT
+from serve_app.apart import free_port
 
 ROOT = Path(__file__).parents[2]
 APPLICATION = "earth2serve"
@@ -45,7 +45,7 @@ class Cluster:
         self._args = args
         self._folder = folder
         self._n_workers = n_workers
-        self._port, self._dashboard_port, self.http_port = _free_port(), _free_port(), _free_port()
+        self._port, self._dashboard_port, self.http_port = free_port(), free_port(), free_port()
         self._n_starts = 0
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.base_url = f"http://127.0.0.1:{self.http_port}"
@@ -73,7 +73,7 @@ class Cluster:
         """Start a node; 0 is the head."""
         command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=8"]
         # One of the ports that would be the same on every node.
-        command.append(f"--dashboard-agent-listen-port={_free_port()}")
+        command.append(f"--dashboard-agent-listen-port={free_port()}")
         gpus = GPUS if number else 0 if self._n_workers else GPUS_ALONE
         command.append(f"--num-gpus={gpus}")
         if number == 0:
@@ -228,9 +228,3 @@ def _kill(pids: list[int]) -> None:
     deadline = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port

@@ -171,7 +171,7 @@ def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducti
     made = Conducting(
         conductor.execute,
         dict.fromkeys(DEPLOYMENTS, handle),  # type: ignore[arg-type]
-        {"fcn3": "fcn3", "ifs": "initial_conditions"},
+        settings.pop("components", {"fcn3": "fcn3", "ifs": "initial_conditions"}),
         store_url=store_url,
         **{
             "max_running": {"foundry_fcn3_workflow": 2},

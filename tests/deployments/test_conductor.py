@@ -21,7 +21,7 @@ from deployments._lives import Lives
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting import conducts, finished, on_both_databases, until
-from tests.deployments.conducting_process import Journal, StandIns
+from tests.deployments.conducting_process import Journal, StandIns, conducting
 from workflows import Execution, FCN3Workflow, Status
 from workflows.errors import ExecutionNotFound, StageFailed
 from workflows.execution import new_execution_id
@@ -391,3 +391,10 @@ def spawn(
     command = [sys.executable, "-m", "tests.deployments.conducting_process", store_url]
     command += [str(journal.path), str(step_s), *([extra] if extra else [])]
     return subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ})
+
+
+async def test_a_watch_that_ends_ends_the_conductor(store_url: str, journal: Journal) -> None:
+    """Left alone, readiness would stay as it was for ever; whoever comes next watches again."""
+    made = conducting(store_url, StandIns(journal), components={"fcn3": "nobody"})
+    with pytest.raises(KeyError, match="nobody"):
+        await asyncio.wait_for(made.run(), 20)

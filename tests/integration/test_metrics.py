@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from serve_app.apart import free_port
 from tests.config.seeing import RULES, alerts, dashboard, questions
-from tests.conftest import free_tcp_port
 from tests.deployments.test_metrics import QUERIES
 from tests.integration.prometheus import Prometheus, prometheus
 from tests.integration.scraping import Scrape, scraped
@@ -169,7 +169,7 @@ def test_nothing_waits_or_runs_any_more(seen: Seen) -> None:
 def prom(
     seen: Seen, tmp_path_factory: pytest.TempPathFactory, http_port: int
 ) -> Iterator[Prometheus]:
-    with prometheus(tmp_path_factory.mktemp("prometheus"), free_tcp_port(), RULES) as running:
+    with prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), RULES) as running:
         # Ray reports every 10 s; a rate needs two values.
         for each in (
             'count(increase(ray_earth2serve_model_seconds_total{state="idle"}[5m]) > 5) >= 2',

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import yaml
 
 from benchmarks.machine import tree
 from serve_app.__main__ import ENVIRONMENT
+from serve_app.apart import free_port
 from tests.kuberay.rendering import ROOT, groups, resources, serve_config
 
 OVERLAY = "demo-cpu"
@@ -40,9 +40,9 @@ class Pods:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.dashboard = f"http://127.0.0.1:{(port := _free_port())}"
+        self.dashboard = f"http://127.0.0.1:{(port := free_port())}"
         self._dashboard_port = port
-        self._gcs_port = _free_port()
+        self._gcs_port = free_port()
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **os.environ,
@@ -67,7 +67,7 @@ class Pods:
                 f"--num-gpus={amounts.pop('GPU'):.0f}",
             ]
             command += [f"--resources={json.dumps(amounts)}", "--object-store-memory=300000000"]
-            command += [f"--dashboard-agent-listen-port={_free_port()}"]
+            command += [f"--dashboard-agent-listen-port={free_port()}"]
             if name == "head":
                 command += ["--head", f"--port={self._gcs_port}", "--dashboard-host=127.0.0.1"]
                 command += [f"--dashboard-port={self._dashboard_port}"]
@@ -136,7 +136,7 @@ class Pods:
 def demo() -> Iterator[httpx.Client]:
     """A client of the deployed configuration."""
     config = serve_config(OVERLAY)
-    port = _free_port()
+    port = free_port()
     with ExitStack() as stack:
         # Short: sockets lie below it.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e2s-", dir="/tmp")))
@@ -165,12 +165,6 @@ def _is_ready(client: httpx.Client) -> bool:
         return client.get("/readiness").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize(
