@@ -89,15 +89,7 @@ class Campaign:
                 _wait_for(lambda: len(load.accepted) >= n_accepted + self.in_flight)
             finally:
                 load.stop()
-            verdict = judge(
-                load,
-                lambda workflow, execution_id: _open(azure, new, workflow, execution_id),
-                grid=GRID,
-                records=Records(self._dbos(azure)),
-                journal=journal,
-                item_ids=[item["id"] for item in catalog.items.values()],
-                reference=None,
-            )
+            verdict = _judge(load, azure, new, Records(self._dbos(azure)), journal)
         return verdict, load
 
     def run(self) -> tuple[Verdict, Kills, Load]:
@@ -129,15 +121,7 @@ class Campaign:
                     kills.run(self.kills, self.pause_s, restarts=self.restarts)
                 finally:
                     load.stop()
-                verdict = judge(
-                    load,
-                    lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
-                    grid=GRID,
-                    records=records,
-                    journal=journal,
-                    item_ids=[item["id"] for item in catalog.items.values()],
-                    reference=reference,
-                )
+                verdict = _judge(load, azure, cluster, records, journal, reference)
         return verdict, kills, load
 
     def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
@@ -178,6 +162,26 @@ class Campaign:
         if status["status"] != "completed":
             raise RuntimeError(f"without any kill: {status}")
         return _open(azure, cluster, NOWCAST, execution_id)
+
+
+def _judge(
+    load: Load,
+    azure: Azure,
+    cluster: Cluster,
+    records: Records,
+    journal: Path,
+    reference: xr.Dataset | None = None,
+) -> Verdict:
+    """Judge while there is somebody to ask where results lie."""
+    return judge(
+        load,
+        lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
+        grid=GRID,
+        records=records,
+        journal=journal,
+        item_ids=[item["id"] for item in azure.catalog.items.values()],
+        reference=reference,
+    )
 
 
 def _wait_for(holds: Callable[[], bool], seconds: float = 180.0) -> None:

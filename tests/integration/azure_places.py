@@ -12,6 +12,7 @@ import pystac
 import xarray as xr
 import zarr
 from azure.storage.blob import ContainerClient
+from earth2studio.serve.client.models import InferenceRequestResults, StorageType
 
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
@@ -87,6 +88,17 @@ class Azure:
             for blob in self.blobs().list_blobs(name_starts_with=f"{key}/")
         }
         return xr.open_zarr(zarr.storage.MemoryStore(objects), consolidated=True).load()
+
+
+def completed(server: Server, workflow: str, **parameters: Any) -> tuple[str, dict[str, Any]]:
+    """Have a workflow run as it is asked for; gives its id and a manifest that the SDK can read."""
+    server = server.calling(workflow)
+    execution_id = server.submit(**ASKED[workflow], **parameters)
+    status = server.finished(execution_id)
+    assert status["status"] == "completed", status["error_message"]
+    found = manifest(server, execution_id)
+    assert InferenceRequestResults.from_dict(found).storage_type == StorageType.SERVER
+    return execution_id, found
 
 
 def manifest(server: Server, execution_id: str) -> dict[str, Any]:

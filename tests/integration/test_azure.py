@@ -15,7 +15,6 @@ import pystac
 import pytest
 import ray
 import xarray as xr
-from earth2studio.serve.client.models import InferenceRequestResults, StorageType
 
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
@@ -27,6 +26,7 @@ from tests.integration.azure_places import (
     SECRET,
     Azure,
     check_render_options,
+    completed,
     manifest,
 )
 from tests.integration.serving import Server, served
@@ -63,15 +63,9 @@ def retry(server: Server, execution_id: str) -> None:
 def test_a_request_becomes_an_item_whose_asset_opens_from_the_blob(
     server: Server, azure: Azure, workflow: str, output_format: str
 ) -> None:
-    server = server.calling(workflow)
-    execution_id = server.submit(
-        **ASKED[workflow], **azure.delivery, output_format=output_format, collection_id="mine"
+    execution_id, found = completed(
+        server, workflow, **azure.delivery, output_format=output_format, collection_id="mine"
     )
-    status = server.finished(execution_id)
-    assert status["status"] == "completed", status["error_message"]
-
-    found = manifest(server, execution_id)
-    assert InferenceRequestResults.from_dict(found).storage_type == StorageType.SERVER
     folder = f"{azure.container.url}/forecasts/{workflow}/{execution_id}"
     name = {"zarr": "results.zarr", "netcdf4": "results.nc"}[output_format]
     assert found["blob_url"] == f"{folder}/{name}"

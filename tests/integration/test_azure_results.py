@@ -14,7 +14,6 @@ from urllib.parse import parse_qs
 import pystac
 import pytest
 import xarray as xr
-from earth2studio.serve.client.models import InferenceRequestResults, StorageType
 
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
@@ -24,6 +23,7 @@ from tests.integration.azure_places import (
     NOWCAST,
     Azure,
     check_render_options,
+    completed,
     manifest,
 )
 from tests.integration.serving import Server, served
@@ -61,15 +61,9 @@ def names_of_blobs(azure: Azure, containing: str) -> set[str]:
 def test_a_request_becomes_an_item_whose_asset_is_the_result_itself(
     server: Server, azure: Azure, workflow: str, output_format: str
 ) -> None:
-    server = server.calling(workflow)
-    execution_id = server.submit(
-        **ASKED[workflow], output_format=output_format, geo_catalog_url=azure.catalog.url
+    execution_id, found = completed(
+        server, workflow, output_format=output_format, geo_catalog_url=azure.catalog.url
     )
-    status = server.finished(execution_id)
-    assert status["status"] == "completed", status["error_message"]
-
-    found = manifest(server, execution_id)
-    assert InferenceRequestResults.from_dict(found).storage_type == StorageType.SERVER
     inside = f"{FOLDER}/{workflow}/{execution_id}"
     name = {"zarr": "results.zarr", "netcdf4": "results.nc"}[output_format]
     assert found["blob_url"] == f"{azure.container.url}/{inside}/{name}"
