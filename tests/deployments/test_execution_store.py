@@ -179,7 +179,8 @@ def test_keys_of_workflows_are_apart(store: ConductedStore) -> None:
 @pytest.mark.parametrize(("age_h", "replayed"), [(23.9, True), (24.1, False)])
 def test_a_key_is_kept_for_a_day(store: ConductedStore, age_h: float, replayed: bool) -> None:
     key = Idempotency("key-1", "digest")
-    old = new(created_at=NOW - timedelta(hours=age_h))
+    # From now, not from when this file was read: a whole suite may lie between.
+    old = new(created_at=datetime.now(UTC) - timedelta(hours=age_h))
     store.submit(old, max_queued=9, idempotency=key)
     assert store.submit(new(), max_queued=9, idempotency=key).replayed is replayed
     if not replayed:
