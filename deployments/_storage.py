@@ -95,6 +95,9 @@ class Work(Protocol):
     def read_conditioning(self, member: int, step: int) -> Floats | None:
         """Read such a field; None if it is not there yet."""
 
+    def conditioned(self) -> set[tuple[int, int]]:
+        """Read which (member, step) have such a field."""
+
 
 class Result(Protocol):
     """What one execution delivers."""

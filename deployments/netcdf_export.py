@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deployments._storage import Result
 from workflows.dataset import FIELD_DTYPE, Dataset, field_index
-from workflows.errors import ExecutionCancelled, StageFailed
+from workflows.errors import DiskFull, ExecutionCancelled, StageFailed
 from workflows.execution import Stage
 
 logger = logging.getLogger("ray.serve")
@@ -156,7 +156,9 @@ def follow(
     except RuntimeError as error:
         # All that HDF5 tells of a full disk is "HDF error".
         free = shutil.disk_usage(path.parent.parent).free
-        raise StageFailed(
+        # What there was of the file has been given back by now.
+        failure = DiskFull if free < result.plan.output_bytes else StageFailed
+        raise failure(
             Stage.PACKAGE,
             f"the NetCDF file could not be written: {error}; {free / 1e6:.0f} MB of disk are left",
         ) from error
