@@ -21,12 +21,30 @@ class SlowFCN3(SyntheticFCN3):
     journal : path
         Gets ``begin <pid> <time>``, ``step <pid> <time>`` and, as the model's thread lets go of
         the iterator, ``end <pid> <time>``.
+    refused : path, optional
+        While this file is there, the member with the seed that it holds fails in its next step.
     """
 
-    def __init__(self, step_s: float, journal: str, **options: Any) -> None:
+    def __init__(
+        self, step_s: float, journal: str, refused: str | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._step_s = step_s
         self._journal = Path(journal)
+        self._refused = None if refused is None else Path(refused)
+        self._member_seed = 0
+
+    def set_rng(self, seed: int = 333, reset: bool = True) -> None:
+        super().set_rng(seed, reset)
+        self._member_seed = seed
+
+    def _is_refused(self) -> bool:
+        refused = self._refused
+        return (
+            refused is not None
+            and refused.exists()
+            and int(refused.read_text()) == (self._member_seed)
+        )
 
     def _note(self, word: str) -> None:
         with self._journal.open("a") as file:
@@ -40,6 +58,8 @@ class SlowFCN3(SyntheticFCN3):
             try:
                 for step in steps:
                     time.sleep(self._step_s)
+                    if self._is_refused():
+                        raise ValueError("the core returned NaN")
                     self._note("step")
                     yield step
             finally:
