@@ -144,6 +144,9 @@ class Lives:
                 # As an error it would be recorded, and the successor would not go on.
                 logger.exception("cancel of %s not recorded", execution_id)
             raise
+        except sa.exc.OperationalError as error:
+            # Not the execution's failure. Recorded as one it would not go on.
+            end_this_process(f"the execution store is away: {error.orig}")
         except Exception as error:
             tell_failure(execution_id, _reason(error), error)
             await uninterrupted(self.end_failed(execution_id, _reason(error), error))
@@ -463,7 +466,12 @@ def superseded(reason: str) -> NoReturn:
 
     Not an exception: a step that failed would be recorded, in the name of the successor.
     """
-    logger.critical("superseded by another Conductor, this process ends: %s", reason)
+    end_this_process(f"superseded by another Conductor: {reason}")
+
+
+def end_this_process(reason: str) -> NoReturn:
+    """Leave all that runs here to a successor, which Serve starts."""
+    logger.critical("this process ends: %s", reason)
     os._exit(1)
 
 

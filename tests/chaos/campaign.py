@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import sqlalchemy as sa
 import xarray as xr
 
 from tests.chaos.cluster import Cluster
-from tests.chaos.kills import Kills
+from tests.chaos.faults import Fault
+from tests.chaos.kills import Kills, Watch
 from tests.chaos.load import FORECAST, NOWCAST, Load, nowcast
 from tests.chaos.verdict import Records, Verdict, judge
 from tests.emulators.azurite import Azurite
@@ -109,8 +111,7 @@ class Campaign:
                 )
                 kills = Kills(
                     cluster,
-                    journal,
-                    lambda: len(load.ended),
+                    Watch(journal, lambda: len(load.ended)),
                     records.look,
                     sorted(cluster.deployments()),
                     self.n_workers,
@@ -123,6 +124,53 @@ class Campaign:
                     load.stop()
                 verdict = _judge(load, azure, cluster, records, journal, reference)
         return verdict, kills, load
+
+    def endure(
+        self, faults: Sequence[Fault], n: int, environment: Mapping[str, str] | None = None
+    ) -> tuple[Verdict, dict[str, list[float]], Load]:
+        """Let faults come one after the other that kill nobody, and judge.
+
+        Parameters
+        ----------
+        faults : sequence of callable
+        n : int
+            How many come.
+        environment : mapping of str to str, optional
+            Of all processes of the cluster.
+
+        Returns
+        -------
+        Verdict
+            With all that was computed more than once as doubled: nobody had to begin anew.
+        dict
+            Seconds from the end of a fault until something was computed or ended, by kind.
+        Load
+        """
+        journal = self.folder / "journal"
+        chance = random.Random(self.seed)
+        to_progress: dict[str, list[float]] = {}
+        with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
+            azure = Azure(self.azurite, catalog, self.folder)
+            delivery = {"geo_catalog_url": catalog.url}
+            if self.postgres_url is None:
+                delivery["container_url"] = azure.container.url
+            args = self._args(azure, journal)
+            with Cluster(args, self.folder, self.n_workers, environment) as cluster:
+                load = Load(
+                    cluster.base_url, self.in_flight, delivery, nowcasts=False, seed=self.seed
+                )
+                watch = Watch(journal, lambda: len(load.ended))
+                load.start()
+                try:
+                    for _ in range(n):
+                        _wait_for(lambda: len(load.accepted) > len(load.ended))
+                        kind = chance.choice(faults)(chance)
+                        to_progress.setdefault(kind, []).append(watch.until_progress(kind))
+                        time.sleep(chance.uniform(0, self.pause_s))
+                finally:
+                    load.stop()
+                verdict = _judge(load, azure, cluster, None, journal)
+        return verdict, to_progress, load
 
     def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
         args = azure.args
@@ -168,7 +216,7 @@ def _judge(
     load: Load,
     azure: Azure,
     cluster: Cluster,
-    records: Records,
+    records: Records | None,
     journal: Path,
     reference: xr.Dataset | None = None,
 ) -> Verdict:
