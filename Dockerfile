@@ -47,9 +47,10 @@ COPY --chown=1000:100 examples examples
 COPY --chown=1000:100 config config
 EXPOSE 8000
 # KubeRay starts `ray start` in its place. On its own it is a server: docker run -p 127.0.0.1:8000:8000.
-# By a shell only for the variable: who starts a container cannot always give it arguments.
+# By a shell only for the variable: who starts a container cannot always give it arguments. Of several
+# names with blanks between them it serves the first that is there.
 ENV EARTH2SERVE_CONFIG=config/container.yaml
-CMD ["sh", "-c", "exec python -m serve_app \"$EARTH2SERVE_CONFIG\""]
+CMD ["sh", "-c", "for config in $EARTH2SERVE_CONFIG; do [ -e \"$config\" ] && break; done; exec python -m serve_app \"$config\""]
 # Kubernetes has probes of its own. A start takes 20 to 60 s, and this asks for no token.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=-", "http://127.0.0.1:8000/liveness"]

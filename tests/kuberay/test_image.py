@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -117,13 +119,40 @@ def test_no_build_tool_is_in_it(target: str) -> None:
 
 @pytest.mark.parametrize("target", FINAL)
 def test_it_serves_a_configuration_that_passes_the_check(target: str) -> None:
-    command = json.loads(instructions(target, "CMD")[-1])
-    assert command[:2] == ["sh", "-c"]
-    assert command[2] == 'exec python -m serve_app "$EARTH2SERVE_CONFIG"'
     config = Path(environment(target)["EARTH2SERVE_CONFIG"])
     assert check_file(str(ROOT / config)) == []
     copied = {words.split()[-2].split("/")[0] for words in instructions(target, "COPY")}
     assert {config.parts[0], "serve_app", "deployments", "workflows"} <= copied
+
+
+@pytest.mark.parametrize("target", FINAL)
+@pytest.mark.parametrize(
+    ("named", "there", "served"),
+    [
+        ("one.yaml", ["one.yaml"], "one.yaml"),
+        ("one.yaml two.yaml", ["one.yaml", "two.yaml"], "one.yaml"),
+        ("one.yaml two.yaml", ["two.yaml"], "two.yaml"),
+        ("one.yaml two.yaml", [], "two.yaml"),  # whose absence the server tells
+    ],
+)
+def test_it_serves_the_first_configuration_that_is_there(
+    target: str, named: str, there: list[str], served: str, tmp_path: Path
+) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    stand_in = tmp_path / "bin" / "python"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "$@"\n')
+    stand_in.chmod(0o755)
+    told = subprocess.run(
+        json.loads(instructions(target, "CMD")[-1]),
+        cwd=tmp_path,
+        env={"PATH": f"{stand_in.parent}:{os.defpath}", "EARTH2SERVE_CONFIG": named},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"-m serve_app {served}\n"
 
 
 @pytest.mark.parametrize("target", FINAL)
