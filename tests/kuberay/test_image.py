@@ -9,7 +9,7 @@ import shlex
 import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -169,7 +169,7 @@ def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
         if line and not line.startswith("#")
     ]
     assert rules[0] == "*"
-    sent = {line[1:] for line in rules if line.startswith("!")}
+    sent = {line[1:] for line in rules if line.startswith("!") and "/" not in line}
     copied = {
         name
         for stage in STAGES.values()
@@ -179,6 +179,40 @@ def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
     }
     assert copied == sent
     assert all((ROOT / name).exists() for name in sent)
+
+
+def is_sent(path: str) -> bool:
+    """Say whether a file goes to the builder: the last rule counts that fits it or its folders."""
+    names = [path, *map(str, list(PurePosixPath(path).parents)[:-1])]
+    sent = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        rule = re.escape(line.removeprefix("!"))
+        rule = rule.replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+        if any(re.fullmatch(rule, name) for name in names):
+            sent = line.startswith("!")
+    return sent
+
+
+@pytest.mark.parametrize("name", ["fcn3/training_checkpoints/best.tar", "weights.mdlus"])
+def test_weights_beside_the_configuration_for_azure_ml_go_nowhere(name: str) -> None:
+    folder = "config/azureml/model"
+    assert is_sent(f"{folder}/serve.yaml") and not is_sent(f"{folder}/{name}")
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", f"{folder}/serve.yaml", f"{folder}/{name}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ignored.stdout.split() == [f"{folder}/{name}"]
+
+
+def test_only_what_is_needed_is_sent() -> None:
+    assert is_sent("config/container.yaml") and is_sent("deployments/fcn3.py")
+    assert not is_sent("config/kuberay/base/network.yaml") and not is_sent("var/results/x.nc")
+    assert not is_sent("deployments/__pycache__/fcn3.pyc")
 
 
 def test_a_builder_that_makes_all_stages_above_the_target_compiles_nothing_for_cpus() -> None:
