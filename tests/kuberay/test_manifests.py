@@ -14,6 +14,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import sqlalchemy as sa
+from ray.serve.schema import EncodingType, ServeDeploySchema
 
 from serve_app.__main__ import ENVIRONMENT
 from serve_app.check import check_file
@@ -97,6 +98,16 @@ def test_the_configuration_is_the_file_beside_it_and_passes_the_check(overlay: s
     source = KUBERAY / "overlays" / overlay / "serve.yaml"
     assert ray_service(overlay)["spec"]["serveConfigV2"] == source.read_text()
     assert check_file(str(source)) == []
+
+
+@every_overlay
+def test_all_of_serve_logs_json(overlay: str) -> None:
+    config = ServeDeploySchema.model_validate(serve_config(overlay))
+    assert config.logging_config is not None
+    assert config.logging_config.encoding == EncodingType.JSON
+    assert config.logging_config.enable_access_log is False
+    # Its own would hide that of all.
+    assert [each.logging_config for each in config.applications] == [None]
 
 
 @every_overlay
