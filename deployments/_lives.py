@@ -140,9 +140,9 @@ class Lives:
             # A cancel comes twice, from us and from DBOS: the second must not stop this.
             try:
                 await uninterrupted(self.end_cancelled(execution_id))
-            except sa.exc.SQLAlchemyError:
+            except sa.exc.SQLAlchemyError as error:
                 # As an error it would be recorded, and the successor would not go on.
-                logger.exception("cancel of %s not recorded", execution_id)
+                logger.warning("%s is left to a successor: %s", execution_id, error)
             raise
         except sa.exc.OperationalError as error:
             # Not the execution's failure. Recorded as one it would not go on.

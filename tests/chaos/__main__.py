@@ -72,10 +72,11 @@ def with_locked_store(setting: Setting) -> Outcome:
 
 
 def without_store(setting: Setting) -> Outcome:
-    """End PostgreSQL for seconds."""
+    """End PostgreSQL for seconds; its sessions end, and the Conductor's lease with one of them."""
     fault = store_away(setting.postgres)
     campaign = setting.campaign(on_postgres=True, pause_s=PAUSE_S)
-    return _told(campaign.endure([fault], setting.arguments.faults))
+    outcome = campaign.endure([fault], setting.arguments.faults, ends_the_conductor=True)
+    return _told(outcome)
 
 
 def with_jumping_clock(setting: Setting) -> Outcome:

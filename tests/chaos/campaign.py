@@ -126,7 +126,12 @@ class Campaign:
         return verdict, kills, load
 
     def endure(
-        self, faults: Sequence[Fault], n: int, environment: Mapping[str, str] | None = None
+        self,
+        faults: Sequence[Fault],
+        n: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        ends_the_conductor: bool = False,
     ) -> tuple[Verdict, dict[str, list[float]], Load]:
         """Let faults come one after the other that kill nobody, and judge.
 
@@ -137,11 +142,13 @@ class Campaign:
             How many come.
         environment : mapping of str to str, optional
             Of all processes of the cluster.
+        ends_the_conductor : bool
+            Whether what runs may be begun anew; what is recorded may not. Otherwise nothing may be
+            computed twice.
 
         Returns
         -------
         Verdict
-            With all that was computed more than once as doubled: nobody had to begin anew.
         dict
             Seconds from the end of a fault until something was computed or ended, by kind.
         Load
@@ -169,7 +176,8 @@ class Campaign:
                         time.sleep(chance.uniform(0, self.pause_s))
                 finally:
                     load.stop()
-                verdict = _judge(load, azure, cluster, None, journal)
+                records = Records(self._dbos(azure)) if ends_the_conductor else None
+                verdict = _judge(load, azure, cluster, records, journal)
         return verdict, to_progress, load
 
     def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
