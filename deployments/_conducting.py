@@ -21,7 +21,7 @@ from deployments._housekeeping import Housekeeping, HousekeepingOptions
 from deployments._lease import lease_for
 from deployments._life_metrics import LifeMetrics
 from deployments._lives import Lives, superseded
-from deployments._logbook import quieten_dbos
+from deployments._logbook import hear_dbos
 from deployments._subject import speak_of
 from deployments.conducted_store import ConductedStore
 from workflows.execution import FINISHED, Execution
@@ -174,7 +174,7 @@ class Conducting:
             with closing(sqlite3.connect(path)) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
             config["system_database_url"] = f"sqlite:///{path}"
-        quieten_dbos()
+        hear_dbos()
         DBOS(config=config)  # type: ignore[arg-type]
         DBOS.launch()
 

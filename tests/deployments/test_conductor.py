@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ import sqlalchemy as sa
 
 from deployments._execution_tables import conductors, executions
 from deployments._lives import Lives
+from deployments._logbook import hear_dbos
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting import conducts, finished, on_both_databases, until
@@ -104,8 +107,14 @@ async def test_a_failure_names_no_file_of_the_server(
     assert failed.error_message == "OSError: Read-only file system"
 
 
-async def test_a_death_on_the_way_is_tried_again(
-    store: ConductedStore, store_url: str, journal: Journal
+@pytest.mark.usefixtures("as_json")
+async def test_a_death_on_the_way_is_tried_again_and_leaves_one_line(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+    records: list[logging.LogRecord],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     deaths = 0
 
@@ -113,12 +122,32 @@ async def test_a_death_on_the_way_is_tried_again(
         nonlocal deaths
         deaths += 1
         if deaths == 1:
-            raise TransientFailure("inference", "ActorDiedError: the replica died")
+            raise TransientFailure("inference", "ActorDiedError: it died")
 
     execution_id = submit(store, n_samples=1)
     async with conducts(store_url, StandIns(journal, before={"member": die_once})):
         assert (await until(store, execution_id, finished)).status == Status.COMPLETED
     assert journal.lines().count("begin 0") == 2
+    told = f"{execution_id} is tried again at inference, attempt 2 of 6: ActorDiedError: it died"
+    [warning] = [record for record in records if record.levelname == "WARNING"]
+    assert (warning.getMessage(), warning.exc_info) == (told, None)
+    # And in a file of JSON.
+    lines = map(json.loads, (tmp_path / "replica.log").read_text().splitlines())
+    [line] = [line for line in lines if line["levelname"] == "WARNING"]
+    assert line["message"] == told and "exc_text" not in line
+    assert (line["execution_id"], line["workflow"]) == (execution_id, WORKFLOW.name)
+    assert line["stage"] == "inference"
+    # DBOS's own handler would write to stderr.
+    assert "automatically retried" not in capfd.readouterr().err
+
+
+async def test_what_else_dbos_says_is_in_our_log(caplog: pytest.LogCaptureFixture) -> None:
+    hear_dbos()
+    hear_dbos()
+    logging.getLogger("dbos").warning("the database is %s", "away")
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [
+        ("ray.serve", "DBOS: the database is away")
+    ]
 
 
 @on_both_databases
