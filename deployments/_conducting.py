@@ -21,7 +21,7 @@ from deployments._housekeeping import Housekeeping, HousekeepingOptions
 from deployments._lease import lease_for
 from deployments._life_metrics import LifeMetrics
 from deployments._lives import Lives, superseded
-from deployments._logbook import quieten_dbos
+from deployments._logbook import hear_dbos
 from deployments._subject import speak_of
 from deployments.conducted_store import ConductedStore
 from workflows.execution import FINISHED, Execution
@@ -174,7 +174,7 @@ class Conducting:
             config["system_database_url"] = sqlite_url(self._store_url)
         else:
             config["system_database_engine"] = self._records = postgres_engine(self._store_url)
-        quieten_dbos()
+        hear_dbos()
         DBOS(config=config)  # type: ignore[arg-type]
         DBOS.launch()
 

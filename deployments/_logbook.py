@@ -1,11 +1,13 @@
-"""What the Conductor's log tells of an execution's end: one line, with its id."""
+"""What the Conductor's log tells of an execution's end and retries: one line each, with its id."""
 
 from __future__ import annotations
 
 import logging
+import re
 
 from dbos._error import DBOSMaxStepRetriesExceeded
 
+from deployments._subject import spoken_of
 from workflows.errors import StageFailed
 
 logger = logging.getLogger("ray.serve")
@@ -14,6 +16,8 @@ _TOLD_BY_US = (
     "Asyncio task cancelled for workflow or step",
     "Exception encountered in asynchronous workflow",
 )
+_RETRY = re.compile(r"Step being automatically retried \(attempt (\d+) of (\d+)\)")
+"""What DBOS says when a step has failed and is tried again; the number is that which failed."""
 
 
 def tell_failure(execution_id: str, reason: str, error: Exception) -> None:
@@ -29,6 +33,20 @@ def tell_failure(execution_id: str, reason: str, error: Exception) -> None:
         logger.error("%s failed: %s", execution_id, reason, exc_info=None if expected else error)
 
 
+def tell_retry(error: StageFailed, attempt: int, attempts: int) -> None:
+    """Log that a step of the execution that is spoken of is tried again, and why."""
+    subject = spoken_of()
+    logger.warning(
+        "%s is tried again at %s, attempt %d of %d: %s",
+        subject.execution_id if subject else "a step",
+        error.stage,
+        attempt,
+        attempts,
+        error,
+        extra={"stage": str(error.stage)},
+    )
+
+
 def tell_cancelled(execution_id: str) -> None:
     """Log that an execution was cancelled."""
     logger.info("%s cancelled", execution_id)
@@ -39,12 +57,24 @@ def tell_completed(execution_id: str, seconds: float) -> None:
     logger.info("%s completed in %.1f s", execution_id, seconds)
 
 
-def quieten_dbos() -> None:
-    """Drop DBOS's own tracebacks of failures and cancels: they name no execution."""
+def hear_dbos() -> None:
+    """Let what DBOS says be lines of our log, about the execution that it concerns.
+
+    By itself it writes to this process's stderr, with tracebacks that name no execution.
+    """
     dbos = logging.getLogger("dbos")
-    if _told_elsewhere not in dbos.filters:
-        dbos.addFilter(_told_elsewhere)
+    if _say_it_ourselves not in dbos.filters:
+        dbos.addFilter(_say_it_ourselves)
 
 
-def _told_elsewhere(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_TOLD_BY_US)
+def _say_it_ourselves(record: logging.LogRecord) -> bool:
+    """Say in our words what DBOS says, unless we have said it; its own handler gets nothing."""
+    message = record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    attempts = _RETRY.match(message)
+    if attempts is not None and isinstance(error, StageFailed):
+        failed, allowed = map(int, attempts.groups())
+        tell_retry(error, failed + 1, allowed)
+    elif not message.startswith(_TOLD_BY_US):
+        logger.log(record.levelno, "DBOS: %s", message, exc_info=record.exc_info)
+    return False

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,38 @@ import httpx
 import sqlalchemy as sa
 import xarray as xr
 
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import REPLICA, Cluster
+from tests.chaos.download import Download
 from tests.chaos.faults import Fault
 from tests.chaos.kills import Kills, Watch
 from tests.chaos.load import FORECAST, NOWCAST, Load, nowcast
-from tests.chaos.verdict import Records, Verdict, judge
+from tests.chaos.verdict import Records, Verdict, judge, seeds_computed
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
 from tests.integration.azure_places import Azure
 
 GRID = {"n_lat": 19, "n_lon": 36}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
-STEP_S = 0.1
+STEP_S, SLOW_STEP_S = 0.1, 1.0
+FOR_EVER_S = 1e9
+LARGE = {"n_steps": 1, "seeds": [800_001, 800_002], "variables": None}
+"""All 72 variables: the system's buffers hold megabytes of a download for a slow client."""
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What came of an upgrade."""
+
+    verdict: Verdict
+    load: Load
+    n_running: int
+    """Executions that ran when the first cluster was told to end."""
+    n_taken_up: int
+    """Executions of those for which the second one has computed."""
+    download: Download
+    """Of a file that was begun at the first cluster."""
+    sha256: str
+    """Of that file, as the manifest tells it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,8 @@ class Campaign:
     in_flight : int
     nowcasts : bool
     seed : int
+    grid : dict of str to int
+        Of FCN3.
     """
 
     folder: Path
@@ -60,39 +82,65 @@ class Campaign:
     in_flight: int = 4
     nowcasts: bool = True
     seed: int = 1
+    grid: Mapping[str, int] = field(default_factory=lambda: GRID)
 
-    def upgrade(self) -> tuple[Verdict, Load]:
+    def upgrade(self) -> Upgrade:
         """Bring a second cluster up beside the first, send clients there, and end the first.
 
         Both have one PostgreSQL and one container, and a disk of their own, as when KubeRay
-        upgrades a RayService.
+        upgrades a RayService. The first one's model waits while the second one starts, so that
+        all that was accepted runs when the first is told to end, and is slow then.
         """
-        journal = self.folder / "journal"
+        journal, pace = self.folder / "journal", self.folder / "pace"
         with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog, ExitStack() as clusters:
             azure = Azure(self.azurite, catalog, self.folder)
             old, new = (
                 Cluster(
-                    {**self._args(azure, journal), "data_dir": str(self.folder / name / "var")},
+                    self._args_of(name, azure, journal, step_s),
                     self.folder / name,
                     self.n_workers,
                 )
-                for name in ("old", "new")
+                for name, step_s in (("old", str(pace)), ("new", STEP_S))
             )
+            _set(pace, 0)
             clusters.enter_context(old)
+            file = _large_file(old)
+            download = Download(file.path)
             delivery = {"geo_catalog_url": catalog.url}
             load = Load(old.base_url, self.in_flight, delivery, self.nowcasts, seed=self.seed)
+            _set(pace, FOR_EVER_S)
             load.start()
             try:
-                _wait_for(lambda: len(load.accepted) >= self.in_flight)
+                _wait_for(lambda: len(_running(old)) == self.in_flight)
                 clusters.enter_context(new)
                 load.base_url = new.base_url
-                n_accepted = len(load.accepted)
+                download.begin(old.base_url)
+                running = _running(old)
+                _set(pace, SLOW_STEP_S)
                 old.stop()
-                _wait_for(lambda: len(load.accepted) >= n_accepted + self.in_flight)
+                download.go_on(new.base_url)
+                _wait_for(lambda: len(load.accepted) >= 2 * self.in_flight)
             finally:
+                _set(pace, 0)
                 load.stop()
-            verdict = _judge(load, azure, new, Records(self._dbos(azure)), journal)
-        return verdict, load
+            verdict = self._judge(load, azure, new, Records(self._dbos(azure)), journal)
+            seeds = seeds_computed(journal, new.pids(f"{REPLICA}FCN3").keys())
+        taken_up = [
+            each.execution_id
+            for each in load.accepted
+            if each.execution_id in running and not seeds.isdisjoint(each.parameters["seeds"])
+        ]
+        return Upgrade(verdict, load, len(running), len(taken_up), download, file.sha256)
+
+    def _args_of(
+        self, name: str, azure: Azure, journal: Path, step_s: float | str
+    ) -> dict[str, Any]:
+        """Give the settings of one of two clusters, on which all that is accepted runs at once."""
+        args = {**self._args(azure, journal)}
+        args["data_dir"] = str(self.folder / name / "var")
+        args["models"]["fcn3"]["options"]["step_s"] = step_s
+        args["queue"]["max_running"] = self.in_flight
+        return args
 
     def run(self) -> tuple[Verdict, Kills, Load]:
         """Run it, and judge."""
@@ -122,7 +170,7 @@ class Campaign:
                     kills.run(self.kills, self.pause_s, restarts=self.restarts)
                 finally:
                     load.stop()
-                verdict = _judge(load, azure, cluster, records, journal, reference)
+                verdict = self._judge(load, azure, cluster, records, journal, reference)
         return verdict, kills, load
 
     def endure(
@@ -177,7 +225,7 @@ class Campaign:
                 finally:
                     load.stop()
                 records = Records(self._dbos(azure)) if ends_the_conductor else None
-                verdict = _judge(load, azure, cluster, records, journal)
+                verdict = self._judge(load, azure, cluster, records, journal)
         return verdict, to_progress, load
 
     def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
@@ -185,8 +233,8 @@ class Campaign:
         args["models"] = {
             "fcn3": {
                 "loader": "tests.chaos.models:load_fcn3",
-                "options": {"step_s": STEP_S, "journal": str(journal), **GRID},
-                "grid": GRID,
+                "options": {"step_s": STEP_S, "journal": str(journal), **self.grid},
+                "grid": dict(self.grid),
                 "replicas": 2,
             },
             "stormscope": {"grid": REGION, "num_gpus": 1.0},
@@ -208,36 +256,70 @@ class Campaign:
         return sa.create_engine(f"sqlite:///{azure.data_dir / 'executions.sqlite.dbos'}")
 
     def _reference(self, cluster: Cluster, azure: Azure) -> xr.Dataset:
-        with httpx.Client(base_url=cluster.base_url, timeout=60) as http:
-            url = f"/v1/infer/{NOWCAST}"
-            answer = http.post(url, json={"parameters": nowcast({"output_format": "zarr"})})
-            answer.raise_for_status()
-            execution_id = answer.json()["execution_id"]
-            while (status := http.get(f"{url}/{execution_id}/status").json())["end_time"] is None:
-                time.sleep(0.2)
-        if status["status"] != "completed":
-            raise RuntimeError(f"without any kill: {status}")
+        execution_id = _completed(cluster, NOWCAST, nowcast({"output_format": "zarr"}))
         return _open(azure, cluster, NOWCAST, execution_id)
 
+    def _judge(
+        self,
+        load: Load,
+        azure: Azure,
+        cluster: Cluster,
+        records: Records | None,
+        journal: Path,
+        reference: xr.Dataset | None = None,
+    ) -> Verdict:
+        """Judge while there is somebody to ask where results lie."""
+        return judge(
+            load,
+            lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
+            grid=self.grid,
+            records=records,
+            journal=journal,
+            item_ids=[item["id"] for item in azure.catalog.items.values()],
+            reference=reference,
+        )
 
-def _judge(
-    load: Load,
-    azure: Azure,
-    cluster: Cluster,
-    records: Records | None,
-    journal: Path,
-    reference: xr.Dataset | None = None,
-) -> Verdict:
-    """Judge while there is somebody to ask where results lie."""
-    return judge(
-        load,
-        lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
-        grid=GRID,
-        records=records,
-        journal=journal,
-        item_ids=[item["id"] for item in azure.catalog.items.values()],
-        reference=reference,
-    )
+
+def _completed(cluster: Cluster, workflow: str, parameters: Mapping[str, Any]) -> str:
+    """Have an execution run that nobody disturbs."""
+    with httpx.Client(base_url=cluster.base_url, timeout=60) as http:
+        url = f"/v1/infer/{workflow}"
+        answer = http.post(url, json={"parameters": parameters}).raise_for_status()
+        execution_id: str = answer.json()["execution_id"]
+        while (status := http.get(f"{url}/{execution_id}/status").json())["end_time"] is None:
+            time.sleep(0.2)
+    if status["status"] != "completed":
+        raise RuntimeError(f"without any kill: {status}")
+    return execution_id
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    sha256: str
+
+
+def _large_file(cluster: Cluster) -> _File:
+    """Have a forecast made whose file takes long to read."""
+    execution_id = _completed(cluster, FORECAST, {**LARGE, "output_format": "netcdf4"})
+    results = f"/v1/infer/{FORECAST}/{execution_id}/results"
+    manifest = httpx.get(f"{cluster.base_url}{results}", timeout=60).raise_for_status().json()
+    [file] = [each for each in manifest["output_files"] if each["path"].endswith(".nc")]
+    return _File(f"{results}/{file['path']}", file["sha256"])
+
+
+def _running(cluster: Cluster) -> set[str]:
+    """Give the forecasts that run, whoever conducts them."""
+    url = f"{cluster.base_url}/v1/infer/{FORECAST}"
+    answer = httpx.get(url, params={"status": "running", "limit": 100}, timeout=60)
+    return {each["execution_id"] for each in answer.raise_for_status().json()["executions"]}
+
+
+def _set(pace: Path, step_s: float) -> None:
+    """Say how long a step takes; whoever reads it meanwhile reads one or the other."""
+    new = pace.with_suffix(".new")
+    new.write_text(str(step_s))
+    new.replace(pace)
 
 
 def _wait_for(holds: Callable[[], bool], seconds: float = 180.0) -> None:

@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 APPLICATION = "earth2serve"
 REPLICA = f"ray::ServeReplica:{APPLICATION}:"
 CONTROLLER = "ray::ServeController"
-START_LIMIT_S, STOP_LIMIT_S = 180.0, 30.0
+START_LIMIT_S = 180.0
+GRACE_S = 60.0
+"""What a pod gets to end in by ``config/kuberay``; Ray drains a node for up to 30 s of it."""
 GPUS, GPUS_ALONE = 2, 3
 """Stand-ins, of each worker node and of a head without any."""
 
@@ -127,13 +129,19 @@ class Cluster:
         self._nodes.clear()
 
     def stop(self) -> None:
-        """Ask all nodes to end, as Kubernetes does, and kill what is left of them."""
+        """Ask all nodes to end as Kubernetes does, and kill what is left when that takes too long.
+
+        A container's runtime signals its first process alone, here ``ray start``; what is left
+        when that has ended is killed by the kernel.
+        """
+        pids = [pid for node in self._nodes.values() for pid in tree(node.pid)]
         for node in self._nodes.values():
-            os.killpg(node.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_LIMIT_S
+            os.kill(node.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline and any(n.poll() is None for n in self._nodes.values()):
             time.sleep(0.1)
         self.kill_all()
+        _kill(pids)
 
     def restart(self) -> None:
         """Lose all nodes at once, and start others in their place."""

@@ -16,15 +16,24 @@ class JournaledFCN3(SyntheticFCN3):
 
     Parameters
     ----------
-    step_s : float
+    step_s : float or str
+        Seconds, or a file that tells them, and is read again while a step waits.
     journal : str
         Gets ``<seed> <pid> <step> <unix time at which the step began>``.
     """
 
-    def __init__(self, step_s: float, journal: str, **options: Any) -> None:
+    def __init__(self, step_s: float | str, journal: str, **options: Any) -> None:
         super().__init__(**options)
         self._step_s = step_s
         self._journal = Path(journal)
+
+    def _pause(self) -> None:
+        if not isinstance(self._step_s, str):
+            time.sleep(self._step_s)
+            return
+        began = time.monotonic()
+        while time.monotonic() - began < float(Path(self._step_s).read_text()):
+            time.sleep(0.02)
 
     def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
         steps, seed = super().create_iterator(x, coords), self._seed
@@ -32,7 +41,7 @@ class JournaledFCN3(SyntheticFCN3):
         def slowly() -> Iterator[Any]:
             began = time.time()
             for number, step in enumerate(steps):
-                time.sleep(self._step_s)
+                self._pause()
                 with self._journal.open("a") as file:
                     file.write(f"{seed} {os.getpid()} {number} {began}\n")
                 yield step

@@ -57,7 +57,10 @@ def test_nothing_is_lost_doubled_or_wrong(
 def test_a_second_cluster_goes_on_where_the_first_is_ended(
     folder: Path, azurite: Azurite, postgres_database: str
 ) -> None:
-    """As KubeRay upgrades: both run for a while, and clients are sent to the new one."""
+    """As KubeRay upgrades: both run for a while, and clients are sent to the new one.
+
+    Twenty executions run when the first is told to end, and a file is being downloaded from it.
+    """
     campaign = Campaign(
         folder,
         azurite,
@@ -66,10 +69,18 @@ def test_a_second_cluster_goes_on_where_the_first_is_ended(
         kills=0,
         in_flight=20,
         nowcasts=False,
+        grid={"n_lat": 91, "n_lon": 180},
     )
-    verdict, load = campaign.upgrade()
-    assert verdict.accepted >= 40
-    assert verdict.is_clean and not load.refused, str(verdict)
+    upgrade = campaign.upgrade()
+    assert upgrade.n_running == 20
+    assert upgrade.n_taken_up > 0
+    assert upgrade.verdict.accepted >= 40
+    assert upgrade.verdict.is_clean and not upgrade.load.refused, str(upgrade.verdict)
+    download = upgrade.download
+    assert download.lost_at is not None and 0 < download.lost_at < download.size
+    begin, size = download.lost_at, download.size
+    assert download.resumed == f"206 bytes {begin}-{size - 1}/{size}"
+    assert (len(download.content), download.sha256) == (size, upgrade.sha256)
 
 
 SEEDS = [7, 8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -138,6 +138,12 @@ def judge(
             verdict.wrong.append(f"wrong: {name}: {', '.join(differing)}")
         verdict.right += not again and not differing
     return verdict
+
+
+def seeds_computed(journal: Path, pids: Collection[int]) -> set[int]:
+    """Read of which seeds some processes have computed steps."""
+    lines = map(str.split, journal.read_text().splitlines())
+    return {int(seed) for seed, pid, _step, _at in lines if int(pid) in pids}
 
 
 def _computed(journal: Path) -> dict[int, list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,10 @@ from deployments._conducting import Conducting
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting_process import StandIns, conducting
 from workflows import Execution
+from workflows.errors import ExecutionNotFound
+
+LIMIT_S = 120.0
+"""What a busy machine may take: it bounds how long a failure takes, and no success waits for it."""
 
 on_both_databases = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 
@@ -35,7 +39,7 @@ async def until(
     store: ConductedStore,
     execution_id: str,
     holds: Callable[[Execution], bool],
-    seconds: float = 15,
+    seconds: float = LIMIT_S,
 ) -> Execution:
     deadline = time.monotonic() + seconds
     while True:
@@ -44,6 +48,26 @@ async def until(
             return execution
         assert time.monotonic() < deadline, f"still {execution}"
         await asyncio.sleep(0.02)
+
+
+async def comes_true(
+    condition: Callable[[], bool | Awaitable[bool]], seconds: float = LIMIT_S
+) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if await found if isinstance(found, Awaitable) else found:
+            return
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.02)
+
+
+def is_there(store: ConductedStore, execution_id: str) -> bool:
+    try:
+        store.read(execution_id)
+    except ExecutionNotFound:
+        return False
+    return True
 
 
 def finished(execution: Execution) -> bool:

@@ -192,6 +192,7 @@ def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> Conducti
 
 async def _main(store_url: str, journal: Journal, step_s: float) -> None:
     made = conducting(store_url, StandIns(journal, step_s))
+    journal.note("launched")
     await made.run()
 
 

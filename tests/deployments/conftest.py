@@ -1,12 +1,18 @@
-"""What tests of the Conductor share: a store and a journal of what was called."""
+"""What tests of the Conductor share: a store, a journal of what was called, and the log."""
 
+import logging
+import logging.handlers
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._common.formatters import JSONFormatter
 
+from deployments._subject import OURS, NameSubject
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting_process import Journal
+
+ours = logging.getLogger(OURS)
 
 
 @pytest.fixture
@@ -27,3 +33,35 @@ def store(store_url: str) -> Iterator[ConductedStore]:
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal")
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What Serve's logger hands to its handlers, named as in a replica."""
+    kept: list[logging.LogRecord] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    handler, naming, level = Keep(), NameSubject(), ours.level
+    ours.addHandler(handler)
+    ours.addFilter(naming)
+    ours.setLevel(logging.INFO)
+    yield kept
+    ours.setLevel(level)
+    ours.removeFilter(naming)
+    ours.removeHandler(handler)
+
+
+@pytest.fixture
+def as_json(tmp_path: Path) -> Iterator[None]:
+    """A replica's file with JSON."""
+    file = logging.FileHandler(tmp_path / "replica.log")
+    file.setFormatter(JSONFormatter())
+    memory = logging.handlers.MemoryHandler(1, target=file)
+    ours.addHandler(memory)
+    yield
+    ours.removeHandler(memory)
+    memory.close()
+    file.close()

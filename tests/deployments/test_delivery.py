@@ -14,7 +14,14 @@ import pytest
 
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
-from tests.deployments.conducting import conducts, finished, on_both_databases, until
+from tests.deployments.conducting import (
+    LIMIT_S,
+    comes_true,
+    conducts,
+    finished,
+    on_both_databases,
+    until,
+)
 from tests.deployments.conducting_process import Journal, StandIns
 from workflows import Execution, FCN3Workflow, Status
 from workflows.delivery import Delivery, parse_container
@@ -193,11 +200,7 @@ async def test_a_delivery_that_failed_is_told_and_goes_on_where_it_failed(
         # Every attempt's own record goes with the execution.
         store.request_purge(WORKFLOW.name, execution_id)
         conducting.nudge()
-        for _ in range(500):
-            if not store.list_executions(WORKFLOW.name):
-                break
-            await asyncio.sleep(0.02)
-        assert not store.list_executions(WORKFLOW.name)
+        await comes_true(lambda: not store.list_executions(WORKFLOW.name))
 
 
 async def test_what_failed_before_its_delivery_begins_anew(
@@ -258,10 +261,10 @@ async def test_an_upload_can_be_cancelled(
 
     async def hang(_: Any) -> None:
         started.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     async with conducts(store_url, StandIns(journal, before={"upload": hang})) as conducting:
-        await asyncio.wait_for(started.wait(), 15)
+        await asyncio.wait_for(started.wait(), LIMIT_S)
         store.request_cancel(WORKFLOW.name, execution_id)
         conducting.nudge()
         ended = await until(store, execution_id, finished)
@@ -312,7 +315,7 @@ def conducting_elsewhere(store_url: str, journal: Journal, **before: str) -> Ite
         process.wait()
 
 
-HANG = "await asyncio.sleep(60)"
+HANG = "await asyncio.Event().wait()"
 
 
 @pytest.mark.parametrize("call", ["upload", "register"])

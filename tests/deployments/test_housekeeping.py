@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,18 @@ from deployments._storage import Holding
 from deployments.conducted_store import ConductedStore
 from deployments.packager import Packager
 from deployments.results_store import Begun
-from tests.deployments.conducting import conducts, finished, on_both_databases, until
+from tests.deployments.conducting import (
+    comes_true,
+    conducts,
+    finished,
+    is_there,
+    on_both_databases,
+    until,
+)
 from tests.deployments.conducting_process import Journal, StandIns
 from tests.deployments.test_conductor import submit
 from workflows import Execution, Status
-from workflows.errors import DiskFull, ExecutionNotFound, StageFailed
+from workflows.errors import DiskFull, StageFailed
 
 WORKFLOW = "foundry_fcn3_workflow"
 EXPIRING = HousekeepingOptions(keep_s=0.3, look_s=0.05, sweep_s=3600)
@@ -36,6 +41,8 @@ class Keeping(StandIns):
     def __init__(self, journal: Journal, root: Path, **options: Any) -> None:
         super().__init__(journal, **options)
         self.results_dir, self.work_dir = root / "results", root / "work"
+        self.sweeps = 0
+        """How many have begun."""
         self._packager = Packager.func_or_class(  # type: ignore[attr-defined]
             self.results_dir, self.work_dir
         )
@@ -55,6 +62,7 @@ class Keeping(StandIns):
         await self._packager.purge(workflow, execution_id)
 
     async def holdings(self, after: str, limit: int) -> list[Holding]:
+        self.sweeps += not after
         found: list[Holding] = await self._packager.holdings(after, limit)
         return found
 
@@ -84,16 +92,6 @@ class Keeping(StandIns):
 @pytest.fixture
 def keeping(journal: Journal, tmp_path: Path) -> Keeping:
     return Keeping(journal, tmp_path)
-
-
-async def holds(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if await found if isinstance(found, Awaitable) else found:
-            return
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.02)
 
 
 def is_removed(store: ConductedStore, execution_id: str) -> bool:
@@ -137,7 +135,7 @@ def test_results_expire_with_all_that_is_heavy(
 
     async def expire() -> None:
         async with conducts(store_url, keeping, housekeeping=EXPIRING):
-            await holds(lambda: is_removed(store, execution_id))
+            await comes_true(lambda: is_removed(store, execution_id))
             assert await DBOS.get_workflow_status_async(execution_id) is None
 
     asyncio.run(expire())
@@ -163,7 +161,7 @@ async def test_what_failed_or_was_cancelled_expires_too(
     store.request_cancel(WORKFLOW, cancelled)
     async with conducts(store_url, keeping, housekeeping=EXPIRING):
         await until(store, failed, finished)
-        await holds(lambda: is_removed(store, failed) and is_removed(store, cancelled))
+        await comes_true(lambda: is_removed(store, failed) and is_removed(store, cancelled))
         assert await DBOS.get_workflow_status_async(failed) is None
     assert store.read(failed).status == store.read(cancelled).status == Status.EXPIRED
     assert store.read(failed).error_message == "the disk is full"
@@ -210,7 +208,7 @@ def test_whoever_comes_next_finishes_what_was_begun(
         # Also where results do not expire any more.
         options = HousekeepingOptions(look_s=0.05)
         async with conducts(store_url, keeping, housekeeping=options):
-            await holds(lambda: is_removed(store, first) and is_removed(store, second))
+            await comes_true(lambda: is_removed(store, first) and is_removed(store, second))
 
     asyncio.run(go_on())
     assert not keeping.left(first) and not keeping.left(second)
@@ -229,7 +227,7 @@ async def test_one_that_cannot_be_removed_holds_no_other_up(
     async with conducts(store_url, keeping, housekeeping=EXPIRING):
         await until(store, stuck, finished)
         other = submit(store)
-        await holds(lambda: is_removed(store, other))
+        await comes_true(lambda: is_removed(store, other))
     assert keeping.left(stuck)
     assert store.read(stuck).status == Status.EXPIRED
     assert not is_removed(store, stuck)
@@ -241,7 +239,7 @@ async def test_the_record_goes_when_its_key_means_nothing_any_more(
     old, recent = submit(store), submit(store)
     options = EXPIRING.model_copy(update={"keep_record_s": 0.2})
     async with conducts(store_url, keeping, housekeeping=options):
-        await holds(lambda: is_removed(store, old) and is_removed(store, recent))
+        await comes_true(lambda: is_removed(store, old) and is_removed(store, recent))
         with store.engine.begin() as connection:
             created_at = store.read(old).created_at.replace(year=2020)
             connection.execute(
@@ -249,16 +247,8 @@ async def test_the_record_goes_when_its_key_means_nothing_any_more(
                 .where(executions.c.execution_id == old)
                 .values(created_at=created_at)
             )
-        await holds(lambda: not is_there(store, old))
+        await comes_true(lambda: not is_there(store, old))
     assert is_there(store, recent)
-
-
-def is_there(store: ConductedStore, execution_id: str) -> bool:
-    try:
-        store.read(execution_id)
-    except ExecutionNotFound:
-        return False
-    return True
 
 
 # What crashes leave
@@ -297,8 +287,8 @@ def test_what_crashes_have_left_is_removed_and_nothing_else(
         one = {WORKFLOW: 1}
         async with conducts(store_url, keeping, housekeeping=SWEEPING, max_running=one):
             await until(store, running, lambda e: e.progress is not None)
-            await holds(lambda: not keeping.left(failed) and not keeping.left(removed))
-            await holds(only_one_attempt)
+            await comes_true(lambda: not keeping.left(failed) and not keeping.left(removed))
+            await comes_true(only_one_attempt)
             assert store.read(running).status == Status.RUNNING
             assert store.read(queued).status == Status.QUEUED
 
@@ -344,7 +334,7 @@ async def test_whole_members_of_a_failed_one_stay_for_a_retry(
             assert keeping.left(execution_id)
             assert disk_bytes(store, execution_id) == 80
         else:
-            await holds(lambda: disk_bytes(store, execution_id) == 0)
+            await comes_true(lambda: disk_bytes(store, execution_id) == 0)
             assert not keeping.left(execution_id)
 
 
@@ -353,10 +343,14 @@ async def test_what_has_just_ended_is_left_alone(
 ) -> None:
     execution_id = submit(store)
     options = SWEEPING.model_copy(update={"grace_s": 600})
-    async with conducts(store_url, keeping, housekeeping=options):
+    async with conducts(store_url, keeping, housekeeping=options) as made:
         await until(store, execution_id, finished)
+        # Its life goes on behind its record, and removes what it has worked with itself.
+        await comes_true(lambda: execution_id not in made.lives.running)
         keeping.plant_all(execution_id)
-        await asyncio.sleep(0.5)
+        # That under way may have looked before; the one that follows it has not.
+        seen = keeping.sweeps
+        await comes_true(lambda: keeping.sweeps > seen + 2)
         assert len(keeping.left(execution_id)) == 4
         assert await DBOS.get_workflow_status_async(execution_id) is not None
 
@@ -414,4 +408,4 @@ async def test_ids_are_forgotten_for_good_in_the_end(
             .values(forgotten_at=datetime(2020, 1, 1, tzinfo=UTC))
         )
     async with conducts(store_url, keeping, housekeeping=SWEEPING):
-        await holds(lambda: store.known([old, recent]) == {recent})
+        await comes_true(lambda: store.known([old, recent]) == {recent})

@@ -240,18 +240,27 @@ async def test_a_source_that_hangs_is_given_up(tmp_path: Path) -> None:
 async def test_sources_that_hang_take_no_thread_from_the_others(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as threads:
         asyncio.get_running_loop().set_default_executor(threads)
-        hangs = await deployed(tmp_path / "hangs", loader=f"{__name__}:hanging", timeout_s=0.05)
+        enough = tmp_path / "enough"
+        hangs = await deployed(
+            tmp_path / "hangs", loader=f"{__name__}:hanging", timeout_s=0.05, until=str(enough)
+        )
         works = await deployed(tmp_path / "works")
-        with pytest.raises(StageFailed, match="within"):
-            await hangs.fetch(PLAN, EXECUTION)
-        assert await asyncio.wait_for(works.fetch(PLAN, EXECUTION), 0.3)
+        try:
+            with pytest.raises(StageFailed, match="within"):
+                await hangs.fetch(PLAN, EXECUTION)
+            assert await asyncio.wait_for(works.fetch(PLAN, EXECUTION), 60)
+        finally:
+            enough.touch()
 
 
-def hanging() -> Any:
+def hanging(until: str | None = None) -> Any:
+    """Make a source that hangs for half a second, or until a file is there."""
     source = Source()
 
     def call(time: Any, variable: Any) -> xr.DataArray:
         sleep(0.5)
+        while until is not None and not Path(until).exists():
+            sleep(0.01)
         return source(time, variable)
 
     return call

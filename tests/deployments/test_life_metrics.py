@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +21,7 @@ from deployments._metrics import (
 )
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore, Waiting
-from tests.deployments.conducting import conducts, finished, on_both_databases, until
+from tests.deployments.conducting import comes_true, conducts, finished, on_both_databases, until
 from tests.deployments.conducting_process import Journal, StandIns
 from tests.deployments.test_conductor import WORKFLOW, submit
 from tests.measured import Measured
@@ -104,27 +103,31 @@ async def test_gauges_show_what_waits_and_what_runs(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
     measured = Measured()
-    running, waiting = submit(store, n_steps=400, n_samples=1), submit(store)
     began = time.monotonic()
+    running, waiting = submit(store, n_steps=400, n_samples=1), submit(store)
     async with conducts(
         store_url,
-        StandIns(journal, step_s=STEP_S),
+        StandIns(journal, step_s=1.0),
         max_running={NAME: 1},
         metrics=LifeMetrics(measured),
     ) as made:
         await until(store, running, lambda e: e.progress is not None)
-        await asyncio.sleep(2.1)
+        at_inference = {"workflow": NAME, "stage": "inference"}
+        await comes_true(
+            lambda: (
+                measured.values(RUNNING, **at_inference)[-1:] == [1]
+                and measured.last(QUEUE_OLDEST, workflow=NAME) > 1
+            )
+        )
+        assert measured.last(QUEUE_OLDEST, workflow=NAME) < time.monotonic() - began + 1
         assert measured.last(QUEUE_DEPTH, workflow=NAME) == 1
-        assert 1 < measured.last(QUEUE_OLDEST, workflow=NAME) < 20
-        assert measured.last(RUNNING, workflow=NAME, stage="inference") == 1
         for execution_id in (waiting, running):
             store.request_cancel(NAME, execution_id)
         made.nudge()
         await until(store, running, finished)
-        await asyncio.sleep(1.2)
+        await comes_true(lambda: measured.last(RUNNING, **at_inference) == 0)
         assert measured.last(QUEUE_DEPTH, workflow=NAME) == 0
         assert measured.last(QUEUE_OLDEST, workflow=NAME) == 0
-        assert measured.last(RUNNING, workflow=NAME, stage="inference") == 0
         # One a second, however often it was nudged.
         assert 1 <= measured.total(BEATS) <= time.monotonic() - began + 1
     # The other was cancelled while it waited, where the request came in.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import logging.handlers
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from loguru import logger as loguru
-from ray._common.formatters import JSONFormatter
 
 from deployments._subject import (
     OURS,
@@ -29,38 +27,6 @@ from deployments._subject import (
 
 ID, OTHER = "exec_1", "exec_12"
 ours = logging.getLogger(OURS)
-
-
-@pytest.fixture
-def records() -> Iterator[list[logging.LogRecord]]:
-    """What Serve's logger hands to its handlers, named as in a replica."""
-    kept: list[logging.LogRecord] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            kept.append(record)
-
-    handler, naming, level = Keep(), NameSubject(), ours.level
-    ours.addHandler(handler)
-    ours.addFilter(naming)
-    ours.setLevel(logging.INFO)
-    yield kept
-    ours.setLevel(level)
-    ours.removeFilter(naming)
-    ours.removeHandler(handler)
-
-
-@pytest.fixture
-def as_json(tmp_path: Path) -> Iterator[None]:
-    """A replica's file with JSON."""
-    file = logging.FileHandler(tmp_path / "replica.log")
-    file.setFormatter(JSONFormatter())
-    memory = logging.handlers.MemoryHandler(1, target=file)
-    ours.addHandler(memory)
-    yield
-    ours.removeHandler(memory)
-    memory.close()
-    file.close()
 
 
 def about(record: logging.LogRecord) -> tuple[str | None, ...]:

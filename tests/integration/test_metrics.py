@@ -1,17 +1,23 @@
-"""Metrics as Prometheus reads them from a node, after a forecast and a nowcast."""
+"""Metrics as Prometheus reads them from a node, after a forecast, a nowcast, and mishaps."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from serve_app.apart import free_port
+from serve_app.logs import gather
 from tests.config.seeing import RULES, alerts, dashboard, questions
 from tests.deployments.test_metrics import QUERIES
+from tests.emulators.azurite import Azurite
+from tests.integration.mishaps import NAME as MISHAPS
+from tests.integration.mishaps import Mishaps, mishaps
 from tests.integration.prometheus import Prometheus, prometheus
 from tests.integration.scraping import Scrape, scraped
 from tests.integration.serving import WORKFLOW as FORECAST
@@ -29,15 +35,7 @@ STEP_S, FIELD_S = 0.1, 0.3
 STEPS = 5
 TIMES = STEPS + 1
 SEEDS = [3, 4]
-MAY_BE_MISSING = {
-    "ray_earth2serve_failures_total": "nothing has failed",
-    "ray_earth2serve_stage_retries_total": "nothing was tried again",
-    "ray_earth2serve_refusals_total": "there was room for all",
-    "ray_earth2serve_uploaded_bytes_total": "no container is allowed",
-    "ray_earth2serve_uploaded_objects_total": "no container is allowed",
-    "ray_earth2serve_registrations_total": "no GeoCatalog is allowed",
-    "ray_node_gpus_utilization": "there is no GPU",
-}
+MAY_BE_MISSING = {"ray_node_gpus_utilization": "Ray asks the driver of a GPU, and there is none"}
 """Metrics that have no series here, and why."""
 
 
@@ -166,15 +164,37 @@ def test_nothing_waits_or_runs_any_more(seen: Seen) -> None:
 
 
 @pytest.fixture(scope="module")
+def gone_wrong(
+    azurite: Azurite, http_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mishaps]:
+    def complete(scrape: Scrape) -> bool:
+        of_all = Seen(scrape, 0, 0)
+        return (
+            of_all.sum("failures_total") >= 1
+            and of_all.sum("stage_retries_total") >= 1
+            and of_all.sum("refusals_total") >= 1
+            and of_all.sum("uploaded_bytes_total") > 0
+            and of_all.sum("registrations_total") >= 1
+        )
+
+    with mishaps(azurite, http_port, tmp_path_factory.mktemp(MISHAPS)) as happened:
+        scraped(MISHAPS, complete)
+        yield happened
+
+
+@pytest.fixture(scope="module")
 def prom(
-    seen: Seen, tmp_path_factory: pytest.TempPathFactory, http_port: int
+    seen: Seen, gone_wrong: Mishaps, tmp_path_factory: pytest.TempPathFactory, http_port: int
 ) -> Iterator[Prometheus]:
     with prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), RULES) as running:
+        ours = f'application="{NAME}"'
         # Ray reports every 10 s; a rate needs two values.
         for each in (
-            'count(increase(ray_earth2serve_model_seconds_total{state="idle"}[5m]) > 5) >= 2',
-            "rate(ray_earth2serve_conductor_beats_total[2m]) > 0",
-            "rate(ray_serve_num_http_requests_total[5m])",
+            f'count(increase(ray_earth2serve_model_seconds_total{{{ours}, state="idle"}}[5m]) > 5)'
+            " >= 2",
+            f"rate(ray_earth2serve_conductor_beats_total{{{ours}}}[2m]) > 0",
+            f"rate(ray_serve_num_http_requests_total{{{ours}}}[5m])",
+            f'rate(ray_earth2serve_uploaded_bytes_total{{application="{MISHAPS}"}}[5m])',
         ):
             running.wait_for(each)
         yield running
@@ -199,7 +219,7 @@ def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
 def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
     silent = [
         (title, query)
-        for title, query in questions(NAME, "5m")
+        for title, query in questions(f"{NAME}|{MISHAPS}", "5m")
         if not prom.query(query) and not may_have_no_series(query)
     ]
     assert silent == []
@@ -225,6 +245,39 @@ def test_panels_tell_what_was_done(prom: Prometheus) -> None:
     }
 
 
+def test_panels_tell_what_went_wrong(prom: Prometheus, gone_wrong: Mishaps) -> None:
+    def asked(panel: str) -> list[tuple[dict[str, str], int]]:
+        return [
+            (labels, round(value))
+            for title, query in questions(MISHAPS, "5m")
+            for labels, value in prom.query(query)
+            if title.startswith(panel)
+        ]
+
+    failure = {"workflow": FORECAST, "stage": "register", "reason": "IngestionFailed"}
+    assert asked("Failures in the last hour") == [(failure, 1)]
+    [(retried, times)] = asked("Steps tried again in the last hour")
+    # Once more if the replica was not there yet that came in the place of the dead one.
+    assert retried == {"stage": "register"} and times >= 1
+    assert asked("Requests refused for want of room") == [({"reason": "queue_full"}, 1)]
+    of_forecasts = {"workflow": FORECAST}
+    assert asked("Delivered in the last hour") == [(of_forecasts, gone_wrong.blobs)] + [
+        (of_forecasts, 1)
+    ]
+
+
+def test_what_was_tried_again_is_told_in_the_log_of_the_execution(gone_wrong: Mishaps) -> None:
+    session = ray._private.worker._global_node.get_session_dir_path()
+    logs = Path(session) / "logs"
+    told = gather(gone_wrong.retried, [logs])
+    again = [entry for entry in told if "is tried again" in str(entry)]
+    assert again
+    for entry in again:
+        assert entry.level == "WARNING" and len(entry.lines) == 1
+        assert f"{gone_wrong.retried} is tried again at register, attempt" in str(entry)
+    assert not any("is tried again" in str(e) for e in gather(gone_wrong.failed, [logs]))
+
+
 def test_the_variable_of_the_dashboard_lists_the_application(prom: Prometheus) -> None:
     [variable] = [v for v in dashboard()["templating"]["list"] if v["name"] == "application"]
     metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]).groups()
@@ -245,6 +298,19 @@ def test_prometheus_evaluates_every_alert_and_none_fires(prom: Prometheus) -> No
     for rule in alerts():
         for name in set(re.findall(r"\bray_\w+", rule["expr"])):
             assert prom.query(name) or may_have_no_series(name), (rule["alert"], name)
+
+
+def test_an_alert_fires_where_executions_fail(prom: Prometheus) -> None:
+    def of_mishaps(rules: list[dict[str, Any]]) -> list[dict[str, str]]:
+        return [
+            alert["labels"]
+            for rule in rules
+            for alert in rule["alerts"]
+            if rule["name"] == "ExecutionsFail" and alert["labels"].get("application") == MISHAPS
+        ]
+
+    [labels] = of_mishaps(prom.rules(lambda rules: bool(of_mishaps(rules))))
+    assert (labels["stage"], labels["reason"]) == ("register", "IngestionFailed")
 
 
 def test_serve_measures_requests(seen: Seen) -> None:
