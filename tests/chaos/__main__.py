@@ -113,6 +113,10 @@ def main() -> int:
     executable = find_azurite()
     if executable is None:
         parser.error("Azurite is missing: npm ci --prefix tests/emulators")
+    if "clock" in arguments.only and shutil.which("cc") is None:
+        parser.error(
+            "a C compiler is missing: apt-get install gcc libc6-dev; or --only without clock"
+        )
     if set(arguments.only) <= {"nodes"} or set(arguments.only) <= {"disk"}:
         # All of them there.
         arguments.kills *= 2
