@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._lives import Lives
@@ -32,6 +34,9 @@ class ComponentWatch:
         Gets the readiness.
     lives : Lives
         Get the descriptions.
+    asleep : callable, optional
+        Gives the deployments that have no replica since there is nothing to do. They are not
+        asked: that would start one, and what was known of them stays.
     """
 
     def __init__(
@@ -40,7 +45,9 @@ class ComponentWatch:
         deployments: dict[str, DeploymentHandle[Any]],
         store: ConductedStore,
         lives: Lives,
+        asleep: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
+        self._asleep = asleep
         self._components = components
         self._deployments = deployments
         self._store = store
@@ -51,9 +58,17 @@ class ComponentWatch:
         """Look at all of them now and then, until cancelled."""
         pause = FIRST_PAUSE_S
         while True:
-            await asyncio.gather(*(self._look_at(name) for name in self._components))
+            asleep = await asyncio.to_thread(self._asleep)
+            looked_at = (name for name in self._components if not self._sleeps(name, asleep))
+            await asyncio.gather(*map(self._look_at, looked_at))
             await asyncio.sleep(pause)
             pause = INTERVAL_S
+
+    def _sleeps(self, component: str, asleep: Collection[str]) -> bool:
+        # Once it has to say what it is, and whether it can be loaded.
+        if not asleep or component not in self._lives.descriptions:
+            return False
+        return self._deployments[self._components[component]].deployment_id.name in asleep
 
     async def _look_at(self, component: str) -> None:
         deployment = self._deployments[self._components[component]]
@@ -91,6 +106,17 @@ class ComponentWatch:
         except sa.exc.SQLAlchemyError as error:
             # The next look tells it; without this there would be none.
             logger.warning("readiness of %s could not be recorded: %s", component, error)
+
+
+def scaled_to_zero() -> set[str]:
+    """Name the deployments of this application that autoscaling has left without a replica."""
+    found = serve.status().applications.get(serve.get_replica_context().app_name)
+    deployments = {} if found is None else found.deployments
+    return {
+        name
+        for name, each in deployments.items()
+        if each.status == "HEALTHY" and not each.replica_states
+    }
 
 
 async def _awaited(response: Any) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -63,6 +63,8 @@ class Conducting:
         Told of the queue and of every change of a record.
     housekeeping : HousekeepingOptions, optional
         When what has ended is removed.
+    asleep : callable, optional
+        See `ComponentWatch`.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Conducting:
         in_turn: bool = False,
         metrics: LifeMetrics | None = None,
         housekeeping: HousekeepingOptions | None = None,
+        asleep: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
         self._execute = execute
         self._deployments = deployments
@@ -107,7 +110,7 @@ class Conducting:
             turns=FairTurns(replicas or {}),
             in_turn=in_turn,
         )
-        self._watch = ComponentWatch(components, deployments, self._store, self.lives)
+        self._watch = ComponentWatch(components, deployments, self._store, self.lives, asleep)
         self._housekeeping = Housekeeping(
             self._store, deployments["packager"], self.lives, housekeeping or HousekeepingOptions()
         )

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import _delivered
+from deployments._component_watch import scaled_to_zero
 from deployments._conducting import Conducting, conduct_here, here
 from deployments._housekeeping import HousekeepingOptions
 from deployments._isolation import hide_gpus
@@ -204,6 +205,7 @@ class Conductor:
             in_turn=options.in_turn,
             drain_s=options.drain_s,
             housekeeping=options.housekeeping,
+            asleep=scaled_to_zero,
         )
         conduct_here(self._conducting)
         # Not awaited: a replica that replaces another is healthy while it waits for the lease,
