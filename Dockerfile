@@ -20,11 +20,13 @@ FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu AS base
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 USER root
 # Ray's image lets its user become root without a password. The rest looks whether there is what pods
-# count on: wget for KubeRay's probes, authorities for TLS to PostgreSQL.
+# count on (wget for KubeRay's probes, authorities for TLS to PostgreSQL), and nothing to build with:
+# what Ray's Dockerfile says that it removes. Of gcc and make it says nothing.
 RUN sed -i '/^ray[[:space:]]/d' /etc/sudoers \
     && if id -nG ray | grep -qw sudo; then gpasswd -d ray sudo; fi \
     && install -d -o 1000 -g 100 /app /data /weights \
-    && command -v wget && test -s /etc/ssl/certs/ca-certificates.crt
+    && command -v wget && test -s /etc/ssl/certs/ca-certificates.crt \
+    && if command -v g++ cmake nvcc; then exit 1; fi
 USER 1000:100
 WORKDIR /app
 # What YAML of Serve cannot set, as in serve_app/__main__.py; config/kuberay/base/environment.yaml has
@@ -47,9 +49,10 @@ COPY --chown=1000:100 examples examples
 COPY --chown=1000:100 config config
 EXPOSE 8000
 # KubeRay starts `ray start` in its place. On its own it is a server: docker run -p 127.0.0.1:8000:8000.
-# By a shell only for the variable: who starts a container cannot always give it arguments.
+# By a shell only for the variable: who starts a container cannot always give it arguments. Of several
+# names with blanks between them it serves the first that is there.
 ENV EARTH2SERVE_CONFIG=config/container.yaml
-CMD ["sh", "-c", "exec python -m serve_app \"$EARTH2SERVE_CONFIG\""]
+CMD ["sh", "-c", "for config in $EARTH2SERVE_CONFIG; do [ -e \"$config\" ] && break; done; exec python -m serve_app \"$config\""]
 # Kubernetes has probes of its own. A start takes 20 to 60 s, and this asks for no token.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["wget", "--quiet", "--tries=1", "--timeout=4", "--output-document=-", "http://127.0.0.1:8000/liveness"]
@@ -69,6 +72,8 @@ ARG MODELS=models
 ARG TORCH_HARMONICS=a632ca748a12bd9f74dbc1e00653317810991f74
 ARG MAKANI=b38fcb2799d7dbc146fa60459f3f9823394a8bf1
 ARG EARTH2GRID=11dcf1b0787a7eb6a8497a3a5a5e1fdcc31232d3
+# Earth2Studio pins none; of NATTEN's releases the one for the torch of constraints.txt.
+ARG NATTEN=0.21.7
 # A100, H100: what the models' memory asks for. Without a GPU nvcc would not know.
 ARG TORCH_CUDA_ARCH_LIST="8.0;9.0"
 ARG NATTEN_CUDA_ARCH="8.0;9.0"
@@ -84,7 +89,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels 
 RUN pip wheel --no-cache-dir --no-deps -w /home/ray/wheels \
     "makani @ git+https://github.com/NVIDIA/makani.git@${MAKANI}"
 RUN if [[ ${MODELS} == models ]]; then \
-      pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels natten; \
+      pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels "natten==${NATTEN}"; \
       pip wheel --no-cache-dir --no-deps --no-build-isolation -w /home/ray/wheels \
         "earth2grid @ git+https://github.com/NVlabs/earth2grid.git@${EARTH2GRID}"; \
     fi

@@ -93,7 +93,7 @@ class ResultBlobs:
         yield from self.blobs.each(read, self.plan.variables, READ_AHEAD)
 
     def export(
-        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], None]
+        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
         """Have the NetCDF file written on the own disk, and upload it.
 

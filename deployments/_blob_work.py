@@ -141,9 +141,7 @@ class WorkBlobs:
 
     def written(self) -> set[tuple[int, int]]:
         """Read which (member, time index) are written."""
-        names = (key.rpartition("/")[2] for key, _ in self._blobs.list(self._steps))
-        pairs = (name.split("-") for name in names)
-        return {(int(member), int(time_index)) for member, time_index in pairs}
+        return self._numbered(self._steps)
 
     def written_of(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Read which of some (member, time index) are written: one listing tells of all."""
@@ -173,6 +171,16 @@ class WorkBlobs:
             return None
         field: NDArray[np.float32] = np.load(io.BytesIO(content))
         return field
+
+    def conditioned(self) -> set[tuple[int, int]]:
+        """Read which (member, step) have such a field."""
+        return self._numbered(f"{self.folder}/conditioning")
+
+    def _numbered(self, folder: str) -> set[tuple[int, int]]:
+        """Read which blobs ``{member}-{number}`` there are."""
+        names = (key.rpartition("/")[2] for key, _ in self._blobs.list(folder))
+        pairs = (name.partition(".")[0].split("-") for name in names)
+        return {(int(member), int(number)) for member, number in pairs}
 
     def _conditioning(self, member: int, step: int) -> str:
         return f"{self.folder}/conditioning/{member}-{step}.npy"

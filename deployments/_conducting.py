@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import closing
 from typing import Any
 
+import sqlalchemy as sa
 from dbos import DBOS, SetWorkflowID
 from ray.serve.handle import DeploymentHandle
 
 from deployments._attempts import attempt_id, remove_attempts
 from deployments._component_watch import ComponentWatch
+from deployments._dbos_database import postgres_engine, sqlite_url
 from deployments._fair_turns import FairTurns
 from deployments._housekeeping import Housekeeping, HousekeepingOptions
 from deployments._lease import lease_for
@@ -86,6 +86,8 @@ class Conducting:
         self._store_url = store_url
         self._store = ConductedStore(store_url)
         self._lease = lease_for(self._store.engine)
+        self._records: sa.Engine | None = None
+        """DBOS's database, where DBOS does not open it by itself."""
         self._nudged = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -139,6 +141,8 @@ class Conducting:
                 task.cancel()
             await self._end_lives()
             await asyncio.to_thread(DBOS.destroy)
+            if self._records is not None:
+                self._records.dispose()
 
     def nudge(self) -> None:
         """Look at the store at once."""
@@ -165,15 +169,11 @@ class Conducting:
             "executor_id": EXECUTOR_ID,
             "log_level": "WARNING",
             "use_listen_notify": False,
-            "system_database_url": self._store_url,
         }
         if self._store.is_sqlite:
-            # A file of its own: its commits and ours do not wait for each other. DBOS leaves the
-            # journal mode as it finds it, and WAL stays with the file.
-            path = f"{self._store.engine.url.database}.dbos"
-            with closing(sqlite3.connect(path)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-            config["system_database_url"] = f"sqlite:///{path}"
+            config["system_database_url"] = sqlite_url(self._store_url)
+        else:
+            config["system_database_engine"] = self._records = postgres_engine(self._store_url)
         hear_dbos()
         DBOS(config=config)  # type: ignore[arg-type]
         DBOS.launch()

@@ -8,7 +8,7 @@ together say what is left. Once it has results they take what their manifest say
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +28,10 @@ class Demand:
     """Bytes that results may still take of the disk; None if there is no disk to fill."""
     quota: int | None = None
     """Bytes that all results together may take; None is no bound."""
+
+    def less(self, written: int) -> Demand:
+        """Give the demand of one that has written a part already."""
+        return replace(self, needed=max(self.needed - written, 0))
 
 
 def check(connection: sa.Connection, demand: Demand) -> None:
@@ -54,10 +58,16 @@ def check(connection: sa.Connection, demand: Demand) -> None:
     raise StorageFull(demand.needed, max(min(left), 0), min(at_most))
 
 
-def promised(demand: Demand | None) -> dict[str, Any]:
-    """Give the columns of an execution that is accepted."""
+def written_by(connection: sa.Connection, execution_id: str) -> int:
+    """Read how many bytes of an execution that has failed are there still."""
+    query = sa.select(executions.c.disk_bytes).where(executions.c.execution_id == execution_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def promised(demand: Demand | None, written: int = 0) -> dict[str, Any]:
+    """Give the columns of an execution that is accepted; some of it may be written already."""
     needed = 0 if demand is None else demand.needed
-    return {"disk_bytes": needed, "unwritten_bytes": needed}
+    return {"disk_bytes": needed, "unwritten_bytes": max(needed - written, 0)}
 
 
 NOTHING: dict[str, Any] = {"disk_bytes": 0, "unwritten_bytes": 0}
@@ -79,7 +89,9 @@ def changed(
     if execution.results is not None:
         return {}
     if status in FINISHED:
-        return NOTHING
+        # What is written may stay for a retry.
+        written = executions.c.disk_bytes - executions.c.unwritten_bytes
+        return {"disk_bytes": written, "unwritten_bytes": 0}
     if progress is not None and progress.total_steps:
         left = 1 - progress.current_step / progress.total_steps
         unwritten = executions.c.disk_bytes * sa.literal(left, sa.Double)

@@ -38,13 +38,13 @@ async def patiently(call: Callable[[], Awaitable[R]]) -> R:
         await asyncio.sleep(STORE_PAUSE_S)
 
 
-async def uninterrupted(ending: Coroutine[Any, Any, None]) -> None:
+async def uninterrupted(ending: Coroutine[Any, Any, R]) -> R:
     """Carry something to its end, whatever cancels the caller meanwhile."""
     task = asyncio.ensure_future(ending)
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})
-    task.result()
+    return task.result()
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from deployments._host_memory import HostMemory
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
@@ -39,7 +40,10 @@ class ConditioningJob(MemberJob):
 
 
 def forecast(
-    model: Any, job: MemberJob, state: NDArray[np.float32] | None = None
+    model: Any,
+    job: MemberJob,
+    state: NDArray[np.float32] | None = None,
+    memory: HostMemory | None = None,
 ) -> Generator[NDArray[np.float32]]:
     """Run a model over one member.
 
@@ -47,6 +51,8 @@ def forecast(
     ----------
     state : ndarray, shape (variable, lat, lon), optional
         The initial conditions; read from the job's path by default.
+    memory : HostMemory, optional
+        Gives what is yielded.
 
     Yields
     ------
@@ -54,14 +60,14 @@ def forecast(
         The plan's variables at each time, initial conditions first; longitudes 0 to 360. A copy:
         models overwrite what they gave on the next step.
     """
-    plan = job.plan
+    plan, memory = job.plan, memory or HostMemory()
     iterator = _iterator(model, model, plan, plan.seeds[job.member], _state(job, state))
     chosen: list[int] | None = None
     for _ in range(plan.n_times):
         fields, given = next(iterator)
         if chosen is None:
             chosen = _places(given, plan.variables)
-        yield _to_host(fields[0, 0], chosen)
+        yield memory.fields(fields[0, 0], chosen)
 
 
 def conditioning(
@@ -93,13 +99,13 @@ def conditioning(
         raise ValueError(f"{job.execution_id} is not conditioned")
     seed = conditions.seeds[job.member]
     iterator = _iterator(model, hourly, conditions, seed, _state(job, state))
-    hours = job.plan.conditioning_hours
+    hours, memory = job.plan.conditioning_hours, HostMemory()
     for hour in range(hours.stop):
         check()
         fields, given = next(iterator)
         if hour in hours:
             # The interpolation, too, overwrites what it gave.
-            yield _to_host(fields[0, 0], _places(given, [conditions.variable]))[0]
+            yield memory.fields(fields[0, 0], _places(given, [conditions.variable]))[0]
 
 
 def _state(job: MemberJob, state: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -140,15 +146,6 @@ def _as_model_input(model: Any, state: NDArray[np.float32]) -> Any:
     parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     device = parameter.device if parameter is not None else "cpu"
     return torch.from_numpy(np.array(state)).to(device)
-
-
-def _to_host(fields: Any, chosen: list[int]) -> NDArray[np.float32]:
-    """Copy chosen variables, shape (variable, lat, lon), into memory of the host."""
-    picked = fields[chosen]
-    if isinstance(picked, np.ndarray):
-        return np.ascontiguousarray(picked, dtype=np.float32)
-    host: NDArray[np.float32] = picked.detach().float().cpu().numpy()
-    return host
 
 
 def check_coordinates(model: Any, grid: Grid, input_variables: tuple[str, ...]) -> None:

@@ -48,6 +48,8 @@ class HousekeepingOptions(BaseModel):
     """How long results stay after their execution's end; None is for ever."""
     keep_record_s: float | None = None
     """How long the record of an expired execution stays after that; None is for ever."""
+    keep_failed_s: float = 86_400.0
+    """How long the whole members of a failed execution stay for a retry."""
     look_s: float = 10.0
     """How often to look what expires."""
     sweep_s: float = 3600.0
@@ -186,9 +188,12 @@ class Housekeeping:
         try:
             # Read once more: tried again from now on, its life begins only behind this.
             execution = await self._read(execution_id)
+            if execution is not None and self._may_be_tried_again(execution):
+                return
             if execution is None or (self._is_over(execution) and execution.results is None):
                 for workflow in holding.workflows:
                     await self._packager.purge.remote(workflow, execution_id)
+                await self._lives.write(self._store.mark_left_nothing, execution_id)
             elif not (self._is_over(execution) and holding.is_working):
                 return
             await self._packager.clean.remote(execution_id)
@@ -204,6 +209,15 @@ class Housekeeping:
             return await asyncio.to_thread(self._store.read, execution_id)
         except ExecutionNotFound:
             return None
+
+    def _may_be_tried_again(self, execution: Execution) -> bool:
+        return (
+            execution.status == Status.FAILED
+            and execution.has_whole_members
+            and execution.results is None
+            and execution.ended_at is not None
+            and execution.ended_at >= _ago(self._options.keep_failed_s)
+        )
 
     def _is_over(self, execution: Execution) -> bool:
         return execution.status in FINISHED and execution.execution_id not in self._lives.running

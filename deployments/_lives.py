@@ -27,9 +27,10 @@ from deployments._provenance import software
 from deployments._subject import come_to, speak_of, speaking_of
 from deployments._transient import as_stage_failure, is_transient
 from deployments.conducted_store import ConductedStore
+from deployments.results_store import Begun
 from workflows.base import Plan
 from workflows.custom import CustomPlan, is_custom
-from workflows.errors import StageFailed, StaleConductor
+from workflows.errors import DiskFull, StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 
 logger = logging.getLogger("ray.serve")
@@ -139,10 +140,13 @@ class Lives:
             # A cancel comes twice, from us and from DBOS: the second must not stop this.
             try:
                 await uninterrupted(self.end_cancelled(execution_id))
-            except sa.exc.SQLAlchemyError:
+            except sa.exc.SQLAlchemyError as error:
                 # As an error it would be recorded, and the successor would not go on.
-                logger.exception("cancel of %s not recorded", execution_id)
+                logger.warning("%s is left to a successor: %s", execution_id, error)
             raise
+        except sa.exc.OperationalError as error:
+            # Not the execution's failure. Recorded as one it would not go on.
+            end_this_process(f"the execution store is away: {error.orig}")
         except Exception as error:
             tell_failure(execution_id, _reason(error), error)
             await uninterrupted(self.end_failed(execution_id, _reason(error), error))
@@ -171,7 +175,10 @@ class Lives:
     async def end_failed(
         self, execution_id: str, reason: str, error: Exception | None = None
     ) -> None:
-        """Record why an execution failed; what it made stays only if it can be had."""
+        """Record why an execution failed.
+
+        What it made stays if it can be had, or if a retry need not compute it again.
+        """
         execution = await self._read(execution_id)
         if execution.status in FINISHED - {Status.FAILED}:
             return
@@ -180,11 +187,14 @@ class Lives:
             await self.record(execution_id, status=Status.FAILED, error_message=reason)
             self.metrics.failed(execution, error)
         with speaking_of(execution_id, execution.workflow, execution.stage):
-            if execution.results is None:
-                # Half a result helps nobody, and may be what has filled the disk.
-                await self._tidy("purge", execution.workflow, execution_id)
-            else:
+            if execution.results is not None:
                 await self._tidy("clean", execution_id)
+            elif isinstance(error, DiskFull) or not execution.has_whole_members:
+                # It helps nobody, or is what has filled the disk.
+                if await self._tidy("purge", execution.workflow, execution_id):
+                    await patiently(
+                        partial(self.write, self._store.mark_left_nothing, execution_id)
+                    )
 
     async def enter(
         self,
@@ -260,6 +270,23 @@ class Lives:
             )
             tell_completed(execution_id, manifest["execution_time_seconds"])
         await self._tidy("clean", execution_id)
+
+    async def left_of(self, execution_id: str, plan: Plan, begun: Begun | None) -> Begun:
+        """Say which members are left to compute behind what an earlier attempt has left whole."""
+        # One that was recorded before there was anything to tell.
+        begun = begun or Begun()
+        life = self.running[execution_id]
+        for member in begun.members:
+            life.written[member] = plan.n_times
+        for member in begun.conditioning:
+            life.conditioned[member] = plan.n_steps
+        if begun.members:
+            await self._tell_progress(execution_id, life, plan, at_once=True)
+        conditioning = plan.conditioning.members if plan.conditioning is not None else ()
+        return Begun(
+            tuple(member for member in plan.members if member not in begun.members),
+            tuple(member for member in conditioning if member not in begun.conditioning),
+        )
 
     async def note_progress(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
         """Record how far a member is, a few times a second and when it is whole.
@@ -420,17 +447,18 @@ class Lives:
                 turn.told(steps - progress.written, progress.replica)
                 yield progress
 
-    async def _tidy(self, method: str, *args: Any) -> None:
+    async def _tidy(self, method: str, *args: Any) -> bool:
         """Remove files; that they stay behind must not change how an execution ended."""
         for attempt in range(TIDY_ATTEMPTS):
             try:
                 await getattr(self._deployments["packager"], method).remote(*args)
-                return
+                return True
             except Exception as error:
                 if not is_transient(error) or attempt == TIDY_ATTEMPTS - 1:
                     logger.exception("files of %s stay behind", args[-1])
-                    return
+                    break
             await asyncio.sleep(TIDY_PAUSE_S * 2**attempt)
+        return False
 
 
 def superseded(reason: str) -> NoReturn:
@@ -438,7 +466,12 @@ def superseded(reason: str) -> NoReturn:
 
     Not an exception: a step that failed would be recorded, in the name of the successor.
     """
-    logger.critical("superseded by another Conductor, this process ends: %s", reason)
+    end_this_process(f"superseded by another Conductor: {reason}")
+
+
+def end_this_process(reason: str) -> NoReturn:
+    """Leave all that runs here to a successor, which Serve starts."""
+    logger.critical("this process ends: %s", reason)
     os._exit(1)
 
 

@@ -29,6 +29,7 @@ from workflows.grids import Grid
 ZARR, NETCDF = "results.zarr", "results.nc"
 _SMALL_FIELD_BYTES = 1 << 16
 """Below this, handing a field to a thread costs more than writing it."""
+_FLUSH_EVERY_S = 2.0
 _scratch = threading.local()
 
 
@@ -142,7 +143,7 @@ class ResultFiles:
             yield variable, self.read_field(variable, member, time_index)
 
     def export(
-        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], None]
+        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
         """Have the NetCDF file written, and make it appear whole.
 
@@ -156,13 +157,11 @@ class ResultFiles:
                 return
             # Named by fence: a mount that does not honour the lock costs time, not the result.
             partial = self.partial / f"{fence}.nc"
-            write(partial)
-            flushed = self.pool.submit(flush, partial)
-            exported = hashed(partial, NETCDF)
-            flushed.result()
+            with flushing(partial):
+                sha256 = write(partial)
             self.work.admit(fence)
             partial.replace(self.netcdf)
-            self.work.record_export(exported)
+            self.work.record_export(Written(NETCDF, self.netcdf.stat().st_size, sha256))
 
     def add(self, name: str, content: bytes) -> None:
         """Put a further file into the folder of the result; it appears whole."""
@@ -273,6 +272,26 @@ def _from_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
     rolled[:, :half] = field[:, half:]
     rolled[:, half:] = field[:, :half]
     return rolled
+
+
+@contextmanager
+def flushing(path: Path) -> Iterator[None]:
+    """Bring a file to the disk while the block writes it; what is left comes at its end."""
+    over = threading.Event()
+
+    def flush_now_and_then() -> None:
+        while not over.wait(_FLUSH_EVERY_S):
+            if path.exists():
+                flush(path)
+
+    flusher = threading.Thread(target=flush_now_and_then, name="flush", daemon=True)
+    flusher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        flusher.join()
+    flush(path)
 
 
 def flush(path: Path) -> None:

@@ -35,10 +35,19 @@ class StepWindow:
         Steps that may be under way.
     first_pause_s : float
         Pause before the second attempt; it doubles with each further one.
+    give_back : callable, optional
+        Told the fields of every step that is written: nobody needs them any more.
     """
 
-    def __init__(self, write: Write, size: int, first_pause_s: float = FIRST_PAUSE_S) -> None:
+    def __init__(
+        self,
+        write: Write,
+        size: int,
+        first_pause_s: float = FIRST_PAUSE_S,
+        give_back: Callable[[NDArray[np.float32]], None] = lambda _: None,
+    ) -> None:
         self._write = write
+        self._give_back = give_back
         self._first_pause_s = first_pause_s
         self._room = asyncio.Semaphore(size)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,6 +75,7 @@ class StepWindow:
         try:
             await self._write_with_retries(time_index, fields)
             self.written += 1
+            self._give_back(fields)
         except Exception as error:
             self._failure = self._failure or error
         finally:

@@ -21,6 +21,7 @@ from deployments._transient import TransientFailure
 from deployments.blob_uploader import Uploaded, UploadJob
 from deployments.custom_workflow import Packaging, RunJob, RunResult
 from deployments.geocatalog import Registered, Registration
+from deployments.results_store import Begun
 from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan
 from workflows.delivery import Container, Delivery
@@ -55,14 +56,15 @@ recorded_delivery = _step(max_attempts=5)
 
 
 @recorded
-async def create_result(execution_id: str, plan: Plan) -> None:
-    """Create the result's arrays, all values missing."""
+async def create_result(execution_id: str, plan: Plan) -> Begun:
+    """Create the result's arrays, all values missing; gives what an earlier attempt has left."""
     # To its end, even if that is cancelled: it would go on making what the cancel removes.
-    await uninterrupted(
+    begun: Begun = await uninterrupted(
         here().call(
             Stage.PACKAGE, "packager", "create", plan, execution_id, here().provenance(plan)
         )
     )
+    return begun
 
 
 @recorded

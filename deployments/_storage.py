@@ -95,6 +95,9 @@ class Work(Protocol):
     def read_conditioning(self, member: int, step: int) -> Floats | None:
         """Read such a field; None if it is not there yet."""
 
+    def conditioned(self) -> set[tuple[int, int]]:
+        """Read which (member, step) have such a field."""
+
 
 class Result(Protocol):
     """What one execution delivers."""
@@ -127,9 +130,12 @@ class Result(Protocol):
         """Read the maps of one step, by variable; each lasts until the next."""
 
     def export(
-        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], None]
+        self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
-        """Have the NetCDF file written at a path, and make it appear whole; once is enough."""
+        """Have the NetCDF file written at a path, and make it appear whole; once is enough.
+
+        `write` gives the SHA-256 of what it has written.
+        """
 
     def add(self, name: str, content: bytes) -> None:
         """Put a further file there, whole."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -12,7 +14,7 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from workflows.errors import Earth2ServeError, StageFailed
+from workflows.errors import DiskFull, Earth2ServeError, StageFailed
 
 _TRANSIENT = (
     RayActorError,
@@ -45,8 +47,13 @@ def as_stage_failure(stage: str, error: Exception) -> Earth2ServeError:
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
+        # What one deployment got from another.
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
         if isinstance(cause, Earth2ServeError):
             return cause
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(stage, in_words(cause))
         return StageFailed(stage, in_words(cause))
     if isinstance(error, Earth2ServeError):
         return error

@@ -164,12 +164,7 @@ class WorkFolder:
 
     def written(self) -> set[tuple[int, int]]:
         """Read which (member, time index) are written."""
-        try:
-            names = os.listdir(self._steps)
-        except FileNotFoundError:
-            return set()
-        pairs = (name.split("-") for name in names if not name.startswith("."))
-        return {(int(member), int(time_index)) for member, time_index in pairs}
+        return _numbered(self._steps)
 
     def _step(self, member: int, time_index: int) -> Path:
         return self._steps / f"{member}-{time_index}"
@@ -212,6 +207,10 @@ class WorkFolder:
                 raise self.gone() from None
             return None
         return field
+
+    def conditioned(self) -> set[tuple[int, int]]:
+        """Read which (member, step) have such a field."""
+        return _numbered(self._conditioning)
 
     def _conditioning_field(self, member: int, step: int) -> Path:
         return self._conditioning / f"{member}-{step}.npy"
@@ -262,3 +261,13 @@ class WorkFolder:
             partial.replace(path)
         except FileNotFoundError:
             raise self.gone() from None
+
+
+def _numbered(folder: Path) -> set[tuple[int, int]]:
+    """Read which files ``{member}-{number}`` there are."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return set()
+    pairs = (name.partition(".")[0].split("-") for name in names if not name.startswith("."))
+    return {(int(member), int(number)) for member, number in pairs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from deployments._execution_tables import (
 )
 from deployments.execution_store import IDEMPOTENCY_WINDOW, ExecutionStore
 from workflows.custom import is_custom
-from workflows.errors import StaleConductor
+from workflows.errors import ExecutionNotFound, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 
 
@@ -245,6 +245,18 @@ class ConductedStore(ExecutionStore):
         )
         with self.engine.connect() as connection:
             return [execution_of(row) for row in connection.execute(query)]
+
+    def mark_left_nothing(self, fence: int, execution_id: str) -> None:
+        """Note that what a failed execution had written is removed, unless it is tried again."""
+        with self._fenced(fence) as connection:
+            with suppress(ExecutionNotFound):  # purged meanwhile
+                execution = self._get(connection, execution_id)
+                if execution.status == Status.FAILED and execution.results is None:
+                    connection.execute(
+                        sa.update(executions)
+                        .where(executions.c.execution_id == execution_id)
+                        .values(NOTHING)
+                    )
 
     def mark_removed(self, fence: int, execution_id: str) -> None:
         """Note that nothing is left of an expired execution but its row."""

@@ -74,13 +74,14 @@ async def execute(
 async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     """Carry a forecast of ours from initial conditions to described results."""
     await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
-    _, initial_conditions = await side_by_side(
+    begun, initial_conditions = await side_by_side(
         create_result(execution_id, plan), fetch_initial_conditions(execution_id, plan)
     )
+    left = await here().left_of(execution_id, plan, begun)
     await here().enter(execution_id, Stage.INFERENCE)
     await side_by_side(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
-        *(forecast_member(execution_id, plan, m, initial_conditions) for m in plan.members),
+        *(forecast_member(execution_id, plan, m, initial_conditions) for m in left.members),
     )
     await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
     return await package(execution_id)
@@ -91,11 +92,12 @@ async def life_of_nowcast(
 ) -> dict[str, Any]:
     """Carry a forecast that another one conditions: field by field, while both are computed."""
     await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
-    _, satellite_image, analysis = await side_by_side(
+    begun, satellite_image, analysis = await side_by_side(
         create_result(execution_id, plan),
         fetch_initial_conditions(execution_id, plan),
         fetch_initial_conditions(execution_id, conditioning),
     )
+    left = await here().left_of(execution_id, plan, begun)
     await here().enter(execution_id, Stage.INFERENCE)
     await side_by_side(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
@@ -103,9 +105,9 @@ async def life_of_nowcast(
             here().all_conditioned(
                 execution_id, plan, m, condition_member(execution_id, plan, m, analysis)
             )
-            for m in conditioning.members
+            for m in left.conditioning
         ),
-        *(nowcast_member(execution_id, plan, m, satellite_image) for m in plan.members),
+        *(nowcast_member(execution_id, plan, m, satellite_image) for m in left.members),
     )
     await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
     return await package(execution_id)

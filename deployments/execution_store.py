@@ -333,6 +333,8 @@ class ExecutionStore:
     ) -> Execution:
         """Queue a failed execution again; what it has packaged is not made anew.
 
+        Nor are members that are whole: their files have stayed.
+
         Parameters
         ----------
         demand : Demand, optional
@@ -357,8 +359,10 @@ class ExecutionStore:
                     f"only what has failed can be tried again, and the execution is {state}"
                 )
             packaged = execution.is_packaged
+            written = 0
             if demand is not None and not packaged:
-                _disk_use.check(connection, demand)
+                written = _disk_use.written_by(connection, execution_id)
+                _disk_use.check(connection, demand.less(written))
             queued: int = connection.execute(_COUNT_QUEUED).scalar_one()
             if queued >= max_queued:
                 raise QueueFull(queued, max_queued)
@@ -376,7 +380,7 @@ class ExecutionStore:
                 ended_at=None,
                 cancel_requested=False,
                 retries=execution.retries + 1,
-                **({} if packaged else _disk_use.promised(demand)),
+                **({} if packaged else _disk_use.promised(demand, written)),
             )
 
     def revisions(self, execution_ids: Sequence[str]) -> dict[str, int]:

@@ -29,6 +29,7 @@ from deployments._fcn3_steps import (
     forecast,
 )
 from deployments._gpu_turn import GpuTurn
+from deployments._host_memory import HostMemory
 from deployments._idle_first import ROUTER
 from deployments._isolation import has_gpu, hide_gpus
 from deployments._loading import LoaderOptions, describe_origin, load
@@ -106,6 +107,7 @@ class FCN3:
         self._packager = packager
         self._analyses = Analyses(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
+        self._memory = HostMemory()
         self._turn = GpuTurn(options.turns, self._device)
         self._replica = ModelReplica(
             options.loader.name, self._load, clock=ModelClock(options.loader.name, self._device)
@@ -183,7 +185,7 @@ class FCN3:
         state = await self._state(job, job.plan)
         async with self._written(
             job,
-            lambda loaded, _: forecast(loaded.model, job, state),
+            lambda loaded, _: forecast(loaded.model, job, state, self._memory),
             self._packager.write_step,
             "forecast",
         ) as told:
@@ -235,7 +237,7 @@ class FCN3:
             ):
                 yield from each
 
-        window = StepWindow(write, self._options.window_steps)
+        window = StepWindow(write, self._options.window_steps, give_back=self._memory.give_back)
         return aclosing(written_steps(self._replica, Job(job.fence), in_turn, window, what))
 
 

@@ -28,7 +28,7 @@ from deployments._preview import render
 from deployments._result_files import ZARR
 from deployments._storage import Holding
 from deployments._subject import Threads, speak_of
-from deployments.results_store import ResultsStore
+from deployments.results_store import Begun, ResultsStore
 from deployments.static_catalog import StaticCatalog
 from workflows import stac
 from workflows.base import Plan
@@ -95,10 +95,16 @@ class Packager:
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
-    ) -> None:
-        """Create the arrays and metadata of a result, all values missing."""
+    ) -> Begun:
+        """Create the arrays and metadata of a result, all values missing.
+
+        Returns
+        -------
+        Begun
+            What an earlier attempt has left whole; it stays.
+        """
         speak_of(execution_id, plan.workflow, Stage.PACKAGE)
-        await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
+        return await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
 
     async def write_step(
         self,

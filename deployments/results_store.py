@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +41,15 @@ class WrittenStep(NamedTuple):
 
     workflow: str
     bytes: int
+
+
+class Begun(NamedTuple):
+    """What an earlier attempt at an execution has left whole."""
+
+    members: tuple[int, ...] = ()
+    """All whose steps are written."""
+    conditioning: tuple[int, ...] = ()
+    """Members of the conditioning forecast all whose fields are there."""
 
 
 class ResultsStore:
@@ -82,8 +91,11 @@ class ResultsStore:
         execution_id: str,
         provenance: Provenance | Mapping[str, Any],
         fence: int,
-    ) -> None:
+    ) -> Begun:
         """Create all arrays and metadata, every value missing; the store appears at once.
+
+        What an earlier attempt has written stays, unless another model or other initial
+        conditions would compute the rest.
 
         Raises
         ------
@@ -92,8 +104,15 @@ class ResultsStore:
         """
         work = self._work(execution_id)
         _name(plan.workflow)
-        provenance = work.begin(plan, Provenance.model_validate(provenance), fence)
-        self._keep(self._storage.result(execution_id, plan, provenance)).create()
+        now = Provenance.model_validate(provenance)
+        first = work.begin(plan, now, fence)
+        written = work.written()
+        if written and first.origins != now.origins:
+            self.purge(plan.workflow, execution_id)
+            first, written = work.begin(plan, now, fence), set()
+        self._keep(self._storage.result(execution_id, plan, first)).create()
+        conditioned = work.conditioned() if plan.conditioning is not None else set()
+        return Begun(_whole(written, plan.n_times), _whole(conditioned, plan.n_steps))
 
     def write_step(
         self,
@@ -155,7 +174,7 @@ class ResultsStore:
 
     def recorded(self, execution_id: str) -> tuple[Plan, Provenance]:
         """Give what a result was created with."""
-        result = self._open(execution_id)
+        result = self._open(execution_id, again=True)
         return result.plan, result.provenance
 
     def read_field(
@@ -194,7 +213,7 @@ class ResultsStore:
         """
         work = self._work(execution_id)
         work.admit(fence)
-        result = self._open(execution_id)
+        result = self._open(execution_id, again=True)
         wait_s = self._storage.poll_s if poll_s is None else poll_s
         try:
             result.export(
@@ -222,7 +241,7 @@ class ResultsStore:
         StageFailed
             If something is missing.
         """
-        result = self._open(execution_id)
+        result = self._open(execution_id, again=True)
         found = (result.described(_name(name)) for name in names)
         return {asset.key: asset for asset in (result.data(), *found)}
 
@@ -246,7 +265,7 @@ class ResultsStore:
         """
         work = self._work(execution_id)
         work.admit(fence)
-        result = self._open(execution_id)
+        result = self._open(execution_id, again=True)
         plan = result.plan
         missing = len(plan.seeds) * plan.n_times - len(work.written())
         if missing:
@@ -290,10 +309,11 @@ class ResultsStore:
     def _work(self, execution_id: str) -> Work:
         return self._storage.work(_name(execution_id))
 
-    def _open(self, execution_id: str) -> Result:
+    def _open(self, execution_id: str, *, again: bool = False) -> Result:
+        """Give a result; `again` where another replica may have created it anew meanwhile."""
         with self._opened_lock:
             result = self._opened.get(execution_id)
-        if result is None:
+        if result is None or again:
             work = self._work(execution_id)
             try:
                 result = self._storage.result(execution_id, *work.plan())
@@ -313,6 +333,12 @@ class ResultsStore:
     def _forget(self, execution_id: str) -> None:
         with self._opened_lock:
             self._opened.pop(execution_id, None)
+
+
+def _whole(found: set[tuple[int, int]], each: int) -> tuple[int, ...]:
+    """Give the members of which there are as many as of a whole one."""
+    counts = Counter(member for member, _ in found)
+    return tuple(sorted(member for member, count in counts.items() if count == each))
 
 
 def _name(name: str) -> str:

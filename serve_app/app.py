@@ -113,7 +113,9 @@ def build(args: dict[str, Any]) -> Application:
             replicas=settings.models.replicas,
             in_turn=settings.models.in_turn,
             housekeeping=HousekeepingOptions(
-                keep_s=settings.results.keep_s, keep_record_s=settings.results.keep_record_s
+                keep_s=settings.results.keep_s,
+                keep_record_s=settings.results.keep_record_s,
+                keep_failed_s=settings.results.keep_failed_s,
             ),
         ),
         deployments | custom | delivery,

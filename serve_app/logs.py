@@ -4,11 +4,9 @@ All processes' lines, in the order of time, out of the folder in which Ray keeps
 session, rotated files included. It reads files alone: neither Ray nor the server need to run.
 
 Each node has its own folder. Name several with --ray-logs: mounted, or copied from the nodes. On
-Kubernetes a pod's logs end with it, unless a volume is mounted at /tmp/ray or a collector takes
-them elsewhere (with JSON encoding it can be asked for execution_id); of pods that are there:
-
-    kubectl cp -c CONTAINER POD:/tmp/ray/session_latest/logs POD
-    python -m serve_app.logs EXECUTION_ID --ray-logs POD --ray-logs ANOTHER_POD
+Kubernetes config/kuberay/logs.sh calls this in every pod that is there. A pod's logs end with it,
+unless a volume is mounted at /tmp/ray or a collector takes them elsewhere (with JSON encoding it
+can be asked for execution_id).
 """
 
 from __future__ import annotations

@@ -24,6 +24,11 @@ class ResultsSettings(Section):
         description="Days after that at which the record of the expired execution goes, too; null "
         "keeps it.",
     )
+    keep_failed_hours: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] = Field(
+        default=24.0,
+        description="Hours for which ensemble members of a failed execution stay that are whole: "
+        "a retry within them computes only the others.",
+    )
     quota_gb: Amount | None = Field(
         default=None,
         description="Disk that all results may take together, in 10^9 bytes; null is no bound.",
@@ -42,6 +47,11 @@ class ResultsSettings(Section):
     def keep_record_s(self) -> float | None:
         """How long the record of an expired execution stays, seconds."""
         return None if self.keep_record_days is None else self.keep_record_days * _DAY_S
+
+    @property
+    def keep_failed_s(self) -> float:
+        """How long whole members of a failed execution stay, seconds."""
+        return self.keep_failed_hours * 3600
 
     @property
     def quota_bytes(self) -> int | None:

@@ -93,9 +93,14 @@ class Provenance(BaseModel):
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
+    def origins(self) -> tuple[Origin, ...]:
+        """Models and data sources: what the values of a result depend on."""
+        return self.model, self.data_source, *self.conditioned_on
+
+    @property
     def synthetic(self) -> bool | None:
         """True if the model or its initial conditions are stand-ins, None if nobody knows."""
-        known = [each.synthetic for each in (self.model, self.data_source, *self.conditioned_on)]
+        known = [each.synthetic for each in self.origins]
         return True if True in known else None if None in known else False
 
 

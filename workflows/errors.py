@@ -16,6 +16,7 @@
     ├── ExecutionCancelled
     └── StageFailed              a stage that gave up, with its reason
         ├── ModelUnavailable     a model that could not be loaded
+        ├── DiskFull             no room was left for what a stage writes
         ├── UploadFailed         results that Blob Storage did not take
         └── IngestionFailed      an item that the catalogue did not take
 
@@ -173,6 +174,10 @@ class StageFailed(Earth2ServeError):
 
 class ModelUnavailable(StageFailed):
     """A model or data source could not be loaded."""
+
+
+class DiskFull(StageFailed):
+    """A stage that had no room left for what it writes."""
 
 
 class UploadFailed(StageFailed):

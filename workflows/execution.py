@@ -125,6 +125,12 @@ class Execution(BaseModel):
     """Rises with every change; what a long poll waits for."""
 
     @property
+    def has_whole_members(self) -> bool:
+        """Whether any ensemble member is computed and written."""
+        told = self.progress
+        return told is not None and told.steps_per_member in told.members
+
+    @property
     def is_packaged(self) -> bool:
         """Whether its results are whole, and nothing but their delivery can be missing."""
         return self.results is not None and (

@@ -156,7 +156,7 @@ async def delete(
     | {202: {"model": schemas.StatusBody, "description": "Queued again"}},
 )
 async def retry(request: Request, workflow: str, execution_id: str) -> Response:
-    """Let a failed execution go on: at its delivery if that failed, else from the beginning."""
+    """Let a failed execution go on: at its delivery, or with the members that are not whole."""
     context = context_of(request)
     context.check(workflow, execution_id)
     queued = await context.write(accept_again, context, workflow, execution_id)

@@ -4,54 +4,132 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.chaos.campaign import Campaign
-from tests.conftest import postgres_server
+from tests.chaos.faults import Clock, store_away, store_locked
+from tests.chaos.kills import report
+from tests.chaos.load import Load
+from tests.chaos.verdict import Verdict
 from tests.emulators.azurite import Azurite, find_azurite
+from tests.postgres import PostgresServer
+
+
+class Setting(NamedTuple):
+    """What a campaign has at hand."""
+
+    folder: Path
+    azurite: Azurite
+    postgres: PostgresServer
+    arguments: argparse.Namespace
+
+    def campaign(
+        self, *, on_postgres: bool, n_workers: int = 0, kills: int = 0, pause_s: float = 1.0
+    ) -> Campaign:
+        """Make one."""
+        return Campaign(
+            self.folder,
+            self.azurite,
+            self.postgres.url if on_postgres else None,
+            n_workers=n_workers,
+            kills=kills,
+            restarts=max(kills // 50, 1),
+            pause_s=pause_s,
+            seed=self.arguments.seed,
+        )
+
+
+Outcome = tuple[Verdict, str, Load]
+PAUSE_S = 5.0
+"""Longest between two faults: some executions begin and end in between."""
+
+
+def on_nodes(setting: Setting) -> Outcome:
+    """Kill on three nodes with disks of their own, PostgreSQL and results in Blob Storage."""
+    kills = setting.arguments.kills // 2
+    verdict, done, load = setting.campaign(on_postgres=True, n_workers=2, kills=kills).run()
+    return verdict, done.report(), load
+
+
+def on_one_disk(setting: Setting) -> Outcome:
+    """Kill on one node, with SQLite and results on its disk that are uploaded."""
+    kills = setting.arguments.kills - setting.arguments.kills // 2
+    verdict, done, load = setting.campaign(on_postgres=False, kills=kills).run()
+    return verdict, done.report(), load
+
+
+def with_locked_store(setting: Setting) -> Outcome:
+    """Keep the server from writing to SQLite's files for seconds."""
+    campaign = setting.campaign(on_postgres=False, pause_s=PAUSE_S)
+    database = setting.folder / "var" / "executions.sqlite"
+    fault = store_locked(database, database.with_name(f"{database.name}.dbos"))
+    return _told(campaign.endure([fault], setting.arguments.faults))
+
+
+def without_store(setting: Setting) -> Outcome:
+    """End PostgreSQL for seconds; its sessions end, and the Conductor's lease with one of them."""
+    fault = store_away(setting.postgres)
+    campaign = setting.campaign(on_postgres=True, pause_s=PAUSE_S)
+    outcome = campaign.endure([fault], setting.arguments.faults, ends_the_conductor=True)
+    return _told(outcome)
+
+
+def with_jumping_clock(setting: Setting) -> Outcome:
+    """Let the clock of all processes jump by up to two hours, ahead and back."""
+    clock = Clock(setting.folder)
+    campaign = setting.campaign(on_postgres=False, pause_s=PAUSE_S)
+    return _told(campaign.endure([clock.jump], setting.arguments.faults, clock.environment))
+
+
+def _told(outcome: tuple[Verdict, dict[str, list[float]], Load]) -> Outcome:
+    verdict, to_progress, load = outcome
+    counts = {kind: len(each) for kind, each in to_progress.items()}
+    return verdict, report(counts, to_progress), load
+
+
+CAMPAIGNS: dict[str, Callable[[Setting], Outcome]] = {
+    "nodes": on_nodes,
+    "disk": on_one_disk,
+    "locked": with_locked_store,
+    "away": without_store,
+    "clock": with_jumping_clock,
+}
 
 
 def main() -> int:
-    """Run a campaign on several nodes and one on a single node, and say what came of them."""
+    """Run the campaigns, and say what came of them."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="in all")
+    parser.add_argument("--faults", type=int, default=10, help="of each kind that kills nobody")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=["nodes", "disk"])
+    parser.add_argument("--only", choices=CAMPAIGNS, nargs="+", default=list(CAMPAIGNS))
     parser.add_argument("--keep", action="store_true", help="leave logs and folders")
     arguments = parser.parse_args()
     executable = find_azurite()
     if executable is None:
         parser.error("Azurite is missing: npm ci --prefix tests/emulators")
+    if set(arguments.only) <= {"nodes"} or set(arguments.only) <= {"disk"}:
+        # All of them there.
+        arguments.kills *= 2
     clean = True
-    for kind in [arguments.only] if arguments.only else ["nodes", "disk"]:
-        kills = arguments.kills if arguments.only else arguments.kills // 2
-        folder = Path(tempfile.mkdtemp(prefix=f"e2s-chaos-{kind}-"))
+    for name in arguments.only:
+        folder = Path(tempfile.mkdtemp(prefix=f"e2s-chaos-{name}-"))
         with contextlib.ExitStack() as stack:
             if not arguments.keep:
-                stack.callback(_remove, folder)
-            campaign = Campaign(
-                folder,
-                stack.enter_context(Azurite(executable)),
-                stack.enter_context(postgres_server()) if kind == "nodes" else None,
-                n_workers=2 if kind == "nodes" else 0,
-                kills=kills,
-                restarts=max(kills // 50, 1),
-                seed=arguments.seed,
-            )
-            verdict, done, load = campaign.run()
-        print(f"\n{kind}: {verdict}\n{done.report()}")
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            azurite = stack.enter_context(Azurite(executable))
+            postgres = stack.enter_context(PostgresServer())
+            verdict, told, load = CAMPAIGNS[name](Setting(folder, azurite, postgres, arguments))
+        print(f"\n{name}: {verdict}\n{told}")
         print(f"what clients saw besides answers: {dict(load.errors)}", flush=True)
         clean = clean and verdict.is_clean and not load.refused
         print("\n".join(load.refused))
     return 0 if clean else 1
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

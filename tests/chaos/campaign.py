@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ import xarray as xr
 
 from tests.chaos.cluster import REPLICA, Cluster
 from tests.chaos.download import Download
-from tests.chaos.kills import Kills
+from tests.chaos.faults import Fault
+from tests.chaos.kills import Kills, Watch
 from tests.chaos.load import FORECAST, NOWCAST, Load, nowcast
 from tests.chaos.verdict import Records, Verdict, judge, seeds_computed
 from tests.emulators.azurite import Azurite
@@ -157,8 +159,7 @@ class Campaign:
                 )
                 kills = Kills(
                     cluster,
-                    journal,
-                    lambda: len(load.ended),
+                    Watch(journal, lambda: len(load.ended)),
                     records.look,
                     sorted(cluster.deployments()),
                     self.n_workers,
@@ -171,6 +172,61 @@ class Campaign:
                     load.stop()
                 verdict = self._judge(load, azure, cluster, records, journal, reference)
         return verdict, kills, load
+
+    def endure(
+        self,
+        faults: Sequence[Fault],
+        n: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        ends_the_conductor: bool = False,
+    ) -> tuple[Verdict, dict[str, list[float]], Load]:
+        """Let faults come one after the other that kill nobody, and judge.
+
+        Parameters
+        ----------
+        faults : sequence of callable
+        n : int
+            How many come.
+        environment : mapping of str to str, optional
+            Of all processes of the cluster.
+        ends_the_conductor : bool
+            Whether what runs may be begun anew; what is recorded may not. Otherwise nothing may be
+            computed twice.
+
+        Returns
+        -------
+        Verdict
+        dict
+            Seconds from the end of a fault until something was computed or ended, by kind.
+        Load
+        """
+        journal = self.folder / "journal"
+        chance = random.Random(self.seed)
+        to_progress: dict[str, list[float]] = {}
+        with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
+            azure = Azure(self.azurite, catalog, self.folder)
+            delivery = {"geo_catalog_url": catalog.url}
+            if self.postgres_url is None:
+                delivery["container_url"] = azure.container.url
+            args = self._args(azure, journal)
+            with Cluster(args, self.folder, self.n_workers, environment) as cluster:
+                load = Load(
+                    cluster.base_url, self.in_flight, delivery, nowcasts=False, seed=self.seed
+                )
+                watch = Watch(journal, lambda: len(load.ended))
+                load.start()
+                try:
+                    for _ in range(n):
+                        _wait_for(lambda: len(load.accepted) > len(load.ended))
+                        kind = chance.choice(faults)(chance)
+                        to_progress.setdefault(kind, []).append(watch.until_progress(kind))
+                        time.sleep(chance.uniform(0, self.pause_s))
+                finally:
+                    load.stop()
+                records = Records(self._dbos(azure)) if ends_the_conductor else None
+                verdict = self._judge(load, azure, cluster, records, journal)
+        return verdict, to_progress, load
 
     def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
         args = azure.args
@@ -208,7 +264,7 @@ class Campaign:
         load: Load,
         azure: Azure,
         cluster: Cluster,
-        records: Records,
+        records: Records | None,
         journal: Path,
         reference: xr.Dataset | None = None,
     ) -> Verdict:

@@ -41,9 +41,18 @@ class Cluster:
         Of logs and the nodes' folders.
     n_workers : int
         Nodes with GPUs; without any the head has them, and there is one disk.
+    environment : mapping of str to str, optional
+        Further variables of all processes.
     """
 
-    def __init__(self, args: Mapping[str, Any], folder: Path, n_workers: int) -> None:
+    def __init__(
+        self,
+        args: Mapping[str, Any],
+        folder: Path,
+        n_workers: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environment = _environment() | dict(environment or {})
         self._args = args
         self._folder = folder
         self._n_workers = n_workers
@@ -100,7 +109,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=self._environment,
                 start_new_session=True,
             )
         self._wait_for_nodes()
@@ -190,7 +199,7 @@ class Cluster:
         done = subprocess.run(
             [sys.executable, "-m", "tests.chaos.deploy", json.dumps(values)],
             cwd=ROOT,
-            env=_environment(),
+            env=self._environment,
             capture_output=True,
             text=True,
             timeout=START_LIMIT_S,

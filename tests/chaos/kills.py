@@ -8,7 +8,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,16 +20,48 @@ NODE_AWAY_S = 3.0
 
 
 @dataclass
+class Watch:
+    """Sees whether anything goes on.
+
+    Parameters
+    ----------
+    journal : Path
+        Grows with everything that is computed.
+    ended : callable
+        Gives how many executions have ended.
+    """
+
+    journal: Path
+    ended: Callable[[], int]
+
+    def until_progress(self, what: str) -> float:
+        """Wait until something is computed or ends; gives the seconds.
+
+        Raises
+        ------
+        TimeoutError
+            If nothing does for long after `what`.
+        """
+        began_at, before = time.monotonic(), self._state()
+        while self._state() == before:
+            if time.monotonic() - began_at > PROGRESS_LIMIT_S:
+                raise TimeoutError(f"no progress for {PROGRESS_LIMIT_S:g} s after {what}")
+            time.sleep(0.02)
+        return time.monotonic() - began_at
+
+    def _state(self) -> tuple[int, int]:
+        size = self.journal.stat().st_size if self.journal.exists() else 0
+        return size, self.ended()
+
+
+@dataclass
 class Kills:
     """Kills processes of a cluster at random.
 
     Parameters
     ----------
     cluster : Cluster
-    journal : Path
-        Grows with everything that is computed.
-    ended : callable
-        Gives how many executions have ended.
+    watch : Watch
     look : callable
         Called before each kill.
     deployments : sequence of str
@@ -39,8 +71,7 @@ class Kills:
     """
 
     cluster: Cluster
-    journal: Path
-    ended: Callable[[], int]
+    watch: Watch
     look: Callable[[], None]
     deployments: Sequence[str]
     n_workers: int
@@ -78,7 +109,8 @@ class Kills:
             if number < n and self._random.random() < 0.25:
                 time.sleep(self._random.uniform(0, 1))
                 continue
-            self._await_progress(what, time.monotonic())
+            took = self.watch.until_progress(f"a kill of {what}")
+            self.to_progress.setdefault(what, []).append(took)
             time.sleep(self._random.uniform(0, pause_s))
 
     def _choose(self) -> str:
@@ -108,25 +140,16 @@ class Kills:
                 continue
         return True
 
-    def _await_progress(self, what: str, killed_at: float) -> None:
-        before = self._state()
-        while self._state() == before:
-            if time.monotonic() - killed_at > PROGRESS_LIMIT_S:
-                raise TimeoutError(f"no progress for {PROGRESS_LIMIT_S:g} s after a kill of {what}")
-            time.sleep(0.02)
-        self.to_progress.setdefault(what, []).append(time.monotonic() - killed_at)
-
-    def _state(self) -> tuple[int, int]:
-        size = self.journal.stat().st_size if self.journal.exists() else 0
-        return size, self.ended()
-
     def report(self) -> str:
         """Tell how often what was killed, and how long it took to go on."""
-        lines = [f"{'killed':<20}{'times':>6}{'to progress: median':>22}{'longest':>10}"]
-        for what, count in self.counts.most_common():
-            took = self.to_progress.get(what, [])
-            median, longest = (
-                f"{f(took):.1f} s" if took else "-" for f in (statistics.median, max)
-            )
-            lines.append(f"{what:<20}{count:>6}{median:>22}{longest:>10}")
-        return "\n".join(lines)
+        return report(self.counts, self.to_progress)
+
+
+def report(counts: Mapping[str, int], to_progress: Mapping[str, Sequence[float]]) -> str:
+    """Tell how often what happened, and how many seconds it took to go on."""
+    lines = [f"{'what':<20}{'times':>6}{'to progress: median':>22}{'longest':>10}"]
+    for what, count in sorted(counts.items(), key=lambda item: -item[1]):
+        took = to_progress.get(what, [])
+        median, longest = (f"{f(took):.1f} s" if took else "-" for f in (statistics.median, max))
+        lines.append(f"{what:<20}{count:>6}{median:>22}{longest:>10}")
+    return "\n".join(lines)

@@ -79,7 +79,7 @@ def judge(
     open_result: Open,
     *,
     grid: Mapping[str, int],
-    records: Records,
+    records: Records | None,
     journal: Path,
     item_ids: Iterable[str],
     reference: xr.Dataset | None,
@@ -93,8 +93,9 @@ def judge(
     open_result : callable
     grid : mapping
         Of the global model.
-    records : Records
-        Which steps were recorded, and when.
+    records : Records or None
+        Which steps were recorded, and when. None where nobody was killed: then no step may be
+        computed twice.
     journal : Path
         What the model has computed.
     item_ids : iterable of str
@@ -104,8 +105,8 @@ def judge(
     """
     verdict = Verdict(len(load.accepted))
     computed = _computed(journal)
-    records.look()
-    recorded = records.members
+    if records is not None:
+        records.look()
     items = list(item_ids)
     for each in load.accepted:
         said = load.ended.get(each.execution_id, {"status": "not followed to its end"})
@@ -117,7 +118,7 @@ def judge(
             )
             continue
         found = open_result(each.workflow, each.execution_id)
-        again = _doubled(each, recorded, computed)
+        again = _doubled(each, records, computed)
         if "geo_catalog_url" in each.parameters:
             n_items = sum(each.execution_id in item for item in items)
             again += [] if n_items == 1 else [f"it has {n_items} items"]
@@ -170,11 +171,20 @@ def _recorded(dbos: sa.Engine) -> dict[str, list[float]]:
 
 
 def _doubled(
-    each: Accepted, recorded: Mapping[str, list[float]], computed: Mapping[int, list[float]]
+    each: Accepted, records: Records | None, computed: Mapping[int, list[float]]
 ) -> list[str]:
     if each.workflow != FORECAST:
         return []
-    seeds, ends = each.parameters["seeds"], recorded.get(each.execution_id, [])
+    seeds = each.parameters["seeds"]
+    if records is None:
+        # The time of the initial conditions, too.
+        n_times = each.parameters["n_steps"] + 1
+        return [
+            f"{len(computed[seed])} steps were computed of seed {seed}, not {n_times}"
+            for seed in seeds
+            if len(computed[seed]) != n_times
+        ]
+    ends = records.members.get(each.execution_id, [])
     if len(ends) != len(seeds):
         return [f"{len(ends)} of {len(seeds)} members are recorded"]
     return [

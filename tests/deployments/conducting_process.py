@@ -22,6 +22,7 @@ from deployments._model_replica import MemberProgress
 from deployments._storage import Holding
 from deployments.blob_uploader import Uploaded, UploadProgress
 from deployments.geocatalog import Registered
+from deployments.results_store import Begun
 
 DEPLOYMENTS = ("packager", "initial_conditions", "fcn3", "blob_uploader", "geocatalog")
 PROVENANCE = {"model": {"name": "fcn3"}, "data_source": {"name": "ifs"}}
@@ -97,6 +98,8 @@ class StandIns:
         self._journal = journal
         self._step_s = step_s
         self._before = before or {}
+        self.begun = Begun()
+        """What `create` finds of an earlier attempt."""
 
     async def _call(self, line: str, *args: Any) -> None:
         method = line.split()[0]
@@ -107,8 +110,9 @@ class StandIns:
     async def describe(self, *_: Any) -> dict[str, Any]:
         return {"name": "stand-in", "synthetic": True}
 
-    async def create(self, plan: Any, execution_id: str, *_: Any) -> None:
+    async def create(self, plan: Any, execution_id: str, *_: Any) -> Begun:
         await self._call("create", execution_id)
+        return self.begun
 
     async def fetch(self, plan: Any, execution_id: str) -> str:
         await self._call("fetch", execution_id)
@@ -119,6 +123,8 @@ class StandIns:
         try:
             for written in range(1, job.plan.n_times + 1):
                 await asyncio.sleep(self._step_s)
+                if "step" in self._before:
+                    await self._before["step"](job, written)
                 yield MemberProgress(written=written)
             await self._call(f"member {job.member}", job)
         except (asyncio.CancelledError, GeneratorExit):

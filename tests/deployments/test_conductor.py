@@ -23,6 +23,7 @@ from deployments._lives import Lives
 from deployments._logbook import hear_dbos
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
+from deployments.results_store import Begun
 from tests.deployments.conducting import (
     LIMIT_S,
     comes_true,
@@ -34,7 +35,7 @@ from tests.deployments.conducting import (
 )
 from tests.deployments.conducting_process import Journal, StandIns, conducting
 from workflows import Execution, FCN3Workflow, Status
-from workflows.errors import StageFailed
+from workflows.errors import DiskFull, StageFailed
 from workflows.execution import new_execution_id
 
 WORKFLOW = FCN3Workflow()
@@ -80,12 +81,12 @@ async def test_a_life_goes_through_its_stages_in_order(
 async def test_a_stage_that_fails_stops_the_others_and_says_why(
     store: ConductedStore, store_url: str, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refuse(job: Any) -> None:
+    async def refuse(job: Any, written: int) -> None:
         if job.member == 1:
             raise StageFailed("inference", "the core returned NaN")
 
     execution_id = submit(store)
-    stand_ins = StandIns(journal, step_s=0.05, before={"member": refuse})
+    stand_ins = StandIns(journal, step_s=0.05, before={"step": refuse})
     async with conducts(store_url, stand_ins):
         failed = await until(store, execution_id, finished)
         assert failed.status == Status.FAILED
@@ -101,6 +102,44 @@ async def test_a_stage_that_fails_stops_the_others_and_says_why(
     assert journal.lines().count("begin 1") == 1
     # What it had made is of no use; the next one's files stay.
     assert [line for line in journal.lines() if line in ("purge", "clean")] == ["purge", "clean"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "kept"),
+    [
+        (StageFailed("inference", "the core returned NaN"), True),
+        (DiskFull("inference", "OSError: No space left on device"), False),
+    ],
+)
+async def test_a_retry_computes_only_members_that_are_not_whole(
+    store: ConductedStore, store_url: str, journal: Journal, failure: StageFailed, kept: bool
+) -> None:
+    has_failed = False
+
+    async def fail_once(job: Any, written: int) -> None:
+        nonlocal has_failed
+        if job.member == 1 and not has_failed:
+            has_failed = True
+            # When the others are whole.
+            await until(
+                store, execution_id, lambda e: bool(e.progress) and e.progress.members == (3, 0, 3)
+            )
+            stand_ins.begun = Begun(members=(0, 2) if kept else ())
+            raise failure
+
+    execution_id = submit(store)
+    stand_ins = StandIns(journal, before={"step": fail_once})
+    async with conducts(store_url, stand_ins) as made:
+        await until(store, execution_id, finished)
+        store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+        made.nudge()
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED, done.error_message
+    # The retry began behind the end of the attempt that failed.
+    assert ("purge" in journal.lines()) is not kept
+    assert done.progress is not None and done.progress.members == (3, 3, 3)
+    begun = [line for line in journal.lines() if line.startswith("begin")]
+    assert sorted(begun[3:]) == (["begin 1"] if kept else ["begin 0", "begin 1", "begin 2"])
 
 
 async def test_a_failure_names_no_file_of_the_server(

@@ -25,7 +25,7 @@ from tests.deployments.conducting import (
 from tests.deployments.conducting_process import Journal, StandIns
 from workflows import Execution, FCN3Workflow, Status
 from workflows.delivery import Delivery, parse_container
-from workflows.errors import IngestionFailed, UploadFailed
+from workflows.errors import DiskFull, IngestionFailed, UploadFailed
 from workflows.execution import Stage, new_execution_id
 
 WORKFLOW = FCN3Workflow()
@@ -234,7 +234,7 @@ async def test_a_retry_begins_when_the_attempt_before_has_let_go(
         await removed.wait()
 
     execution_id = submit(store, Delivery())
-    before = {"finish": refuse(1, UploadFailed("package", "no disk")), "purge": purge}
+    before = {"finish": refuse(1, DiskFull("package", "no disk")), "purge": purge}
     async with conducts(store_url, StandIns(journal, before=before)) as conducting:
         await until(store, execution_id, finished)
         store.request_retry(WORKFLOW.name, execution_id, max_queued=9)

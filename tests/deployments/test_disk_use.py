@@ -92,7 +92,8 @@ def test_what_can_never_fit_is_told_apart(store: ConductedStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "ending", ["completed", "delivering", "failed", "failed with", "cancelled"]
+    "ending",
+    ["completed", "delivering", "failed", "failed and removed", "failed with", "cancelled"],
 )
 def test_an_execution_takes_what_is_left_of_it(store: ConductedStore, ending: str) -> None:
     fence = store.issue_fence()
@@ -109,7 +110,7 @@ def test_an_execution_takes_what_is_left_of_it(store: ConductedStore, ending: st
     assert taken(store) == (80, 60)
     if ending == "completed":
         store.update(fence, execution_id, status=Status.COMPLETED, results=results(30))
-    elif ending != "failed":
+    elif ending in ("delivering", "failed with"):
         store.update(
             fence,
             execution_id,
@@ -121,18 +122,28 @@ def test_an_execution_takes_what_is_left_of_it(store: ConductedStore, ending: st
         assert taken(store) == (30, 0)
     if ending.startswith("failed"):
         store.update(fence, execution_id, status=Status.FAILED)
-        assert taken(store) == ((30, 0) if ending == "failed with" else (0, 0))
-        if ending == "failed":
-            with pytest.raises(StorageFull):
-                store.request_retry(
-                    WORKFLOW, execution_id, max_queued=9, demand=Demand(needed=80, free=79)
-                )
+        # What it has written stays for a retry, until it is removed.
+        assert taken(store) == ((30, 0) if ending == "failed with" else (20, 0))
+        if ending == "failed and removed":
+            store.mark_left_nothing(fence, execution_id)
+            assert taken(store) == (0, 0)
         # What has its results needs nothing more.
-        free = 0 if ending == "failed with" else 80
-        store.request_retry(
-            WORKFLOW, execution_id, max_queued=9, demand=Demand(needed=80, free=free)
+        needed, after = {"failed with": (0, (30, 0)), "failed": (60, (80, 60))}.get(
+            ending, (80, (80, 80))
         )
-        assert taken(store) == ((30, 0) if ending == "failed with" else (80, 80))
+
+        def retry(**left: int | None) -> None:
+            demand = Demand(needed=80, **{"free": None, **left})
+            store.request_retry(WORKFLOW, execution_id, max_queued=9, demand=demand)
+
+        if ending != "failed with":
+            for left in ({"free": needed - 1}, {"quota": 79}):
+                with pytest.raises(StorageFull):
+                    retry(**left)
+        retry(free=needed, quota=80)
+        assert taken(store) == after
+        store.mark_left_nothing(fence, execution_id)
+        assert taken(store) == after, "it is tried again"
         return
     assert taken(store) == (30, 0)
 

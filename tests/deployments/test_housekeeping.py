@@ -16,6 +16,7 @@ from deployments._housekeeping import HousekeepingOptions
 from deployments._storage import Holding
 from deployments.conducted_store import ConductedStore
 from deployments.packager import Packager
+from deployments.results_store import Begun
 from tests.deployments.conducting import (
     comes_true,
     conducts,
@@ -27,11 +28,11 @@ from tests.deployments.conducting import (
 from tests.deployments.conducting_process import Journal, StandIns
 from tests.deployments.test_conductor import submit
 from workflows import Execution, Status
-from workflows.errors import StageFailed
+from workflows.errors import DiskFull, StageFailed
 
 WORKFLOW = "foundry_fcn3_workflow"
 EXPIRING = HousekeepingOptions(keep_s=0.3, look_s=0.05, sweep_s=3600)
-SWEEPING = HousekeepingOptions(look_s=0.05, sweep_s=0.1, grace_s=0)
+SWEEPING = HousekeepingOptions(look_s=0.05, sweep_s=0.1, grace_s=0, keep_failed_s=0)
 
 
 class Keeping(StandIns):
@@ -46,10 +47,11 @@ class Keeping(StandIns):
             self.results_dir, self.work_dir
         )
 
-    async def create(self, plan: Any, execution_id: str, *arguments: Any) -> None:
-        await super().create(plan, execution_id, *arguments)
+    async def create(self, plan: Any, execution_id: str, *arguments: Any) -> Begun:
+        begun = await super().create(plan, execution_id, *arguments)
         self.plant(self.result(execution_id) / "results.zarr")
         self.plant(self.work_dir / execution_id / "steps")
+        return begun
 
     async def clean(self, execution_id: str) -> None:
         await super().clean(execution_id)
@@ -296,6 +298,44 @@ def test_what_crashes_have_left_is_removed_and_nothing_else(
         assert len(keeping.left(execution_id)) >= 4
     assert all((other / "planted").exists() for other in others)
     assert store.read(completed).status == Status.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("failure", "keep_failed_s", "kept"),
+    [
+        (StageFailed("package", "the catalogue is not whole"), 600.0, True),
+        (StageFailed("package", "the catalogue is not whole"), 0.0, False),
+        (DiskFull("package", "OSError: No space left on device"), 600.0, False),
+    ],
+)
+async def test_whole_members_of_a_failed_one_stay_for_a_retry(
+    store: ConductedStore,
+    store_url: str,
+    journal: Journal,
+    tmp_path: Path,
+    failure: StageFailed,
+    keep_failed_s: float,
+    kept: bool,
+) -> None:
+    async def fail(_: str) -> None:
+        raise failure
+
+    execution_id, other = submit(store), submit(store)
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(executions).values(disk_bytes=80, unwritten_bytes=80))
+    keeping = Keeping(journal, tmp_path, before={"finish": fail})
+    options = SWEEPING.model_copy(update={"keep_failed_s": keep_failed_s})
+    async with conducts(store_url, keeping, housekeeping=options):
+        assert (await until(store, execution_id, finished)).status == Status.FAILED
+        if kept:
+            keeping.plant_all(other)
+            await until(store, other, finished)
+            await asyncio.sleep(0.5)
+            assert keeping.left(execution_id)
+            assert disk_bytes(store, execution_id) == 80
+        else:
+            await comes_true(lambda: disk_bytes(store, execution_id) == 0)
+            assert not keeping.left(execution_id)
 
 
 async def test_what_has_just_ended_is_left_alone(

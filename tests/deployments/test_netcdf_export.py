@@ -1,3 +1,4 @@
+import hashlib
 import resource
 import threading
 import time
@@ -60,6 +61,21 @@ def test_it_follows_the_steps(store: ResultsStore, folder: Path) -> None:
     check(folder / "results.nc")
     store.finish(ID, 1)
     assert {path.name for path in folder.iterdir()} == {"results.nc", "checksums.sha256"}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_is_told_of_the_file_is_true_whatever_comes_first(
+    store: ResultsStore, folder: Path, backwards: bool
+) -> None:
+    steps = all_steps(PLAN)
+    with ThreadPoolExecutor(1) as pool:
+        export = pool.submit(store.export_netcdf, ID, 1, poll_s=0.001)
+        for step in reversed(steps) if backwards else steps:
+            write(store, step)
+        export.result(10)
+    content = (folder / "results.nc").read_bytes()
+    told = store.assets(ID, [])["results.nc"]
+    assert (told.size, told.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_chunks_are_maps_and_fill_is_nan(store: ResultsStore, folder: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 import xarray as xr
 import zarr
 
-from deployments.results_store import ResultsStore
+from deployments.results_store import Begun, ResultsStore
 from tests.deployments.places import PLACES, Place, make_place
-from tests.deployments.results import PROVENANCE, expected, fields, make_plan
+from tests.deployments.results import PROVENANCE, expected, fields, make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
 from workflows.grids import Grid
@@ -94,6 +94,46 @@ def test_both_formats_say_the_same(place: Place, store: ResultsStore) -> None:
         opened.append(open_result(place.folder(plan.workflow, ID)).load())
         store.purge(plan.workflow, ID)
     xr.testing.assert_identical(*opened)
+
+
+@pytest.mark.parametrize("nowcast", [False, True])
+def test_a_later_attempt_is_told_what_is_whole(
+    place: Place, store: ResultsStore, nowcast: bool
+) -> None:
+    plan = make_nowcast_plan() if nowcast else make_plan(seeds=(1, 2, 3))
+    assert store.create(plan, ID, PROVENANCE, 1) == Begun()
+    for member, n_times in ((0, plan.n_times), (1, plan.n_times - 1), (2, plan.n_times)):
+        for time_index in range(n_times):
+            store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
+    if nowcast:
+        field = np.zeros((4, 8), np.float32)
+        for step in range(plan.n_steps):
+            store.write_conditioning(ID, 1, 1, step, field)
+        store.write_conditioning(ID, 1, 0, 0, field)
+    known = place.keys(ID)
+    again = place.store()
+    assert again.create(plan, ID, PROVENANCE, 1) == Begun((0, 2), (1,) if nowcast else ())
+    assert place.keys(ID) == known
+
+
+@pytest.mark.parametrize("changed", ["model", "data_source"])
+def test_members_of_another_model_are_not_mixed(
+    place: Place, store: ResultsStore, changed: str
+) -> None:
+    plan = make_plan(output_format="netcdf4")
+    store.create(plan, ID, PROVENANCE, 1)
+    write_all(store, plan)
+    another = {**PROVENANCE, changed: {"name": "another", "synthetic": True}}
+    beside = place.store()
+    assert beside.create(plan, ID, another, 1) == Begun()
+    assert not beside.written(ID)
+    write_all(beside, plan)
+    # The replica that had opened what there was before tells of the new one.
+    store.export_netcdf(ID, 1)
+    store.finish(ID, 1)
+    assert getattr(store.recorded(ID)[1], changed).name == "another"
+    with open_result(place.folder(plan.workflow, ID)) as dataset:
+        assert "another" in str(dataset.attrs)
 
 
 def test_zarr_itself_finds_the_same_with_and_without_consolidated_metadata(

@@ -24,15 +24,36 @@ class SlowFCN3(SyntheticFCN3):
         the iterator, ``end <pid> <time>``.
     at_once : path, optional
         Tells how many steps the journal may have before there are pauses.
+    refused : path, optional
+        While this file is there, the member with the seed that it holds fails in its next step.
     """
 
     def __init__(
-        self, step_s: float, journal: str, at_once: str | None = None, **options: Any
+        self,
+        step_s: float,
+        journal: str,
+        at_once: str | None = None,
+        refused: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self._step_s = step_s
         self._journal = Path(journal)
         self._at_once = None if at_once is None else Path(at_once)
+        self._refused = None if refused is None else Path(refused)
+        self._member_seed = 0
+
+    def set_rng(self, seed: int = 333, reset: bool = True) -> None:
+        super().set_rng(seed, reset)
+        self._member_seed = seed
+
+    def _is_refused(self) -> bool:
+        refused = self._refused
+        return (
+            refused is not None
+            and refused.exists()
+            and int(refused.read_text()) == (self._member_seed)
+        )
 
     def _note(self, word: str) -> None:
         with self._journal.open("a") as file:
@@ -53,6 +74,8 @@ class SlowFCN3(SyntheticFCN3):
             try:
                 for step in steps:
                     self._pause()
+                    if self._is_refused():
+                        raise ValueError("the core returned NaN")
                     self._note("step")
                     yield step
             finally:

@@ -29,13 +29,19 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.journal = folder / "journal"
+        self.refused = folder / "refused"
         grid = {"n_lat": 8, "n_lon": 16}
         self.args: dict[str, Any] = {
             "data_dir": str(folder / "var"),
             "models": {
                 "fcn3": {
                     "loader": "tests.integration.standins:slow_fcn3",
-                    "options": {"step_s": STEP_S, "journal": str(self.journal), **grid},
+                    "options": {
+                        "step_s": STEP_S,
+                        "journal": str(self.journal),
+                        "refused": str(self.refused),
+                        **grid,
+                    },
                     "num_gpus": 0.0,
                     "grid": grid,
                 }
@@ -141,6 +147,29 @@ def test_a_rolling_update_in_the_middle_of_a_member(
     assert_same(place.dataset(execution_id), undisturbed)
 
 
+def test_a_retry_computes_only_the_member_that_failed(
+    server: Server, place: Place, undisturbed: xr.Dataset
+) -> None:
+    execution_id = submit(server)
+    # Which of them begins is nobody's promise.
+    told = server.until(
+        execution_id, lambda s: s["progress"] and STEPS + 1 in s["progress"]["members"]
+    )
+    whole = told["progress"]["members"].index(STEPS + 1)
+    place.refused.write_text(str(SEEDS[1 - whole]))
+    failed = server.finished(execution_id)
+    place.refused.unlink()
+    assert (failed["status"], failed["stage"]) == ("failed", "inference")
+    assert "the core returned NaN" in failed["error_message"]
+    assert failed["progress"]["members"][whole] == STEPS + 1
+    before = len(place.events())
+    answer = server.http.post(f"/v1/infer/{WORKFLOW}/{execution_id}/retry")
+    assert answer.status_code == 202, answer.text
+    assert server.finished(execution_id)["status"] == "completed"
+    assert_same(place.dataset(execution_id), undisturbed)
+    assert [word for word, _, _ in place.events()[before:] if word == "begin"] == ["begin"]
+
+
 def test_a_cancel_stops_the_thread_between_steps_and_frees_the_replica(
     server: Server, place: Place
 ) -> None:
@@ -151,8 +180,8 @@ def test_a_cancel_stops_the_thread_between_steps_and_frees_the_replica(
     assert answer.status_code in (200, 202), answer.text
     asked_at = time.time()
     assert server.finished(execution_id)["status"] == "cancelled"
-    following = submit(server, n_steps=1)
-    assert server.finished(following)["status"] == "completed"
+    following = server.finished(submit(server, n_steps=1))
+    assert following["status"] == "completed", following["error_message"]
     events = place.events()
     stopped_at = next(at for word, _, at in events if word == "end" and at > asked_at - STEP_S)
     # Long before the member ends by itself.

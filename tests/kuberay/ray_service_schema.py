@@ -2,8 +2,9 @@
 
 After the API reference of KubeRay 1.6 (`ray.io/v1`: RayServiceSpec, RayClusterSpec, HeadGroupSpec,
 WorkerGroupSpec, GcsFaultToleranceOptions, AutoscalerOptions, AuthOptions). The custom resource's
-own schema is in no package, so a new field is looked up there before it is added here. Pod
-templates are Kubernetes' and are checked with its schemas.
+own schema comes with KubeRay's Helm chart and Go module; no package of PyPI, npm or Debian is known
+to have it, so a new field is looked up there before it is added here. Pod templates are Kubernetes'
+and are checked with its schemas.
 """
 
 from __future__ import annotations

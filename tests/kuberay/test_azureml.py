@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ def test_the_configuration_passes_the_check() -> None:
 def test_it_is_found_where_the_model_is_mounted() -> None:
     deployment = read(AZUREML / "deployment.yaml")
     model = deployment["model"]
-    mounted = Path(deployment["model_mount_path"], model["name"], str(model["version"]))
+    # Another place would take another base, of which Microsoft's documents do not agree.
+    assert "model_mount_path" not in deployment
+    mounted = Path("/var/azureml-app/azureml-models", model["name"], str(model["version"]))
     assert AZUREML / model["path"] == CONFIG.parent
-    variables = deployment["environment_variables"]
-    assert variables["EARTH2SERVE_CONFIG"] == str(mounted / CONFIG.name)
+    named = deployment["environment_variables"]["EARTH2SERVE_CONFIG"].split()
+    # The folder is kept below the version; if it were not, the file would be in the second place.
+    assert named == [str(mounted / CONFIG.parent.name / CONFIG.name), str(mounted / CONFIG.name)]
+    weights = re.findall(r"/var/azureml-app/\S+/", CONFIG.read_text())
+    assert weights == [f"{mounted / CONFIG.parent.name}/"]
 
 
 def test_its_routes_are_ours() -> None:

@@ -133,13 +133,19 @@ class Pods:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[httpx.Client]:
+def folder() -> Iterator[Path]:
+    """Everything of this cluster lies in it."""
+    # Short: sockets lie below it.
+    with tempfile.TemporaryDirectory(prefix="e2s-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def demo(folder: Path) -> Iterator[httpx.Client]:
     """A client of the deployed configuration."""
     config = serve_config(OVERLAY)
     port = free_port()
     with ExitStack() as stack:
-        # Short: sockets lie below it.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e2s-", dir="/tmp")))
         config["applications"][0]["args"]["data_dir"] = str(folder / "data")
         config["http_options"] = {"host": "127.0.0.1", "port": port}
         config["proxy_location"] = "HeadOnly"
@@ -165,6 +171,16 @@ def _is_ready(client: httpx.Client) -> bool:
         return client.get("/readiness").status_code == 200
     except httpx.TransportError:
         return False
+
+
+@pytest.mark.usefixtures("demo")
+def test_controller_and_proxy_log_json_too(folder: Path) -> None:
+    logs = folder / "r" / "session_latest" / "logs" / "serve"
+    for process in ("controller", "proxy"):
+        files = list(logs.glob(f"{process}_*.log"))
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        assert lines, f"{process}: {list(logs.iterdir())}"
+        assert {type(json.loads(line)) for line in lines} == {dict}
 
 
 @pytest.mark.parametrize(

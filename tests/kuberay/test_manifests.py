@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import sqlalchemy as sa
+from ray._private import ray_constants
+from ray.serve._private.constants import RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
+from ray.serve.schema import EncodingType, ServeDeploySchema
 
 from serve_app.__main__ import ENVIRONMENT
 from serve_app.check import check_file
@@ -62,6 +66,17 @@ def problems(manifest: dict[str, Any]) -> list[str]:
     return found
 
 
+def override(overlay: str, deployment: str) -> dict[str, Any]:
+    """Give what an overlay sets of one deployment."""
+    (application,) = serve_config(overlay)["applications"]
+    (found,) = (each for each in application["deployments"] if each["name"] == deployment)
+    return dict(found)
+
+
+def ports(container: dict[str, Any]) -> dict[str, int]:
+    return {each["name"]: each["containerPort"] for each in container["ports"]}
+
+
 def test_there_are_three_overlays() -> None:
     assert OVERLAYS == ["demo-cpu", "multi-gpu", "single-gpu"]
 
@@ -97,6 +112,16 @@ def test_the_configuration_is_the_file_beside_it_and_passes_the_check(overlay: s
     source = KUBERAY / "overlays" / overlay / "serve.yaml"
     assert ray_service(overlay)["spec"]["serveConfigV2"] == source.read_text()
     assert check_file(str(source)) == []
+
+
+@every_overlay
+def test_all_of_serve_logs_json(overlay: str) -> None:
+    config = ServeDeploySchema.model_validate(serve_config(overlay))
+    assert config.logging_config is not None
+    assert config.logging_config.encoding == EncodingType.JSON
+    assert config.logging_config.enable_access_log is False
+    # Its own would hide that of all.
+    assert [each.logging_config for each in config.applications] == [None]
 
 
 @every_overlay
@@ -255,14 +280,58 @@ def test_the_password_reaches_those_who_open_the_store(overlay: str) -> None:
         assert pod["metadata"]["labels"]["earth2serve/database"] == "client"
 
 
-@on_azure
+@every_overlay
 def test_the_ingress_is_asked_by_a_route_of_ours_that_needs_no_token(overlay: str) -> None:
-    probe = containers(overlay)["azure"]["readinessProbe"]["httpGet"]
+    (group,) = override(overlay, "Ingress")["ray_actor_options"]["resources"]
+    container = containers(overlay)[group]
+    probe = container["readinessProbe"]["httpGet"]
     assert probe["path"] == "/liveness"
-    ports = {each["name"]: each["containerPort"] for each in containers(overlay)["azure"]["ports"]}
-    assert ports[probe["port"]] == serve_config(overlay)["http_options"]["port"]
+    assert ports(container)[probe["port"]] == serve_config(overlay)["http_options"]["port"]
+    # Else it would be restarted, with all that it computes, when the application does not answer.
+    assert not [each for each in containers(overlay).values() if "livenessProbe" in each]
+
+
+@on_azure
+def test_the_tokens_are_where_the_ingress_is(overlay: str) -> None:
     mounted = {m["mountPath"] for m in containers(overlay)["azure"]["volumeMounts"]}
     assert str(Path(arguments(overlay)["auth"]["tokens_file"]).parent) in mounted
+
+
+@on_azure
+def test_a_download_has_two_minutes_when_a_pod_or_a_replica_of_the_ingress_ends(
+    overlay: str,
+) -> None:
+    assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S > 0  # as Ray calls it
+    pod = groups(overlay)["azure"]["template"]["spec"]
+    environment = {each["name"]: each["value"] for each in containers(overlay)["azure"]["env"]}
+    drain_s = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert drain_s == override(overlay, "Ingress")["graceful_shutdown_timeout_s"] == 120
+    assert RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S >= drain_s
+    # Ray's own processes end afterwards.
+    assert pod["terminationGracePeriodSeconds"] >= drain_s + 20
+
+
+@on_azure
+def test_a_pod_may_fill_what_it_is_given_of_the_disk(overlay: str) -> None:
+    for name in containers(overlay).keys() - {"head", "work"}:
+        limit = containers(overlay)[name]["resources"]["limits"]["ephemeral-storage"]
+        (data,) = (
+            volume["emptyDir"]["sizeLimit"]
+            for volume in groups(overlay)[name]["template"]["spec"]["volumes"]
+            if volume["name"] == "data"
+        )
+        assert int(limit.removesuffix("Gi")) > int(data.removesuffix("Gi"))
+
+
+@on_azure
+def test_downloads_of_weights_have_time(overlay: str) -> None:
+    earth2studio = find_spec("earth2studio")
+    assert earth2studio is not None and earth2studio.origin is not None
+    reader = Path(earth2studio.origin).parent / "models" / "auto" / "package.py"
+    for name in containers(overlay).keys() - {"head", "work", "azure"}:
+        environment = {each["name"]: each["value"] for each in containers(overlay)[name]["env"]}
+        assert int(environment["EARTH2STUDIO_PACKAGE_TIMEOUT"]) > 300
+        assert '"EARTH2STUDIO_PACKAGE_TIMEOUT"' in reader.read_text()
 
 
 @on_azure
@@ -277,8 +346,7 @@ def test_spot_is_tolerated_where_it_is_meant(overlay: str) -> None:
 
 
 def test_autoscaling_of_a_model_is_what_its_replicas_say() -> None:
-    (application,) = serve_config("multi-gpu")["applications"]
-    (fcn3,) = (each for each in application["deployments"] if each["name"] == "FCN3")
+    fcn3 = override("multi-gpu", "FCN3")
     assert fcn3["autoscaling_config"]["target_ongoing_requests"] == 1
     replicas = arguments("multi-gpu")["models"]["fcn3"]["replicas"]
     assert fcn3["autoscaling_config"]["max_replicas"] == replicas
@@ -286,7 +354,7 @@ def test_autoscaling_of_a_model_is_what_its_replicas_say() -> None:
 
 def _open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
     """Give the ports of a pod that others than Ray's pods may call."""
-    ports: set[int] = set()
+    opened: set[int] = set()
     for policy in rendered(overlay):
         if policy["kind"] != "NetworkPolicy" or "Ingress" not in policy["spec"]["policyTypes"]:
             continue
@@ -295,8 +363,8 @@ def _open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
             continue
         for rule in policy["spec"].get("ingress", ()):
             if any("namespaceSelector" in peer for peer in rule["from"]):
-                ports |= {port["port"] for port in rule["ports"]}
-    return ports
+                opened |= {port["port"] for port in rule["ports"]}
+    return opened
 
 
 @every_overlay

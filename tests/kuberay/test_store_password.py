@@ -14,7 +14,7 @@ from dbos import DBOS
 from deployments._lease import PostgresLease
 from deployments.execution_store import ExecutionStore
 from serve_app.settings import parse_settings
-from tests.conftest import postgres_server
+from tests.postgres import PostgresServer
 
 PASSWORD = "not-in-the-configuration"
 
@@ -29,7 +29,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
         given.chmod(0o644)
         stack.callback(given.unlink)
         try:
-            url = stack.enter_context(postgres_server("--auth=scram-sha-256", f"--pwfile={given}"))
+            url = stack.enter_context(
+                PostgresServer("--auth=scram-sha-256", f"--pwfile={given}")
+            ).url
         except FileNotFoundError as missing:
             if os.environ.get("CI") == "true":
                 pytest.fail(str(missing))

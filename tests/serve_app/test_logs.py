@@ -138,4 +138,4 @@ def test_it_reads_the_last_session_of_ray_unless_told_otherwise(tmp_path: Path) 
     told = subprocess.run(
         [sys.executable, "-m", "serve_app.logs", "--help"], capture_output=True, text=True
     )
-    assert "kubectl cp" in told.stdout
+    assert "config/kuberay/logs.sh" in told.stdout
