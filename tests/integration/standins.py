@@ -18,19 +18,28 @@ class SlowFCN3(SyntheticFCN3):
 
     Parameters
     ----------
+    step_s : float
     journal : path
         Gets ``begin <pid> <time>``, ``step <pid> <time>`` and, as the model's thread lets go of
         the iterator, ``end <pid> <time>``.
+    at_once : path, optional
+        Tells how many steps the journal may have before there are pauses.
     refused : path, optional
         While this file is there, the member with the seed that it holds fails in its next step.
     """
 
     def __init__(
-        self, step_s: float, journal: str, refused: str | None = None, **options: Any
+        self,
+        step_s: float,
+        journal: str,
+        at_once: str | None = None,
+        refused: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self._step_s = step_s
         self._journal = Path(journal)
+        self._at_once = None if at_once is None else Path(at_once)
         self._refused = None if refused is None else Path(refused)
         self._member_seed = 0
 
@@ -50,6 +59,13 @@ class SlowFCN3(SyntheticFCN3):
         with self._journal.open("a") as file:
             file.write(f"{word} {os.getpid()} {time.time()}\n")
 
+    def _pause(self) -> None:
+        if self._at_once is not None:
+            steps = self._journal.read_text().count("step")
+            if steps < int(self._at_once.read_text()):
+                return
+        time.sleep(self._step_s)
+
     def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
         steps = super().create_iterator(x, coords)
 
@@ -57,7 +73,7 @@ class SlowFCN3(SyntheticFCN3):
             self._note("begin")
             try:
                 for step in steps:
-                    time.sleep(self._step_s)
+                    self._pause()
                     if self._is_refused():
                         raise ValueError("the core returned NaN")
                     self._note("step")

@@ -173,7 +173,8 @@ def test_a_retry_computes_only_the_member_that_failed(
 def test_a_cancel_stops_the_thread_between_steps_and_frees_the_replica(
     server: Server, place: Place
 ) -> None:
-    execution_id = submit(server, n_steps=400)
+    steps = 400
+    execution_id = submit(server, n_steps=steps)
     under_way(server, execution_id)
     answer = server.http.delete(f"/v1/infer/{WORKFLOW}/{execution_id}")
     assert answer.status_code in (200, 202), answer.text
@@ -183,7 +184,8 @@ def test_a_cancel_stops_the_thread_between_steps_and_frees_the_replica(
     assert following["status"] == "completed", following["error_message"]
     events = place.events()
     stopped_at = next(at for word, _, at in events if word == "end" and at > asked_at - STEP_S)
-    assert stopped_at - asked_at < 5
+    # Long before the member ends by itself.
+    assert stopped_at - asked_at < steps * STEP_S / 2
     # One at a time: no step of the cancelled one after the following one began.
     running = 0
     for word, _, _ in (e for e in events if e[2] > asked_at - STEP_S and e[0] != "step"):
