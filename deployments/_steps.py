@@ -89,7 +89,7 @@ async def forecast_member(
         fence=here().fence,
     )
     async for progress in here().member(plan.model, "forecast_member", job, plan.n_times):
-        await here().note_progress(execution_id, plan, member, progress.written)
+        await here().progress.note_written(execution_id, plan, member, progress.written)
 
 
 @recorded
@@ -104,7 +104,7 @@ async def condition_member(execution_id: str, plan: Plan, member: int, analysis:
     )
     model = cast(Conditioning, plan.conditioning).model
     async for progress in here().member(model, "condition_member", job, plan.n_steps):
-        await here().note_conditioning(execution_id, plan, member, progress.written)
+        await here().progress.note_conditioning(execution_id, plan, member, progress.written)
 
 
 @recorded
@@ -112,7 +112,9 @@ async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_i
     """Compute one ensemble member as the fields come that condition it."""
     # Not before there is something to begin with: a model that waits could work for others, and
     # what it waits for has its own turn by then.
-    all_conditioned = await here().conditioned(execution_id, plan, plan.conditioned_by(member))
+    all_conditioned = await here().progress.conditioned(
+        execution_id, plan, plan.conditioned_by(member)
+    )
     job = NowcastJob(
         execution_id=execution_id,
         plan=plan,
@@ -122,7 +124,7 @@ async def nowcast_member(execution_id: str, plan: Plan, member: int, satellite_i
         fence=here().fence,
     )
     async for progress in here().member(plan.model, "nowcast_member", job, plan.n_times):
-        await here().note_progress(execution_id, plan, member, progress.written)
+        await here().progress.note_written(execution_id, plan, member, progress.written)
 
 
 @recorded
@@ -145,7 +147,7 @@ async def upload(execution_id: str, workflow: str, container: Container) -> Uplo
     async for told in here().stream(Stage.UPLOAD, "blob_uploader", "upload", job):
         if isinstance(told, Uploaded):
             return told
-        await here().note_upload(execution_id, told.bytes, told.total_bytes)
+        await here().progress.note_upload(execution_id, told.bytes, told.total_bytes)
     raise StageFailed(Stage.UPLOAD, "the upload ended without an outcome")
 
 

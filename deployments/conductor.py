@@ -78,7 +78,7 @@ async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     begun, initial_conditions = await side_by_side(
         create_result(execution_id, plan), fetch_initial_conditions(execution_id, plan)
     )
-    left = await here().left_of(execution_id, plan, begun)
+    left = await here().progress.left_of(execution_id, plan, begun)
     await here().enter(execution_id, Stage.INFERENCE)
     await side_by_side(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
@@ -98,12 +98,12 @@ async def life_of_nowcast(
         fetch_initial_conditions(execution_id, plan),
         fetch_initial_conditions(execution_id, conditioning),
     )
-    left = await here().left_of(execution_id, plan, begun)
+    left = await here().progress.left_of(execution_id, plan, begun)
     await here().enter(execution_id, Stage.INFERENCE)
     await side_by_side(
         *([export(execution_id)] if plan.output_format == "netcdf4" else []),
         *(
-            here().all_conditioned(
+            here().progress.all_conditioned(
                 execution_id, plan, m, condition_member(execution_id, plan, m, analysis)
             )
             for m in left.conditioning

@@ -355,7 +355,7 @@ async def test_a_database_that_is_away_for_a_moment_fails_nothing(
     lives = lives_of(away, fence)
     async with lives.life_of(execution_id, 0) as plan:
         away.left = 2
-        await lives.note_progress(execution_id, plan, 0, 1)
+        await lives.progress.note_written(execution_id, plan, 0, 1)
     told = store.read(execution_id)
     assert told.status == Status.RUNNING
     assert told.progress is not None
@@ -393,9 +393,9 @@ async def test_a_successor_knows_of_every_whole_member(
     execution_id, fence = claimed
     first = lives_of(store, fence)
     async with first.life_of(execution_id, 0) as plan:
-        await first.note_progress(execution_id, plan, 0, 1)
-        await first.note_progress(execution_id, plan, 0, plan.n_times)
-        await first.note_progress(execution_id, plan, 1, 1)
+        await first.progress.note_written(execution_id, plan, 0, 1)
+        await first.progress.note_written(execution_id, plan, 0, plan.n_times)
+        await first.progress.note_written(execution_id, plan, 1, 1)
     second = lives_of(store, store.issue_fence())
     async with second.life_of(execution_id, 0):
         assert second.running[execution_id].written == [plan.n_times, 0, 0]
