@@ -62,12 +62,9 @@ check: install
 	$(BIN)/python -m serve_app.check config/*.yaml config/kuberay/overlays/*/serve.yaml \
 		config/azureml/model/serve.yaml
 
-# Files of tests run side by side, each lot with a Ray cluster of its own: `make test WORKERS=0` runs
-# them one after the other. Ray would otherwise write a token to the home folder, and count its uses.
-WORKERS ?= 2
+# Ray would otherwise write a token to the home folder, and count its uses.
 test: install-test $(EMULATORS)/node_modules/.installed
-	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest \
-		-n $(WORKERS) --dist loadfile $(ARGS)
+	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest $(ARGS)
 
 # Nodes have disks of their own by mounts, which takes root.
 chaos: install-test $(EMULATORS)/node_modules/.installed
