@@ -190,7 +190,8 @@ class Packager:
         await self.gate.wait()
         if self.refusal is not None:
             raise self.refusal
-        self.steps[member, time_index] = fields
+        # What is written is used again for the next step.
+        self.steps[member, time_index] = fields.copy()
 
 
 @pytest.fixture
