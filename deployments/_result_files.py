@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,13 +233,9 @@ class ResultFiles:
         partial.replace(self.folder / CHECKSUMS)
 
     def drop_zarr(self) -> None:
-        """Make the Zarr store vanish at once, then remove it."""
-        moved = self.new_partial()
-        try:
-            self.zarr.rename(moved)
-        except FileNotFoundError:
-            return
-        remove_tree(moved)
+        """Make the Zarr store vanish; it goes with the working files, for which nobody waits."""
+        with suppress(FileNotFoundError):
+            self.zarr.rename(self.new_partial())
 
 
 def data_of(

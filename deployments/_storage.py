@@ -156,7 +156,7 @@ class Result(Protocol):
         """Give a path to write the checksums to; they appear whole when all went well."""
 
     def drop_zarr(self) -> None:
-        """Make the Zarr store vanish at once, then remove it."""
+        """Make the Zarr store vanish at once; it is gone when the working records are."""
 
 
 class Storage(Protocol):
