@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.manifest import CHECKSUMS
 from workflows.stac import (
     CATALOG,
     COLLECTION,
@@ -193,6 +194,8 @@ def _stamps(folder: Path) -> Iterator[tuple[str, Stamp]]:
     for entry in entries:
         try:
             item, beside = os.stat(f"{entry.path}/{ITEM}"), entry.stat()
+            # Written last: without it the execution runs, or has failed and may be tried again.
+            os.stat(f"{entry.path}/{CHECKSUMS}")
         except (FileNotFoundError, NotADirectoryError):
             continue
         yield (

@@ -14,6 +14,7 @@ from typing import Any
 import pystac
 import pytest
 
+from deployments.manifest import CHECKSUMS
 from deployments.static_catalog import StaticCatalog
 from tests.deployments.results import PROVENANCE, make_nowcast_plan, make_plan
 from tests.workflows.stac_schemas import validator
@@ -53,6 +54,7 @@ def add(
     )
     (folder / ".item").write_text(json.dumps(item | changes))
     (folder / ".item").rename(folder / stac.ITEM)
+    (folder / CHECKSUMS).touch()
     return folder
 
 
@@ -222,6 +224,13 @@ def test_only_broken_items_make_no_collection(tmp_path: Path) -> None:
     catalog.update(FCN3)
     assert items_in(tmp_path) == []
     assert not (tmp_path / FCN3 / stac.COLLECTION).exists()
+
+
+def test_what_is_not_whole_is_left_out(tmp_path: Path) -> None:
+    whole, failed = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    (failed / CHECKSUMS).unlink()
+    StaticCatalog(tmp_path).update(FCN3)
+    assert items_in_links(tmp_path) == [whole.name]
 
 
 def test_unchanged_items_are_not_read_again(tmp_path: Path) -> None:
