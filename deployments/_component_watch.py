@@ -9,6 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments._lives import Lives
@@ -58,11 +60,19 @@ class ComponentWatch:
         """Look at all of them now and then, until cancelled."""
         pause = FIRST_PAUSE_S
         while True:
-            asleep = await asyncio.to_thread(self._asleep)
+            asleep = await self._who_sleeps()
             looked_at = (name for name in self._components if not self._sleeps(name, asleep))
             await asyncio.gather(*map(self._look_at, looked_at))
             await asyncio.sleep(pause)
             pause = INTERVAL_S
+
+    async def _who_sleeps(self) -> Collection[str]:
+        try:
+            return await asyncio.to_thread(self._asleep)
+        except (RayError, RayServeException) as error:
+            # Serve's controller is away for a moment: all are asked, as if nobody slept.
+            logger.warning("which models are scaled to zero is not known: %s", error)
+            return ()
 
     def _sleeps(self, component: str, asleep: Collection[str]) -> bool:
         # Once it has to say what it is, and whether it can be loaded.

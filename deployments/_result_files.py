@@ -274,11 +274,16 @@ def _from_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
 def flushing(path: Path) -> Iterator[None]:
     """Bring a file to the disk while the block writes it; what is left comes at its end."""
     over = threading.Event()
+    failures: list[OSError] = []
 
     def flush_now_and_then() -> None:
-        while not over.wait(_FLUSH_EVERY_S):
-            if path.exists():
-                flush(path)
+        while not over.wait(_FLUSH_EVERY_S) and not failures:
+            try:
+                # Not there yet, or gone with its execution.
+                with suppress(FileNotFoundError):
+                    flush(path)
+            except OSError as error:
+                failures.append(error)
 
     flusher = threading.Thread(target=flush_now_and_then, name="flush", daemon=True)
     flusher.start()
@@ -287,6 +292,9 @@ def flushing(path: Path) -> Iterator[None]:
     finally:
         over.set()
         flusher.join()
+    if failures:
+        # Told once: a later flush would not fail again.
+        raise failures[0]
     flush(path)
 
 
