@@ -16,7 +16,7 @@ help:
 	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
 	@echo "make check    check the configuration files"
 	@echo "make test     all tests"
-	@echo "make chaos    kill processes, nodes and clusters under load for half an hour; ARGS=\"--kills 50\""
+	@echo "make chaos    kill processes, nodes and clusters under load, let store and clock fail; ARGS=\"--kills 50\""
 	@echo "make bench    measure; ARGS=\"--base URL --against URL\" compares two servers"
 	@echo "make format lint types"
 
