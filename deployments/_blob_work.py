@@ -6,6 +6,7 @@
                                    3              a fence that was seen
                          steps/{member}-{time}    which blobs hold a step
                          conditioning/{member}-{step}.npy
+                         checkpoints/{member}-{step}.npz
 
 A blob appears whole, but one that was removed comes back when it is written again. So whoever has
 written looks whether the plan is still there, and removes what he wrote if it is not. Whoever
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments._blob_objects import Blobs
+from deployments._checkpoint import Checkpoint
 from deployments._work_folder import Written
 from workflows.base import Plan
 from workflows.dataset import Provenance
@@ -175,6 +177,33 @@ class WorkBlobs:
     def conditioned(self) -> set[tuple[int, int]]:
         """Read which (member, step) have such a field."""
         return self._numbered(f"{self.folder}/conditioning")
+
+    # Checkpoints: models in the middle of a member.
+
+    def checkpoints(self, member: int) -> list[int]:
+        """Read at which steps there is a checkpoint of a member, the last one first."""
+        found = self._numbered(f"{self.folder}/checkpoints")
+        return sorted((step for owner, step in found if owner == member), reverse=True)
+
+    def write_checkpoint(self, member: int, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint until it is dropped or the execution has ended."""
+        file = io.BytesIO()
+        checkpoint.write(file)
+        key = self._checkpoint(member, checkpoint.step)
+        self._blobs.put(key, file.getbuffer(), BYTES)
+        self.keep([key])
+
+    def read_checkpoint(self, member: int, step: int) -> Checkpoint:
+        """Read a checkpoint; FileNotFoundError if it is not there, ValueError if it is damaged."""
+        content = self._blobs.get(self._checkpoint(member, step))
+        return Checkpoint.read(step, io.BytesIO(content))
+
+    def drop_checkpoint(self, member: int, step: int) -> None:
+        """Remove a checkpoint, if it is there."""
+        self._blobs.delete(self._checkpoint(member, step))
+
+    def _checkpoint(self, member: int, step: int) -> str:
+        return f"{self.folder}/checkpoints/{member}-{step}.npz"
 
     def _numbered(self, folder: str) -> set[tuple[int, int]]:
         """Read which blobs ``{member}-{number}`` there are."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from deployments._checkpoint import Checkpoint, set_internal_state
 from deployments._host_memory import HostMemory
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
@@ -44,6 +45,9 @@ def forecast(
     job: MemberJob,
     state: NDArray[np.float32] | None = None,
     memory: HostMemory | None = None,
+    *,
+    checkpoint: Checkpoint | None = None,
+    keep: Callable[[int, Any], None] = lambda _, __: None,
 ) -> Generator[NDArray[np.float32]]:
     """Run a model over one member.
 
@@ -53,21 +57,37 @@ def forecast(
         The initial conditions; read from the job's path by default.
     memory : HostMemory, optional
         Gives what is yielded.
+    checkpoint : Checkpoint, optional
+        Where to go on.
+    keep : callable
+        Told every time index but the last and all fields that the model gave for it, shape
+        (variable, lat, lon), after they were taken and before the model goes on.
 
     Yields
     ------
     ndarray, shape (variable, lat, lon)
-        The plan's variables at each time, initial conditions first; longitudes 0 to 360. A copy:
-        models overwrite what they gave on the next step.
+        The plan's variables at each time, initial conditions first, or the one behind the
+        checkpoint; longitudes 0 to 360. A copy: models overwrite what they gave on the next step.
     """
     plan, memory = job.plan, memory or HostMemory()
-    iterator = _iterator(model, model, plan, plan.seeds[job.member], _state(job, state))
+    seed, first = plan.seeds[job.member], 0
+    if checkpoint is None:
+        iterator = _iterator(model, model, plan, seed, _state(job, state))
+    else:
+        lead_hours = checkpoint.step * plan.step_hours
+        iterator = _iterator(model, model, plan, seed, checkpoint.state, lead_hours)
+        # What it was begun with, which is written; this sets the model's state, too.
+        next(iterator)
+        set_internal_state(model, checkpoint.internal)
+        first = checkpoint.step + 1
     chosen: list[int] | None = None
-    for _ in range(plan.n_times):
+    for index in range(first, plan.n_times):
         fields, given = next(iterator)
         if chosen is None:
             chosen = _places(given, plan.variables)
         yield memory.fields(fields[0, 0], chosen)
+        if index < plan.n_steps:
+            keep(index, fields[0, 0])
 
 
 def conditioning(
@@ -113,13 +133,18 @@ def _state(job: MemberJob, state: NDArray[np.float32] | None) -> NDArray[np.floa
 
 
 def _iterator(
-    model: Any, steps: Any, plan: Plan | Conditioning, seed: int, state: NDArray[np.float32]
+    model: Any,
+    steps: Any,
+    plan: Plan | Conditioning,
+    seed: int,
+    state: NDArray[np.float32],
+    lead_hours: int = 0,
 ) -> Iterator[Any]:
-    """Begin a run of one member."""
+    """Begin a run of one member with its state some hours after the start."""
     grid = cast(Grid, plan.grid)
     coords = OrderedDict(
         time=np.array([plan.start()]).astype("datetime64[ns]"),
-        lead_time=np.array([np.timedelta64(0, "h")]),
+        lead_time=np.array([np.timedelta64(lead_hours, "h")]),
         variable=np.array(plan.input_variables),
         lat=grid.latitudes(),
         lon=grid.longitudes(),

@@ -340,7 +340,7 @@ async def written_steps(
     steps : callable
         Generator of the fields of each step, called with the model and the job.
     window : StepWindow
-        Has them written.
+        Has them written; the first of them follows on what it says is on disk.
     what : str
         What they are made for, as a label of metrics.
 
@@ -350,12 +350,12 @@ async def written_steps(
         If the job was stopped.
     """
     loop = asyncio.get_running_loop()
-    name = _replica_name()
+    name, first = _replica_name(), window.written
     job.progress = lambda: MemberProgress(written=window.written, replica=name)
 
     def work(model: Any) -> None:
         with closing(steps(model, job)) as given:
-            for index, fields in enumerate(replica.clock.steps(given, what)):
+            for index, fields in enumerate(replica.clock.steps(given, what), first):
                 job.check()
                 put = asyncio.run_coroutine_threadsafe(window.put(index, fields), loop)
                 job.wait_for(put, Doing.WRITING)

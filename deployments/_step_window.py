@@ -37,6 +37,8 @@ class StepWindow:
         Pause before the second attempt; it doubles with each further one.
     give_back : callable, optional
         Told the fields of every step that is written: nobody needs them any more.
+    written : int
+        Steps that were on disk before.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class StepWindow:
         size: int,
         first_pause_s: float = FIRST_PAUSE_S,
         give_back: Callable[[NDArray[np.float32]], None] = lambda _: None,
+        written: int = 0,
     ) -> None:
         self._write = write
         self._give_back = give_back
@@ -52,7 +55,8 @@ class StepWindow:
         self._room = asyncio.Semaphore(size)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
-        self.written = 0
+        self._behind: asyncio.Task[None] | None = None
+        self.written = written
         """Steps that are on disk."""
 
     async def put(self, time_index: int, fields: NDArray[np.float32]) -> None:
@@ -70,6 +74,26 @@ class StepWindow:
         task = asyncio.get_running_loop().create_task(self._write_one(time_index, fields))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def is_busy_behind(self) -> bool:
+        """Whether something that was put behind steps is not written yet."""
+        return self._behind is not None and not self._behind.done()
+
+    async def put_behind(self, write: Callable[[], Awaitable[Any]]) -> None:
+        """Have something else written once all steps that were handed over are; takes no room.
+
+        It is not written if one of them fails. What it fails with itself nobody is told.
+        """
+        before = set(self._tasks)
+
+        async def write_behind() -> None:
+            if before:
+                await asyncio.wait(before)
+            if self._failure is None:
+                await write()
+
+        self._behind = asyncio.get_running_loop().create_task(write_behind())
 
     async def _write_one(self, time_index: int, fields: NDArray[np.float32]) -> None:
         try:
@@ -100,14 +124,19 @@ class StepWindow:
         Exception
             What a write failed with.
         """
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        while waiting := self._under_way():
+            await asyncio.wait(waiting)
         if self._failure is not None:
             raise self._failure
 
     async def abandon(self) -> None:
         """Stop writing: what is under way is cancelled."""
-        for task in self._tasks:
+        waiting = self._under_way()
+        for task in waiting:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        if waiting:
+            await asyncio.wait(waiting)
+
+    def _under_way(self) -> set[asyncio.Task[None]]:
+        behind = {self._behind} if self._behind is not None else set()
+        return {task for task in self._tasks | behind if not task.done()}

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments._checkpoint import Checkpoint
 from deployments._work_folder import Written
 from workflows.base import Plan
 from workflows.dataset import Dataset, Provenance
@@ -97,6 +98,18 @@ class Work(Protocol):
 
     def conditioned(self) -> set[tuple[int, int]]:
         """Read which (member, step) have such a field."""
+
+    def checkpoints(self, member: int) -> list[int]:
+        """Read at which steps there is a checkpoint of a member, the last one first."""
+
+    def write_checkpoint(self, member: int, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint until it is dropped or the execution has ended."""
+
+    def read_checkpoint(self, member: int, step: int) -> Checkpoint:
+        """Read one; FileNotFoundError if it is not there, ValueError if it is damaged."""
+
+    def drop_checkpoint(self, member: int, step: int) -> None:
+        """Remove one, if it is there."""
 
 
 class Result(Protocol):

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments._checkpoint import Checkpoint
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import ExecutionCancelled, StageFailed, StaleConductor
@@ -56,6 +57,7 @@ class WorkFolder:
         self._fences = path / "fences"
         self._steps = path / "steps"
         self._conditioning = path / "conditioning"
+        self._checkpoints = path / "checkpoints"
 
     def open(self, fence: int) -> None:
         """Make the folder, unless it is there, and let the newest fence pass.
@@ -176,21 +178,7 @@ class WorkFolder:
 
         That a member's fields are there is recorded, and nobody would compute a lost one again.
         """
-        path = self._conditioning_field(member, step)
-        partial = path.with_name(f".{secrets.token_hex(8)}")
-        try:
-            with partial.open("xb") as file:
-                np.save(file, field)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-        except FileNotFoundError:
-            raise self.gone() from None
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._put_durably(self._conditioning_field(member, step), lambda file: np.save(file, field))
 
     def read_conditioning(self, member: int, step: int) -> NDArray[np.float32] | None:
         """Read a field; None if it is not there yet.
@@ -214,6 +202,33 @@ class WorkFolder:
 
     def _conditioning_field(self, member: int, step: int) -> Path:
         return self._conditioning / f"{member}-{step}.npy"
+
+    # Checkpoints: models in the middle of a member.
+
+    def checkpoints(self, member: int) -> list[int]:
+        """Read at which steps there is a checkpoint of a member, the last one first."""
+        found = _numbered(self._checkpoints)
+        return sorted((step for owner, step in found if owner == member), reverse=True)
+
+    def write_checkpoint(self, member: int, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint until it is dropped or the execution has ended."""
+        try:
+            self._checkpoints.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise self.gone() from None
+        self._put_durably(self._checkpoint(member, checkpoint.step), checkpoint.write)
+
+    def read_checkpoint(self, member: int, step: int) -> Checkpoint:
+        """Read a checkpoint; FileNotFoundError if it is not there, ValueError if it is damaged."""
+        with self._checkpoint(member, step).open("rb") as file:
+            return Checkpoint.read(step, file)
+
+    def drop_checkpoint(self, member: int, step: int) -> None:
+        """Remove a checkpoint, if it is there."""
+        self._checkpoint(member, step).unlink(missing_ok=True)
+
+    def _checkpoint(self, member: int, step: int) -> Path:
+        return self._checkpoints / f"{member}-{step}.npz"
 
     # The export.
 
@@ -253,6 +268,28 @@ class WorkFolder:
             yield
         finally:
             os.close(lock)
+
+    def _put_durably(self, path: Path, write: Callable[[IO[bytes]], object]) -> None:
+        """Write a file that survives a power cut."""
+        partial = path.with_name(f".{secrets.token_hex(8)}")
+        try:
+            try:
+                with partial.open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            except OSError:
+                # Of a full disk it would take what others need.
+                partial.unlink(missing_ok=True)
+                raise
+            folder = os.open(path.parent, os.O_RDONLY)
+        except FileNotFoundError:
+            raise self.gone() from None
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _put(self, path: Path, document: Any) -> None:
         partial = path.with_name(f".{secrets.token_hex(8)}")

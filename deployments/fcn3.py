@@ -5,6 +5,7 @@ With an interpolation to hourly steps it also conditions the forecasts of other 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
@@ -19,6 +20,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._analyses import Analyses
+from deployments._checkpoint import Checkpoint, can_go_on
+from deployments._checkpoints import Checkpoints
 from deployments._fair_turns import MAX_AT_REPLICA
 from deployments._fcn3_steps import (
     ConditioningJob,
@@ -60,6 +63,8 @@ class FCN3Options(BaseModel):
     input_variables: tuple[str, ...]
     window_steps: int
     """Steps that may be computed but not yet written."""
+    checkpoint_steps: int | None = None
+    """Steps after which a forecast's state is kept; None keeps none."""
     turns: Path | None = None
     """Folder of the locks by which models take turns on a GPU; None if each has its own."""
     interpolation: LoaderOptions | None = None
@@ -107,7 +112,7 @@ class FCN3:
         self._packager = packager
         self._analyses = Analyses(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
-        self._memory = HostMemory()
+        self._memory, self._kept_memory = HostMemory(), HostMemory()
         self._turn = GpuTurn(options.turns, self._device)
         self._replica = ModelReplica(
             options.loader.name, self._load, clock=ModelClock(options.loader.name, self._device)
@@ -120,6 +125,12 @@ class FCN3:
         with self._turn.loading() as put_aside:
             model = load(self._options.loader, device=self._device)
             check_coordinates(model, self._options.grid, self._options.input_variables)
+            if self._options.checkpoint_steps is not None and not can_go_on(model):
+                logger.warning(
+                    "model %s has no state that could be kept: a member that is interrupted "
+                    "begins anew",
+                    self._options.loader.name,
+                )
             loaded = Loaded(model)
             if self._options.interpolation is not None:
                 self._load_interpolation(loaded, self._options.interpolation)
@@ -182,15 +193,28 @@ class FCN3:
             If the caller went away: the thread has stopped then.
         """
         speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        state = await self._state(job, job.plan)
-        async with self._written(
-            job,
-            lambda loaded, _: forecast(loaded.model, job, state, self._memory),
-            self._packager.write_step,
-            "forecast",
-        ) as told:
+        origin = json.dumps(describe_origin(await self._replica.model(), self._options.loader))
+        checkpoints = Checkpoints(
+            self._packager, job, self._options.checkpoint_steps, origin, self._kept_memory
+        )
+        checkpoint = await checkpoints.find()
+        state = await self._state(job, job.plan) if checkpoint is None else None
+        window = self._window(job, self._packager.write_step, checkpoint)
+
+        def steps(loaded: Loaded, _: Callable[[], None]) -> Generator[NDArray[np.float32]]:
+            return forecast(
+                loaded.model,
+                job,
+                state,
+                self._memory,
+                checkpoint=checkpoint,
+                keep=lambda step, fields: checkpoints.keep(loaded.model, step, fields, window),
+            )
+
+        async with self._written(job, steps, window, "forecast") as told:
             async for progress in told:
                 yield progress
+        await checkpoints.drop()
 
     async def condition_member(self, job: ConditioningJob) -> AsyncGenerator[MemberProgress]:
         """Compute the fields that condition a forecast, hour by hour; tells how many are there.
@@ -207,7 +231,7 @@ class FCN3:
         async with self._written(
             job,
             lambda loaded, check: conditioning(loaded.model, _hourly(loaded), job, check, state),
-            self._packager.write_conditioning,
+            self._window(job, self._packager.write_conditioning),
             "conditioning",
         ) as told:
             async for progress in told:
@@ -222,12 +246,22 @@ class FCN3:
         found = await self._analyses.find(job.initial_conditions, plan, job.execution_id)
         return found.fields
 
-    def _written(
-        self, job: MemberJob, steps: Steps, writer: Any, what: str
-    ) -> aclosing[AsyncGenerator[MemberProgress]]:
+    def _window(
+        self, job: MemberJob, writer: Any, checkpoint: Checkpoint | None = None
+    ) -> StepWindow:
         async def write(index: int, fields: NDArray[np.float32]) -> None:
             await writer.remote(job.execution_id, job.fence, job.member, index, fields)
 
+        return StepWindow(
+            write,
+            self._options.window_steps,
+            give_back=self._memory.give_back,
+            written=0 if checkpoint is None else checkpoint.step + 1,
+        )
+
+    def _written(
+        self, job: MemberJob, steps: Steps, window: StepWindow, what: str
+    ) -> aclosing[AsyncGenerator[MemberProgress]]:
         def in_turn(loaded: Loaded, running: Job) -> Generator[NDArray[np.float32]]:
             with (
                 running.during(Doing.TURN),
@@ -237,7 +271,6 @@ class FCN3:
             ):
                 yield from each
 
-        window = StepWindow(write, self._options.window_steps, give_back=self._memory.give_back)
         return aclosing(written_steps(self._replica, Job(job.fence), in_turn, window, what))
 
 

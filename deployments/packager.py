@@ -21,6 +21,7 @@ from deployments._blob_objects import BlobResultsOptions
 from deployments._blob_results import result_folder
 from deployments._blob_storage import BlobStorage
 from deployments._catalog_keeper import CatalogKeeper
+from deployments._checkpoint import Checkpoint
 from deployments._disk_storage import DiskStorage
 from deployments._isolation import hide_gpus
 from deployments._metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
@@ -157,6 +158,26 @@ class Packager:
                 return field
             await asyncio.sleep(self._pause_s)
         return None
+
+    async def write_checkpoint(
+        self, execution_id: str, fence: int, member: int, checkpoint: Checkpoint
+    ) -> None:
+        """Keep the state of a member's model, in place of earlier ones."""
+        self._speak_of(execution_id, Stage.INFERENCE)
+        await asyncio.to_thread(
+            self._results.write_checkpoint, execution_id, fence, member, checkpoint
+        )
+        self._metrics.add(PACKAGER_BYTES, checkpoint.nbytes, kind="checkpoint")
+
+    async def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
+        """Give the last checkpoint of a member up to which all its steps are written, if any."""
+        self._speak_of(execution_id, Stage.INFERENCE)
+        return await asyncio.to_thread(self._results.read_checkpoint, execution_id, member)
+
+    async def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
+        """Remove the checkpoints of a member that is whole."""
+        self._speak_of(execution_id, Stage.INFERENCE)
+        await asyncio.to_thread(self._results.drop_checkpoints, execution_id, fence, member)
 
     async def export_netcdf(self, execution_id: str, fence: int) -> None:
         """Write the NetCDF4 file, following the steps as they are written; ends when it is whole.

@@ -15,6 +15,7 @@ In a container::
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections import Counter, OrderedDict
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments._checkpoint import Checkpoint
 from deployments._storage import Holding, Result, Storage, Work
 from deployments._work_folder import Written
 from deployments.manifest import MAX_LISTED, describe_files
@@ -32,6 +34,8 @@ from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+
+logger = logging.getLogger("ray.serve")
 
 _OPENED = 64
 
@@ -167,6 +171,46 @@ class ResultsStore:
     ) -> NDArray[np.float32] | None:
         """Read such a field; None if it is not there yet."""
         return self._work(execution_id).read_conditioning(member, step)
+
+    def write_checkpoint(
+        self, execution_id: str, fence: int, member: int, checkpoint: Checkpoint
+    ) -> None:
+        """Keep the state of a member's model, in place of earlier ones."""
+        work = self._work(execution_id)
+        work.admit(fence)
+        work.write_checkpoint(member, checkpoint)
+        for step in work.checkpoints(member):
+            if step < checkpoint.step:
+                work.drop_checkpoint(member, step)
+
+    def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
+        """Read the last checkpoint of a member up to which all its steps are written.
+
+        Returns
+        -------
+        Checkpoint or None
+            None if there is none. A damaged one costs time, but no execution.
+        """
+        work = self._work(execution_id)
+        steps = work.checkpoints(member)
+        written = work.written() if steps else set()
+        for step in steps:
+            if not written.issuperset((member, before) for before in range(step + 1)):
+                continue
+            try:
+                return work.read_checkpoint(member, step)
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                logger.exception("a checkpoint of member %d cannot be used", member)
+        return None
+
+    def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
+        """Remove the checkpoints of a member that is whole."""
+        work = self._work(execution_id)
+        work.admit(fence)
+        for step in work.checkpoints(member):
+            work.drop_checkpoint(member, step)
 
     def written(self, execution_id: str) -> set[tuple[int, int]]:
         """Read which (member, time index) are written."""

@@ -7,7 +7,8 @@ synthetic. Nothing here imports torch or Earth2Studio, which take most of a minu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -127,6 +128,7 @@ class SyntheticFCN3:
         self._lat = np.linspace(90.0, -90.0, n_lat)
         self._lon = np.linspace(0.0, 360.0, n_lon, endpoint=False)
         self._seed = 333
+        self._run = _Run(np.empty(0, np.float32), np.empty(0, "datetime64[ns]"), 0)
 
     def __str__(self) -> str:
         return "synthetic fcn3"
@@ -174,6 +176,16 @@ class SyntheticFCN3:
         coords["lead_time"] = coords["lead_time"] + STEP
         return coords
 
+    def internal_state(self) -> dict[str, NDArray[Any]]:
+        """Give what the next step of the running iterator depends on."""
+        run = self._run
+        return {"initial": run.initial, "start": run.start, "step": np.array(run.step)}
+
+    def set_internal_state(self, kept: Mapping[str, NDArray[Any]]) -> None:
+        """Let the running iterator go on where another one was."""
+        run = self._run
+        run.initial, run.start, run.step = kept["initial"], kept["start"], int(kept["step"])
+
     def __call__(self, x: Floats, coords: Coords) -> tuple[Floats, Coords]:
         """Give the state one step later."""
         steps = self.create_iterator(x, coords)
@@ -207,28 +219,33 @@ class SyntheticFCN3:
             raise ValueError(f"a state of shape {state.shape} does not fit its coordinates")
         return self._steps(state, coords.copy(), self._seed)
 
-    def _steps(self, start: Floats, coords: Coords, seed: int) -> Iterator[tuple[Floats, Coords]]:
-        yield start, coords.copy()
+    def _steps(self, x: Floats, coords: Coords, seed: int) -> Iterator[tuple[Floats, Coords]]:
+        run = self._run = _Run(x, coords["time"] + coords["lead_time"][0], 0)
+        yield x, coords.copy()
         # A batch dimension may be named without being there.
-        time_axis = list(coords)[-start.ndim :].index("time")
-        first = coords["time"] + coords["lead_time"][0]
-        runs = [
-            (
-                start[place],
-                place,
-                first[place[time_axis]],
-                Disturbance(seed, number, self.variables, start.shape[-2:]),
-            )
-            for number, place in enumerate(np.ndindex(start.shape[:-3]))
+        time_axis = list(coords)[-x.ndim :].index("time")
+        members = [
+            (place, place[time_axis], Disturbance(seed, number, self.variables, x.shape[-2:]))
+            for number, place in enumerate(np.ndindex(x.shape[:-3]))
         ]
-        state = np.empty_like(start, order="C")
-        step = 0
+        state = np.empty_like(x, order="C")
         while True:
-            step += 1
+            run.step += 1
             coords = self.output_coords(coords)
-            for initial, place, time, disturbance in runs:
-                disturbance.advance(initial, state[place], step, time)
+            for place, time, disturbance in members:
+                disturbance.advance(run.initial[place], state[place], run.step, run.start[time])
+            self._run = run
             yield state, coords.copy()
+
+
+@dataclass
+class _Run:
+    """How far an iterator is."""
+
+    initial: Floats
+    start: Any
+    """Valid times, as an array."""
+    step: int
 
 
 def load_ifs(*, n_lat: int = 721, n_lon: int = 1440) -> SyntheticIFS:

@@ -211,6 +211,7 @@ def _fcn3(settings: Settings, packager: Application, *analyses: Application) -> 
         grid=model.grid,
         input_variables=FCN3_VARIABLES,
         window_steps=settings.packager.window_steps,
+        checkpoint_steps=model.checkpoint_steps,
         interpolation=interpolation if hourly else None,
         turns=_turns(settings),
     )

@@ -177,6 +177,16 @@ class ModelSettings(Section):
         return 0.0 if self.loader == SYNTHETIC else 1.0
 
 
+class FCN3Settings(ModelSettings):
+    """FCN3 and the replicas that run it."""
+
+    checkpoint_steps: Count | None = Field(
+        default=40,
+        description="Steps after which the state of a member is kept, so that one that is "
+        "interrupted goes on from there; null begins it anew.",
+    )
+
+
 class StormScopeSettings(ModelSettings):
     """StormScope and the replicas that run it."""
 
@@ -201,7 +211,7 @@ class InterpolationSettings(Section):
 class ModelsSettings(Section):
     """The models, by name."""
 
-    fcn3: ModelSettings = Field(default=ModelSettings(), description="FourCastNet 3.")
+    fcn3: FCN3Settings = Field(default=FCN3Settings(), description="FourCastNet 3.")
     interpolation: InterpolationSettings = Field(
         default=InterpolationSettings(),
         description="Interpolation of FCN3 to hours, for what it conditions.",

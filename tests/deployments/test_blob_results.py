@@ -19,6 +19,7 @@ import pytest
 from deployments._blob_failures import blob_failure, is_untrusted, status_and_code
 from deployments._blob_objects import BlobResultsOptions, Blobs
 from deployments._blob_storage import BlobStorage
+from deployments._checkpoint import Checkpoint
 from deployments._transient import TransientFailure, is_transient
 from deployments.results_store import ResultsStore
 from tests.deployments.places import Blob, options_for
@@ -218,6 +219,12 @@ CALLS: dict[str, tuple[str, Callable[[ResultsStore, Plan], object]]] = {
     "a field": (
         "conditioning",
         lambda s, p: s.write_conditioning(ID, 1, 0, 0, np.zeros(3, np.float32)),
+    ),
+    "a checkpoint": (
+        "checkpoints",
+        lambda s, p: s.write_checkpoint(
+            ID, 1, 0, Checkpoint(1, "", np.zeros((1, 2, 2), np.float32), {})
+        ),
     ),
     "an export": ("results.nc", lambda s, p: s.export_netcdf(ID, 1)),
     "checksums": ("checksums", lambda s, p: s.finish(ID, 1)),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deployments._checkpoint import Checkpoint, internal_state
 from deployments._fcn3_steps import MemberJob, check_coordinates, forecast
 from deployments._loading import LoaderOptions
 from deployments.fcn3 import FCN3, FCN3Options
@@ -128,6 +131,25 @@ def test_a_member_is_its_seed_whatever_ran_before(model: SyntheticFCN3, analysis
     assert np.array_equal(members[1], plain_loop(member_job(analysis, member=1)))
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_goes_on_from_a_checkpoint_as_if_nothing_had_been(analysis: Path, step: int) -> None:
+    job, found = member_job(analysis), list[Checkpoint]()
+    stopped = SyntheticFCN3(n_lat=GRID.n_lat, n_lon=GRID.n_lon)
+
+    def keep(index: int, fields: Floats) -> None:
+        internal = internal_state(stopped)
+        assert internal is not None
+        if index == step:
+            found.append(Checkpoint(index, "", fields.copy(), internal))
+
+    list(forecast(stopped, job, keep=keep))
+    [checkpoint] = found
+    other = SyntheticFCN3(n_lat=GRID.n_lat, n_lon=GRID.n_lon)
+    list(forecast(other, member_job(analysis, 1)))
+    given = list(forecast(other, job, checkpoint=checkpoint))
+    assert np.array_equal(given, plain_loop(job)[step + 1 :])
+
+
 def test_a_start_in_another_zone_is_the_same_start(model: SyntheticFCN3, analysis: Path) -> None:
     zone = timezone(timedelta(hours=5, minutes=30))
     local = member_job(analysis, start_time=datetime(2025, 1, 1, 11, 30, tzinfo=zone))
@@ -180,6 +202,8 @@ class Packager:
 
     def __init__(self) -> None:
         self.steps: dict[tuple[int, int], Floats] = {}
+        self.checkpoints: dict[int, Checkpoint] = {}
+        self.no_checkpoints: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.refusal: Exception | None = None
@@ -192,6 +216,20 @@ class Packager:
             raise self.refusal
         # What is written is used again for the next step.
         self.steps[member, time_index] = fields.copy()
+
+    async def write_checkpoint(
+        self, execution_id: str, fence: int, member: int, checkpoint: Checkpoint
+    ) -> None:
+        if self.no_checkpoints is not None:
+            raise self.no_checkpoints
+        assert {(member, step) for step in range(checkpoint.step + 1)} <= self.steps.keys()
+        self.checkpoints[member] = replace(checkpoint, state=checkpoint.state.copy())
+
+    async def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
+        return self.checkpoints.get(member)
+
+    async def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
+        self.checkpoints.pop(member, None)
 
 
 @pytest.fixture
@@ -221,6 +259,63 @@ async def test_jobs_at_once_do_not_disturb_each_other(
     for job in jobs:
         given = [packager.steps[job.member, time] for time in range(5)]
         assert np.array_equal(given, plain_loop(job))
+
+
+async def replica_with(packager: Packager, **changes: Any) -> Any:
+    deployment = FCN3.func_or_class  # type: ignore[attr-defined]
+    made = deployment.__new__(deployment)
+    await made.__init__(options(**changes), Handle(packager))
+    return made
+
+
+async def interrupted(packager: Packager, analysis: Path) -> None:
+    """Compute member 1 until there is a checkpoint of it, and stop there."""
+    replica = await replica_with(packager, checkpoint_steps=2)
+    told = replica.forecast_member(member_job(analysis, member=1, n_steps=3000))
+    async with aclosing(told):
+        async for _ in told:
+            if packager.checkpoints:
+                break
+    assert packager.checkpoints[1].step % 2 == 0
+
+
+async def test_an_interrupted_member_goes_on_in_another_replica(
+    packager: Packager, analysis: Path
+) -> None:
+    await interrupted(packager, analysis)
+    at = packager.checkpoints[1].step
+    packager.steps.clear()
+    job = member_job(analysis, member=1, n_steps=at + 5)
+    another = await replica_with(packager, checkpoint_steps=2)
+    assert (await outcome(another.forecast_member(job)))[-1] == at + 6
+    assert packager.steps.keys() == {(1, step) for step in range(at + 1, at + 6)}
+    given = [packager.steps[1, step] for step in range(at + 1, at + 6)]
+    assert np.array_equal(given, plain_loop(job)[at + 1 :])
+    assert not packager.checkpoints
+
+
+async def test_a_checkpoint_of_another_model_is_left_alone(
+    packager: Packager, analysis: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await interrupted(packager, analysis)
+    packager.checkpoints[1] = replace(packager.checkpoints[1], origin="another model")
+    packager.steps.clear()
+    another = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis, member=1)
+    assert (await outcome(another.forecast_member(job)))[-1] == 5
+    assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
+    assert "begins anew: its checkpoint is another model's" in caplog.text
+
+
+async def test_no_member_fails_for_want_of_a_checkpoint(
+    packager: Packager, analysis: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packager.no_checkpoints = StageFailed("package", "no space left on the disk")
+    replica = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis)
+    assert (await outcome(replica.forecast_member(job)))[-1] == 5
+    assert np.array_equal([packager.steps[0, step] for step in range(5)], plain_loop(job))
+    assert "no checkpoint at step 2" in caplog.text
 
 
 async def test_says_which_model_it_is(replica: Any) -> None:

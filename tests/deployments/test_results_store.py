@@ -1,6 +1,7 @@
 """The conformance suite of the results store: results on disk and in Blob pass the same tests."""
 
 import hashlib
+import io
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 
+from deployments._checkpoint import Checkpoint
 from deployments.results_store import Begun, ResultsStore
 from tests.deployments.places import PLACES, Place, make_place
 from tests.deployments.results import PROVENANCE, expected, fields, make_nowcast_plan, make_plan
@@ -114,6 +116,72 @@ def test_a_later_attempt_is_told_what_is_whole(
     again = place.store()
     assert again.create(plan, ID, PROVENANCE, 1) == Begun((0, 2), (1,) if nowcast else ())
     assert place.keys(ID) == known
+
+
+def checkpoint_at(step: int) -> Checkpoint:
+    state = np.full((2, 3, 4), step, np.float32)
+    return Checkpoint(step, "model", state, {"noise": np.arange(5, dtype=np.uint8)})
+
+
+def test_a_checkpoint_is_found_when_all_steps_up_to_it_are_written(
+    place: Place, store: ResultsStore
+) -> None:
+    plan = make_plan(seeds=(1, 2), n_steps=5)
+    store.create(plan, ID, PROVENANCE, 1)
+    store.write_checkpoint(ID, 1, 1, checkpoint_at(2))
+    for time_index in (2, 0):
+        store.write_step(ID, 1, 1, time_index, fields(plan, 1, time_index))
+        assert store.read_checkpoint(ID, 1) is None
+    store.write_step(ID, 1, 1, 1, fields(plan, 1, 1))
+    found = place.store().read_checkpoint(ID, 1)
+    assert found is not None
+    assert (found.step, found.origin) == (2, "model")
+    np.testing.assert_array_equal(found.state, checkpoint_at(2).state)
+    np.testing.assert_array_equal(found.internal["noise"], np.arange(5, dtype=np.uint8))
+    assert store.read_checkpoint(ID, 0) is None
+
+
+def test_of_a_member_the_last_checkpoint_is_kept(place: Place, store: ResultsStore) -> None:
+    plan = make_plan(seeds=(1, 2), n_steps=5)
+    store.create(plan, ID, PROVENANCE, 1)
+    for member, step in ((0, 1), (1, 1), (1, 3)):
+        store.write_checkpoint(ID, 1, member, checkpoint_at(step))
+    # One that a dead process had under way counts for nothing.
+    store.write_checkpoint(ID, 1, 1, checkpoint_at(2))
+    for time_index in range(5):
+        store.write_step(ID, 1, 1, time_index, fields(plan, 1, time_index))
+    found = store.read_checkpoint(ID, 1)
+    assert found is not None and found.step == 3
+    store.drop_checkpoints(ID, 1, 1)
+    assert [key for key in place.keys(ID) if "checkpoints/" in key] == [
+        f"work/{ID}/checkpoints/0-1.npz"
+    ]
+    store.write_step(ID, 2, 0, 0, fields(plan, 0, 0))
+    with pytest.raises(StaleConductor):
+        store.write_checkpoint(ID, 1, 0, checkpoint_at(4))
+    store.clean(ID)
+    assert not [key for key in place.keys(ID) if "checkpoints" in key]
+    with pytest.raises(StageFailed, match="not being written"):
+        store.write_checkpoint(ID, 2, 0, checkpoint_at(4))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
+def test_a_damaged_checkpoint_is_none(place: Place, store: ResultsStore, damage: str) -> None:
+    plan = make_plan(seeds=(1,))
+    store.create(plan, ID, PROVENANCE, 1)
+    store.write_step(ID, 1, 0, 0, fields(plan, 0, 0))
+    store.write_checkpoint(ID, 1, 0, checkpoint_at(0))
+    file = io.BytesIO()
+    checkpoint_at(0).write(file)
+    content = bytearray(file.getvalue())
+    if damage == "changed":
+        content[content.index(checkpoint_at(0).state.tobytes()) + 7] ^= 1
+    elif damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content.clear()
+    place.write(f"work/{ID}/checkpoints/0-0.npz", bytes(content))
+    assert store.read_checkpoint(ID, 0) is None
 
 
 @pytest.mark.parametrize("changed", ["model", "data_source"])

@@ -165,3 +165,64 @@ async def test_abandoning_stops_writes_and_retries() -> None:
 async def _within(seconds: float, awaitable: Awaitable[None]) -> None:
     async with asyncio.timeout(seconds):
         await awaitable
+
+
+async def put_behind(window: StepWindow, noted: list[str]) -> None:
+    async def write() -> None:
+        noted.append("begun")
+        await asyncio.sleep(0)
+        noted.append("written")
+
+    await window.put_behind(write)
+
+
+async def test_what_is_put_behind_steps_is_written_when_they_are() -> None:
+    disk, noted = Disk(), list[str]()
+    window = StepWindow(disk.write, size=3)
+    await hand_over(window, 2, lambda _: None)
+    await put_behind(window, noted)
+    # It takes no room, and later steps do not keep it waiting.
+    await window.put(2, STEP)
+    disk.let(1)
+    await settle()
+    assert (noted, window.is_busy_behind) == ([], True)
+    disk.let(1)
+    await settle()
+    assert (noted, window.is_busy_behind) == (["begun", "written"], False)
+    assert window.written == 2
+    disk.let(1)
+    await window.close()
+
+
+async def test_closing_waits_for_what_was_put_behind() -> None:
+    disk, noted = Disk(), list[str]()
+    window = StepWindow(disk.write, size=3)
+    disk.let(1)
+    await window.put(0, STEP)
+    await put_behind(window, noted)
+    await window.close()
+    assert noted == ["begun", "written"]
+
+
+@pytest.mark.parametrize("how", ["failed", "abandoned"])
+async def test_behind_steps_that_are_not_written_nothing_is(how: str) -> None:
+    disk, noted = Disk({0: [StageFailed("package", "no space left on the disk")]}), list[str]()
+    window = StepWindow(disk.write, size=3)
+    await window.put(0, STEP)
+    await put_behind(window, noted)
+    if how == "abandoned":
+        await window.abandon()
+    else:
+        disk.let(1)
+        with pytest.raises(StageFailed, match="no space left"):
+            await window.close()
+    assert (noted, window.is_busy_behind) == ([], False)
+
+
+async def test_counts_on_from_what_was_there() -> None:
+    disk = Disk()
+    window = StepWindow(disk.write, size=3, written=4)
+    disk.let(1)
+    await window.put(4, STEP)
+    await window.close()
+    assert window.written == 5

@@ -44,6 +44,7 @@ class Place:
                     },
                     "num_gpus": 0.0,
                     "grid": grid,
+                    "checkpoint_steps": 4,
                 }
             },
         }
@@ -119,6 +120,24 @@ def test_a_killed_model_replica_is_replaced_and_the_member_computed_anew(
     os.kill(pid, signal.SIGKILL)
     assert server.finished(execution_id, 90)["status"] == "completed"
     assert_same(place.dataset(execution_id), undisturbed)
+
+
+def test_a_member_goes_on_from_its_checkpoint(
+    server: Server, place: Place, undisturbed: xr.Dataset
+) -> None:
+    execution_id = submit(server)
+    checkpoints = place.folder / "var" / "work" / execution_id / "checkpoints"
+    server.until(execution_id, lambda _: any(checkpoints.glob("*-8.npz")))
+    before = len(place.events())
+    [pid] = server.pids("FCN3")
+    os.kill(pid, signal.SIGKILL)
+    ended = server.finished(execution_id, 90)
+    assert ended["status"] == "completed"
+    assert_same(place.dataset(execution_id), undisturbed)
+    steps = [word for word, _, _ in place.events()[before:] if word == "step"]
+    # The state that it begins with is one of them.
+    assert len(steps) <= (STEPS - 8 + 1) + (STEPS + 1) + 1, "the first 8 were computed again"
+    assert not checkpoints.exists()
 
 
 def test_a_killed_packager_costs_nothing(

@@ -41,12 +41,16 @@ class Preprocessor(torch.nn.Module):
         if reset:
             self.state.zero_()
 
-    def get_internal_state(self, tensor: bool = False) -> torch.Tensor:
-        assert tensor
-        return self.state.detach().clone()
+    def get_internal_state(self, tensor: bool = False) -> Any:
+        """Give the noise, or what the generators on CPU and GPU are in; there is none here."""
+        return self.state.detach().clone() if tensor else (self._generator.get_state(), None)
 
-    def set_internal_state(self, state: torch.Tensor) -> None:
-        self.state.copy_(state)
+    def set_internal_state(self, state: Any) -> None:
+        """Set what is given: a tensor is the noise, a pair are the generators' states."""
+        if isinstance(state, torch.Tensor):
+            self.state.copy_(state)
+        elif state[0] is not None:
+            self._generator.set_state(state[0])
 
     def update_internal_state(self, replace_state: bool = False) -> None:
         drawn = torch.randn(self.state.shape, generator=self._generator).to(self.state.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
+from deployments._checkpoint import Checkpoint, internal_state
 from deployments._fcn3_steps import MemberJob, forecast
 from tests.integration.serving import WORKFLOW, Server, deploy, served
 from workflows.base import Plan
@@ -132,6 +134,42 @@ def test_members_on_one_model_are_what_a_plain_loop_gives(
         kept = list(forecast(model, job))
         assert np.array_equal(np.roll(kept, 720, axis=-1), plain_loop(seed))
     assert not np.array_equal(plain_loop(ENSEMBLE[0]), plain_loop(ENSEMBLE[1]))
+
+
+def test_goes_on_from_a_checkpoint_bit_for_bit(
+    model: Any, analysis: Path, plain_loop: Any, tmp_path: Path
+) -> None:
+    """As another process does, whose model has run others before; through a file."""
+    job = MemberJob(
+        execution_id="exec_1",
+        plan=plan_for(ENSEMBLE),
+        member=0,
+        initial_conditions=str(analysis),
+        fence=1,
+    )
+    path = tmp_path / "checkpoint.npz"
+
+    def keep(step: int, fields: Any) -> None:
+        internal = internal_state(model)
+        assert internal is not None and internal.keys() == {"noise", "cpu"}
+        if step == 1:
+            with path.open("wb") as file:
+                Checkpoint(step, "", fields.numpy().copy(), internal).write(file)
+
+    list(forecast(model, job, keep=keep))
+    next(steps_of(model, analysis, 8))
+    with path.open("rb") as file:
+        checkpoint = Checkpoint.read(1, file)
+
+    def rest(checkpoint: Checkpoint) -> Floats:
+        return np.roll(list(forecast(model, job, checkpoint=checkpoint)), 720, axis=-1)
+
+    assert np.array_equal(rest(checkpoint), plain_loop(ENSEMBLE[0])[2:])
+    # Without either the noise or its generator it would be another member.
+    for name in ("noise", "cpu"):
+        internal = {key: kept for key, kept in checkpoint.internal.items() if key != name}
+        given = rest(replace(checkpoint, internal=internal))
+        assert not np.array_equal(given, plain_loop(ENSEMBLE[0])[2:])
 
 
 def args_for(data_dir: Path, replicas: int) -> dict[str, Any]:

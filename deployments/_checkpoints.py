@@ -1,0 +1,105 @@
+"""Keeping the state of a model while it computes a member, and going on where another stopped.
+
+The model is held up by a copy to the host's memory; all else happens beside the next steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from deployments._checkpoint import Checkpoint, internal_state
+from deployments._fcn3_steps import MemberJob
+from deployments._host_memory import HostMemory
+from deployments._step_window import StepWindow
+
+logger = logging.getLogger("ray.serve")
+
+
+class Checkpoints:
+    """Those of one member, as the Packager keeps them.
+
+    Parameters
+    ----------
+    packager : DeploymentHandle
+    job : MemberJob
+    every : int or None
+        Steps from one to the next; None for none.
+    origin : str
+        Which model computes the member; another one's are of no use.
+    memory : HostMemory
+        For states on their way.
+    """
+
+    def __init__(
+        self, packager: Any, job: MemberJob, every: int | None, origin: str, memory: HostMemory
+    ) -> None:
+        self._packager = packager
+        self._job = job
+        # One at the end would come too late.
+        self._every = None if every is None or every >= job.plan.n_steps else every
+        self._origin = origin
+        self._memory = memory
+        self._loop = asyncio.get_running_loop()
+        self._any = False
+
+    async def find(self) -> Checkpoint | None:
+        """Get the last one; None if the member has to begin."""
+        if self._every is None:
+            return None
+        job = self._job
+        found: Checkpoint | None = await self._packager.read_checkpoint.remote(
+            job.execution_id, job.member
+        )
+        if found is None:
+            return None
+        self._any = True
+        if found.origin != self._origin:
+            logger.warning("member %d begins anew: its checkpoint is another model's", job.member)
+            return None
+        logger.info("member %d goes on behind step %d", job.member, found.step)
+        return found
+
+    def keep(self, model: Any, step: int, fields: Any, window: StepWindow) -> None:
+        """Keep the state behind a step, if that is one to be kept; in the model's thread.
+
+        Parameters
+        ----------
+        fields : array or tensor, shape (variable, lat, lon)
+            All that the model gave at that step, and nothing since.
+        window : StepWindow
+            Writes the steps, this one included: the checkpoint is written behind them.
+        """
+        if self._every is None or step == 0 or step % self._every:
+            return
+        if window.is_busy_behind:
+            # The disk is slower than the model. The one before will do.
+            logger.warning("no checkpoint at step %d: the one before is not written yet", step)
+            return
+        internal = internal_state(model)
+        if internal is None:
+            return
+        state = self._memory.fields(fields, range(len(fields)))
+        checkpoint = Checkpoint(step, self._origin, state, internal)
+        put = window.put_behind(lambda: self._write(checkpoint))
+        asyncio.run_coroutine_threadsafe(put, self._loop)
+
+    async def _write(self, checkpoint: Checkpoint) -> None:
+        job = self._job
+        try:
+            await self._packager.write_checkpoint.remote(
+                job.execution_id, job.fence, job.member, checkpoint
+            )
+            self._any = True
+        except Exception:
+            # Nobody needs it unless this process dies. If the disk is full, or another Conductor
+            # has taken over, the next step says so.
+            logger.warning("no checkpoint at step %d", checkpoint.step, exc_info=True)
+        self._memory.give_back(checkpoint.state)
+
+    async def drop(self) -> None:
+        """Remove them: the member is whole."""
+        if self._any:
+            job = self._job
+            await self._packager.drop_checkpoints.remote(job.execution_id, job.fence, job.member)
