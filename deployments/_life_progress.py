@@ -22,6 +22,8 @@ class Life:
     task: asyncio.Task[Any]
     written: list[int] = field(default_factory=list)
     """Time steps on disk, per member."""
+    firsts: dict[int, int] = field(default_factory=dict)
+    """Time index at which the latest attempt at a member began, if not with the first."""
     conditioned: list[int] = field(default_factory=list)
     """Fields that are there, per member of the conditioning forecast."""
     more_fields: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -82,6 +84,13 @@ class LifeProgress:
         life = self._running[execution_id]
         life.written[member] = written
         await self._tell_progress(execution_id, life, plan, at_once=written == plan.n_times)
+
+    def begins_farther(self, execution_id: str, member: int, first: int) -> bool:
+        """Note where an attempt at a member begins; says if that is behind all before."""
+        firsts = self._running[execution_id].firsts
+        farther = first > firsts.get(member, 0)
+        firsts[member] = max(first, firsts.get(member, 0))
+        return farther
 
     async def note_conditioning(
         self, execution_id: str, plan: Plan, member: int, fields: int

@@ -90,7 +90,8 @@ STEPS_WRITTEN = Counter(
 )
 PACKAGER_BYTES = Counter(
     "packager_written_bytes",
-    "Bytes that a Packager has written: steps, fields that condition, and files beside them.",
+    "Bytes that a Packager has written: steps, fields that condition, checkpoints, and files "
+    "beside them.",
     ("kind",),
 )
 QUEUE_DEPTH = Gauge("queue_depth", "Executions that wait.", ("workflow",))

@@ -47,6 +47,8 @@ class MemberProgress(BaseModel):
 
     written: int
     """Time steps on disk."""
+    first: int = 0
+    """Time index at which the replica began: behind a checkpoint, or 0."""
     replica: str | None = None
     """Where it is computed, by Serve's name."""
 
@@ -351,7 +353,7 @@ async def written_steps(
     """
     loop = asyncio.get_running_loop()
     name, first = _replica_name(), window.written
-    job.progress = lambda: MemberProgress(written=window.written, replica=name)
+    job.progress = lambda: MemberProgress(written=window.written, first=first, replica=name)
 
     def work(model: Any) -> None:
         with closing(steps(model, job)) as given:

@@ -6,6 +6,8 @@ its work and the record of it.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, cast
@@ -28,15 +30,20 @@ from workflows.delivery import Container, Delivery
 from workflows.errors import StageFailed
 from workflows.execution import Progress, Stage, Status
 
+logger = logging.getLogger("ray.serve")
+
 
 def _worth_another_try(error: BaseException) -> bool:
     return isinstance(error, TransientFailure)
 
 
+RETRY_S = 1.0
+"""Pause before the second attempt; it doubles with each further one."""
+
 _step = partial(
     DBOS.step,
     retries_allowed=True,
-    interval_seconds=1.0,
+    interval_seconds=RETRY_S,
     backoff_rate=2.0,
     should_retry=_worth_another_try,
     preemptible=True,
@@ -80,7 +87,11 @@ async def fetch_initial_conditions(execution_id: str, plan: Plan | Conditioning)
 async def forecast_member(
     execution_id: str, plan: Plan, member: int, initial_conditions: str
 ) -> None:
-    """Compute one ensemble member; when this is done, all its steps are written."""
+    """Compute one ensemble member; when this is done, all its steps are written.
+
+    An attempt that began behind a later checkpoint than all before does not count as one: a long
+    member may be interrupted any number of times as long as it comes on.
+    """
     job = MemberJob(
         execution_id=execution_id,
         plan=plan,
@@ -88,8 +99,19 @@ async def forecast_member(
         initial_conditions=initial_conditions,
         fence=here().fence,
     )
-    async for progress in here().member(plan.model, "forecast_member", job, plan.n_times):
-        await here().progress.note_written(execution_id, plan, member, progress.written)
+    came_on = True
+    while came_on:
+        came_on = False
+        try:
+            async for progress in here().member(plan.model, "forecast_member", job, plan.n_times):
+                came_on |= here().progress.begins_farther(execution_id, member, progress.first)
+                await here().progress.note_written(execution_id, plan, member, progress.written)
+            return
+        except TransientFailure as error:
+            if not came_on:
+                raise
+            logger.warning("member %d goes on from its last checkpoint: %s", member, error)
+            await asyncio.sleep(RETRY_S)
 
 
 @recorded

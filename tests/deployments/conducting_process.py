@@ -100,6 +100,8 @@ class StandIns:
         self._before = before or {}
         self.begun = Begun()
         """What `create` finds of an earlier attempt."""
+        self.firsts: dict[int, int] = {}
+        """Time index at which a member goes on."""
 
     async def _call(self, line: str, *args: Any) -> None:
         method = line.split()[0]
@@ -121,11 +123,12 @@ class StandIns:
     async def forecast_member(self, job: Any) -> AsyncIterator[MemberProgress]:
         self._journal.note(f"begin {job.member}")
         try:
-            for written in range(1, job.plan.n_times + 1):
+            first = self.firsts.get(job.member, 0)
+            for written in range(first + 1, job.plan.n_times + 1):
                 await asyncio.sleep(self._step_s)
                 if "step" in self._before:
                     await self._before["step"](job, written)
-                yield MemberProgress(written=written)
+                yield MemberProgress(written=written, first=first)
             await self._call(f"member {job.member}", job)
         except (asyncio.CancelledError, GeneratorExit):
             self._journal.note(f"stopped {job.member}")

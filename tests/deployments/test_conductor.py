@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from deployments._execution_tables import conductors, executions
+from deployments._life_progress import Life, LifeProgress
 from deployments._lives import Lives
 from deployments._logbook import hear_dbos
 from deployments._transient import TransientFailure
@@ -186,6 +187,33 @@ async def test_a_death_on_the_way_is_tried_again_and_leaves_one_line(
     assert line["stage"] == "inference"
     # DBOS's own handler would write to stderr.
     assert "automatically retried" not in capfd.readouterr().err
+
+
+async def test_a_member_that_comes_on_is_not_given_up(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """Attempts count that begin where one began before; the others are one after another."""
+    steps = 8
+    stand_ins = StandIns(journal)
+
+    async def die_behind_a_checkpoint(job: Any) -> None:
+        if (first := stand_ins.firsts.get(job.member, 0)) < steps - 1:
+            stand_ins.firsts[job.member] = first + 1
+            raise TransientFailure("inference", "ActorDiedError: it died")
+
+    stand_ins = StandIns(journal, before={"member": die_behind_a_checkpoint})
+    execution_id = submit(store, n_samples=1, n_steps=steps)
+    async with conducts(store_url, stand_ins):
+        assert (await until(store, execution_id, finished)).status == Status.COMPLETED
+    assert journal.lines().count("begin 0") == steps > 6
+
+
+def test_an_attempt_counts_that_begins_where_one_began_before() -> None:
+    life = Life(None)  # type: ignore[arg-type]
+    progress = LifeProgress({"exec_1": life}, None, None, in_turn=False)  # type: ignore[arg-type]
+    told = [progress.begins_farther("exec_1", 0, first) for first in (0, 0, 5, 5, 0, 5, 9, 9)]
+    assert told == [False, False, True, False, False, False, True, False]
+    assert progress.begins_farther("exec_1", 1, 5)
 
 
 async def test_what_else_dbos_says_is_in_our_log(caplog: pytest.LogCaptureFixture) -> None:
