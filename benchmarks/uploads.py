@@ -63,7 +63,9 @@ def _run(side: Side, executable: str, results_dir: Path) -> float:
 def _ours(azurite: Azurite, container: Container, results_dir: Path) -> float:
     azure = _azure(azurite)
     deployment: Any = BlobUploader
-    uploader = deployment.func_or_class(BlobUploaderOptions(azure=azure), results_dir)
+    uploader = deployment.func_or_class(
+        BlobUploaderOptions(azure=azure), results_dir, results_dir / "work"
+    )
     job = UploadJob(workflow=WORKFLOW, execution_id=EXECUTION, container=container)
 
     async def upload() -> None:

@@ -287,6 +287,7 @@ class Conducting:
         speak_of(execution_id, execution.workflow)
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
+            await self.lives.withdraw(execution)
             await remove_attempts(execution)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:

@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.blob_uploader import Uploaded
+from deployments.blob_uploader import Uploaded, UploadJob
 from deployments.geocatalog import Registered
-from workflows.delivery import Container
+from workflows.delivery import Container, Delivery
+from workflows.execution import Execution
+
+
+def begun_upload(execution: Execution) -> UploadJob | None:
+    """Give the upload of an execution that may have begun but has not ended; None if there is none.
+
+    Chunks of a Zarr store are uploaded while others are still computed.
+    """
+    delivery = Delivery.model_validate(execution.plan.get("delivery") or {})
+    if delivery.container is None or "uploaded" in (execution.results or {}):
+        return None
+    return UploadJob(
+        workflow=execution.workflow,
+        execution_id=execution.execution_id,
+        container=delivery.container,
+    )
 
 
 def of_upload(uploaded: Uploaded, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,7 @@ class Housekeeping:
     async def _remove_expired(self, execution: Execution) -> None:
         try:
             await self._packager.purge.remote(execution.workflow, execution.execution_id)
+            await self._lives.withdraw(execution)
             await remove_attempts(execution)
             await self._lives.write(self._store.mark_removed, execution.execution_id)
         except Exception:
@@ -193,6 +194,8 @@ class Housekeeping:
             if execution is None or (self._is_over(execution) and execution.results is None):
                 for workflow in holding.workflows:
                     await self._packager.purge.remote(workflow, execution_id)
+                if execution is not None:
+                    await self._lives.withdraw(execution)
                 await self._lives.write(self._store.mark_left_nothing, execution_id)
             elif not (self._is_over(execution) and holding.is_working):
                 return

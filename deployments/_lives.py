@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from deployments._delivered import begun_upload
 from deployments._endurance import patiently, uninterrupted
 from deployments._fair_turns import FairTurns
 from deployments._fcn3_steps import MemberJob
@@ -150,10 +151,11 @@ class Lives:
         if not execution.cancel_requested or execution.status in FINISHED:
             return
         with speaking_of(execution_id, execution.workflow, execution.stage):
-            await self._tidy("purge", execution.workflow, execution_id)
+            await self._tidy("packager", "purge", execution.workflow, execution_id)
             ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
             self.metrics.changed(ended)
             tell_cancelled(execution_id)
+            await self.withdraw(execution)
 
     async def end_failed(
         self, execution_id: str, reason: str, error: Exception | None = None
@@ -171,10 +173,11 @@ class Lives:
             self.metrics.failed(execution, error)
         with speaking_of(execution_id, execution.workflow, execution.stage):
             if execution.results is not None:
-                await self._tidy("clean", execution_id)
+                await self._tidy("packager", "clean", execution_id)
             elif isinstance(error, DiskFull) or not execution.has_whole_members:
                 # It helps nobody, or is what has filled the disk.
-                if await self._tidy("purge", execution.workflow, execution_id):
+                if await self._tidy("packager", "purge", execution.workflow, execution_id):
+                    await self.withdraw(execution)
                     await patiently(
                         partial(self.write, self._store.mark_left_nothing, execution_id)
                     )
@@ -237,7 +240,7 @@ class Lives:
                 results=manifest,
             )
             tell_completed(execution_id, manifest["execution_time_seconds"])
-        await self._tidy("clean", execution_id)
+        await self._tidy("packager", "clean", execution_id)
 
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""
@@ -329,15 +332,21 @@ class Lives:
                 turn.told(steps - progress.written, progress.replica)
                 yield progress
 
-    async def _tidy(self, method: str, *args: Any) -> bool:
+    async def withdraw(self, execution: Execution) -> None:
+        """Remove what was uploaded of results that were removed before they were whole."""
+        job = begun_upload(execution)
+        if job is not None and "blob_uploader" in self._deployments:
+            await self._tidy("blob_uploader", "withdraw", job)
+
+    async def _tidy(self, deployment: str, method: str, *args: Any) -> bool:
         """Remove files; that they stay behind must not change how an execution ended."""
         for attempt in range(TIDY_ATTEMPTS):
             try:
-                await getattr(self._deployments["packager"], method).remote(*args)
+                await getattr(self._deployments[deployment], method).remote(*args)
                 return True
             except Exception as error:
                 if not is_transient(error) or attempt == TIDY_ATTEMPTS - 1:
-                    logger.exception("files of %s stay behind", args[-1])
+                    logger.exception("%s could not %s: files stay behind", deployment, method)
                     break
             await asyncio.sleep(TIDY_PAUSE_S * 2**attempt)
         return False

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -48,6 +49,8 @@ _step = partial(
     should_retry=_worth_another_try,
     preemptible=True,
 )
+AHEAD_AGAIN_S = 10.0
+
 recorded = _step(max_attempts=6)
 """A step whose outcome is kept: it is not run again after a crash, but may run twice during one.
 
@@ -171,6 +174,37 @@ async def upload(execution_id: str, workflow: str, container: Container) -> Uplo
             return told
         await here().progress.note_upload(execution_id, told.bytes, told.total_bytes)
     raise StageFailed(Stage.UPLOAD, "the upload ended without an outcome")
+
+
+@asynccontextmanager
+async def uploading_ahead(execution_id: str, plan: Plan) -> AsyncIterator[None]:
+    """Copy chunks into the container that they shall go to, while a block writes others.
+
+    Not recorded, and it fails nothing: `upload` sends what is missing, and says what is wrong.
+    """
+    container = None if plan.delivery is None else plan.delivery.container
+    if container is None or plan.output_format != "zarr":
+        yield
+        return
+    job = UploadJob(workflow=plan.workflow, execution_id=execution_id, container=container)
+    task = asyncio.create_task(_upload_ahead(job), name="upload-ahead")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def _upload_ahead(job: UploadJob) -> None:
+    while True:
+        try:
+            await here().call(Stage.INFERENCE, "blob_uploader", "upload_ahead", job, fenced=False)
+            return
+        except StageFailed as error:
+            if not _worth_another_try(error):
+                logger.warning("no more is uploaded ahead: %s", error)
+                return
+        await asyncio.sleep(AHEAD_AGAIN_S)
 
 
 @recorded_delivery

@@ -92,7 +92,7 @@ def described_files(folder: Path) -> list[UploadFile]:
     except OSError as error:
         raise _unreadable(CHECKSUMS, error) from None
     real = Path(os.path.realpath(folder))
-    files = [_described(real, key, sha256) for sha256, key in _lines(content)]
+    files = [described_file(real, key, sha256) for sha256, key in _lines(content)]
     own = hashlib.sha256(content).hexdigest()
     files.append(UploadFile(CHECKSUMS, real / CHECKSUMS, len(content), own))
     return files
@@ -106,7 +106,14 @@ def _lines(content: bytes) -> Iterator[tuple[str, str]]:
         yield match[1], match[2]
 
 
-def _described(folder: Path, key: str, sha256: str) -> UploadFile:
+def described_file(folder: Path, key: str, sha256: str) -> UploadFile:
+    """Give a file of a result whose folder, no link and behind none, is given.
+
+    Raises
+    ------
+    UploadFailed
+        If it is missing, or no file of that result.
+    """
     path = folder / key
     # A workflow class of somebody's own may have put anything there.
     if str(path) != f"{folder}/{key}" or ".." in path.parts:

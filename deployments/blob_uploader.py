@@ -17,11 +17,15 @@ from deployments._azure import AzureOptions
 from deployments._azure_token import TokenBridge
 from deployments._blob_container import BlobContainer
 from deployments._blob_limits import BlobLimits, Crew
+from deployments._blob_objects import BlobResultsOptions, Blobs
 from deployments._isolation import hide_gpus
 from deployments._metrics import RAY, UPLOADED_BYTES, UPLOADED_OBJECTS, Recorder
 from deployments._subject import speak_of
 from deployments._transient import TransientFailure
 from deployments._upload import Tally, Upload
+from deployments._upload_ahead import UploadAhead
+from deployments._work_folder import WorkFolder
+from deployments.manifest import CHECKSUMS
 from workflows.delivery import Container
 from workflows.errors import UploadFailed
 from workflows.execution import Stage
@@ -41,6 +45,8 @@ class BlobUploaderOptions(BaseModel):
     limits: BlobLimits = BlobLimits()
     allowed: tuple[Container, ...] | None = None
     """Where results may go; None for anywhere. A plan may be older than the list."""
+    ahead: bool = True
+    """Whether chunks are sent while others are still computed."""
     time_limit_s: float = Field(default=6 * 3600.0, gt=0)
     """For one call of `upload`; the next one goes on where it ended."""
     report_every_s: float = Field(default=0.5, gt=0)
@@ -88,24 +94,33 @@ class Uploaded(BaseModel):
     uploaded_bytes: int
 
 
-@serve.deployment(name="BlobUploader", max_ongoing_requests=8)
+UPLOADS = 8
+"""Calls of one replica at once that upload or sign; the settings add those that upload ahead."""
+
+
+@serve.deployment(name="BlobUploader", max_ongoing_requests=UPLOADS)
 class BlobUploader:
     """Uploads results.
 
     Parameters
     ----------
     options : BlobUploaderOptions
-    results_dir : Path
-        Folder with the results that every replica sees.
+    results_dir, work_dir : Path
+        Folders with results and working files that every replica sees.
     metrics : Recorder
     """
 
     def __init__(
-        self, options: BlobUploaderOptions, results_dir: Path, metrics: Recorder = RAY
+        self,
+        options: BlobUploaderOptions,
+        results_dir: Path,
+        work_dir: Path,
+        metrics: Recorder = RAY,
     ) -> None:
         hide_gpus()
         self._options = options
         self._results_dir = Path(results_dir)
+        self._work_dir = Path(work_dir)
         self._metrics = metrics
         self._token = TokenBridge(options.azure)
         self._crew = Crew.of(options.limits)
@@ -157,6 +172,55 @@ class BlobUploader:
             uploaded_files=tally.uploaded_files,
             uploaded_bytes=tally.uploaded_bytes,
         )
+
+    async def upload_ahead(self, job: UploadJob) -> None:
+        """Copy the chunks of a Zarr store as they are written, until all are; may be cancelled.
+
+        Raises
+        ------
+        UploadFailed, TransientFailure
+            As `upload`, which sends whatever is missing.
+        """
+        if not self._options.ahead:
+            return
+        speak_of(job.execution_id, job.workflow, Stage.INFERENCE)
+        container = self._open(job.container)
+        source = self._results_dir / job.folder
+        work = WorkFolder(self._work_dir / job.execution_id, job.execution_id)
+        ahead = UploadAhead(container, self._blobs(job.container), job.folder, source, work)
+        sent = _Sent(ahead.tally, self._metrics, job.workflow)
+        try:
+            await ahead.run()
+        finally:
+            sent.count()
+            container.close()
+            logger.info(
+                "uploaded %d files, %d bytes ahead",
+                ahead.tally.uploaded_files,
+                ahead.tally.uploaded_bytes,
+            )
+
+    async def withdraw(self, job: UploadJob) -> None:
+        """Remove what was uploaded of a result, unless it is there as a whole.
+
+        Raises
+        ------
+        StageFailed
+            If Blob Storage refuses; `TransientFailure` if it is busy or out of reach.
+        """
+        speak_of(job.execution_id, job.workflow)
+        await asyncio.to_thread(self._withdraw, job)
+
+    def _withdraw(self, job: UploadJob) -> None:
+        blobs = self._blobs(job.container)
+        if blobs.head(f"{job.folder}/{CHECKSUMS}") is None:
+            blobs.remove(job.folder)
+
+    def _blobs(self, container: Container) -> Blobs:
+        options = BlobResultsOptions(
+            container=container, azure=self._options.azure, scratch_dir=self._work_dir
+        )
+        return Blobs(options, threads=1)
 
     async def sign(
         self, container: Container, workflow: str, execution_id: str, lifetime_s: float

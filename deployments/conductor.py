@@ -34,6 +34,7 @@ from deployments._steps import (
     run,
     side_by_side,
     upload,
+    uploading_ahead,
 )
 from deployments.custom_workflow import RunResult
 from workflows.base import Conditioning, Plan
@@ -80,10 +81,11 @@ async def life_of_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     )
     left = await here().progress.left_of(execution_id, plan, begun)
     await here().enter(execution_id, Stage.INFERENCE)
-    await side_by_side(
-        *([export(execution_id)] if plan.output_format == "netcdf4" else []),
-        *(forecast_member(execution_id, plan, m, initial_conditions) for m in left.members),
-    )
+    async with uploading_ahead(execution_id, plan):
+        await side_by_side(
+            *([export(execution_id)] if plan.output_format == "netcdf4" else []),
+            *(forecast_member(execution_id, plan, m, initial_conditions) for m in left.members),
+        )
     await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
     return await package(execution_id)
 
@@ -100,16 +102,17 @@ async def life_of_nowcast(
     )
     left = await here().progress.left_of(execution_id, plan, begun)
     await here().enter(execution_id, Stage.INFERENCE)
-    await side_by_side(
-        *([export(execution_id)] if plan.output_format == "netcdf4" else []),
-        *(
-            here().progress.all_conditioned(
-                execution_id, plan, m, condition_member(execution_id, plan, m, analysis)
-            )
-            for m in left.conditioning
-        ),
-        *(nowcast_member(execution_id, plan, m, satellite_image) for m in left.members),
-    )
+    async with uploading_ahead(execution_id, plan):
+        await side_by_side(
+            *([export(execution_id)] if plan.output_format == "netcdf4" else []),
+            *(
+                here().progress.all_conditioned(
+                    execution_id, plan, m, condition_member(execution_id, plan, m, analysis)
+                )
+                for m in left.conditioning
+            ),
+            *(nowcast_member(execution_id, plan, m, satellite_image) for m in left.members),
+        )
     await here().enter(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
     return await package(execution_id)
 

@@ -15,7 +15,7 @@ from deployments._azure import AzureOptions
 from deployments._blob_objects import BlobResultsOptions
 from deployments._housekeeping import HousekeepingOptions
 from deployments._loading import LoaderOptions
-from deployments.blob_uploader import BlobUploader, BlobUploaderOptions
+from deployments.blob_uploader import UPLOADS, BlobUploader, BlobUploaderOptions
 from deployments.conductor import Conductor, ConductorOptions
 from deployments.custom_workflow import CustomWorkflow, CustomWorkflowOptions
 from deployments.fcn3 import FCN3, FCN3Options
@@ -265,10 +265,18 @@ def _delivery(settings: Settings) -> dict[str, Application]:
         upload = BlobUploaderOptions(
             azure=account,
             allowed=azure.blob.containers,
+            ahead=azure.blob.upload_ahead,
             time_limit_s=azure.blob.time_limit_s,
         )
         built["blob_uploader"] = _bind(
-            BlobUploader, UPLOADING, azure.blob.replicas, upload, settings.results_dir
+            BlobUploader,
+            UPLOADING,
+            azure.blob.replicas,
+            upload,
+            settings.results_dir,
+            settings.work_dir,
+            # One that follows an execution keeps its place from the first step to the last.
+            max_calls=UPLOADS + sum(settings.max_running.values()),
         )
     if azure.geocatalog.allowed:
         register = GeoCatalogOptions(

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    Strict,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.section import Amount, Count, ImportPath, Section
 from workflows.delivery import (
@@ -80,6 +87,11 @@ class BlobSettings(Section):
     )
     time_limit_s: Amount = Field(
         default=6 * 3600.0, description="Seconds that one attempt at an upload may take."
+    )
+    upload_ahead: Annotated[bool, Strict()] = Field(
+        default=True,
+        description="Whether the chunks of a Zarr store are uploaded while others are still "
+        "computed.",
     )
     replicas: Count = Field(default=1, description="Replicas that upload.")
 

@@ -155,6 +155,13 @@ class StandIns:
             url=url, container=job.container, files=2, bytes=20, uploaded_files=2, uploaded_bytes=20
         )
 
+    async def upload_ahead(self, job: Any) -> None:
+        if "ahead" in self._before:
+            await self._before["ahead"](job)
+
+    async def withdraw(self, job: Any) -> None:
+        await self._call("withdraw", job)
+
     async def register(self, registration: Any) -> Registered:
         await self._call("register", registration)
         return Registered(

@@ -11,6 +11,9 @@ from ray._common.formatters import JSONFormatter
 from deployments._subject import OURS, NameSubject
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting_process import Journal
+from tests.emulators.azurite import Azurite
+from tests.emulators.flaky_proxy import FlakyProxy
+from workflows.delivery import Container
 
 ours = logging.getLogger(OURS)
 
@@ -65,3 +68,20 @@ def as_json(tmp_path: Path) -> Iterator[None]:
     ours.removeHandler(memory)
     memory.close()
     file.close()
+
+
+@pytest.fixture
+def container(azurite: Azurite) -> Container:
+    return azurite.new_container("nightly/gfs")
+
+
+@pytest.fixture
+def proxy(azurite: Azurite) -> Iterator[FlakyProxy]:
+    with FlakyProxy(azurite.endpoint, azurite.certificate) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(container: Container, proxy: FlakyProxy) -> Container:
+    """The container, through the proxy."""
+    return container.model_copy(update={"account_url": proxy.endpoint})

@@ -6,7 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,8 +22,10 @@ from deployments.blob_uploader import Uploaded, UploadJob, UploadProgress
 from tests.deployments.uploads import (
     BLOCK,
     EXECUTION,
+    FOLDER,
     SECRET,
     WORKFLOW,
+    blobs,
     describe,
     make_results,
     make_uploader,
@@ -37,40 +39,13 @@ from tests.measured import Measured
 from workflows.delivery import Container
 from workflows.errors import StageFailed, UploadFailed
 
-FOLDER = f"{WORKFLOW}/{EXECUTION}"
 NETCDF = r"PUT .*results\.nc"
 CHUNKS = r"PUT .*results\.zarr"
 
 
 @pytest.fixture
-def container(azurite: Azurite) -> Container:
-    return azurite.new_container("nightly/gfs")
-
-
-@pytest.fixture
 def uploader(tmp_path: Path, azurite: Azurite) -> Any:
     return make_uploader(tmp_path, azurite.ca_file)
-
-
-@pytest.fixture
-def proxy(azurite: Azurite) -> Iterator[FlakyProxy]:
-    with FlakyProxy(azurite.endpoint, azurite.certificate) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def behind(container: Container, proxy: FlakyProxy) -> Container:
-    """The container, through the proxy."""
-    return container.model_copy(update={"account_url": proxy.endpoint})
-
-
-def blobs(azurite: Azurite, container: Container) -> dict[str, Any]:
-    """Give properties of all blobs of a result, by key."""
-    below = f"{container.prefix}/{FOLDER}/" if container.prefix else f"{FOLDER}/"
-    with azurite.client(container) as client:
-        found = list(client.list_blobs(include=["metadata"]))
-    assert all(blob.name.startswith(below) for blob in found)
-    return {blob.name.removeprefix(below): blob for blob in found}
 
 
 def content(azurite: Azurite, container: Container, key: str) -> bytes:

@@ -25,7 +25,7 @@ from tests.deployments.conducting import (
 from tests.deployments.conducting_process import Journal, StandIns
 from workflows import Execution, FCN3Workflow, Status
 from workflows.delivery import Delivery, parse_container
-from workflows.errors import DiskFull, IngestionFailed, UploadFailed
+from workflows.errors import DiskFull, IngestionFailed, StageFailed, UploadFailed
 from workflows.execution import Stage, new_execution_id
 
 WORKFLOW = FCN3Workflow()
@@ -268,8 +268,63 @@ async def test_an_upload_can_be_cancelled(
         store.request_cancel(WORKFLOW.name, execution_id)
         conducting.nudge()
         ended = await until(store, execution_id, finished)
-    assert ended.status == Status.CANCELLED
+        assert ended.status == Status.CANCELLED
+        await comes_true(lambda: "withdraw" in journal.lines())
     assert "purge" in journal.lines()
+
+
+async def test_chunks_are_uploaded_while_others_are_computed(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """It is stopped with the last member, and nothing depends on how it ends."""
+    jobs, stopped = [], asyncio.Event()
+
+    async def follow(job: Any) -> None:
+        jobs.append(job)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def behind_it(_: Any) -> None:
+        await asyncio.wait_for(started(), LIMIT_S)
+
+    async def started() -> None:
+        while not jobs:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def upload(_: Any) -> None:
+        assert stopped.is_set()
+
+    execution_id = submit(store, BOTH)
+    before = {"ahead": follow, "member": behind_it, "upload": upload}
+    async with conducts(store_url, StandIns(journal, before=before)):
+        assert (await until(store, execution_id, finished)).status == Status.COMPLETED
+    [job] = jobs
+    assert (job.execution_id, job.container) == (execution_id, CONTAINER)
+    assert not [line for line in journal.lines() if line.startswith("withdraw")]
+
+
+async def test_without_uploads_ahead_all_is_uploaded_in_the_end(
+    store: ConductedStore, store_url: str, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = refuse(1, UploadFailed("upload", "make the container first"))
+    execution_id = submit(store, BOTH)
+    async with conducts(store_url, StandIns(journal, before={"ahead": refused})):
+        assert (await until(store, execution_id, finished)).status == Status.COMPLETED
+    assert "no more is uploaded ahead: make the container first" in caplog.text
+    assert "upload" in journal.lines()
+
+
+async def test_what_was_uploaded_ahead_goes_with_an_execution_that_fails(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    refused = refuse(1, StageFailed("inference", "the core returned NaN"))
+    execution_id = submit(store, BOTH)
+    async with conducts(store_url, StandIns(journal, before={"step": refused})):
+        assert (await until(store, execution_id, finished)).status == Status.FAILED
+        await comes_true(lambda: "withdraw" in journal.lines())
+    assert journal.lines()[-2:] == ["purge", "withdraw"]
 
 
 async def test_an_execution_that_is_delivered_holds_up_no_other(

@@ -19,9 +19,11 @@ from deployments.blob_uploader import (
     UploadProgress,
 )
 from deployments.manifest import describe_files, hashed
+from tests.emulators.azurite import Azurite
 from workflows.delivery import Container
 
 WORKFLOW, EXECUTION = "foundry_fcn3_workflow", "exec_0123"
+FOLDER = f"{WORKFLOW}/{EXECUTION}"
 SECRET = "e2s-planted-secret"
 """In every token."""
 BLOCK = 1 << 20
@@ -64,6 +66,15 @@ def describe(results_dir: Path) -> None:
     )
 
 
+def blobs(azurite: Azurite, container: Container) -> dict[str, Any]:
+    """Give properties of all blobs of a result, by key."""
+    below = f"{container.prefix}/{FOLDER}/" if container.prefix else f"{FOLDER}/"
+    with azurite.client(container) as client:
+        found = list(client.list_blobs(include=["metadata"]))
+    assert all(blob.name.startswith(below) for blob in found)
+    return {blob.name.removeprefix(below): blob for blob in found}
+
+
 def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
     """Give an uploader as Serve makes it, in this process."""
     credential = {"secret": SECRET, "cache": True, **changes.pop("credential_options", {})}
@@ -72,11 +83,11 @@ def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
         credential_options=credential,
         ca_file=ca_file,
     )
-    metrics = changes.pop("metrics", RAY)
+    metrics, work_dir = changes.pop("metrics", RAY), changes.pop("work_dir", results_dir)
     limits = LIMITS.model_copy(update=changes.pop("limits", {}))
     options = BlobUploaderOptions(azure=azure, limits=limits, report_every_s=0.01, **changes)
     deployment: Any = BlobUploader
-    return deployment.func_or_class(options, results_dir, metrics)
+    return deployment.func_or_class(options, results_dir, work_dir, metrics)
 
 
 def upload(uploader: Any, container: Container) -> AsyncGenerator[UploadProgress | Uploaded, None]:

@@ -175,6 +175,28 @@ def test_a_replica_that_is_killed_while_it_delivers(
     xr.testing.assert_equal(from_blob, xr.open_zarr(here).load())
 
 
+def test_chunks_are_in_the_container_before_all_are_computed_and_go_with_a_cancel(
+    server: Server, azure: Azure
+) -> None:
+    asked = {**ASKED[FORECAST], "n_steps": 400, "seeds": [1, 2, 3, 4], "output_format": "zarr"}
+    execution_id = server.submit(**asked, **azure.delivery)
+
+    def uploaded() -> list[str]:
+        with azure.blobs() as client:
+            return [each for each in client.list_blob_names() if execution_id in each]
+
+    status = server.until(execution_id, lambda _: bool(uploaded()))
+    assert status["stage"] == "inference"
+    assert all("/c." in each for each in uploaded())
+    answer = server.http.delete(f"/v1/infer/{FORECAST}/{execution_id}")
+    assert answer.status_code in (200, 202), answer.text
+    assert server.finished(execution_id)["status"] == "cancelled"
+    deadline = time.monotonic() + 20
+    while uploaded():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_secrets_are_nowhere(server: Server, azure: Azure) -> None:
     """After all of the above: the planted secret is in every token, and in nothing that stays."""
     needle = SECRET.encode()
