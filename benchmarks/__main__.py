@@ -34,6 +34,7 @@ from benchmarks.server import Server
 from benchmarks.stand_in_gpus import SMALL_GRID
 from benchmarks.submit_and_status import measure_requests
 from benchmarks.tiny_jobs import measure_tiny_jobs
+from benchmarks.upload_ahead import measure_upload_ahead
 from benchmarks.uploads import measure_uploads
 from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload, workload_of
 
@@ -42,6 +43,7 @@ LARGE = ("memory", "forecast", "downloads")
 ALONE = {
     "pipeline": measure_pipeline,
     "uploads": measure_uploads,
+    "ahead": measure_upload_ahead,
     "fanout": measure_fan_out,
     "fairness": measure_fairness,
     "overlap": measure_overlap,

@@ -50,6 +50,7 @@ def sleeping_server(
     gpus: int = 1,
     grid: dict[str, int] = SMALL_GRID,
     delay_s: float = 0.0,
+    azure: dict[str, Any] | None = None,
 ) -> Iterator[SleepingServer]:
     """Serve FCN3 with a replica on each of some stand-in GPUs.
 
@@ -57,6 +58,8 @@ def sleeping_server(
     ----------
     step_s, delay_s : float
         What a step takes, and initial conditions.
+    azure : dict, optional
+        Where results are delivered to, as in the settings.
     """
     with tempfile.TemporaryDirectory(prefix="e2s-bench-") as folder:
         journal = Path(folder, "journal")
@@ -77,6 +80,7 @@ def sleeping_server(
             "data_sources": {
                 "ifs": {"loader": f"{here}:load_ifs", "options": {"delay_s": delay_s, **noted}}
             },
+            **({} if azure is None else {"azure": azure}),
         }
         # Replicas that sleep need no core of their own.
         stand_ins = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": gpus, "CPU": 2 + gpus})}
