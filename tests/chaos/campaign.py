@@ -236,6 +236,8 @@ class Campaign:
                 "options": {"step_s": STEP_S, "journal": str(journal), **self.grid},
                 "grid": dict(self.grid),
                 "replicas": 2,
+                # Of 3 to 8 steps.
+                "checkpoint_steps": 2,
             },
             "stormscope": {"grid": REGION, "num_gpus": 1.0},
         }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deployments._synthetic_disturbance import STEP
 from deployments.synthetic import SyntheticFCN3
 
 
@@ -19,7 +20,8 @@ class JournaledFCN3(SyntheticFCN3):
     step_s : float or str
         Seconds, or a file that tells them, and is read again while a step waits.
     journal : str
-        Gets ``<seed> <pid> <step> <unix time at which the step began>``.
+        Gets ``<seed> <pid> <step> <unix time at which the step began>``; steps count from the
+        start of the forecast, also where it goes on from a checkpoint.
     """
 
     def __init__(self, step_s: float | str, journal: str, **options: Any) -> None:
@@ -37,10 +39,11 @@ class JournaledFCN3(SyntheticFCN3):
 
     def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
         steps, seed = super().create_iterator(x, coords), self._seed
+        first = int(coords["lead_time"][0] / STEP)
 
         def slowly() -> Iterator[Any]:
             began = time.time()
-            for number, step in enumerate(steps):
+            for number, step in enumerate(steps, first):
                 self._pause()
                 with self._journal.open("a") as file:
                     file.write(f"{seed} {os.getpid()} {number} {began}\n")

@@ -53,6 +53,8 @@ class Verdict:
     """How the executions of a campaign have ended."""
 
     accepted: int
+    resumed: int = 0
+    """How often a member went on from a checkpoint."""
     right: int = 0
     lost: list[str] = field(default_factory=list)
     """Never ended, or ended otherwise than as completed."""
@@ -64,7 +66,8 @@ class Verdict:
     def __str__(self) -> str:
         counts = (
             f"{self.accepted} accepted, {self.right} ended right, {len(self.lost)} lost, "
-            f"{len(self.doubled)} doubled, {len(self.wrong)} with wrong arrays"
+            f"{len(self.doubled)} doubled, {len(self.wrong)} with wrong arrays; "
+            f"members went on from a checkpoint {self.resumed} times"
         )
         return "\n".join([counts, *self.lost[:10], *self.doubled[:10], *self.wrong[:10]])
 
@@ -103,7 +106,7 @@ def judge(
     reference : Dataset or None
         Result of the nowcast that nobody disturbed.
     """
-    verdict = Verdict(len(load.accepted))
+    verdict = Verdict(len(load.accepted), resumed=_resumed(journal))
     computed = _computed(journal)
     if records is not None:
         records.look()
@@ -153,6 +156,17 @@ def _computed(journal: Path) -> dict[int, list[float]]:
         seed, _pid, _step, at = line.split()
         began[int(seed)].append(float(at))
     return began
+
+
+def _resumed(journal: Path) -> int:
+    """Count how often an iterator was begun in the middle of a member."""
+    at: dict[tuple[str, str], int] = {}
+    begun = 0
+    for line in journal.read_text().splitlines():
+        seed, pid, step, _at = line.split()
+        begun += int(step) not in (0, at.get((seed, pid), -1) + 1)
+        at[seed, pid] = int(step)
+    return begun
 
 
 def _recorded(dbos: sa.Engine) -> dict[str, list[float]]:
