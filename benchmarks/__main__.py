@@ -27,6 +27,7 @@ from benchmarks.downloads import measure_downloads
 from benchmarks.durability import measure_durability
 from benchmarks.fan_out import measure_fairness, measure_fan_out
 from benchmarks.forecasts import measure_forecasts
+from benchmarks.gpu_overlap import measure_gpu_overlap
 from benchmarks.overlap import measure_overlap
 from benchmarks.pipeline import measure_pipeline
 from benchmarks.report import Report
@@ -47,6 +48,7 @@ ALONE = {
     "fanout": measure_fan_out,
     "fairness": measure_fairness,
     "overlap": measure_overlap,
+    "gpu": measure_gpu_overlap,
     "durability": measure_durability,
     "crowd": measure_crowd,
 }

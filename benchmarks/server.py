@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -105,6 +106,14 @@ class Server:
     def processes(self) -> list[int]:
         """List the server's processes."""
         return [] if self._process is None else machine.tree(self._process.pid)
+
+    def metrics(self) -> Iterator[str]:
+        """Read what Ray's nodes tell Prometheus."""
+        listed = self.folder / "ray/ray/session_latest/prom_metrics_service_discovery.json"
+        for entry in json.loads(listed.read_text()):
+            for address in entry["targets"]:
+                with _opener.open(f"http://{address}/metrics", timeout=10) as answer:
+                    yield answer.read().decode()
 
     def _wait_ready(self, deadline: float) -> None:
         assert self._process is not None

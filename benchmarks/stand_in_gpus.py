@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from benchmarks.server import Server
 from benchmarks.timeline import Step, read_journal
 from benchmarks.workloads import FCN3
 
 SMALL_GRID = {"n_lat": 8, "n_lon": 16}
+BUSY = "ray_earth2serve_model_seconds_total"
 FULL_GRID = {"n_lat": 721, "n_lon": 1440}
 VARIABLES = ("t2m", "u10m", "v10m", "msl", "tcwv", "z500", "t850", "u850")
 """Eight, as many as a forecast may well keep."""
@@ -31,11 +34,23 @@ class SleepingServer:
 
     def __init__(self, server: Server, journal: Path) -> None:
         self.base = server.base
+        self._server = server
         self._journal = journal
 
     def forget(self) -> None:
         """Begin an empty journal."""
         self._journal.write_text("")
+
+    def busy_s(self) -> float:
+        """Read in Ray's metrics how many seconds FCN3 has computed."""
+        wanted = {("model", "fcn3"), ("state", "busy")}
+        return sum(
+            sample.value
+            for text in self._server.metrics()
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == BUSY and sample.labels.items() >= wanted
+        )
 
     def steps(self, model: str = "FCN3") -> list[Step]:
         """Read what the model, or the data source ``IFS``, has done."""
@@ -50,6 +65,7 @@ def sleeping_server(
     gpus: int = 1,
     grid: dict[str, int] = SMALL_GRID,
     delay_s: float = 0.0,
+    loader: str = "benchmarks.sleeping_models:load_fcn3",
     azure: dict[str, Any] | None = None,
 ) -> Iterator[SleepingServer]:
     """Serve FCN3 with a replica on each of some stand-in GPUs.
@@ -58,6 +74,8 @@ def sleeping_server(
     ----------
     step_s, delay_s : float
         What a step takes, and initial conditions.
+    loader : str
+        Gives FCN3.
     azure : dict, optional
         Where results are delivered to, as in the settings.
     """
@@ -71,7 +89,7 @@ def sleeping_server(
             "queue": {"max_size": 1000},
             "models": {
                 "fcn3": {
-                    "loader": f"{here}:load_fcn3",
+                    "loader": loader,
                     "options": {"step_s": step_s, **noted},
                     "grid": grid,
                     "replicas": gpus,

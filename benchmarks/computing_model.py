@@ -1,0 +1,73 @@
+"""A model that keeps a GPU at work for a set time each step, as FCN3 does, without its weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.sleeping_models import Journal
+from deployments.synthetic import SyntheticFCN3
+
+SIZE = 8192
+"""Of the matrices: 1.1e12 operations for a product."""
+SIZE_ON_CPU = 512
+TRIALS = 5
+
+
+class ComputingFCN3(SyntheticFCN3):
+    """Multiplies matrices for about a set time in every step; its state lies on the GPU.
+
+    Parameters
+    ----------
+    device : str
+        As torch names it.
+    step_s : float
+        Seconds; how many products that are is measured as the model is loaded.
+    journal : str
+        Gets a line for each step.
+    n_lat, n_lon : int
+    """
+
+    numpy_native = False
+
+    def __init__(self, device: str, step_s: float, journal: str, n_lat: int, n_lon: int) -> None:
+        super().__init__(device, n_lat=n_lat, n_lon=n_lon)
+        import torch
+
+        size = SIZE if device.startswith("cuda") else SIZE_ON_CPU
+        self._journal = Journal(journal, "FCN3")
+        self._matrix = torch.randn(size, size, device=device)
+        self._product = torch.empty_like(self._matrix)
+        self._compute(TRIALS)
+        began = time.perf_counter()
+        self._compute(TRIALS)
+        self._products = max(round(step_s * TRIALS / (time.perf_counter() - began)), 1)
+
+    def parameters(self) -> Iterator[Any]:
+        """Give what tells where the state has to lie."""
+        yield self._matrix
+
+    def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
+        """Step through time; the state is overwritten, as FCN3's is."""
+        coords = coords.copy()
+        yield x, coords
+        while True:
+            with self._journal.step(0.0):
+                self._compute(self._products)
+                x.mul_(1.0001)
+                coords = self.output_coords(coords)
+            yield x, coords
+
+    def _compute(self, products: int) -> None:
+        import torch
+
+        for _ in range(products):
+            torch.matmul(self._matrix, self._matrix, out=self._product)
+        if self._matrix.is_cuda:
+            torch.cuda.synchronize()
+
+
+def load_fcn3(device: str, *, step_s: float, journal: str, grid: dict[str, int]) -> Any:
+    """Load it, for ``models.fcn3.loader``."""
+    return ComputingFCN3(device, step_s, journal, **grid)

@@ -1,0 +1,112 @@
+"""The overlap of computing and writing on a real GPU, as NVML and our own metric see it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvloop
+
+from benchmarks.client import Client
+from benchmarks.overlap import BEYOND_S, FACTOR
+from benchmarks.report import Report
+from benchmarks.stand_in_gpus import FULL_GRID, VARIABLES, SleepingServer, sleeping_server
+from benchmarks.timeline import makespan
+from benchmarks.workloads import FCN3
+
+STEP_S = 0.3
+STEPS, QUICK_STEPS = 150, 40
+REPORTED_S = 12.0
+"""Ray gathers metrics every 10 s."""
+SAMPLE_MS = 200
+
+
+def measure_gpu_overlap(report: Report, *, quick: bool) -> None:
+    """Measure single forecasts whose steps are matrix products on the GPU."""
+    if not _has_gpu():
+        print("\noverlap on a GPU is left out: nvidia-smi finds none")
+        return
+    steps = QUICK_STEPS if quick else STEPS
+    report.begin(
+        f"on a GPU: {steps} steps of about {STEP_S:g} s of matrix products, "
+        f"{len(VARIABLES)} variables x 721 x 1440, 1 member"
+    )
+    loader = "benchmarks.computing_model:load_fcn3"
+    with sleeping_server("gpu", step_s=STEP_S, grid=FULL_GRID, loader=loader) as server:
+        uvloop.run(measure_on(report, server, steps))
+
+
+async def measure_on(report: Report, server: SleepingServer, steps: int) -> None:
+    """Measure on a server whose model computes."""
+    async with Client.connected(server.base, FCN3.path) as client:
+        await client.remove((await client.run_job(_parameters(1, "netcdf4"))).execution_id)
+        for output_format, aim in BEYOND_S.items():
+            os.sync()
+            server.forget()
+            await asyncio.sleep(REPORTED_S)
+            before_s, began = server.busy_s(), time.time()
+            report.measuring()
+            with _utilisation() as samples:
+                job = await client.run_job(_parameters(steps, output_format))
+                await asyncio.sleep(REPORTED_S)
+                window_s, busy_s = time.time() - began, server.busy_s() - before_s
+            computed = server.steps()
+            # Products take what they take: only what goes on beside them is in question.
+            stepping = sum(step.ended - step.began for step in computed)
+            of_steps = 100 * stepping / makespan(computed)
+            report.add(f"{output_format}, submit to completed", job.seconds, "s")
+            beyond = job.seconds - FACTOR * stepping
+            note = f"of {FACTOR} x {stepping:.1f} s in {len(computed)} steps"
+            report.add(f"{output_format}, in excess", beyond, "s", aim=aim, note=note)
+            report.add(f"{output_format}, in steps, from the first to the last", of_steps, "%")
+            report.add(f"{output_format}, busy by our metric", busy_s, "s", note="with copies")
+            if samples:
+                by_nvml = window_s * sum(samples) / len(samples) / 100
+                note = f"{len(samples)} samples"
+                report.add(f"{output_format}, busy by NVML", by_nvml, "s", note=note)
+            await client.remove(job.execution_id)
+
+
+def _has_gpu() -> bool:
+    try:
+        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return found.returncode == 0 and b"GPU" in found.stdout
+
+
+@contextmanager
+def _utilisation() -> Iterator[list[float]]:
+    """Gather what NVML says of the first GPU, in percent, while the block runs."""
+    samples: list[float] = []
+    command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu"]
+    command += ["--format=csv,noheader,nounits", f"--loop-ms={SAMPLE_MS}"]
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        yield samples
+        return
+
+    reader = threading.Thread(target=lambda: samples.extend(map(float, process.stdout or ())))
+    reader.start()
+    try:
+        yield samples
+    finally:
+        process.terminate()
+        process.wait()
+        reader.join()
+
+
+def _parameters(steps: int, output_format: str) -> dict[str, object]:
+    return {
+        "start_time": "2025-01-01T00:00:00Z",
+        "n_steps": steps,
+        "n_samples": 1,
+        "variables": list(VARIABLES),
+        "output_format": output_format,
+    }
