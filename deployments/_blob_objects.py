@@ -168,6 +168,7 @@ class Blobs:
             media_type=media_type,
             metadata={DIGEST: sha256},
             md5=md5,
+            retry_limit_s=self._options.retry_limit_s,
         )
 
     def get(self, key: str) -> bytes:

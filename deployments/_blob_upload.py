@@ -30,6 +30,15 @@ def digests(path: Path) -> tuple[str, bytes]:
     return sha256.hexdigest(), md5.digest()
 
 
+def _retries(limit_s: float) -> int:
+    """Say how many pauses there is time for: 1 s, then 1 s and a power of two."""
+    retries, pause_s = 0, 1
+    while (limit_s := limit_s - pause_s) >= 0:
+        retries += 1
+        pause_s = 1 + 2**retries
+    return retries
+
+
 def upload(
     path: Path,
     container: Container,
@@ -40,6 +49,7 @@ def upload(
     media_type: str,
     metadata: dict[str, str],
     md5: bytes,
+    retry_limit_s: float,
 ) -> bool:
     """Write a file as a blob unless there is one; says whether this call did.
 
@@ -57,6 +67,8 @@ def upload(
         Kept with the blob.
     md5 : bytes
         Kept as its Content-MD5; each block is checked with one of its own on the way.
+    retry_limit_s : float
+        How long each call is tried again.
 
     Raises
     ------
@@ -64,7 +76,7 @@ def upload(
         If Blob Storage does not take it; TransientFailure if another try may succeed.
     """
     from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError
-    from azure.storage.blob import BlobClient, ContentSettings
+    from azure.storage.blob import BlobClient, ContentSettings, ExponentialRetry
 
     size = path.stat().st_size
     credential: Any = token
@@ -77,6 +89,12 @@ def upload(
                 credential=credential,
                 connection_verify=str(ca_file) if ca_file else True,
                 max_block_size=max(BLOCK_BYTES, -(-size // MAX_BLOCKS)),
+                retry_policy=ExponentialRetry(
+                    initial_backoff=1,
+                    increment_base=2,
+                    random_jitter_range=1,
+                    retry_total=_retries(retry_limit_s),
+                ),
             ) as client,
             path.open("rb") as file,
         ):
