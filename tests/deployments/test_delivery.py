@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deployments._housekeeping import HousekeepingOptions
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting import (
@@ -19,6 +20,7 @@ from tests.deployments.conducting import (
     comes_true,
     conducts,
     finished,
+    is_there,
     on_both_databases,
     until,
 )
@@ -325,6 +327,20 @@ async def test_what_was_uploaded_ahead_goes_with_an_execution_that_fails(
         assert (await until(store, execution_id, finished)).status == Status.FAILED
         await comes_true(lambda: "withdraw" in journal.lines())
     assert journal.lines()[-2:] == ["purge", "withdraw"]
+
+
+async def test_what_was_uploaded_whole_stays_when_the_execution_expires(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """Its record has no results any more by then, and the checksums may have been moved."""
+    execution_id = submit(store, BOTH)
+    expiring = HousekeepingOptions(keep_s=0.3, look_s=0.05, sweep_s=3600)
+    async with conducts(store_url, StandIns(journal), housekeeping=expiring):
+        await comes_true(lambda: store.read(execution_id).status == Status.EXPIRED)
+        await comes_true(lambda: "purge" in journal.lines())
+        store.request_purge(WORKFLOW.name, execution_id)
+        await comes_true(lambda: not is_there(store, execution_id))
+    assert "withdraw" not in journal.lines()
 
 
 async def test_an_execution_that_is_delivered_holds_up_no_other(
