@@ -183,7 +183,7 @@ async def uploading_ahead(execution_id: str, plan: Plan) -> AsyncIterator[None]:
     Not recorded, and it fails nothing: `upload` sends what is missing, and says what is wrong.
     """
     container = None if plan.delivery is None else plan.delivery.container
-    if container is None or plan.output_format != "zarr":
+    if container is None or plan.output_format != "zarr" or not here().serves("blob_uploader"):
         yield
         return
     job = UploadJob(workflow=plan.workflow, execution_id=execution_id, container=container)
@@ -198,7 +198,7 @@ async def uploading_ahead(execution_id: str, plan: Plan) -> AsyncIterator[None]:
 async def _upload_ahead(job: UploadJob) -> None:
     while True:
         try:
-            await here().call(Stage.INFERENCE, "blob_uploader", "upload_ahead", job, fenced=False)
+            await here().call(Stage.INFERENCE, "blob_uploader", "upload_ahead", job)
             return
         except StageFailed as error:
             if not _worth_another_try(error):

@@ -329,6 +329,56 @@ async def test_what_was_uploaded_ahead_goes_with_an_execution_that_fails(
     assert journal.lines()[-2:] == ["purge", "withdraw"]
 
 
+async def test_no_execution_waits_for_what_is_withdrawn(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """Azure may be away, or the uploader's node; only the next attempt at the same one waits."""
+    away, back = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        away.set()
+        await back.wait()
+
+    refused = refuse(1, StageFailed("inference", "the core returned NaN"))
+    stand_ins = StandIns(journal, before={"step": refused, "withdraw": hang})
+    failed = submit(store, BOTH)
+    async with conducts(store_url, stand_ins, max_running={WORKFLOW.name: 1}):
+        assert (await until(store, failed, finished)).status == Status.FAILED
+        await asyncio.wait_for(away.wait(), LIMIT_S)
+        store.request_retry(WORKFLOW.name, failed, max_queued=100)
+        another = submit(store, BOTH)
+        assert (await until(store, another, finished)).status == Status.COMPLETED
+        assert store.read(failed).status == Status.QUEUED
+        back.set()
+        assert (await until(store, failed, finished)).status == Status.COMPLETED
+
+
+async def test_a_purge_and_a_stop_wait_for_no_withdrawal(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    stopped = asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    stand_ins = StandIns(journal, before={"member": never, "withdraw": hang})
+    execution_id = submit(store, BOTH)
+    async with conducts(store_url, stand_ins) as conducting:
+        await comes_true(lambda: "begin 0" in journal.lines())
+        store.request_cancel(WORKFLOW.name, execution_id)
+        conducting.nudge()
+        assert (await until(store, execution_id, finished)).status == Status.CANCELLED
+        store.request_purge(WORKFLOW.name, execution_id)
+        await comes_true(lambda: not is_there(store, execution_id))
+    await asyncio.wait_for(stopped.wait(), LIMIT_S)
+
+
 async def test_what_was_uploaded_whole_stays_when_the_execution_expires(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
