@@ -22,6 +22,7 @@ from ray.exceptions import ActorDiedError
 from deployments._checkpoint import Checkpoint, internal_state
 from deployments._fcn3_steps import MemberJob, check_coordinates, forecast
 from deployments._loading import LoaderOptions
+from deployments._transient import TransientFailure
 from deployments.fcn3 import FCN3, FCN3Options
 from deployments.synthetic import SyntheticFCN3, SyntheticIFS
 from tests.deployments.conducting_process import Handle
@@ -365,6 +366,22 @@ async def test_a_checkpoint_that_cannot_be_read_or_removed_costs_no_member(
     assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
     assert "begins anew: no checkpoint read" in caplog.text
     assert "checkpoints of member 1 stay for now" in caplog.text
+
+
+async def test_a_checkpoint_that_the_model_does_not_take_is_removed(
+    packager: Packager, analysis: Path
+) -> None:
+    """Or a retry would end like every attempt before."""
+    await interrupted(packager, analysis)
+    packager.steps.clear()
+    packager.checkpoints[1] = replace(packager.checkpoints[1], internal={})
+    another = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis, member=1)
+    with pytest.raises(TransientFailure, match="member 1 begins anew"):
+        await outcome(another.forecast_member(job))
+    assert not packager.checkpoints
+    assert (await outcome(another.forecast_member(job)))[-1] == 5
+    assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
 
 
 async def test_a_model_that_does_not_give_its_state_fails_no_member(
