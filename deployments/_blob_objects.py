@@ -88,13 +88,20 @@ class Blobs:
     refuses.
     """
 
-    def __init__(self, options: BlobResultsOptions, *, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        options: BlobResultsOptions,
+        *,
+        threads: int = THREADS,
+        token: TokenBridge | None = None,
+    ) -> None:
         import obstore
         from obstore.store import AzureStore
 
         self._obstore: Any = obstore
         self._options = options
-        self.token = TokenBridge(options.azure)
+        # One of its own has a thread for good.
+        self.token = token or TokenBridge(options.azure)
         self.pool = Threads(threads, "blobs")
         container, azure = options.container, options.azure
         trusted = azure.ca_file and azure.ca_file.read_bytes()
@@ -238,12 +245,14 @@ class Blobs:
             except FileNotFoundError:
                 continue
 
-    def remove(self, folder: str) -> None:
+    def remove(self, folder: str, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Remove all blobs below a folder, also while somebody still adds to it."""
         for attempt in range(DELETE_ATTEMPTS):
             listed = (key for key, _ in self.list(folder))
             left = False
             while keys := list(islice(listed, DELETED_AT_ONCE)):
+                if should_stop():
+                    return
                 left = True
                 try:
                     with self._told(folder):

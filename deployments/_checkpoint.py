@@ -19,6 +19,10 @@ Arrays = Mapping[str, NDArray[Any]]
 _STATE, _ORIGIN, _INTERNAL = "state", "origin", "internal."
 
 
+class UnusableCheckpoint(Exception):
+    """The model does not go on from a checkpoint that it seemed to have made."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A member up to one of its steps."""

@@ -12,7 +12,8 @@ from typing import Any
 from deployments._checkpoint import Checkpoint, internal_state
 from deployments._fcn3_steps import MemberJob
 from deployments._host_memory import HostMemory
-from deployments._step_window import StepWindow
+from deployments._step_window import ATTEMPTS, FIRST_PAUSE_S, StepWindow
+from deployments._transient import is_transient
 
 logger = logging.getLogger("ray.serve")
 
@@ -30,10 +31,18 @@ class Checkpoints:
         Which model computes the member; another one's are of no use.
     memory : HostMemory
         For states on their way.
+    pause_s : float
+        What it waits for first before it asks again for the last one.
     """
 
     def __init__(
-        self, packager: Any, job: MemberJob, every: int | None, origin: str, memory: HostMemory
+        self,
+        packager: Any,
+        job: MemberJob,
+        every: int | None,
+        origin: str,
+        memory: HostMemory,
+        pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self._packager = packager
         self._job = job
@@ -41,6 +50,7 @@ class Checkpoints:
         self._every = None if every is None or every >= job.plan.n_steps else every
         self._origin = origin
         self._memory = memory
+        self._pause_s = pause_s
         self._loop = asyncio.get_running_loop()
         self._any = False
 
@@ -49,9 +59,13 @@ class Checkpoints:
         if self._every is None:
             return None
         job = self._job
-        found: Checkpoint | None = await self._packager.read_checkpoint.remote(
-            job.execution_id, job.member
-        )
+        try:
+            found = await self._read()
+        except Exception:
+            # It costs time, but no execution.
+            logger.warning("member %d begins anew: no checkpoint read", job.member, exc_info=True)
+            self._any = True
+            return None
         if found is None:
             return None
         self._any = True
@@ -60,6 +74,20 @@ class Checkpoints:
             return None
         logger.info("member %d goes on behind step %d", job.member, found.step)
         return found
+
+    async def _read(self) -> Checkpoint | None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                found: Checkpoint | None = await self._packager.read_checkpoint.remote(
+                    self._job.execution_id, self._job.member
+                )
+                return found
+            except Exception as error:
+                if not is_transient(error) or attempt == ATTEMPTS:
+                    raise
+                logger.warning("checkpoint not read, again: %s", error)
+                await asyncio.sleep(self._pause_s * 2 ** (attempt - 1))
+        raise AssertionError("the last attempt has returned or raised")
 
     def keep(self, model: Any, step: int, fields: Any, window: StepWindow) -> None:
         """Keep the state behind a step, if that is one to be kept; in the model's thread.
@@ -77,10 +105,17 @@ class Checkpoints:
             # The disk is slower than the model. The one before will do.
             logger.warning("no checkpoint at step %d: the one before is not written yet", step)
             return
-        internal = internal_state(model)
-        if internal is None:
+        try:
+            internal = internal_state(model)
+            if internal is None:
+                return
+            state = self._memory.fields(fields, range(len(fields)))
+        except Exception:
+            # Of a model that is not quite as it looks, or for want of memory.
+            logger.warning(
+                "no checkpoint at step %d: its state is not to be had", step, exc_info=True
+            )
             return
-        state = self._memory.fields(fields, range(len(fields)))
         checkpoint = Checkpoint(step, self._origin, state, internal)
         put = window.put_behind(lambda: self._write(checkpoint))
         asyncio.run_coroutine_threadsafe(put, self._loop)
@@ -100,6 +135,11 @@ class Checkpoints:
 
     async def drop(self) -> None:
         """Remove them: the member is whole."""
-        if self._any:
-            job = self._job
+        if not self._any:
+            return
+        job = self._job
+        try:
             await self._packager.drop_checkpoints.remote(job.execution_id, job.fence, job.member)
+        except Exception:
+            # They go with the working files.
+            logger.warning("checkpoints of member %d stay for now", job.member, exc_info=True)

@@ -143,6 +143,8 @@ class Conducting:
             for task in (*self._beside, *self._purging.values()):
                 task.cancel()
             await self._end_lives()
+            for task in self.lives.withdrawing.values():
+                task.cancel()
             await asyncio.to_thread(DBOS.destroy)
             if self._records is not None:
                 self._records.dispose()
@@ -231,9 +233,10 @@ class Conducting:
             if set(full) >= self._max_running.keys():
                 # No write lock for nothing; who waits of other workflows fails a little later.
                 return
-            # What has failed may be tried again before all is removed that it made: a life begins
-            # when the one before has ended, or that would remove what this one writes.
-            ending = [*self._started, *self.lives.running]
+            # What has failed may be tried again before all is removed that it made, here and in
+            # its container: a life begins when that has ended, or it would remove what this one
+            # writes.
+            ending = [*self._started, *self.lives.running, *self.lives.withdrawing]
             execution = await self.lives.write(self._store.claim_next, full, ending)
             if execution is None:
                 return
@@ -287,7 +290,7 @@ class Conducting:
         speak_of(execution_id, execution.workflow)
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
-            await self.lives.withdraw(execution)
+            self.lives.withdraw(execution)
             await remove_attempts(execution)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:

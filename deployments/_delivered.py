@@ -8,7 +8,7 @@ from typing import Any
 from deployments.blob_uploader import Uploaded, UploadJob
 from deployments.geocatalog import Registered
 from workflows.delivery import Container, Delivery
-from workflows.execution import Execution
+from workflows.execution import Execution, Stage
 
 
 def begun_upload(execution: Execution) -> UploadJob | None:
@@ -17,7 +17,9 @@ def begun_upload(execution: Execution) -> UploadJob | None:
     Chunks of a Zarr store are uploaded while others are still computed.
     """
     delivery = Delivery.model_validate(execution.plan.get("delivery") or {})
-    if delivery.container is None or "uploaded" in (execution.results or {}):
+    # One that has expired has no results any more that would say what was uploaded.
+    passed = execution.stage is not None and Stage.UPLOAD.is_before(execution.stage)
+    if delivery.container is None or passed or "uploaded" in (execution.results or {}):
         return None
     return UploadJob(
         workflow=execution.workflow,

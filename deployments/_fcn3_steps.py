@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from deployments._checkpoint import Checkpoint, set_internal_state
+from deployments._checkpoint import Checkpoint, UnusableCheckpoint, set_internal_state
 from deployments._host_memory import HostMemory
+from deployments._transient import in_words
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
@@ -68,6 +69,11 @@ def forecast(
     ndarray, shape (variable, lat, lon)
         The plan's variables at each time, initial conditions first, or the one behind the
         checkpoint; longitudes 0 to 360. A copy: models overwrite what they gave on the next step.
+
+    Raises
+    ------
+    UnusableCheckpoint
+        Before the first step, if the model does not go on from there.
     """
     plan, memory = job.plan, memory or HostMemory()
     seed, first = plan.seeds[job.member], 0
@@ -76,9 +82,12 @@ def forecast(
     else:
         lead_hours = checkpoint.step * plan.step_hours
         iterator = _iterator(model, model, plan, seed, checkpoint.state, lead_hours)
-        # What it was begun with, which is written; this sets the model's state, too.
-        next(iterator)
-        set_internal_state(model, checkpoint.internal)
+        try:
+            # What it was begun with, which is written; this sets the model's state, too.
+            next(iterator)
+            set_internal_state(model, checkpoint.internal)
+        except Exception as error:
+            raise UnusableCheckpoint(in_words(error)) from error
         first = checkpoint.step + 1
     chosen: list[int] | None = None
     for index in range(first, plan.n_times):

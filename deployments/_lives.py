@@ -26,6 +26,7 @@ from deployments._model_replica import MemberProgress
 from deployments._provenance import software
 from deployments._subject import come_to, speak_of, speaking_of
 from deployments._transient import as_stage_failure, is_transient
+from deployments.blob_uploader import UploadJob
 from deployments.conducted_store import ConductedStore
 from workflows.base import Plan
 from workflows.custom import CustomPlan, is_custom
@@ -36,6 +37,10 @@ logger = logging.getLogger("ray.serve")
 
 TIDY_ATTEMPTS = 4
 TIDY_PAUSE_S = 0.5
+WITHDRAWALS = 2
+"""At once: the uploader's places are for uploads."""
+WITHDRAWAL_LIMIT_S = 600.0
+"""A million blobs take some minutes; an uploader that never comes must not hold up a retry."""
 
 R = TypeVar("R")
 
@@ -78,6 +83,9 @@ class Lives:
         self.running: dict[str, Life] = {}
         self.removing: dict[str, asyncio.Event] = {}
         """What an earlier attempt has left and is just being removed; set when that is done."""
+        self.withdrawing: dict[str, asyncio.Task[None]] = {}
+        """What is just being removed from containers, by execution."""
+        self._withdrawals = asyncio.Semaphore(WITHDRAWALS)
         self.closed = False
         """True when no life may begin here any more."""
         self._store = store
@@ -100,6 +108,9 @@ class Lives:
         """
         if execution_id in self.removing:
             await self.removing[execution_id].wait()
+        if execution_id in self.withdrawing:
+            # Or it would remove what this attempt has brought there.
+            await asyncio.wait({self.withdrawing[execution_id]})
         execution = await self._read(execution_id)
         speak_of(execution_id, execution.workflow, execution.stage)
         if self.closed:
@@ -155,7 +166,7 @@ class Lives:
             ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
             self.metrics.changed(ended)
             tell_cancelled(execution_id)
-            await self.withdraw(execution)
+            self.withdraw(execution)
 
     async def end_failed(
         self, execution_id: str, reason: str, error: Exception | None = None
@@ -177,7 +188,7 @@ class Lives:
             elif isinstance(error, DiskFull) or not execution.has_whole_members:
                 # It helps nobody, or is what has filled the disk.
                 if await self._tidy("packager", "purge", execution.workflow, execution_id):
-                    await self.withdraw(execution)
+                    self.withdraw(execution)
                     await patiently(
                         partial(self.write, self._store.mark_left_nothing, execution_id)
                     )
@@ -270,6 +281,10 @@ class Lives:
             "software": software(),
         }
 
+    def serves(self, deployment: str) -> bool:
+        """Say whether this server has a deployment; a plan may be older than its settings."""
+        return deployment in self._deployments
+
     async def call(
         self, stage: Stage, deployment: str, method: str, *args: Any, fenced: bool = True
     ) -> Any:
@@ -302,7 +317,7 @@ class Lives:
         StageFailed
             With the reason; `TransientFailure` if another try is worth it.
         """
-        if deployment not in self._deployments:
+        if not self.serves(deployment):
             raise StageFailed(stage, f"this server does not serve {deployment} any more")
         self.metrics.attempted(stage)
         handle = self._deployments[deployment].options(stream=True)
@@ -332,17 +347,38 @@ class Lives:
                 turn.told(steps - progress.written, progress.replica)
                 yield progress
 
-    async def withdraw(self, execution: Execution) -> None:
-        """Remove what was uploaded of results that were removed before they were whole."""
+    def withdraw(self, execution: Execution) -> None:
+        """Begin to remove what was uploaded of results that were removed before they were whole.
+
+        Nobody waits for that but the next attempt: Azure may be away, or the uploader's node.
+        """
+        execution_id = execution.execution_id
         job = begun_upload(execution)
-        if job is not None and "blob_uploader" in self._deployments:
-            await self._tidy("blob_uploader", "withdraw", job)
+        if job is None or not self.serves("blob_uploader") or execution_id in self.withdrawing:
+            return
+        task = asyncio.create_task(self._withdraw(job), name=f"withdraw {execution_id}")
+        self.withdrawing[execution_id] = task
+        task.add_done_callback(lambda _: self.withdrawing.pop(execution_id))
+
+    async def _withdraw(self, job: UploadJob) -> None:
+        speak_of(job.execution_id, job.workflow)
+        async with self._withdrawals:
+            try:
+                async with asyncio.timeout(WITHDRAWAL_LIMIT_S):
+                    await self._tidy("blob_uploader", "withdraw", job)
+            except TimeoutError:
+                logger.warning("chunks stay in %s: no answer in time", job.container.url)
 
     async def _tidy(self, deployment: str, method: str, *args: Any) -> bool:
         """Remove files; that they stay behind must not change how an execution ended."""
         for attempt in range(TIDY_ATTEMPTS):
             try:
-                await getattr(self._deployments[deployment], method).remote(*args)
+                response = getattr(self._deployments[deployment], method).remote(*args)
+                try:
+                    await response
+                except asyncio.CancelledError:
+                    response.cancel()
+                    raise
                 return True
             except Exception as error:
                 if not is_transient(error) or attempt == TIDY_ATTEMPTS - 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
@@ -51,7 +51,8 @@ _step = partial(
 )
 AHEAD_AGAIN_S = 10.0
 
-recorded = _step(max_attempts=6)
+ATTEMPTS = 6
+recorded = _step(max_attempts=ATTEMPTS)
 """A step whose outcome is kept: it is not run again after a crash, but may run twice during one.
 
 Six attempts, over half a minute: with four, one of 38 executions was given up that shared its
@@ -92,8 +93,8 @@ async def forecast_member(
 ) -> None:
     """Compute one ensemble member; when this is done, all its steps are written.
 
-    An attempt that began behind a later checkpoint than all before does not count as one: a long
-    member may be interrupted any number of times as long as it comes on.
+    With each attempt that begins behind a later checkpoint than all before they are counted anew: a
+    long member may be interrupted any number of times as long as it comes on.
     """
     job = MemberJob(
         execution_id=execution_id,
@@ -102,19 +103,51 @@ async def forecast_member(
         initial_conditions=initial_conditions,
         fence=here().fence,
     )
-    came_on = True
-    while came_on:
-        came_on = False
+
+    async def attempt(came_on: Callable[[], None]) -> None:
+        async for progress in here().member(plan.model, "forecast_member", job, plan.n_times):
+            if here().progress.begins_farther(execution_id, member, progress.first):
+                came_on()
+            await here().progress.note_written(execution_id, plan, member, progress.written)
+
+    await while_it_comes_on(attempt, f"member {member}")
+
+
+async def while_it_comes_on(
+    attempt: Callable[[Callable[[], None]], Awaitable[None]], what: str, pause_s: float = RETRY_S
+) -> None:
+    """Try something again, counting anew with each attempt that came on.
+
+    Parameters
+    ----------
+    attempt : callable
+        Given what it calls when it has come past where all before it began.
+    what : str
+        For the log.
+    pause_s : float
+        Pause before the second attempt at the same place; it doubles with each further one.
+
+    Raises
+    ------
+    TransientFailure
+        Where none came on, at once: the step's own attempts are for that.
+    """
+    left = 0
+
+    def came_on() -> None:
+        nonlocal left
+        left = ATTEMPTS
+
+    while True:
         try:
-            async for progress in here().member(plan.model, "forecast_member", job, plan.n_times):
-                came_on |= here().progress.begins_farther(execution_id, member, progress.first)
-                await here().progress.note_written(execution_id, plan, member, progress.written)
+            await attempt(came_on)
             return
         except TransientFailure as error:
-            if not came_on:
+            left -= 1
+            if left <= 0:
                 raise
-            logger.warning("member %d goes on from its last checkpoint: %s", member, error)
-            await asyncio.sleep(RETRY_S)
+            logger.warning("%s goes on from its last checkpoint: %s", what, error)
+            await asyncio.sleep(pause_s * 2 ** (ATTEMPTS - 1 - left))
 
 
 @recorded
@@ -183,7 +216,7 @@ async def uploading_ahead(execution_id: str, plan: Plan) -> AsyncIterator[None]:
     Not recorded, and it fails nothing: `upload` sends what is missing, and says what is wrong.
     """
     container = None if plan.delivery is None else plan.delivery.container
-    if container is None or plan.output_format != "zarr":
+    if container is None or plan.output_format != "zarr" or not here().serves("blob_uploader"):
         yield
         return
     job = UploadJob(workflow=plan.workflow, execution_id=execution_id, container=container)
@@ -198,7 +231,7 @@ async def uploading_ahead(execution_id: str, plan: Plan) -> AsyncIterator[None]:
 async def _upload_ahead(job: UploadJob) -> None:
     while True:
         try:
-            await here().call(Stage.INFERENCE, "blob_uploader", "upload_ahead", job, fenced=False)
+            await here().call(Stage.INFERENCE, "blob_uploader", "upload_ahead", job)
             return
         except StageFailed as error:
             if not _worth_another_try(error):

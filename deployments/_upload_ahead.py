@@ -19,6 +19,7 @@ from deployments._upload import Tally
 from deployments._upload_files import UploadFile, described_file
 from deployments._work_folder import WorkFolder
 from deployments.manifest import CHECKSUMS
+from workflows.errors import StageFailed, StaleConductor
 
 IN_FLIGHT = 4
 """Files on their way. Few, as uploads of what is whole go beside it, and inference is slower."""
@@ -43,21 +44,30 @@ class UploadAhead:
         Folder of the result on this server.
     work : WorkFolder
         Says what is written.
+    fence : int
+        Token of the Conductor that asked for it.
     """
 
     def __init__(
-        self, container: BlobContainer, blobs: Blobs, folder: str, source: Path, work: WorkFolder
+        self,
+        container: BlobContainer,
+        blobs: Blobs,
+        folder: str,
+        source: Path,
+        work: WorkFolder,
+        fence: int,
     ) -> None:
         self._container = container
         self._blobs = blobs
         self._folder = folder
         self._source = source
         self._work = work
+        self._fence = fence
         self.tally = Tally()
         """What was sent."""
 
     async def run(self) -> None:
-        """Do so until the last step is sent, or the execution has gone."""
+        """Do so until the last step is sent, or the execution has gone or has another Conductor."""
         there = await self._container.listed(self._folder)
         sent: set[tuple[int, int]] = set()
         try:
@@ -69,9 +79,19 @@ class UploadAhead:
                 sent.update(steps)
                 if not steps:
                     await asyncio.sleep(LOOK_S)
-                    await asyncio.to_thread(self._work.plan)
+                if not await asyncio.to_thread(self._goes_on):
+                    return
         except FileNotFoundError:
             return
+
+    def _goes_on(self) -> bool:
+        """Say whether the execution is still written, by the Conductor that asked for this."""
+        try:
+            self._work.plan()
+            self._work.admit(self._fence)
+        except (FileNotFoundError, StageFailed, StaleConductor):
+            return False
+        return True
 
     def _missing(
         self, steps: Sequence[tuple[int, int]], there: dict[str, Stored]
@@ -101,6 +121,9 @@ class UploadAhead:
                 await asyncio.wait({put}, timeout=LAST_CALL_S)
                 put.cancel()
                 await asyncio.wait({put})
+                if not put.cancelled():
+                    # Looked at, or it would be logged as one that nobody has seen.
+                    put.exception()
                 raise
             self.tally.uploaded_files += 1
             self.tally.uploaded_bytes += file.size

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -173,8 +174,10 @@ class BlobUploader:
             uploaded_bytes=tally.uploaded_bytes,
         )
 
-    async def upload_ahead(self, job: UploadJob) -> None:
+    async def upload_ahead(self, job: UploadJob, fence: int) -> None:
         """Copy the chunks of a Zarr store as they are written, until all are; may be cancelled.
+
+        It ends also when a newer Conductor writes: one that died has cancelled nothing.
 
         Raises
         ------
@@ -187,7 +190,8 @@ class BlobUploader:
         container = self._open(job.container)
         source = self._results_dir / job.folder
         work = WorkFolder(self._work_dir / job.execution_id, job.execution_id)
-        ahead = UploadAhead(container, self._blobs(job.container), job.folder, source, work)
+        blobs = self._blobs(job.container)
+        ahead = UploadAhead(container, blobs, job.folder, source, work, fence)
         sent = _Sent(ahead.tally, self._metrics, job.workflow)
         try:
             await ahead.run()
@@ -203,24 +207,30 @@ class BlobUploader:
     async def withdraw(self, job: UploadJob) -> None:
         """Remove what was uploaded of a result, unless it is there as a whole.
 
+        A caller that goes away stops it: the next attempt may bring there what this would remove.
+
         Raises
         ------
         StageFailed
             If Blob Storage refuses; `TransientFailure` if it is busy or out of reach.
         """
         speak_of(job.execution_id, job.workflow)
-        await asyncio.to_thread(self._withdraw, job)
+        stop = threading.Event()
+        try:
+            await asyncio.to_thread(self._withdraw, job, stop.is_set)
+        finally:
+            stop.set()
 
-    def _withdraw(self, job: UploadJob) -> None:
+    def _withdraw(self, job: UploadJob, should_stop: Callable[[], bool]) -> None:
         blobs = self._blobs(job.container)
         if blobs.head(f"{job.folder}/{CHECKSUMS}") is None:
-            blobs.remove(job.folder)
+            blobs.remove(job.folder, should_stop)
 
     def _blobs(self, container: Container) -> Blobs:
         options = BlobResultsOptions(
             container=container, azure=self._options.azure, scratch_dir=self._work_dir
         )
-        return Blobs(options, threads=1)
+        return Blobs(options, threads=1, token=self._token)
 
     async def sign(
         self, container: Container, workflow: str, execution_id: str, lifetime_s: float

@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments._analyses import Analyses
-from deployments._checkpoint import Checkpoint, can_go_on
+from deployments._checkpoint import Checkpoint, UnusableCheckpoint, can_go_on
 from deployments._checkpoints import Checkpoints
 from deployments._fair_turns import MAX_AT_REPLICA
 from deployments._fcn3_steps import (
@@ -40,7 +40,7 @@ from deployments._model_clock import Doing, ModelClock
 from deployments._model_replica import Job, MemberProgress, ModelReplica, written_steps
 from deployments._step_window import StepWindow
 from deployments._subject import speak_of
-from deployments._transient import in_words
+from deployments._transient import TransientFailure, in_words
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
@@ -191,6 +191,9 @@ class FCN3:
             If a newer Conductor has been seen.
         ExecutionCancelled
             If the caller went away: the thread has stopped then.
+        TransientFailure
+            If the model did not go on from its checkpoint, which is removed: the next attempt
+            begins anew.
         """
         speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         origin = json.dumps(describe_origin(await self._replica.model(), self._options.loader))
@@ -211,9 +214,17 @@ class FCN3:
                 keep=lambda step, fields: checkpoints.keep(loaded.model, step, fields, window),
             )
 
-        async with self._written(job, steps, window, "forecast") as told:
-            async for progress in told:
-                yield progress
+        try:
+            async with self._written(job, steps, window, "forecast") as told:
+                async for progress in told:
+                    yield progress
+        except UnusableCheckpoint as error:
+            # Left where it is, every attempt would end like this one.
+            await checkpoints.drop()
+            raise TransientFailure(
+                Stage.INFERENCE,
+                f"member {job.member} begins anew: its checkpoint is of no use: {error}",
+            ) from None
         await checkpoints.drop()
 
     async def condition_member(self, job: ConditioningJob) -> AsyncGenerator[MemberProgress]:

@@ -155,7 +155,7 @@ class StandIns:
             url=url, container=job.container, files=2, bytes=20, uploaded_files=2, uploaded_bytes=20
         )
 
-    async def upload_ahead(self, job: Any) -> None:
+    async def upload_ahead(self, job: Any, fence: int) -> None:
         if "ahead" in self._before:
             await self._before["ahead"](job)
 

@@ -9,8 +9,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from deployments._execution_tables import conductors, executions
 from deployments._life_progress import Life, LifeProgress
 from deployments._lives import Lives
 from deployments._logbook import hear_dbos
+from deployments._steps import while_it_comes_on
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from deployments.results_store import Begun
@@ -206,6 +207,29 @@ async def test_a_member_that_comes_on_is_not_given_up(
     async with conducts(store_url, stand_ins):
         assert (await until(store, execution_id, finished)).status == Status.COMPLETED
     assert journal.lines().count("begin 0") == steps > 6
+
+
+async def test_attempts_are_counted_anew_where_one_came_on() -> None:
+    """Each place is begun from so often; the last attempt of all succeeds."""
+
+    async def attempts(*each: int) -> int:
+        came = [new for count in each for new in [True, *[False] * (count - 1)]]
+        made = 0
+
+        async def attempt(came_on: Callable[[], None]) -> None:
+            nonlocal made
+            made += 1
+            if came[made - 1]:
+                came_on()
+            if made < len(came):
+                raise TransientFailure("inference", "ActorDiedError: it died")
+
+        with suppress(TransientFailure):
+            await while_it_comes_on(attempt, "it", pause_s=0.0)
+        return made
+
+    assert await attempts(*[5] * 20, 1) == 101
+    assert await attempts(5, 7, 1) == 11
 
 
 def test_an_attempt_counts_that_begins_where_one_began_before() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deployments._housekeeping import HousekeepingOptions
 from deployments._transient import TransientFailure
 from deployments.conducted_store import ConductedStore
 from tests.deployments.conducting import (
@@ -19,6 +20,7 @@ from tests.deployments.conducting import (
     comes_true,
     conducts,
     finished,
+    is_there,
     on_both_databases,
     until,
 )
@@ -325,6 +327,70 @@ async def test_what_was_uploaded_ahead_goes_with_an_execution_that_fails(
         assert (await until(store, execution_id, finished)).status == Status.FAILED
         await comes_true(lambda: "withdraw" in journal.lines())
     assert journal.lines()[-2:] == ["purge", "withdraw"]
+
+
+async def test_no_execution_waits_for_what_is_withdrawn(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """Azure may be away, or the uploader's node; only the next attempt at the same one waits."""
+    away, back = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        away.set()
+        await back.wait()
+
+    refused = refuse(1, StageFailed("inference", "the core returned NaN"))
+    stand_ins = StandIns(journal, before={"step": refused, "withdraw": hang})
+    failed = submit(store, BOTH)
+    async with conducts(store_url, stand_ins, max_running={WORKFLOW.name: 1}):
+        assert (await until(store, failed, finished)).status == Status.FAILED
+        await asyncio.wait_for(away.wait(), LIMIT_S)
+        store.request_retry(WORKFLOW.name, failed, max_queued=100)
+        another = submit(store, BOTH)
+        assert (await until(store, another, finished)).status == Status.COMPLETED
+        assert store.read(failed).status == Status.QUEUED
+        back.set()
+        assert (await until(store, failed, finished)).status == Status.COMPLETED
+
+
+async def test_a_purge_and_a_stop_wait_for_no_withdrawal(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    stopped = asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    stand_ins = StandIns(journal, before={"member": never, "withdraw": hang})
+    execution_id = submit(store, BOTH)
+    async with conducts(store_url, stand_ins) as conducting:
+        await comes_true(lambda: "begin 0" in journal.lines())
+        store.request_cancel(WORKFLOW.name, execution_id)
+        conducting.nudge()
+        assert (await until(store, execution_id, finished)).status == Status.CANCELLED
+        store.request_purge(WORKFLOW.name, execution_id)
+        await comes_true(lambda: not is_there(store, execution_id))
+    await asyncio.wait_for(stopped.wait(), LIMIT_S)
+
+
+async def test_what_was_uploaded_whole_stays_when_the_execution_expires(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """Its record has no results any more by then, and the checksums may have been moved."""
+    execution_id = submit(store, BOTH)
+    expiring = HousekeepingOptions(keep_s=0.3, look_s=0.05, sweep_s=3600)
+    async with conducts(store_url, StandIns(journal), housekeeping=expiring):
+        await comes_true(lambda: store.read(execution_id).status == Status.EXPIRED)
+        await comes_true(lambda: "purge" in journal.lines())
+        store.request_purge(WORKFLOW.name, execution_id)
+        await comes_true(lambda: not is_there(store, execution_id))
+    assert "withdraw" not in journal.lines()
 
 
 async def test_an_execution_that_is_delivered_holds_up_no_other(

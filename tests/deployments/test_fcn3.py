@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from ray.exceptions import ActorDiedError
 
 from deployments._checkpoint import Checkpoint, internal_state
 from deployments._fcn3_steps import MemberJob, check_coordinates, forecast
 from deployments._loading import LoaderOptions
+from deployments._transient import TransientFailure
 from deployments.fcn3 import FCN3, FCN3Options
 from deployments.synthetic import SyntheticFCN3, SyntheticIFS
 from tests.deployments.conducting_process import Handle
@@ -159,12 +161,25 @@ def test_a_start_in_another_zone_is_the_same_start(model: SyntheticFCN3, analysi
 
 def options(grid: Grid = GRID, **changes: Any) -> FCN3Options:
     return FCN3Options(
-        loader=LoaderOptions(
-            name="fcn3", loader="deployments.synthetic:load_fcn3", options=GRID.model_dump()
-        ),
         grid=grid,
-        **{"input_variables": VARIABLES, "window_steps": 2, **changes},
+        **{
+            "loader": LoaderOptions(
+                name="fcn3", loader="deployments.synthetic:load_fcn3", options=GRID.model_dump()
+            ),
+            "input_variables": VARIABLES,
+            "window_steps": 2,
+            **changes,
+        },
     )
+
+
+class WithoutState(SyntheticFCN3):
+    def internal_state(self) -> dict[str, NDArray[Any]]:
+        raise AttributeError("another makani")
+
+
+def load_without_state(device: str, **grid: int) -> WithoutState:
+    return WithoutState(device, **grid)
 
 
 class OtherCoordinates(SyntheticFCN3):
@@ -204,6 +219,8 @@ class Packager:
         self.steps: dict[tuple[int, int], Floats] = {}
         self.checkpoints: dict[int, Checkpoint] = {}
         self.no_checkpoints: Exception | None = None
+        self.unread: list[Exception] = []
+        self.undropped: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.refusal: Exception | None = None
@@ -226,9 +243,13 @@ class Packager:
         self.checkpoints[member] = replace(checkpoint, state=checkpoint.state.copy())
 
     async def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
+        if self.unread:
+            raise self.unread.pop()
         return self.checkpoints.get(member)
 
     async def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
+        if self.undropped is not None:
+            raise self.undropped
         self.checkpoints.pop(member, None)
 
 
@@ -315,6 +336,65 @@ async def test_no_member_fails_for_want_of_a_checkpoint(
     job = member_job(analysis)
     assert (await outcome(replica.forecast_member(job)))[-1] == 5
     assert np.array_equal([packager.steps[0, step] for step in range(5)], plain_loop(job))
+    assert "no checkpoint at step 2" in caplog.text
+
+
+async def test_a_member_goes_on_although_the_packager_died_as_it_was_asked(
+    packager: Packager, analysis: Path
+) -> None:
+    """As an error of this replica's that would be no death, and not be tried again."""
+    await interrupted(packager, analysis)
+    at = packager.checkpoints[1].step
+    packager.steps.clear()
+    packager.unread = [ActorDiedError()]
+    another = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis, member=1, n_steps=at + 5)
+    assert (await outcome(another.forecast_member(job)))[-1] == at + 6
+    assert packager.steps.keys() == {(1, step) for step in range(at + 1, at + 6)}
+
+
+async def test_a_checkpoint_that_cannot_be_read_or_removed_costs_no_member(
+    packager: Packager, analysis: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await interrupted(packager, analysis)
+    packager.steps.clear()
+    packager.unread = [OSError(5, "Input/output error")]
+    packager.undropped = ActorDiedError()
+    another = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis, member=1)
+    assert (await outcome(another.forecast_member(job)))[-1] == 5
+    assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
+    assert "begins anew: no checkpoint read" in caplog.text
+    assert "checkpoints of member 1 stay for now" in caplog.text
+
+
+async def test_a_checkpoint_that_the_model_does_not_take_is_removed(
+    packager: Packager, analysis: Path
+) -> None:
+    """Or a retry would end like every attempt before."""
+    await interrupted(packager, analysis)
+    packager.steps.clear()
+    packager.checkpoints[1] = replace(packager.checkpoints[1], internal={})
+    another = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis, member=1)
+    with pytest.raises(TransientFailure, match="member 1 begins anew"):
+        await outcome(another.forecast_member(job))
+    assert not packager.checkpoints
+    assert (await outcome(another.forecast_member(job)))[-1] == 5
+    assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
+
+
+async def test_a_model_that_does_not_give_its_state_fails_no_member(
+    packager: Packager,
+    analysis: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loader = LoaderOptions(
+        name="fcn3", loader=f"{__name__}:load_without_state", options=GRID.model_dump()
+    )
+    replica = await replica_with(packager, checkpoint_steps=2, loader=loader)
+    job = member_job(analysis)
+    assert (await outcome(replica.forecast_member(job)))[-1] == 5
     assert "no checkpoint at step 2" in caplog.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,8 @@ async def cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-def following(place: Place, container: Container) -> asyncio.Task[None]:
-    ahead: Awaitable[None] = place.uploader.upload_ahead(job_for(container))
+def following(place: Place, container: Container, fence: int = 1) -> asyncio.Task[None]:
+    ahead: Awaitable[None] = place.uploader.upload_ahead(job_for(container), fence)
     return asyncio.ensure_future(ahead)  # type: ignore[return-value]
 
 
@@ -144,6 +145,40 @@ async def test_ends_when_the_execution_has_gone(place: Place, container: Contain
     task = following(place, container)
     place.store.purge(PLAN.workflow, EXECUTION)
     await asyncio.wait_for(task, LIMIT_S)
+
+
+async def test_ends_when_another_conductor_writes(place: Place, container: Container) -> None:
+    """Who died has cancelled nothing, and whoever follows twice takes a place for nothing."""
+    place.write(*ALL[:1])
+    of_the_dead, task = following(place, container), following(place, container, fence=2)
+    place.store.write_step(EXECUTION, 2, *ALL[1], fields(PLAN, *ALL[1]))
+    await asyncio.wait_for(of_the_dead, LIMIT_S)
+    assert not task.done()
+    place.store.purge(PLAN.workflow, EXECUTION)
+    await asyncio.wait_for(task, LIMIT_S)
+
+
+async def test_withdrawing_begins_no_thread_that_stays(place: Place, container: Container) -> None:
+    place.write(*ALL)
+    await asyncio.wait_for(following(place, container), LIMIT_S)
+    before = threading.active_count()
+    for _ in range(3):
+        await place.uploader.withdraw(job_for(container))
+    assert threading.active_count() <= before + 1
+
+
+async def test_withdrawing_stops_with_its_caller(
+    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+) -> None:
+    """What comes to its folder afterwards may be the next attempt's."""
+    place.write(*ALL)
+    await asyncio.wait_for(following(place, behind), LIMIT_S)
+    proxy.delay(1.0, meant="HEAD ", times=1)
+    task = asyncio.ensure_future(place.uploader.withdraw(job_for(behind)))
+    await until(lambda: bool(proxy.asked("HEAD ")))
+    await cancelled(task)
+    await asyncio.sleep(2.0)
+    assert blobs(azurite, behind).keys() == place.chunks()
 
 
 async def test_what_is_whole_is_not_withdrawn(
