@@ -6,7 +6,7 @@ what an undisturbed run gives.
 
 from __future__ import annotations
 
-import zipfile
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
 
-_STATE, _ORIGIN, _INTERNAL = "state", "origin", "internal."
+_HEAD, _STATE, _INTERNAL = "head", "state", "internal."
 
 
 class UnusableCheckpoint(Exception):
@@ -30,7 +30,7 @@ class Checkpoint:
     step: int
     """Time index of `state`."""
     origin: str
-    """Which model computed it: another one must not go on with it."""
+    """Which model computed it, and of what: another one must not go on with it."""
     state: NDArray[np.float32]
     """Shape (variable, lat, lon), all of the model's variables."""
     internal: Arrays
@@ -43,7 +43,8 @@ class Checkpoint:
 
     def write(self, file: IO[bytes]) -> None:
         """Write it; every array goes with a CRC-32."""
-        arrays: dict[str, Any] = {_STATE: self.state, _ORIGIN: np.array(self.origin)}
+        head = {"step": self.step, "origin": self.origin, "internal": sorted(self.internal)}
+        arrays: dict[str, Any] = {_HEAD: np.array(json.dumps(head)), _STATE: self.state}
         arrays |= {f"{_INTERNAL}{name}": each for name, each in self.internal.items()}
         np.savez(file, **arrays)
 
@@ -54,17 +55,18 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            If it is damaged.
+            If it is damaged, or of another step.
         """
         try:
             with np.load(file) as arrays:
-                internal = {
-                    name.removeprefix(_INTERNAL): arrays[name]
-                    for name in arrays.files
-                    if name.startswith(_INTERNAL)
-                }
-                return cls(step, str(arrays[_ORIGIN]), arrays[_STATE], internal)
-        except (zipfile.BadZipFile, EOFError, KeyError) as error:
+                # The CRC-32 of an array is not that of its name, without which it would be missed.
+                head = json.loads(str(arrays[_HEAD]))
+                if head["step"] != step:
+                    raise ValueError(f"it is that of step {head['step']}")
+                internal = {name: arrays[f"{_INTERNAL}{name}"] for name in head["internal"]}
+                return cls(step, head["origin"], arrays[_STATE], internal)
+        except Exception as error:
+            # A few bytes of an archive make zipfile raise almost anything.
             raise ValueError(f"the checkpoint at step {step} is damaged: {error}") from error
 
 

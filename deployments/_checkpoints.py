@@ -28,7 +28,7 @@ class Checkpoints:
     every : int or None
         Steps from one to the next; None for none.
     origin : str
-        Which model computes the member; another one's are of no use.
+        Which model computes which member; those of another are of no use.
     memory : HostMemory
         For states on their way.
     pause_s : float
@@ -70,7 +70,7 @@ class Checkpoints:
             return None
         self._any = True
         if found.origin != self._origin:
-            logger.warning("member %d begins anew: its checkpoint is another model's", job.member)
+            logger.warning("member %d begins anew: its checkpoint is of another model", job.member)
             return None
         logger.info("member %d goes on behind step %d", job.member, found.step)
         return found

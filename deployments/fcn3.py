@@ -196,7 +196,8 @@ class FCN3:
             begins anew.
         """
         speak_of(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        origin = json.dumps(describe_origin(await self._replica.model(), self._options.loader))
+        model = describe_origin(await self._replica.model(), self._options.loader)
+        origin = json.dumps([model, job.execution_id, job.member])
         checkpoints = Checkpoints(
             self._packager, job, self._options.checkpoint_steps, origin, self._kept_memory
         )

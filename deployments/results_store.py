@@ -201,7 +201,7 @@ class ResultsStore:
                 return work.read_checkpoint(member, step)
             except FileNotFoundError:
                 continue
-            except ValueError:
+            except (OSError, ValueError):
                 logger.exception("a checkpoint of member %d cannot be used", member)
         return None
 

@@ -325,7 +325,19 @@ async def test_a_checkpoint_of_another_model_is_left_alone(
     job = member_job(analysis, member=1)
     assert (await outcome(another.forecast_member(job)))[-1] == 5
     assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
-    assert "begins anew: its checkpoint is another model's" in caplog.text
+    assert "begins anew: its checkpoint is of another model" in caplog.text
+
+
+async def test_a_checkpoint_of_another_member_is_left_alone(
+    packager: Packager, analysis: Path
+) -> None:
+    await interrupted(packager, analysis)
+    packager.checkpoints[2] = packager.checkpoints.pop(1)
+    packager.steps.clear()
+    another = await replica_with(packager, checkpoint_steps=2)
+    job = member_job(analysis, member=2)
+    assert (await outcome(another.forecast_member(job)))[-1] == 5
+    assert np.array_equal([packager.steps[2, step] for step in range(5)], plain_loop(job))
 
 
 async def test_no_member_fails_for_want_of_a_checkpoint(
