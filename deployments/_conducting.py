@@ -143,7 +143,7 @@ class Conducting:
             for task in (*self._beside, *self._purging.values()):
                 task.cancel()
             await self._end_lives()
-            for task in self.lives.withdrawing.values():
+            for task in [*self.lives.withdrawing.values()]:
                 task.cancel()
             await asyncio.to_thread(DBOS.destroy)
             if self._records is not None:
@@ -290,7 +290,7 @@ class Conducting:
         speak_of(execution_id, execution.workflow)
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
-            self.lives.withdraw(execution)
+            await self.lives.withdrawn_soon(execution)
             await remove_attempts(execution)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:

@@ -39,6 +39,7 @@ TIDY_ATTEMPTS = 4
 TIDY_PAUSE_S = 0.5
 WITHDRAWALS = 2
 """At once: the uploader's places are for uploads."""
+WITHDRAWN_SOON_S = 5.0
 WITHDRAWAL_LIMIT_S = 600.0
 """A million blobs take some minutes; an uploader that never comes must not hold up a retry."""
 
@@ -163,10 +164,11 @@ class Lives:
             return
         with speaking_of(execution_id, execution.workflow, execution.stage):
             await self._tidy("packager", "purge", execution.workflow, execution_id)
+            # Before the record: behind it no successor would take it up again.
+            await self.withdrawn_soon(execution)
             ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
             self.metrics.changed(ended)
             tell_cancelled(execution_id)
-            self.withdraw(execution)
 
     async def end_failed(
         self, execution_id: str, reason: str, error: Exception | None = None
@@ -359,6 +361,12 @@ class Lives:
         task = asyncio.create_task(self._withdraw(job), name=f"withdraw {execution_id}")
         self.withdrawing[execution_id] = task
         task.add_done_callback(lambda _: self.withdrawing.pop(execution_id))
+
+    async def withdrawn_soon(self, execution: Execution) -> None:
+        """Withdraw, and wait for that for a moment: what takes longer goes on beside."""
+        self.withdraw(execution)
+        if (task := self.withdrawing.get(execution.execution_id)) is not None:
+            await asyncio.wait({task}, timeout=WITHDRAWN_SOON_S)
 
     async def _withdraw(self, job: UploadJob) -> None:
         speak_of(job.execution_id, job.workflow)

@@ -329,6 +329,28 @@ async def test_what_was_uploaded_ahead_goes_with_an_execution_that_fails(
     assert journal.lines()[-2:] == ["purge", "withdraw"]
 
 
+async def test_what_was_uploaded_ahead_is_removed_before_a_cancel_is_recorded(
+    store: ConductedStore, store_url: str, journal: Journal
+) -> None:
+    """Or nobody would remove it if the Conductor died between the two."""
+    execution_id, asked, found = submit(store, BOTH), asyncio.Event(), list[Status]()
+
+    async def hang(*_: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def look(_: Any) -> None:
+        found.append(store.read(execution_id).status)
+
+    before = {"ahead": hang, "step": hang, "withdraw": look}
+    async with conducts(store_url, StandIns(journal, before=before)) as conducting:
+        await asyncio.wait_for(asked.wait(), LIMIT_S)
+        store.request_cancel(WORKFLOW.name, execution_id)
+        conducting.nudge()
+        await until(store, execution_id, finished)
+    assert found == [Status.RUNNING]
+
+
 async def test_no_execution_waits_for_what_is_withdrawn(
     store: ConductedStore, store_url: str, journal: Journal
 ) -> None:
