@@ -110,16 +110,22 @@ class BlobContainer:
             on_block=on_block,
         ).run()
 
-    async def check(self, folder: str) -> None:
-        """Compare what `put_small` wrote below a folder with what is there; write what differs."""
-        if not self._unchecked:
-            return
+    async def check(self, folder: str) -> dict[str, Stored]:
+        """Compare what `put_small` wrote below a folder with what is there; write what differs.
+
+        Returns
+        -------
+        dict
+            The blobs below the folder, by key.
+        """
         listed = await self.listed(folder)
         for key, (file, md5) in list(self._unchecked.items()):
-            stored = listed.get(key)
-            if stored != Stored(file.size, file.sha256, md5):
+            written = Stored(file.size, file.sha256, md5)
+            if listed.get(key) != written:
                 await self.put_checked(key, file)
+                listed[key] = written
         self._unchecked.clear()
+        return listed
 
     async def signed_url(self, folder: str, lifetime_s: float) -> str:
         """Sign a URL with which anybody can read the blobs below a folder for a while.

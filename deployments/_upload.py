@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deployments._blob_container import BlobContainer
 from deployments._blob_limits import BlobLimits
+from deployments._blob_listing import Stored
 from deployments._together import together
+from deployments._transient import TransientFailure
 from deployments._upload_files import UploadFile, described_files
+from workflows.execution import Stage
 
 
 @dataclass
@@ -57,8 +60,7 @@ class Upload:
         there = await self._container.listed(self._folder)
         missing = set()
         for file in everything:
-            stored = there.get(self._key(file))
-            if stored is not None and (stored.size, stored.sha256) == (file.size, file.sha256):
+            if self._is_in(there, file):
                 self.tally.files += 1
                 self.tally.bytes += file.size
             else:
@@ -66,7 +68,10 @@ class Upload:
         del there
         await self._put_all(f for f in files if f in missing and not f.is_descriptive)
         await self._put_all(f for f in files if f in missing and f.is_descriptive)
-        await self._container.check(self._folder)
+        there = await self._container.check(self._folder)
+        if not all(self._is_in(there, file) for file in files):
+            # Somebody removes what an earlier attempt has left: the next look will find it.
+            raise TransientFailure(Stage.UPLOAD, "files were removed while others were uploaded")
         if checksums in missing:
             await self._container.put_checked(self._key(checksums), checksums)
             self._note_block(checksums.size, False)
@@ -91,6 +96,10 @@ class Upload:
             await self._container.put_small(self._key(file), file)
             self._note_block(file.size, False)
             self._note_file()
+
+    def _is_in(self, there: Mapping[str, Stored], file: UploadFile) -> bool:
+        stored = there.get(self._key(file))
+        return stored is not None and (stored.size, stored.sha256) == (file.size, file.sha256)
 
     def _key(self, file: UploadFile) -> str:
         return f"{self._folder}/{file.key}"

@@ -205,9 +205,10 @@ class BlobUploader:
             )
 
     async def withdraw(self, job: UploadJob) -> None:
-        """Remove what was uploaded of a result, unless it is there as a whole.
+        """Remove what was uploaded of a result that this server has not, unless it is there whole.
 
-        A caller that goes away stops it: the next attempt may bring there what this would remove.
+        A caller that goes away stops it, and so does the next attempt, which may bring there what
+        this would remove.
 
         Raises
         ------
@@ -224,7 +225,8 @@ class BlobUploader:
     def _withdraw(self, job: UploadJob, should_stop: Callable[[], bool]) -> None:
         blobs = self._blobs(job.container)
         if blobs.head(f"{job.folder}/{CHECKSUMS}") is None:
-            blobs.remove(job.folder, should_stop)
+            source = self._results_dir / job.folder
+            blobs.remove(job.folder, lambda: should_stop() or source.exists())
 
     def _blobs(self, container: Container) -> Blobs:
         options = BlobResultsOptions(

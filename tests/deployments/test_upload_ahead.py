@@ -12,6 +12,7 @@ import pytest
 
 from deployments._disk_storage import DiskStorage
 from deployments._metrics import UPLOADED_BYTES
+from deployments._transient import TransientFailure
 from deployments.blob_uploader import UploadJob
 from deployments.results_store import ResultsStore
 from tests.deployments.results import PROVENANCE, fields, make_plan
@@ -161,6 +162,7 @@ async def test_ends_when_another_conductor_writes(place: Place, container: Conta
 async def test_withdrawing_begins_no_thread_that_stays(place: Place, container: Container) -> None:
     place.write(*ALL)
     await asyncio.wait_for(following(place, container), LIMIT_S)
+    place.store.purge(PLAN.workflow, EXECUTION)
     before = threading.active_count()
     for _ in range(3):
         await place.uploader.withdraw(job_for(container))
@@ -173,25 +175,48 @@ async def test_withdrawing_stops_with_its_caller(
     """What comes to its folder afterwards may be the next attempt's."""
     place.write(*ALL)
     await asyncio.wait_for(following(place, behind), LIMIT_S)
+    chunks = place.chunks()
+    place.store.purge(PLAN.workflow, EXECUTION)
     proxy.delay(1.0, meant="HEAD ", times=1)
     task = asyncio.ensure_future(place.uploader.withdraw(job_for(behind)))
     await until(lambda: bool(proxy.asked("HEAD ")))
     await cancelled(task)
     await asyncio.sleep(2.0)
-    assert blobs(azurite, behind).keys() == place.chunks()
+    assert blobs(azurite, behind).keys() == chunks
 
 
-async def test_what_is_whole_is_not_withdrawn(
+async def test_what_is_here_or_whole_is_not_withdrawn(
     place: Place, azurite: Azurite, container: Container
 ) -> None:
     place.write(*ALL)
     await asyncio.wait_for(following(place, container), LIMIT_S)
+    # By one that a dead Conductor has asked for: a new attempt has begun.
     await place.uploader.withdraw(job_for(container))
-    assert not blobs(azurite, container)
+    assert blobs(azurite, container).keys() == place.chunks()
     place.finish()
     done = await uploaded(place.uploader, container)
+    place.store.purge(PLAN.workflow, EXECUTION)
     await place.uploader.withdraw(job_for(container))
     assert len(blobs(azurite, container)) == done.files
+
+
+async def test_what_goes_while_others_are_uploaded_is_missed_before_the_checksums_come(
+    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+) -> None:
+    place.write(*ALL)
+    await asyncio.wait_for(following(place, behind), LIMIT_S)
+    place.finish()
+    proxy.delay(1.0, meant="PUT .*metadata.json", times=1)
+    task = asyncio.create_task(uploaded(place.uploader, behind))
+    await until(lambda: bool(proxy.asked("PUT .*metadata.json")))
+    key = min(place.chunks())
+    with azurite.client(behind) as client:
+        client.delete_blob(f"{behind.prefix}/{FOLDER}/{key}")
+    with pytest.raises(TransientFailure, match="removed while others"):
+        await task
+    assert "checksums.sha256" not in blobs(azurite, behind)
+    done = await uploaded(place.uploader, behind)
+    assert len(blobs(azurite, behind)) == done.files and key in blobs(azurite, behind)
 
 
 async def test_a_chunk_that_is_damaged_on_its_way_is_sent_again(
