@@ -143,8 +143,7 @@ class Conducting:
             for task in (*self._beside, *self._purging.values()):
                 task.cancel()
             await self._end_lives()
-            for task in [*self.lives.withdrawing.values()]:
-                task.cancel()
+            self.lives.withdrawals.stop()
             await asyncio.to_thread(DBOS.destroy)
             if self._records is not None:
                 self._records.dispose()
@@ -236,7 +235,7 @@ class Conducting:
             # What has failed may be tried again before all is removed that it made, here and in
             # its container: a life begins when that has ended, or it would remove what this one
             # writes.
-            ending = [*self._started, *self.lives.running, *self.lives.withdrawing]
+            ending = [*self._started, *self.lives.running, *self.lives.withdrawals.running]
             execution = await self.lives.write(self._store.claim_next, full, ending)
             if execution is None:
                 return
@@ -290,7 +289,7 @@ class Conducting:
         speak_of(execution_id, execution.workflow)
         try:
             await self._deployments["packager"].purge.remote(execution.workflow, execution_id)
-            await self.lives.withdrawn_soon(execution)
+            await self.lives.withdrawals.soon(execution)
             await remove_attempts(execution)
             await self.lives.write(self._store.remove, execution_id)
         except Exception:

@@ -136,7 +136,7 @@ class Housekeeping:
     async def _remove_expired(self, execution: Execution) -> None:
         try:
             await self._packager.purge.remote(execution.workflow, execution.execution_id)
-            self._lives.withdraw(execution)
+            self._lives.withdrawals.begin(execution)
             await remove_attempts(execution)
             await self._lives.write(self._store.mark_removed, execution.execution_id)
         except Exception:
@@ -195,7 +195,7 @@ class Housekeeping:
                 for workflow in holding.workflows:
                     await self._packager.purge.remote(workflow, execution_id)
                 if execution is not None:
-                    self._lives.withdraw(execution)
+                    self._lives.withdrawals.begin(execution)
                 await self._lives.write(self._store.mark_left_nothing, execution_id)
             elif not (self._is_over(execution) and holding.is_working):
                 return

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from deployments._delivered import begun_upload
 from deployments._endurance import patiently, uninterrupted
 from deployments._fair_turns import FairTurns
 from deployments._fcn3_steps import MemberJob
@@ -25,8 +24,8 @@ from deployments._logbook import tell_cancelled, tell_completed, tell_failure
 from deployments._model_replica import MemberProgress
 from deployments._provenance import software
 from deployments._subject import come_to, speak_of, speaking_of
-from deployments._transient import as_stage_failure, is_transient
-from deployments.blob_uploader import UploadJob
+from deployments._tidying import Withdrawals, tidied
+from deployments._transient import as_stage_failure
 from deployments.conducted_store import ConductedStore
 from workflows.base import Plan
 from workflows.custom import CustomPlan, is_custom
@@ -34,14 +33,6 @@ from workflows.errors import DiskFull, StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 
 logger = logging.getLogger("ray.serve")
-
-TIDY_ATTEMPTS = 4
-TIDY_PAUSE_S = 0.5
-WITHDRAWALS = 2
-"""At once: the uploader's places are for uploads."""
-WITHDRAWN_SOON_S = 5.0
-WITHDRAWAL_LIMIT_S = 600.0
-"""A million blobs take some minutes; an uploader that never comes must not hold up a retry."""
 
 R = TypeVar("R")
 
@@ -84,9 +75,7 @@ class Lives:
         self.running: dict[str, Life] = {}
         self.removing: dict[str, asyncio.Event] = {}
         """What an earlier attempt has left and is just being removed; set when that is done."""
-        self.withdrawing: dict[str, asyncio.Task[None]] = {}
-        """What is just being removed from containers, by execution."""
-        self._withdrawals = asyncio.Semaphore(WITHDRAWALS)
+        self.withdrawals = Withdrawals(deployments.get("blob_uploader"))
         self.closed = False
         """True when no life may begin here any more."""
         self._store = store
@@ -109,9 +98,8 @@ class Lives:
         """
         if execution_id in self.removing:
             await self.removing[execution_id].wait()
-        if execution_id in self.withdrawing:
-            # Or it would remove what this attempt has brought there.
-            await asyncio.wait({self.withdrawing[execution_id]})
+        # Or it would remove what this attempt has brought there.
+        await self.withdrawals.over(execution_id)
         execution = await self._read(execution_id)
         speak_of(execution_id, execution.workflow, execution.stage)
         if self.closed:
@@ -163,9 +151,9 @@ class Lives:
         if not execution.cancel_requested or execution.status in FINISHED:
             return
         with speaking_of(execution_id, execution.workflow, execution.stage):
-            await self._tidy("packager", "purge", execution.workflow, execution_id)
+            await tidied(self._deployments["packager"], "purge", execution.workflow, execution_id)
             # Before the record: behind it no successor would take it up again.
-            await self.withdrawn_soon(execution)
+            await self.withdrawals.soon(execution)
             ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
             self.metrics.changed(ended)
             tell_cancelled(execution_id)
@@ -186,11 +174,13 @@ class Lives:
             self.metrics.failed(execution, error)
         with speaking_of(execution_id, execution.workflow, execution.stage):
             if execution.results is not None:
-                await self._tidy("packager", "clean", execution_id)
+                await tidied(self._deployments["packager"], "clean", execution_id)
             elif isinstance(error, DiskFull) or not execution.has_whole_members:
                 # It helps nobody, or is what has filled the disk.
-                if await self._tidy("packager", "purge", execution.workflow, execution_id):
-                    self.withdraw(execution)
+                if await tidied(
+                    self._deployments["packager"], "purge", execution.workflow, execution_id
+                ):
+                    self.withdrawals.begin(execution)
                     await patiently(
                         partial(self.write, self._store.mark_left_nothing, execution_id)
                     )
@@ -253,7 +243,7 @@ class Lives:
                 results=manifest,
             )
             tell_completed(execution_id, manifest["execution_time_seconds"])
-        await self._tidy("packager", "clean", execution_id)
+        await tidied(self._deployments["packager"], "clean", execution_id)
 
     async def record(self, execution_id: str, **values: Any) -> None:
         """Bring the record up to date, see `ConductedStore.update`."""
@@ -348,52 +338,6 @@ class Lives:
             async for progress in self.stream(Stage.INFERENCE, model, method, told):
                 turn.told(steps - progress.written, progress.replica)
                 yield progress
-
-    def withdraw(self, execution: Execution) -> None:
-        """Begin to remove what was uploaded of results that were removed before they were whole.
-
-        Nobody waits for that but the next attempt: Azure may be away, or the uploader's node.
-        """
-        execution_id = execution.execution_id
-        job = begun_upload(execution)
-        if job is None or not self.serves("blob_uploader") or execution_id in self.withdrawing:
-            return
-        task = asyncio.create_task(self._withdraw(job), name=f"withdraw {execution_id}")
-        self.withdrawing[execution_id] = task
-        task.add_done_callback(lambda _: self.withdrawing.pop(execution_id))
-
-    async def withdrawn_soon(self, execution: Execution) -> None:
-        """Withdraw, and wait for that for a moment: what takes longer goes on beside."""
-        self.withdraw(execution)
-        if (task := self.withdrawing.get(execution.execution_id)) is not None:
-            await asyncio.wait({task}, timeout=WITHDRAWN_SOON_S)
-
-    async def _withdraw(self, job: UploadJob) -> None:
-        speak_of(job.execution_id, job.workflow)
-        async with self._withdrawals:
-            try:
-                async with asyncio.timeout(WITHDRAWAL_LIMIT_S):
-                    await self._tidy("blob_uploader", "withdraw", job)
-            except TimeoutError:
-                logger.warning("chunks stay in %s: no answer in time", job.container.url)
-
-    async def _tidy(self, deployment: str, method: str, *args: Any) -> bool:
-        """Remove files; that they stay behind must not change how an execution ended."""
-        for attempt in range(TIDY_ATTEMPTS):
-            try:
-                response = getattr(self._deployments[deployment], method).remote(*args)
-                try:
-                    await response
-                except asyncio.CancelledError:
-                    response.cancel()
-                    raise
-                return True
-            except Exception as error:
-                if not is_transient(error) or attempt == TIDY_ATTEMPTS - 1:
-                    logger.exception("%s could not %s: files stay behind", deployment, method)
-                    break
-            await asyncio.sleep(TIDY_PAUSE_S * 2**attempt)
-        return False
 
 
 def superseded(reason: str) -> NoReturn:
