@@ -121,12 +121,15 @@ class UploadAhead:
                 await asyncio.wait({put}, timeout=LAST_CALL_S)
                 put.cancel()
                 await asyncio.wait({put})
-                if not put.cancelled():
-                    # Looked at, or it would be logged as one that nobody has seen.
-                    put.exception()
+                # Looked at, or it would be logged as one that nobody has seen.
+                if not put.cancelled() and put.exception() is None:
+                    self._note(file)
                 raise
-            self.tally.uploaded_files += 1
-            self.tally.uploaded_bytes += file.size
+            self._note(file)
+
+    def _note(self, file: UploadFile) -> None:
+        self.tally.uploaded_files += 1
+        self.tally.uploaded_bytes += file.size
 
     async def _put(self, file: UploadFile) -> None:
         # Checked on arrival: the upload proper takes what it finds for what it says to be.
