@@ -181,7 +181,7 @@ class FCN3Settings(ModelSettings):
     """FCN3 and the replicas that run it."""
 
     checkpoint_steps: Count | None = Field(
-        default=40,
+        default=60,
         description="Steps after which the state of a member is kept, so that one that is "
         "interrupted goes on from there; null begins it anew.",
     )
