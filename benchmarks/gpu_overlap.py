@@ -15,7 +15,13 @@ import uvloop
 from benchmarks.client import Client
 from benchmarks.overlap import BEYOND_S, FACTOR
 from benchmarks.report import Report
-from benchmarks.stand_in_gpus import FULL_GRID, VARIABLES, SleepingServer, sleeping_server
+from benchmarks.stand_in_gpus import (
+    FULL_GRID,
+    SleepingServer,
+    forecast,
+    size_on_full_grid,
+    sleeping_server,
+)
 from benchmarks.timeline import makespan
 from benchmarks.workloads import FCN3
 
@@ -34,7 +40,7 @@ def measure_gpu_overlap(report: Report, *, quick: bool) -> None:
     steps = QUICK_STEPS if quick else STEPS
     report.begin(
         f"on a GPU: {steps} steps of about {STEP_S:g} s of matrix products, "
-        f"{len(VARIABLES)} variables x 721 x 1440, 1 member"
+        f"{size_on_full_grid(steps)}, 1 member"
     )
     loader = "benchmarks.computing_model:load_fcn3"
     with sleeping_server("gpu", step_s=STEP_S, grid=FULL_GRID, loader=loader) as server:
@@ -44,7 +50,7 @@ def measure_gpu_overlap(report: Report, *, quick: bool) -> None:
 async def measure_on(report: Report, server: SleepingServer, steps: int) -> None:
     """Measure on a server whose model computes."""
     async with Client.connected(server.base, FCN3.path) as client:
-        await client.remove((await client.run_job(_parameters(1, "netcdf4"))).execution_id)
+        await client.remove((await client.run_job(forecast(1, "netcdf4"))).execution_id)
         for output_format, aim in BEYOND_S.items():
             os.sync()
             server.forget()
@@ -52,7 +58,7 @@ async def measure_on(report: Report, server: SleepingServer, steps: int) -> None
             before_s, began = server.busy_s(), time.time()
             report.measuring()
             with _utilisation() as samples:
-                job = await client.run_job(_parameters(steps, output_format))
+                job = await client.run_job(forecast(steps, output_format))
                 await asyncio.sleep(REPORTED_S)
                 window_s, busy_s = time.time() - began, server.busy_s() - before_s
             computed = server.steps()
@@ -100,13 +106,3 @@ def _utilisation() -> Iterator[list[float]]:
         process.terminate()
         process.wait()
         reader.join()
-
-
-def _parameters(steps: int, output_format: str) -> dict[str, object]:
-    return {
-        "start_time": "2025-01-01T00:00:00Z",
-        "n_steps": steps,
-        "n_samples": 1,
-        "variables": list(VARIABLES),
-        "output_format": output_format,
-    }

@@ -9,7 +9,13 @@ import uvloop
 
 from benchmarks.client import Client
 from benchmarks.report import Aim, Report
-from benchmarks.stand_in_gpus import FULL_GRID, VARIABLES, SleepingServer, sleeping_server
+from benchmarks.stand_in_gpus import (
+    FULL_GRID,
+    SleepingServer,
+    forecast,
+    size_on_full_grid,
+    sleeping_server,
+)
 from benchmarks.timeline import busy, makespan, pauses
 from benchmarks.workloads import FCN3
 
@@ -26,9 +32,8 @@ BUSY_AIM = Aim(97.0, at_least=True)
 def measure_overlap(report: Report, *, quick: bool) -> None:
     """Measure single forecasts that take a time to write, and a queue of them."""
     steps = QUICK_STEPS if quick else STEPS
-    megabytes = (steps + 1) * len(VARIABLES) * 721 * 1440 * 4 / 1e6
-    what = f"{steps} steps of {STEP_S:g} s, {len(VARIABLES)} variables x 721 x 1440"
-    report.begin(f"{what} ({megabytes:,.0f} MB), 1 member")
+    what = f"{steps} steps of {STEP_S:g} s, {size_on_full_grid(steps)}"
+    report.begin(f"{what}, 1 member")
     with sleeping_server("overlap", step_s=STEP_S, grid=FULL_GRID) as server:
         uvloop.run(_measure_single(report, server, steps))
     report.begin(f"{QUEUED} queued of {what}; initial conditions take {DELAY_S:g} s each")
@@ -38,12 +43,12 @@ def measure_overlap(report: Report, *, quick: bool) -> None:
 
 async def _measure_single(report: Report, server: SleepingServer, steps: int) -> None:
     async with Client.connected(server.base, FCN3.path) as client:
-        await client.remove((await client.run_job(_parameters(1, "netcdf4"))).execution_id)
+        await client.remove((await client.run_job(forecast(1, "netcdf4"))).execution_id)
         for output_format, aim in BEYOND_S.items():
             os.sync()
             server.forget()
             report.measuring()
-            job = await client.run_job(_parameters(steps, output_format))
+            job = await client.run_job(forecast(steps, output_format))
             computed = server.steps()
             report.add(f"{output_format}, submit to completed", job.seconds, "s")
             report.add(f"{output_format}, first step to last", makespan(computed), "s")
@@ -56,7 +61,7 @@ async def _measure_single(report: Report, server: SleepingServer, steps: int) ->
 async def _measure_queue(report: Report, server: SleepingServer, steps: int) -> None:
     async with Client.connected(server.base, FCN3.path) as client:
         os.sync()
-        queued = [await client.submit(_parameters(steps, "zarr")) for _ in range(QUEUED)]
+        queued = [await client.submit(forecast(steps, "zarr")) for _ in range(QUEUED)]
         for execution_id in queued:
             await client.wait_for([execution_id], poll_s=0.25)
             # Or five of them would need 25 GB.
@@ -67,13 +72,3 @@ async def _measure_queue(report: Report, server: SleepingServer, steps: int) -> 
     note = f"pauses between two: {', '.join(f'{pause:.2f}' for pause in pauses_s)} s"
     report.add("first step to last", makespan(computed), "s", note=note)
     report.add("GPU busy", 100 * busy(computed), "%", aim=BUSY_AIM)
-
-
-def _parameters(steps: int, output_format: str) -> dict[str, object]:
-    return {
-        "start_time": "2025-01-01T00:00:00Z",
-        "n_steps": steps,
-        "n_samples": 1,
-        "variables": list(VARIABLES),
-        "output_format": output_format,
-    }

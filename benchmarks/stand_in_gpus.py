@@ -22,6 +22,23 @@ VARIABLES = ("t2m", "u10m", "v10m", "msl", "tcwv", "z500", "t850", "u850")
 """Eight, as many as a forecast may well keep."""
 
 
+def forecast(steps: int, output_format: str) -> dict[str, object]:
+    """Give the parameters of a forecast of one member with these variables."""
+    return {
+        "start_time": "2025-01-01T00:00:00Z",
+        "n_steps": steps,
+        "n_samples": 1,
+        "variables": list(VARIABLES),
+        "output_format": output_format,
+    }
+
+
+def size_on_full_grid(steps: int) -> str:
+    """Say how much such a forecast writes."""
+    megabytes = (steps + 1) * len(VARIABLES) * 721 * 1440 * 4 / 1e6
+    return f"{len(VARIABLES)} variables x 721 x 1440 ({megabytes:,.0f} MB)"
+
+
 class SleepingServer:
     """A server whose FCN3 sleeps.
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import uvloop
 
 from benchmarks.client import Client
 from benchmarks.report import Report
-from benchmarks.stand_in_gpus import FULL_GRID, VARIABLES, SleepingServer, sleeping_server
+from benchmarks.stand_in_gpus import (
+    FULL_GRID,
+    SleepingServer,
+    forecast,
+    size_on_full_grid,
+    sleeping_server,
+)
 from benchmarks.timeline import makespan
 from benchmarks.workloads import FCN3
 from tests.emulators.azurite import Azurite, find_azurite
@@ -26,11 +31,8 @@ def measure_upload_ahead(report: Report, *, quick: bool) -> None:
         print("\nuploads ahead are left out: Azurite is missing, see `make test`")
         return
     steps = QUICK_STEPS if quick else STEPS
-    megabytes = (steps + 1) * len(VARIABLES) * 721 * 1440 * 4 / 1e6
-    report.begin(
-        f"{steps} steps of {STEP_S:g} s, {len(VARIABLES)} variables x 721 x 1440 "
-        f"({megabytes:,.0f} MB), Zarr, uploaded to Azurite"
-    )
+    what = f"{steps} steps of {STEP_S:g} s, {size_on_full_grid(steps)}"
+    report.begin(f"{what}, Zarr, uploaded to Azurite")
     waits = {way: _measure(report, executable, way, steps) for way in WAYS}
     report.add("ahead / in the end", waits["ahead"] / waits["in the end"], "x")
 
@@ -53,17 +55,10 @@ def _measure(report: Report, executable: str, way: str, steps: int) -> float:
 
 
 async def _forecast(report: Report, server: SleepingServer, way: str, steps: int) -> float:
-    parameters: dict[str, Any] = {
-        "start_time": "2025-01-01T00:00:00Z",
-        "n_steps": steps,
-        "n_samples": 1,
-        "variables": list(VARIABLES),
-        "output_format": "zarr",
-    }
     async with Client.connected(server.base, FCN3.path) as client:
         os.sync()
         report.measuring()
-        job = await client.run_job(parameters)
+        job = await client.run_job(forecast(steps, "zarr"))
     computing = makespan(server.steps())
     report.add(f"{way}: submit to completed", job.seconds, "s")
     report.add(f"{way}: first step to last", computing, "s")

@@ -1,6 +1,7 @@
 """Keeping the state of a model while it computes a member, and going on where another stopped.
 
-The model is held up by a copy to the host's memory; all else happens beside the next steps.
+The model is held up by a copy to the host's memory, and its next step's hand-over while the event
+loop copies that into Ray's object store; all else happens beside the next steps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from deployments._checkpoint import Checkpoint, internal_state
 from deployments._fcn3_steps import MemberJob
 from deployments._host_memory import HostMemory
 from deployments._step_window import ATTEMPTS, FIRST_PAUSE_S, StepWindow
-from deployments._transient import is_transient
+from deployments._transient import persistently
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,7 +61,12 @@ class Checkpoints:
             return None
         job = self._job
         try:
-            found = await self._read()
+            found: Checkpoint | None = await persistently(
+                lambda: self._packager.read_checkpoint.remote(job.execution_id, job.member),
+                "reading the checkpoint",
+                attempts=ATTEMPTS,
+                pause_s=self._pause_s,
+            )
         except Exception:
             # It costs time, but no execution.
             logger.warning("member %d begins anew: no checkpoint read", job.member, exc_info=True)
@@ -74,20 +80,6 @@ class Checkpoints:
             return None
         logger.info("member %d goes on behind step %d", job.member, found.step)
         return found
-
-    async def _read(self) -> Checkpoint | None:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                found: Checkpoint | None = await self._packager.read_checkpoint.remote(
-                    self._job.execution_id, self._job.member
-                )
-                return found
-            except Exception as error:
-                if not is_transient(error) or attempt == ATTEMPTS:
-                    raise
-                logger.warning("checkpoint not read, again: %s", error)
-                await asyncio.sleep(self._pause_s * 2 ** (attempt - 1))
-        raise AssertionError("the last attempt has returned or raised")
 
     def keep(self, model: Any, step: int, fields: Any, window: StepWindow) -> None:
         """Keep the state behind a step, if that is one to be kept; in the model's thread.

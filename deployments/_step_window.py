@@ -7,16 +7,13 @@ the disk by at most `size` steps, then waits.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments._transient import is_transient
-
-logger = logging.getLogger("ray.serve")
+from deployments._transient import persistently
 
 Write = Callable[[int, NDArray[np.float32]], Awaitable[Any]]
 
@@ -97,24 +94,18 @@ class StepWindow:
 
     async def _write_one(self, time_index: int, fields: NDArray[np.float32]) -> None:
         try:
-            await self._write_with_retries(time_index, fields)
+            await persistently(
+                lambda: self._write(time_index, fields),
+                f"writing step {time_index}",
+                attempts=ATTEMPTS,
+                pause_s=self._first_pause_s,
+            )
             self.written += 1
             self._give_back(fields)
         except Exception as error:
             self._failure = self._failure or error
         finally:
             self._room.release()
-
-    async def _write_with_retries(self, time_index: int, fields: NDArray[np.float32]) -> None:
-        for attempt in range(ATTEMPTS):
-            try:
-                await self._write(time_index, fields)
-                return
-            except Exception as error:
-                if not is_transient(error) or attempt == ATTEMPTS - 1:
-                    raise
-                logger.warning("writing step %s failed, again: %s", time_index, error)
-                await asyncio.sleep(self._first_pause_s * 2**attempt)
 
     async def close(self) -> None:
         """Wait until every step is written.

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments._delivered import begun_upload
 from deployments._subject import speak_of
-from deployments._transient import is_transient
+from deployments._transient import persistently
 from deployments.blob_uploader import UploadJob
 from workflows.execution import Execution
 
@@ -27,21 +27,21 @@ LIMIT_S = 600.0
 
 async def tidied(deployment: DeploymentHandle[Any], method: str, *args: Any) -> bool:
     """Call what removes files, some times if need be; says whether they are gone."""
-    for attempt in range(ATTEMPTS):
+
+    async def call() -> None:
+        response = getattr(deployment, method).remote(*args)
         try:
-            response = getattr(deployment, method).remote(*args)
-            try:
-                await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            return True
-        except Exception as error:
-            if not is_transient(error) or attempt == ATTEMPTS - 1:
-                logger.exception("%s was in vain: files stay behind", method)
-                break
-        await asyncio.sleep(PAUSE_S * 2**attempt)
-    return False
+            await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+    try:
+        await persistently(call, method, attempts=ATTEMPTS, pause_s=PAUSE_S)
+    except Exception:
+        logger.exception("%s was in vain: files stay behind", method)
+        return False
+    return True
 
 
 class Withdrawals:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from ray.exceptions import (
     GetTimeoutError,
@@ -15,6 +19,10 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from workflows.errors import DiskFull, Earth2ServeError, StageFailed
+
+logger = logging.getLogger("ray.serve")
+
+R = TypeVar("R")
 
 _TRANSIENT = (
     RayActorError,
@@ -37,6 +45,36 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, TransientFailure):
         return True
     return isinstance(error, _TRANSIENT) and not isinstance(error, RayTaskError)
+
+
+async def persistently(
+    call: Callable[[], Awaitable[R]], what: str, *, attempts: int, pause_s: float
+) -> R:
+    """Make a call again while the callee died or was out of reach.
+
+    Parameters
+    ----------
+    call : callable
+    what : str
+        For the log.
+    attempts : int
+    pause_s : float
+        Before the second attempt; it doubles with each further one.
+
+    Raises
+    ------
+    Exception
+        What the call failed with: at once if that lasts, else at the last attempt.
+    """
+    for attempt in range(1, attempts):
+        try:
+            return await call()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            logger.warning("%s failed, again: %s", what, error)
+        await asyncio.sleep(pause_s * 2 ** (attempt - 1))
+    return await call()
 
 
 def as_stage_failure(stage: str, error: Exception) -> Earth2ServeError:

@@ -315,29 +315,22 @@ async def test_an_interrupted_member_goes_on_in_another_replica(
     assert not packager.checkpoints
 
 
-async def test_a_checkpoint_of_another_model_is_left_alone(
-    packager: Packager, analysis: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("member", "changes"), [(1, {"origin": "another model"}), (2, {})])
+async def test_a_checkpoint_of_another_model_or_member_is_left_alone(
+    packager: Packager,
+    analysis: Path,
+    caplog: pytest.LogCaptureFixture,
+    member: int,
+    changes: dict[str, Any],
 ) -> None:
     await interrupted(packager, analysis)
-    packager.checkpoints[1] = replace(packager.checkpoints[1], origin="another model")
+    packager.checkpoints[member] = replace(packager.checkpoints.pop(1), **changes)
     packager.steps.clear()
     another = await replica_with(packager, checkpoint_steps=2)
-    job = member_job(analysis, member=1)
+    job = member_job(analysis, member=member)
     assert (await outcome(another.forecast_member(job)))[-1] == 5
-    assert np.array_equal([packager.steps[1, step] for step in range(5)], plain_loop(job))
+    assert np.array_equal([packager.steps[member, step] for step in range(5)], plain_loop(job))
     assert "begins anew: its checkpoint is of another model" in caplog.text
-
-
-async def test_a_checkpoint_of_another_member_is_left_alone(
-    packager: Packager, analysis: Path
-) -> None:
-    await interrupted(packager, analysis)
-    packager.checkpoints[2] = packager.checkpoints.pop(1)
-    packager.steps.clear()
-    another = await replica_with(packager, checkpoint_steps=2)
-    job = member_job(analysis, member=2)
-    assert (await outcome(another.forecast_member(job)))[-1] == 5
-    assert np.array_equal([packager.steps[2, step] for step in range(5)], plain_loop(job))
 
 
 async def test_no_member_fails_for_want_of_a_checkpoint(
