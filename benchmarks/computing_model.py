@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.sleeping_models import Journal
-from deployments.synthetic import SyntheticFCN3
+from deployments.synthetic.fcn3 import SyntheticFCN3
 
 SIZE = 8192
 """Of the matrices: 1.1e12 operations for a product."""

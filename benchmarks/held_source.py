@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deployments.synthetic import SyntheticIFS
+from deployments.synthetic.fcn3 import SyntheticIFS
 
 POLL_S = 0.05
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.workloads import CHOSEN, SEED, START
-from deployments.synthetic import SyntheticFCN3, SyntheticIFS, load_fcn3, load_ifs
+from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS, load_fcn3, load_ifs
 from workflows.fcn3 import VARIABLES
 
 Step = tuple[int, NDArray[np.float32]]

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks import machine
-from serve_app.apart import free_port
+from serve_app.ports import free_port
 
 CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
 START_LIMIT_S = 300.0

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from deployments.synthetic import SyntheticFCN3, SyntheticIFS
-from deployments.synthetic_satellite import SyntheticInterpolation, SyntheticStormScope
+from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
+from deployments.synthetic.stormscope import SyntheticInterpolation, SyntheticStormScope
 from workflows.grids import LambertGrid
 
 

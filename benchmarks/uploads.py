@@ -12,10 +12,15 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import Aim, Report, ratio_of_neighbours
-from deployments._azure import AzureOptions
-from deployments._azure_token import TokenBridge
-from deployments.blob_uploader import BlobUploader, BlobUploaderOptions, Uploaded, UploadJob
-from deployments.manifest import describe_files, hashed
+from deployments.azure.options import AzureOptions
+from deployments.azure.token import TokenBridge
+from deployments.blob_uploader.deployment import (
+    BlobUploader,
+    BlobUploaderOptions,
+    Uploaded,
+    UploadJob,
+)
+from deployments.results.manifest import describe_files, hashed
 from tests.emulators.azurite import Azurite, find_azurite
 from workflows.delivery import Container
 

@@ -1,1 +1,1 @@
-"""The Ray Serve deployments, one per module, and what only they need."""
+"""Ray Serve deployments, one folder each, and the libraries that they share."""

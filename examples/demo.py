@@ -22,7 +22,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import yaml
 
-from deployments._lease import FileLease
+from deployments.conductor.lease import FileLease
 from examples._display import Display, bar
 from examples._server_process import Server, ServerEnded, free_port
 

@@ -1,1 +1,1 @@
-"""The application: settings, `build` and the HTTP ingress."""
+"""The application: settings, `build`, the HTTP API and the commands."""

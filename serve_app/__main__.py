@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from serve_app.apart import ports_and_sockets
+from serve_app.ports import ports_and_sockets
 
 ENVIRONMENT = {
     # 3 to 4 times the requests per second of the Python proxy.
@@ -57,9 +57,9 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     from ray.serve.scripts import cli
 
     from serve_app.check import main as check
-    from serve_app.preflight import check_certificates, check_installed
-    from serve_app.settings import SettingsError, parse_settings
-    from serve_app.starting import announce, base_url, taken_ports
+    from serve_app.settings.preflight import check_certificates, check_installed
+    from serve_app.settings.settings import SettingsError, parse_settings
+    from serve_app.startup import announce, base_url, taken_ports
 
     if check([arguments.config]):
         return 1

@@ -11,28 +11,28 @@ from typing import Any, cast
 import ray
 from ray.serve import Application, Deployment
 
-from deployments._azure import AzureOptions
-from deployments._blob_objects import BlobResultsOptions
-from deployments._housekeeping import HousekeepingOptions
-from deployments._loading import LoaderOptions
-from deployments.blob_uploader import UPLOADS, BlobUploader, BlobUploaderOptions
-from deployments.conductor import Conductor, ConductorOptions
-from deployments.custom_workflow import CustomWorkflow, CustomWorkflowOptions
-from deployments.fcn3 import FCN3, FCN3Options
-from deployments.geocatalog import GeoCatalog, GeoCatalogOptions
-from deployments.initial_conditions import InitialConditions, SourceOptions
-from deployments.packager import WRITERS, Packager
-from deployments.stormscope import StormScope, StormScopeOptions
-from serve_app.ingress import Ingress, IngressOptions
-from serve_app.preflight import check_certificates, check_installed, check_nodes
-from serve_app.section import SYNTHETIC
-from serve_app.sections import (
+from deployments.azure.blobs import BlobResultsOptions
+from deployments.azure.options import AzureOptions
+from deployments.blob_uploader.deployment import UPLOADS, BlobUploader, BlobUploaderOptions
+from deployments.conductor.deployment import Conductor, ConductorOptions
+from deployments.conductor.retention import RetentionOptions
+from deployments.custom_workflow.deployment import CustomWorkflow, CustomWorkflowOptions
+from deployments.geocatalog.deployment import GeoCatalog, GeoCatalogOptions
+from deployments.initial_conditions.deployment import InitialConditions, SourceOptions
+from deployments.models.fcn3 import FCN3, FCN3Options
+from deployments.models.stormscope import StormScope, StormScopeOptions
+from deployments.packager.deployment import WRITERS, Packager
+from deployments.runtime.import_path import LoaderOptions
+from serve_app.http.ingress import Ingress, IngressOptions
+from serve_app.settings.preflight import check_certificates, check_installed, check_nodes
+from serve_app.settings.section import SYNTHETIC
+from serve_app.settings.sections import (
     CustomWorkflowSettings,
     DataSourceSettings,
     InterpolationSettings,
     ModelSettings,
 )
-from serve_app.settings import Settings, parse_settings
+from serve_app.settings.settings import Settings, parse_settings
 from workflows import WORKFLOWS
 from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
 from workflows.stormscope import VARIABLES as GOES_VARIABLES
@@ -56,7 +56,7 @@ def build(args: dict[str, Any]) -> Application:
     Parameters
     ----------
     args : dict
-        What stands under ``args`` in the YAML, see `serve_app.settings.Settings`.
+        What stands under ``args`` in the YAML, see `serve_app.settings.settings.Settings`.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def build(args: dict[str, Any]) -> Application:
             max_running=settings.max_running,
             replicas=settings.models.replicas,
             in_turn=settings.models.in_turn,
-            housekeeping=HousekeepingOptions(
+            housekeeping=RetentionOptions(
                 keep_s=settings.results.keep_s,
                 keep_record_s=settings.results.keep_record_s,
                 keep_failed_s=settings.results.keep_failed_s,
@@ -203,11 +203,13 @@ def _fcn3(settings: Settings, packager: Application, *analyses: Application) -> 
     interpolation = _loader(
         INTERPOLATION,
         settings.models.interpolation,
-        "deployments.synthetic_satellite:load_interpolation",
+        "deployments.synthetic.stormscope:load_interpolation",
         {},
     )
     options = FCN3Options(
-        loader=_loader("fcn3", model, "deployments.synthetic:load_fcn3", model.grid.model_dump()),
+        loader=_loader(
+            "fcn3", model, "deployments.synthetic.fcn3:load_fcn3", model.grid.model_dump()
+        ),
         grid=model.grid,
         input_variables=FCN3_VARIABLES,
         window_steps=settings.packager.window_steps,
@@ -224,7 +226,7 @@ def _stormscope(settings: Settings, packager: Application, *analyses: Applicatio
     grid = model.grid.model_dump()
     options = StormScopeOptions(
         loader=_loader(
-            "stormscope", model, "deployments.synthetic_satellite:load_stormscope", grid
+            "stormscope", model, "deployments.synthetic.stormscope:load_stormscope", grid
         ),
         grid=model.grid,
         conditioning_grid=settings.models.fcn3.grid,
@@ -304,11 +306,11 @@ def _source(name: str, settings: Settings) -> SourceOptions:
     if name == "ifs":
         chosen = settings.data_sources.ifs
         grid = settings.models.fcn3.grid.model_dump()
-        loader = _loader(name, chosen, "deployments.synthetic:load_ifs", grid)
+        loader = _loader(name, chosen, "deployments.synthetic.fcn3:load_ifs", grid)
     else:
         chosen = settings.data_sources.goes
         grid = settings.models.stormscope.grid.model_dump()
-        loader = _loader(name, chosen, "deployments.synthetic_satellite:load_goes", grid)
+        loader = _loader(name, chosen, "deployments.synthetic.stormscope:load_goes", grid)
         loader = loader.model_copy(update={"options": {**loader.options, "satellite": name}})
     return SourceOptions(**loader.model_dump(), timeout_s=chosen.timeout_s)
 

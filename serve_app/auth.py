@@ -22,7 +22,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.errors import json_response
+from serve_app.http.errors import json_response
 
 logger = logging.getLogger("ray.serve")
 

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app import findings
-from serve_app.findings import Finding
-from serve_app.sections import CUSTOM
-from serve_app.settings import DEPLOYMENTS, Settings, find_in_args, places
+from serve_app.settings import findings
+from serve_app.settings.findings import Finding
+from serve_app.settings.sections import CUSTOM
+from serve_app.settings.settings import DEPLOYMENTS, Settings, find_in_args, places
 
 BUILD = "serve_app.app:build"
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from serve_app import apart
+from serve_app import ports
 from serve_app.__main__ import ENVIRONMENT
 from tests.emulators.azurite import azurite
 from tests.models import standin_modules
@@ -66,7 +66,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def free_port() -> int:
     """Port on 127.0.0.1 that nobody listens on."""
-    return apart.free_port()
+    return ports.free_port()
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +74,6 @@ def http_port(ray_cluster: None) -> int:
     """Port on 127.0.0.1 at which Serve answers; applications lie below it by route."""
     from ray import serve
 
-    port = apart.free_port()
+    port = ports.free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     return port

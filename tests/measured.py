@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 
-from deployments._metrics import Counter, Gauge, Histogram, Metric
+from deployments.runtime.metrics import Counter, Gauge, Histogram, Metric
 
 Labels = frozenset[tuple[str, str]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve_app.settings import Settings
+from serve_app.settings.settings import Settings
 
 README = Path(__file__).parents[1] / "README.md"
 

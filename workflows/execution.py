@@ -120,7 +120,7 @@ class Execution(BaseModel):
     retries: int = 0
     """How often it was asked to go on after it had failed."""
     results: dict[str, Any] | None = None
-    """The manifest, once packaged: see `deployments.packager`."""
+    """The manifest, once packaged: see `deployments.packager.deployment`."""
     revision: int = 0
     """Rises with every change; what a long poll waits for."""
 

@@ -17,7 +17,7 @@ import httpx
 
 from benchmarks.machine import alive, tree
 from serve_app.__main__ import ENVIRONMENT
-from serve_app.apart import free_port
+from serve_app.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 APPLICATION = "earth2serve"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deployments._synthetic_disturbance import STEP
-from deployments.synthetic import SyntheticFCN3
+from deployments.synthetic.fcn3 import SyntheticFCN3
+from deployments.synthetic.perturbation import STEP
 
 
 class JournaledFCN3(SyntheticFCN3):

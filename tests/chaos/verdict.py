@@ -13,9 +13,9 @@ import numpy as np
 import sqlalchemy as sa
 import xarray as xr
 
-from deployments._fcn3_steps import MemberJob, forecast
-from deployments._result_files import as_stored
-from deployments.synthetic import SyntheticFCN3, SyntheticIFS
+from deployments.models.fcn3_rollout import MemberJob, forecast
+from deployments.results.disk_result import as_stored
+from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
 from tests.chaos.load import FORECAST, Accepted, Load
 from workflows.base import Plan
 from workflows.fcn3 import FCN3Workflow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments._metrics import METRICS, Histogram
+from deployments.runtime.metrics import METRICS, Histogram
 from tests.config.seeing import RULES, alerts
 
 CASES = Path(__file__).with_name("alerts.test.yml")

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from deployments._metrics import METRICS, Histogram
+from deployments.runtime.metrics import METRICS, Histogram
 from tests.config.seeing import BUILT_IN, DASHBOARD, dashboard, panels
 
 SCHEMA = json.loads(Path(__file__).with_name("grafana.schema.json").read_text())

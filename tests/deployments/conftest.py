@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from ray._common.formatters import JSONFormatter
 
-from deployments._subject import OURS, NameSubject
-from deployments.conducted_store import ConductedStore
-from tests.deployments.conducting_process import Journal
+from deployments.runtime.log_context import OURS, LogContextFilter
+from deployments.store.conductor_view import ConductorStore
+from tests.deployments.conductor.conducting_process import Journal
 from tests.emulators.azurite import Azurite
 from tests.emulators.flaky_proxy import FlakyProxy
 from workflows.delivery import Container
@@ -27,8 +27,8 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(store_url: str) -> Iterator[ConductedStore]:
-    store = ConductedStore(store_url)
+def store(store_url: str) -> Iterator[ConductorStore]:
+    store = ConductorStore(store_url)
     yield store
     store.close()
 
@@ -47,7 +47,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
         def emit(self, record: logging.LogRecord) -> None:
             kept.append(record)
 
-    handler, naming, level = Keep(), NameSubject(), ours.level
+    handler, naming, level = Keep(), LogContextFilter(), ours.level
     ours.addHandler(handler)
     ours.addFilter(naming)
     ours.setLevel(logging.INFO)

@@ -16,9 +16,9 @@ import pytest
 import xarray as xr
 
 from deployments import loaders
-from deployments._fcn3_steps import check_hourly
-from deployments._loading import LoaderOptions, describe_origin, load
-from deployments._stormscope_steps import prepare
+from deployments.models.fcn3_rollout import check_hourly
+from deployments.models.stormscope_rollout import prepare
+from deployments.runtime.import_path import LoaderOptions, describe_origin, load
 from workflows.fcn3 import VARIABLES
 from workflows.grids import Grid, LambertGrid
 from workflows.stormscope import VARIABLES as CHANNELS

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from deployments._azure import AzureOptions
+from deployments.azure.options import AzureOptions
 from tests.emulators.loopback import LoopbackServer, Recorded
 
 RESET_AFTER = 64 * 1024

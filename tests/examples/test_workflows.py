@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 import yaml
 
-from deployments._workflow_class import WorkflowClass
-from deployments._workflow_output import RunOutput
+from deployments.custom_workflow.run_output import RunOutput
+from deployments.custom_workflow.user_class import UserClass
 
 pytestmark = pytest.mark.models
 
@@ -20,13 +20,13 @@ SMALL = {"n_lat": 9, "n_lon": 18}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[WorkflowClass, Any]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[UserClass, Any]]:
     """The classes of config/custom.yaml, on a small grid."""
     scratch = tmp_path_factory.mktemp("scratch")
     application = yaml.safe_load(CONFIG.read_text())["applications"][0]
     found = {}
     for entry in application["args"]["workflows"]["custom"]:
-        workflow = WorkflowClass(entry["class"], scratch)
+        workflow = UserClass(entry["class"], scratch)
         config = entry["config"]
         config["model_options"] |= SMALL
         found[workflow.name] = workflow, workflow.make(config | {"data_options": SMALL})

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deployments.synthetic import SyntheticFCN3, SyntheticIFS
-from deployments.synthetic_satellite import SyntheticGOES, SyntheticInterpolation
+from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
+from deployments.synthetic.stormscope import SyntheticGOES, SyntheticInterpolation
 from workflows.grids import LambertGrid
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from loguru import logger as loguru
 
-from deployments.synthetic import SyntheticFCN3, SyntheticIFS
+from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
 
 library = logging.getLogger("some.library")
 

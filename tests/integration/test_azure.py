@@ -30,7 +30,7 @@ from tests.integration.azure_places import (
     manifest,
 )
 from tests.integration.serving import Server, served
-from tests.workflows.stac_schemas import validator
+from tests.workflows.stac.schemas import validator
 
 pytestmark = pytest.mark.ray
 

@@ -27,8 +27,8 @@ from tests.integration.azure_places import (
     manifest,
 )
 from tests.integration.serving import Server, served
-from tests.workflows.stac_schemas import validator
-from workflows.stac import default_collection_id
+from tests.workflows.stac.schemas import validator
+from workflows.stac.item import default_collection_id
 
 pytestmark = pytest.mark.ray
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import ray
 
-from deployments._upload_ahead import IN_FLIGHT
-from serve_app.apart import free_port
+from deployments.blob_uploader.upload_ahead import IN_FLIGHT
 from serve_app.logs import gather
+from serve_app.ports import free_port
 from tests.config.seeing import RULES, alerts, dashboard, questions
-from tests.deployments.test_metrics import QUERIES
+from tests.deployments.runtime.test_metrics import QUERIES
 from tests.emulators.azurite import Azurite
 from tests.integration.mishaps import NAME as MISHAPS
 from tests.integration.mishaps import Mishaps, mishaps

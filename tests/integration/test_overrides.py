@@ -16,8 +16,8 @@ import httpx
 import pytest
 import yaml
 
-from serve_app import apart
-from serve_app.settings import DEPLOYMENTS
+from serve_app import ports
+from serve_app.settings.settings import DEPLOYMENTS
 from tests.integration.serving import WORKFLOW
 
 pytestmark = pytest.mark.ray
@@ -55,7 +55,7 @@ class Overridden:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = apart.free_port()
+        self.port = ports.free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             # Other tests make CPU deployments in this process, and those hide its GPUs.

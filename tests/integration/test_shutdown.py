@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from deployments.conducted_store import ConductedStore
+from deployments.store.conductor_view import ConductorStore
 from tests.integration.serving import WORKFLOW
 from workflows.execution import Status
 
@@ -110,12 +110,12 @@ def steps_computed(folder: Path) -> int:
     return journal.read_text().count("step") if journal.exists() else 0
 
 
-def steps_done(store: ConductedStore, execution_id: str) -> int:
+def steps_done(store: ConductorStore, execution_id: str) -> int:
     progress = store.read(execution_id).progress
     return progress.current_step if progress else 0
 
 
-def wait_for_steps(store: ConductedStore, execution_id: str, steps: int) -> None:
+def wait_for_steps(store: ConductorStore, execution_id: str, steps: int) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while steps_done(store, execution_id) < steps:
         assert store.read(execution_id).ended_at is None
@@ -131,7 +131,7 @@ def stop(process: subprocess.Popen[bytes], number: signal.Signals, folder: Path)
     assert code in (0, -signal.SIGTERM), (folder / "log").read_text()[-3000:]
 
 
-def statuses(store: ConductedStore, *execution_ids: str) -> list[Status]:
+def statuses(store: ConductorStore, *execution_ids: str) -> list[Status]:
     return [store.read(each).status for each in execution_ids]
 
 
@@ -141,7 +141,7 @@ def test_what_runs_and_what_waits_is_left_to_the_next_start(tmp_path: Path, free
         wait_until_ready(client, tmp_path)
         running = submit(client, n_steps=STEPS, seeds=SEEDS)
         waiting = submit(client, n_steps=1, n_samples=1)
-        store = ConductedStore(f"sqlite:///{tmp_path}/var/executions.sqlite")
+        store = ConductorStore(f"sqlite:///{tmp_path}/var/executions.sqlite")
         # In the middle of the second member.
         wait_for_steps(store, running, whole + 3)
         stop(process, signal.SIGINT, tmp_path)

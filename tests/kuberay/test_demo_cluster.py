@@ -27,7 +27,7 @@ import yaml
 
 from benchmarks.machine import tree
 from serve_app.__main__ import ENVIRONMENT
-from serve_app.apart import free_port
+from serve_app.ports import free_port
 from tests.kuberay.rendering import ROOT, groups, resources, serve_config
 
 OVERLAY = "demo-cpu"

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 from dbos import DBOS
 
-from deployments._lease import PostgresLease
-from deployments.execution_store import ExecutionStore
-from serve_app.settings import parse_settings
+from deployments.conductor.lease import PostgresLease
+from deployments.store.executions import ExecutionStore
+from serve_app.settings.settings import parse_settings
 from tests.postgres import PostgresServer
 
 PASSWORD = "not-in-the-configuration"

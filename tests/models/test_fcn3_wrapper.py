@@ -18,8 +18,8 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments._checkpoint import Checkpoint, internal_state
-from deployments._fcn3_steps import MemberJob, forecast
+from deployments.models.fcn3_rollout import MemberJob, forecast
+from deployments.results.checkpoint import Checkpoint, internal_state
 from tests.integration.serving import WORKFLOW, Server, deploy, served
 from workflows.base import Plan
 from workflows.fcn3 import VARIABLES, FCN3Workflow

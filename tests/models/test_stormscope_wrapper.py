@@ -20,9 +20,9 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments._fcn3_steps import ConditioningJob, check_hourly, conditioning
-from deployments._stormscope_steps import Nowcaster, NowcastJob, nowcast, prepare
-from deployments.initial_conditions import source_grid
+from deployments.initial_conditions.deployment import source_grid
+from deployments.models.fcn3_rollout import ConditioningJob, check_hourly, conditioning
+from deployments.models.stormscope_rollout import Nowcaster, NowcastJob, nowcast, prepare
 from tests.integration.serving import Server, deploy, served
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from deployments._metrics import RAY, Recorder
-from deployments.conducted_store import ConductedStore
-from serve_app.ingress import IngressOptions, create_app
+from deployments.runtime.metrics import RAY, Recorder
+from deployments.store.conductor_view import ConductorStore
+from serve_app.http.ingress import IngressOptions, create_app
 from workflows.execution import Execution, Progress, Stage, Status
 
 WORKFLOW = "foundry_fcn3_workflow"
@@ -27,7 +27,7 @@ MANIFEST = {
 class Conductor:
     """Does to the store what the Conductor does."""
 
-    def __init__(self, store: ConductedStore) -> None:
+    def __init__(self, store: ConductorStore) -> None:
         self.store = store
         self.fence = store.issue_fence()
 
@@ -64,7 +64,7 @@ class Conductor:
 class Service:
     """An application with its client, its store and its Conductor."""
 
-    def __init__(self, app: FastAPI, options: IngressOptions, store: ConductedStore) -> None:
+    def __init__(self, app: FastAPI, options: IngressOptions, store: ConductorStore) -> None:
         self.app = app
         self.options = options
         self.store = store
@@ -95,14 +95,14 @@ Serve = Callable[..., Service]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ConductedStore]:
-    store = ConductedStore(f"sqlite:///{tmp_path}/store.db")
+def store(tmp_path: Path) -> Iterator[ConductorStore]:
+    store = ConductorStore(f"sqlite:///{tmp_path}/store.db")
     yield store
     store.close()
 
 
 @pytest.fixture
-async def serve(store: ConductedStore, tmp_path: Path) -> AsyncIterator[Serve]:
+async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
     """Make a service; keyword arguments change its options."""
     made: list[Service] = []
 

@@ -14,7 +14,7 @@ from ray.serve._private.build_app import build_app
 
 from serve_app.app import build
 from serve_app.check import check_file, main
-from serve_app.settings import DEPLOYMENTS, SettingsError
+from serve_app.settings.settings import DEPLOYMENTS, SettingsError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("config/*.yaml"))

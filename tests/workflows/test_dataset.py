@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.deployments.results import PROVENANCE, make_nowcast_plan, make_plan
+from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.dataset import (
     Dataset,

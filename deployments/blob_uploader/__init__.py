@@ -1,0 +1,1 @@
+"""Copies the files of one result into one Blob container."""

@@ -1,0 +1,1 @@
+"""Decides what runs next and carries each execution to its end."""

@@ -1,0 +1,1 @@
+"""Runs a user's own workflow class."""

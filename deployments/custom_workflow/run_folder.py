@@ -1,0 +1,181 @@
+"""The folder that one run of a user's workflow fills; what lies there at its end is the result.
+
+Each run has a folder of its own, beside the results and on the same mount. It becomes the result
+by a rename, under the fencing token: of several runs of an execution, one is delivered, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments.results.disk_result import NETCDF, ZARR, remove_tree
+from deployments.results.disk_work import DiskWork, Written
+from deployments.results.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
+from workflows.errors import StageFailed
+from workflows.execution import Stage
+
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+"""What the download routes refuse in a path; a line break would also split a checksum's line."""
+
+
+class RunFolder:
+    """A folder for one run.
+
+    Parameters
+    ----------
+    results_dir, work_dir : Path
+        As for `deployments.results.store.ResultsStore`.
+    workflow, execution_id : str
+    fence : int
+        Token of the Conductor that asked for the run.
+
+    Raises
+    ------
+    StaleConductor
+        If a newer token was seen.
+    """
+
+    def __init__(
+        self, results_dir: Path, work_dir: Path, workflow: str, execution_id: str, fence: int
+    ) -> None:
+        self._work = DiskWork(work_dir / execution_id, execution_id)
+        self._work.open(fence)
+        self._fence = fence
+        self._execution_id = execution_id
+        self._result = results_dir / workflow / execution_id
+        self.path = results_dir / ".partial" / execution_id / secrets.token_hex(8)
+        self.path.mkdir(parents=True)
+
+    def deliver(
+        self, known: Mapping[Path, Written], max_listed: int = MAX_LISTED
+    ) -> dict[str, Any]:
+        """Describe all files and make them the result.
+
+        Parameters
+        ----------
+        known : mapping of Path to Written
+            Size and checksum of files that need not be read for them.
+
+        Returns
+        -------
+        dict
+            As `deployments.results.manifest.describe_files` gives it, with ``warnings``.
+
+        Raises
+        ------
+        StageFailed
+            If the execution has been removed.
+        StaleConductor
+            If a newer token was seen.
+        """
+        files, warnings = _files_below(self.path)
+        # Whatever it is: a link would be written through, a FIFO waited for.
+        if os.path.lexists(self.path / CHECKSUMS):
+            raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is a file of the server's; rename yours")
+        chunks = [key for key in files if _is_minor(key)]
+        whole = [key for key in files if not _is_minor(key)]
+        looks = [self._look(key) for key in files]
+        try:
+            described = describe_files(
+                self._described(whole, known),
+                self._described(chunks, known),
+                self.path / CHECKSUMS,
+                self._execution_id,
+                max_listed,
+            )
+            for key, look in zip(files, looks, strict=True):
+                if self._look(key) != look:
+                    raise StageFailed(
+                        Stage.PACKAGE, f"{key} was written to after the workflow had ended"
+                    )
+            self._work.admit(self._fence)
+            self._result.parent.mkdir(parents=True, exist_ok=True)
+            # What an earlier run delivered just before its Conductor died.
+            remove_tree(self._result)
+            self.path.rename(self._result)
+        except FileNotFoundError:
+            self._work.admit(self._fence)  # says so if the execution has been removed
+            raise
+        try:
+            self._work.admit(self._fence)
+        except StageFailed:
+            # Removed in the meantime: nobody would look for this any more.
+            remove_tree(self._result)
+            raise
+        return described | {"warnings": warnings}
+
+    @property
+    def is_empty(self) -> bool:
+        """Say whether nothing but the output itself is there."""
+        return all(path.name in (ZARR, NETCDF) for path in self.path.iterdir())
+
+    def remove(self) -> None:
+        """Remove the folder, unless it has become the result."""
+        remove_tree(self.path)
+
+    def _look(self, key: str) -> tuple[int, int] | None:
+        """Take a look at a file: one that is changed while it is described has no checksum."""
+        try:
+            found = (self.path / key).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    def _described(self, keys: list[str], known: Mapping[Path, Written]) -> Iterator[Written]:
+        for key in keys:
+            path = self.path / key
+            written = known.get(path)
+            yield Written(key, written.size, written.sha256) if written else hashed(path, key)
+
+
+def _is_minor(key: str) -> bool:
+    """Say whether a file need not be listed among very many: deep ones, but Zarr's metadata."""
+    return "/" in key and not (key.startswith(f"{ZARR}/") and key.endswith("/zarr.json"))
+
+
+def _files_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Find what can be delivered, in order of names; says what cannot."""
+    root = folder.resolve()
+    found: list[str] = []
+    left: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        # Links to folders are listed as folders, but not entered.
+        links = [name for name in folders if os.path.islink(Path(parent, name))]
+        for name in sorted([*names, *links]):
+            path = Path(parent, name)
+            key = path.relative_to(folder).as_posix()
+            reason = _why_not(path, key, root)
+            if reason is None:
+                found.append(key)
+            else:
+                readable = os.fsencode(key).decode(errors="replace")
+                left.append(f"{_UNUSABLE.sub('?', readable)}: {reason}")
+    return found, left
+
+
+def _why_not(path: Path, key: str, root: Path) -> str | None:
+    """Say why a file cannot be delivered; None if it can."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    if _UNUSABLE.search(key):
+        return "its name has control characters or a backslash"
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))  # `resolve` raises if it leads to itself
+        if not target.is_relative_to(root):
+            return "a link that leads out of the results"
+        if os.path.isabs(os.readlink(path)):
+            return "a link by an absolute path, which does not move along with the results"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link to nothing"
+    return None if stat.S_ISREG(mode) else "no regular file"

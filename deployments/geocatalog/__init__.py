@@ -1,0 +1,1 @@
+"""Registers one STAC item in a GeoCatalog."""

@@ -1,0 +1,161 @@
+"""GeoCatalog: makes results items of a catalogue in Planetary Computer Pro."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from deployments.azure.options import AzureOptions
+from deployments.geocatalog.client import API_VERSION, SCOPE, GeoCatalogClient
+from deployments.runtime.gpus import hide_gpus
+from deployments.runtime.log_context import bind_execution
+from deployments.runtime.metrics import RAY, REGISTRATIONS, Recorder
+from workflows.base import Plan
+from workflows.dataset import Provenance
+from workflows.errors import IngestionFailed
+from workflows.execution import Stage
+from workflows.stac import item as stac
+
+logger = logging.getLogger("ray.serve")
+
+
+class GeoCatalogOptions(BaseModel):
+    """Who this server is to GeoCatalogs, and its patience with them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    azure: AzureOptions = AzureOptions()
+    api_version: str = API_VERSION
+    scope: str = SCOPE
+    """What tokens are asked for; another in sovereign clouds."""
+    allowed: tuple[str, ...] | None = None
+    """Catalogues that may be called; None for any. A plan may be older than the list."""
+    time_limit_s: float = 900.0
+    """For a collection, and again for an item, the service's own work included."""
+
+
+class Registration(BaseModel):
+    """Results to be made an item."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    execution_id: str
+    geo_catalog_url: str
+    collection_id: str | None = None
+    """One that is named after the workflow if None; made if it does not exist."""
+    plan: Plan
+    provenance: Provenance
+    files: Mapping[str, tuple[int, str | None]]
+    """Size in bytes and SHA-256, in hexadecimal, by key below `base_href`."""
+    base_href: str
+    """URL of the folder with the results, which the catalogue can read."""
+
+
+class Registered(BaseModel):
+    """Where the item is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    geo_catalog_url: str
+    collection_id: str
+    item_id: str
+    item_url: str
+
+
+@serve.deployment(name="GeoCatalog", max_ongoing_requests=16)
+class GeoCatalog:
+    """Registers results; twice is once.
+
+    Parameters
+    ----------
+    options : GeoCatalogOptions
+    metrics : Recorder
+    """
+
+    def __init__(self, options: GeoCatalogOptions, metrics: Recorder = RAY) -> None:
+        hide_gpus()
+        self._metrics = metrics
+        self._options = options
+        self._clients: dict[str, GeoCatalogClient] = {}
+
+    async def register(self, registration: Registration) -> Registered:
+        """Create or replace the item of an execution, and its collection if there is none.
+
+        Raises
+        ------
+        TransientFailure
+            If the catalogue stays busy or out of reach.
+        IngestionFailed
+            If it does not take the item.
+        """
+        bind_execution(registration.execution_id, registration.plan.workflow, Stage.REGISTER)
+        allowed = self._options.allowed
+        if allowed is not None and registration.geo_catalog_url not in allowed:
+            raise IngestionFailed(
+                Stage.REGISTER,
+                f"{registration.geo_catalog_url} is not in args.azure.geocatalog.allowed any more",
+            )
+        catalog = self._client(registration.geo_catalog_url)
+        collection_id = registration.collection_id or stac.default_collection_id(
+            registration.plan.workflow
+        )
+        # The footprint of a million points takes a second.
+        collection, item = await asyncio.to_thread(
+            _describe, registration, collection_id, catalog.collection_url(collection_id)
+        )
+        await catalog.ensure_collection(collection, stac.render_options(registration.plan))
+        item_url = await catalog.put_item(collection_id, item)
+        self._metrics.add(REGISTRATIONS, workflow=registration.plan.workflow)
+        logger.info("%s is item %s", registration.execution_id, item_url)
+        return Registered(
+            geo_catalog_url=catalog.url,
+            collection_id=collection_id,
+            item_id=item["id"],
+            item_url=item_url,
+        )
+
+    def _client(self, url: str) -> GeoCatalogClient:
+        if url not in self._clients:
+            azure = self._options.azure
+            self._clients[url] = GeoCatalogClient(
+                url,
+                azure.open_credential(),
+                api_version=self._options.api_version,
+                verify=azure.tls(),
+                scope=self._options.scope,
+                time_limit_s=self._options.time_limit_s,
+            )
+        return self._clients[url]
+
+    async def close(self) -> None:
+        """Close connections and credentials."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
+
+    async def __del__(self) -> None:
+        # Serve calls this on the way out, also when the constructor did not get far.
+        if hasattr(self, "_clients"):
+            await self.close()
+
+
+def _describe(
+    registration: Registration, collection_id: str, collection_url: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the collection and the item."""
+    plan, provenance = registration.plan, registration.provenance
+    item = stac.item(
+        plan,
+        registration.execution_id,
+        provenance,
+        registration.files,
+        collection_id=collection_id,
+        base_href=registration.base_href,
+        collection_href=collection_url,
+    )
+    return stac.collection(plan, provenance, collection_id), item

@@ -1,0 +1,1 @@
+"""Fetches an analysed state into a file."""

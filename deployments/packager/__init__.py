@@ -1,0 +1,1 @@
+"""Writes, describes and removes the results of our own workflows: the only writer of them."""

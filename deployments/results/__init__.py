@@ -1,0 +1,1 @@
+"""Stores results and working files, on disk or in Blob Storage."""

@@ -1,0 +1,1 @@
+"""The execution store: all SQL of this project."""

@@ -1,0 +1,1 @@
+"""Stand-in models and data sources for machines without a GPU."""

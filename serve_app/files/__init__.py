@@ -1,0 +1,1 @@
+"""Sends result files over HTTP: ranges, conditions, paths."""

@@ -1,0 +1,1 @@
+"""The HTTP API: routes, bodies, errors, authentication and the Ingress deployment."""

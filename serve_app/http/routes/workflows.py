@@ -1,0 +1,122 @@
+"""What can be computed, and asking for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+
+from deployments.runtime.log_context import bind_execution
+from deployments.store.executions import Idempotency
+from serve_app.http import schemas
+from serve_app.http.admission import accept
+from serve_app.http.context import Context, context_of
+from serve_app.http.custom_workflows import WorkflowUnavailable
+from serve_app.http.errors import (
+    NoWorkflowExposed,
+    SeveralWorkflowsExposed,
+    json_response,
+)
+from serve_app.http.json_body import RequestBody, parse_idempotency_key, parse_submit
+from serve_app.http.routes import documented, get
+from workflows.custom import CustomWorkflow
+
+logger = logging.getLogger("ray.serve")
+
+router = APIRouter(prefix="/v1/infer", tags=["workflows"])
+
+_SUBMITTED = documented(schemas.SubmitBody, 403, 404, 413, 415, 422, 429, 503)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": schemas.SubmitRequest.model_json_schema()}},
+    }
+}
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="1 to 255 printable ASCII characters. The same key with the same body gives "
+        "the same execution for 24 hours, however often it is sent."
+    ),
+]
+
+
+@get(router, "/workflows", responses=documented(schemas.WorkflowsBody))
+async def list_workflows(request: Request) -> Response:
+    """List the workflows that can be called, with what they do."""
+    context = context_of(request)
+    listed = {}
+    for name in context.options.exposed:
+        try:
+            listed[name] = (await context.workflow(name)).description
+        except WorkflowUnavailable:
+            listed[name] = ""  # only its class knows it
+    return json_response({"workflows": listed})
+
+
+@get(router, "/workflows/{workflow}/schema", responses=documented(dict[str, Any], 404, 503))
+async def workflow_schema(request: Request, workflow: str) -> Response:
+    """Give the JSON schema of a workflow's parameters."""
+    return json_response((await context_of(request).workflow(workflow)).schema)
+
+
+@router.post("", responses=_SUBMITTED | documented(schemas.SubmitBody, 409), openapi_extra=_BODY)
+async def submit_to_only(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Ask for an execution, where exactly one workflow is exposed."""
+    context = context_of(request)
+    exposed = context.options.exposed
+    if not exposed:
+        raise NoWorkflowExposed("no workflow is exposed here")
+    if len(exposed) > 1:
+        raise SeveralWorkflowsExposed(f"name one of the workflows: {', '.join(exposed)}")
+    return await _submit(context, exposed[0], request)
+
+
+@router.post("/{workflow}", responses=_SUBMITTED, openapi_extra=_BODY)
+async def submit(
+    request: Request, workflow: str, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Ask for an execution. It is queued; its status tells how it goes on."""
+    return await _submit(context_of(request), workflow, request)
+
+
+async def _submit(context: Context, name: str, request: Request) -> Response:
+    workflow = await context.workflow(name)
+    key = parse_idempotency_key(request.headers.getlist("idempotency-key"))
+    body = parse_submit(await request.body(), request.headers.get("content-type"))
+    if isinstance(workflow, CustomWorkflow):
+        await _have_checked(context, workflow, body, key)
+    submitted = await context.write(accept, context, workflow, body, key)
+    execution = submitted.execution
+    if not submitted.replayed:
+        # Whoever waits ahead has nudged, and the Conductor claims until nobody waits.
+        if not submitted.position:
+            context.nudge()
+        bind_execution(execution.execution_id, name)
+        logger.info("queued %s of %s", execution.execution_id, name)
+    return json_response(
+        {
+            "workflow_name": name,
+            "execution_id": execution.execution_id,
+            "status": execution.status,
+            "position": submitted.position,
+            "message": f"Workflow '{name}' queued for execution",
+            "timestamp": schemas.now(),
+        },
+        headers={"Idempotency-Replayed": "true"} if submitted.replayed else None,
+    )
+
+
+async def _have_checked(
+    context: Context, workflow: CustomWorkflow, body: RequestBody, key: str | None
+) -> None:
+    """Have a class with checks of its own look at what was not accepted before."""
+    if not workflow.own_validation:
+        return
+    if key is not None:
+        repeated = Idempotency(key, body.digest)
+        if await context.read(context.store.replay, workflow.name, repeated):
+            return
+    values = workflow.validate(body.parameters).model_dump(mode="json", exclude_unset=True)
+    await context.custom.check(workflow, values)

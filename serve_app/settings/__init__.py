@@ -1,0 +1,1 @@
+"""Parses and checks everything under ``args``."""

@@ -1,0 +1,190 @@
+"""What is wrong with a configuration, each finding with its place in words that can be acted on.
+
+`serve_app.settings` uses it when the application starts, `serve_app.check` for a whole file, so
+both report the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from ray.runtime_env import RuntimeEnv
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+Path = tuple[str | int, ...]
+"""Keys and list indices from the top of the file, such as ``("applications", 0, "args")``."""
+
+Places = Sequence[tuple[str, str]]
+"""Every known key with the pattern of the mapping it belongs in, ``applications[].args``."""
+
+# Serve's application schema still has these two, and its validator refuses them.
+_SINGLE_APPLICATION_KEYS = {"host", "port"}
+_RUNTIME_ENV_KEYS = {name.lstrip("_") for name in RuntimeEnv.known_fields}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return f"{dotted(self.path)}: {self.message}" if self.path else self.message
+
+
+def dotted(path: Path) -> str:
+    """Write a path as people do: ``applications[0].args.queue``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def find(
+    values: Mapping[str, Any], model: type[BaseModel], path: Path, places: Places
+) -> list[Finding]:
+    """Find unknown keys and wrong values.
+
+    Parameters
+    ----------
+    values : mapping
+        What was configured, as read from YAML.
+    model : type
+        What is allowed there.
+    path : tuple
+        Where `values` stands in the file.
+    places : sequence
+        Where else a key could belong, see `known_places`.
+    """
+    return [*_unknown_keys(values, model, path, places), *_wrong_values(values, model, path)]
+
+
+def known_places(args: type[BaseModel]) -> Places:
+    """List every key that a configuration may have, shallow ones first.
+
+    Parameters
+    ----------
+    args : type
+        What stands under ``args``.
+    """
+    return sorted(_places(ServeDeploySchema, "", args), key=lambda place: place[1].count("."))
+
+
+def _places(annotation: Any, pattern: str, args: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    for model, suffix in _models(annotation):
+        where = pattern + suffix
+        for name, field in _keys(model).items():
+            if model is ServeApplicationSchema and name in _SINGLE_APPLICATION_KEYS:
+                continue
+            yield name, where
+            inner = args if model is ServeApplicationSchema and name == "args" else field.annotation
+            yield from _places(inner, f"{where}.{name}" if where else name, args)
+
+
+def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Give the fields of a model by the keys that stand for them in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _models(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """Give the pydantic models inside an annotation; the suffix is ``[]`` for those in lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, ""
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for choice in get_args(annotation):
+            yield from _models(choice)
+    elif get_origin(annotation) in (list, tuple):
+        for item in get_args(annotation):
+            for model, suffix in _models(item):
+                yield model, "[]" + suffix
+
+
+def _unknown_keys(values: Any, annotation: Any, path: Path, places: Places) -> Iterator[Finding]:
+    for model, suffix in _models(annotation):
+        if suffix:
+            for index, item in enumerate(values if isinstance(values, list) else ()):
+                yield from _unknown_keys(item, model, (*path, index), places)
+        elif isinstance(values, Mapping):
+            yield from _unknown_in(values, model, path, places)
+
+
+def _unknown_in(
+    values: Mapping[str, Any], model: type[BaseModel], path: Path, places: Places
+) -> Iterator[Finding]:
+    fields = _keys(model)
+    for key, value in values.items():
+        here = (*path, key)
+        if key not in fields:
+            yield Finding(here, _advice(key, list(fields), path, places))
+        elif key == "runtime_env" and isinstance(value, Mapping):
+            for name in value.keys() - _RUNTIME_ENV_KEYS:
+                yield Finding((*here, name), _advice(name, sorted(_RUNTIME_ENV_KEYS), here, places))
+        else:
+            yield from _unknown_keys(value, fields[key].annotation, here, places)
+            # Serve takes some sections as a plain dict and looks into it only when it deploys.
+            if isinstance(value, dict) and _may_be_dict(fields[key].annotation):
+                for inner, _ in _models(fields[key].annotation):
+                    yield from _wrong_values(value, inner, here)
+
+
+def _may_be_dict(annotation: Any) -> bool:
+    return any(get_origin(choice) is dict for choice in get_args(annotation))
+
+
+def _advice(key: object, names: Sequence[str], path: Path, places: Places) -> str:
+    here = "".join("[]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    elsewhere = [where for name, where in places if name == key and where != here]
+    below = [where for where in elsewhere if not here or where.startswith(here + ".")]
+    below += [where for where in elsewhere if where.startswith(here + "[]") and where not in below]
+    close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.7)
+    if below:
+        return f"unknown key; it belongs in {' or '.join(below[:3])}"
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    if elsewhere:
+        return f"unknown key; it belongs in {' or '.join(elsewhere[:3])}"
+    return f"unknown key; known are {', '.join(names)}"
+
+
+def _wrong_values(
+    values: Mapping[str, Any], model: type[BaseModel], path: Path
+) -> Iterator[Finding]:
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        yield from explain(error, values, path)
+    except (ImportError, AttributeError) as error:
+        # Serve imports an autoscaling policy while it validates.
+        yield Finding(path, str(error))
+
+
+def explain(error: ValidationError, values: Any, path: Path) -> Iterator[Finding]:
+    """Turn pydantic's findings into ours, unknown keys left out (`find` says more about them).
+
+    The values themselves are never quoted: a URL may hold a password.
+    """
+    for found in error.errors(include_url=False, include_context=False, include_input=False):
+        if found["type"] == "extra_forbidden":
+            continue
+        message = found["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        yield Finding((*path, *_location(found["loc"], values, found["type"])), message)
+
+
+def _location(loc: Sequence[str | int], values: Any, kind: str) -> Iterator[str | int]:
+    """Drop what pydantic adds to name the branch of a union; keep what stands in the file."""
+    for position, part in enumerate(loc):
+        if isinstance(values, Mapping) and part in values:
+            values = values[part]
+            yield part
+        elif isinstance(values, Sequence) and isinstance(part, int) and part < len(values):
+            values = values[part]
+            yield part
+        elif kind == "missing" and position == len(loc) - 1:
+            yield part

@@ -1,0 +1,265 @@
+"""What a class writes as Zarr: as Earth2Studio's ZarrBackend would; what is known of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from deployments.custom_workflow.backend import Output
+from deployments.custom_workflow.write_behind import WriteBehind
+
+pytest.register_assert_rewrite("tests.deployments.custom_workflow.outputs")
+
+from tests.deployments.custom_workflow.outputs import (  # noqa: E402
+    ENSEMBLE,
+    FORECAST,
+    LAT,
+    MAP,
+    TIME,
+    VARIABLES,
+    LateWriter,
+    NewOutput,
+    OutputContract,
+    at,
+    dataset,
+    new_output,
+    set_up_as_the_peer,
+    tensor,
+)
+
+pytestmark = [
+    pytest.mark.models,
+    # Earth2Studio's own stores strings and times, and its peers consolidate.
+    pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning"),
+    pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning"),
+]
+
+
+class TestContract(OutputContract):
+    output_format = "zarr"
+
+    # NetCDF4 is written in the thread of whoever writes, and so at once.
+
+    def test_progress_is_of_what_is_on_disk(self, io: Output) -> None:
+        io.add_array(FORECAST, "t2m")
+        io.write(tensor(FORECAST), FORECAST, "t2m")
+        assert io.progress == (0, 3)
+        io.flush()
+        assert io.progress == (3, 3)
+
+    def test_a_write_that_fails_is_told_at_the_latest_at_the_end(self, new: NewOutput) -> None:
+        class FullDisk(LateWriter):
+            def flush(self) -> None:
+                if self.pending:
+                    raise OSError("no space left")
+
+        io = new(FullDisk())
+        io.add_array(FORECAST, "t2m")
+        io.write(tensor(FORECAST), FORECAST, "t2m")
+        with pytest.raises(OSError, match="no space left"):
+            io.finish()
+
+
+@pytest.fixture
+def io(tmp_path: Path) -> Output:
+    return new_output(tmp_path, "zarr")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def unchanged_clock(path: Path) -> Iterator[None]:
+    """Let a file be changed within one tick of the file system's clock."""
+    before = path.stat()
+    yield
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_chunks_are_known_when_they_were_written_whole(tmp_path: Path) -> None:
+    writer = WriteBehind(2, 1 << 12)
+    io = new_output(tmp_path, "zarr", writer)
+    io.add_array(ENSEMBLE, VARIABLES)
+    io.add_array({"ensemble": np.arange(2)}, "seed", data=tensor({"ensemble": np.arange(2)}))
+    for round_ in range(3):
+        io.write([tensor(ENSEMBLE, round_), tensor(ENSEMBLE, 10 + round_)], ENSEMBLE, VARIABLES)
+    known = io.finish()
+    writer.close()
+
+    assert {str(path.relative_to(io.path)) for path in known} == {
+        f"{name}/c.{member}.{step}.0.0"
+        for name in VARIABLES
+        for member in range(2)
+        for step in range(3)
+    }
+    for path, written in known.items():
+        assert written.size == path.stat().st_size == 5 * 8 * 4
+        assert written.sha256 == sha256(path)
+
+
+def test_a_chunk_that_was_changed_afterwards_is_not_known(io: Output) -> None:
+    names = ["untouched", "by hand", "in part", "by others", "removed"]
+    io.add_array(FORECAST, names)
+    io.write([tensor(FORECAST, seed) for seed in range(5)], FORECAST, names)
+    io.flush()
+    paths = {name: io.path / name / "c.0.1.0.0" for name in names}
+    with unchanged_clock(paths["by hand"]):
+        io.root["by hand"][0, 1, 2] = 5.0
+    with unchanged_clock(paths["in part"]):
+        band = at(FORECAST, lead_time=[1], lat=[2])
+        io.write(tensor(band), band, "in part")
+    at_first = paths["by others"].stat().st_mtime_ns
+    paths["by others"].write_bytes(bytes(5 * 8 * 4))
+    os.utime(paths["by others"], ns=(at_first, at_first + 1))
+    paths["removed"].unlink()
+    known = io.finish()
+
+    assert set(paths.values()) & set(known) == {paths["untouched"]}
+    # The other steps of these are what they were.
+    for name in ("untouched", "in part", "by others", "removed"):
+        assert io.path / name / "c.0.0.0.0" in known
+    assert all(written.sha256 == sha256(path) for path, written in known.items())
+
+
+def test_a_chunk_that_is_written_again_is_known_again(io: Output) -> None:
+    io.add_array(FORECAST, "t2m")
+    io.write(tensor(FORECAST, 1), FORECAST, "t2m")
+    io.root["t2m"][...] = 0.0
+    step = at(FORECAST, lead_time=[1])
+    io.write(tensor(step), step, "t2m")
+    known = io.finish()
+    assert {path.name: written.sha256 for path, written in known.items()} == {
+        "c.0.1.0.0": hashlib.sha256(tensor(step).numpy().data).hexdigest()
+    }
+
+
+def test_metadata_are_consolidated(io: Output) -> None:
+    set_up_as_the_peer(io)
+    # All that comes after what the peer consolidates.
+    io.add_array(MAP, "orography", data=tensor(MAP))
+    io.root["t2m"].units = "K"
+    io.root.title = "a forecast"
+    io.finish()
+
+    with xr.open_zarr(io.path, consolidated=True) as opened:
+        assert set(opened.variables) == set(io)
+        assert opened.t2m.attrs["units"] == "K"
+        assert opened.title == "a forecast"
+        np.testing.assert_array_equal(opened.orography, tensor(MAP))
+    group = zarr.open_group(io.path, mode="r", use_consolidated=True)
+    plain = zarr.open_group(io.path, mode="r", use_consolidated=False)
+    for name in io:
+        assert dict(group[name].attrs) == dict(plain[name].attrs)
+        assert group[name].shape == plain[name].shape
+
+
+def test_an_array_of_the_classs_own_keeps_attributes(io: Output) -> None:
+    io.add_array(MAP, "t2m")
+    io.root.create_array("own", shape=(5,), dtype="f4", dimension_names=["lat"])
+    first, second = io.root["own"], io.root["own"]
+    first.units = "K"
+    second.long_name = "temperature"
+    first[...] = LAT
+    io.finish()
+    assert dataset(io.path).own.attrs == {"units": "K", "long_name": "temperature"}
+    np.testing.assert_array_equal(dataset(io.path).own, LAT)
+
+
+def test_a_chunk_is_a_map(io: Output) -> None:
+    io.add_array(ENSEMBLE, "t2m")
+    io.add_array({"time": TIME, "level": np.arange(13), **MAP}, "t")
+    assert io["t2m"].chunks == (1, 1, 5, 8)
+    assert io["t"].chunks == (1, 1, 5, 8)
+    assert io.chunks["time"] == 1
+    assert io.chunks["lat"] == 5
+    assert np.isnan(io["t2m"].fill_value)
+
+
+def test_a_map_without_values_is_a_file(io: Output) -> None:
+    import torch
+
+    io.add_array(FORECAST, VARIABLES)
+    nothing = torch.full((1, 3, 5, 8), torch.nan)
+    io.write(nothing, FORECAST, "t2m")
+    band = at(FORECAST, lat=[0])
+    io.write(nothing[:, :, :1], band, "z500")
+    io.finish()
+    for name in VARIABLES:
+        assert (io.path / name / "c.0.2.0.0").stat().st_size == 5 * 8 * 4
+
+
+def test_a_scalar_is_written(io: Output) -> None:
+    """Earth2Studio's own fails at that."""
+    io.add_array({}, "a", data=tensor({}, 1))
+    io.add_array({}, "b")
+    io.write(tensor({}, 2), {}, "b")
+    io.finish()
+    assert dataset(io.path).a == tensor({}, 1)
+    assert dataset(io.path).b == tensor({}, 2)
+
+
+def test_an_array_is_replaced_when_asked_to(tmp_path: Path) -> None:
+    writer = LateWriter()
+    io = new_output(tmp_path, "zarr", writer)
+    io.add_array(FORECAST, "t2m")
+    io.write(tensor(FORECAST), FORECAST, "t2m")
+    io.add_array(FORECAST, "t2m", overwrite=True)
+    io.flush()
+    assert np.isnan(io["t2m"][...]).all()
+    assert io.shortcomings() == ["3 of 3 parts of t2m were not written"]
+
+    step = at(FORECAST, lead_time=[1])
+    io.write(tensor(step), step, "t2m")
+    known = io.finish()
+    assert [path.name for path in known] == ["c.0.1.0.0"]
+    np.testing.assert_array_equal(dataset(io.path).t2m[:, [1]], tensor(step))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compressors": zarr.codecs.ZstdCodec()},
+        {"filters": zarr.codecs.TransposeCodec(order=(3, 2, 1, 0))},
+        {"serializer": zarr.codecs.BytesCodec(endian="big")},
+        {"shards": (1, 3, 5, 8)},
+    ],
+)
+def test_arrays_with_codecs_of_their_own_are_written_through_these(
+    io: Output, options: dict[str, Any]
+) -> None:
+    io.add_array(FORECAST, "t2m", **options)
+    for step in range(3):
+        part = at(FORECAST, lead_time=[step])
+        io.write(tensor(part, step), part, "t2m")
+    # Zarr's own files: nothing is known of them.
+    assert io.finish() == {}
+    assert io.shortcomings() == []
+    for step in range(3):
+        part = at(FORECAST, lead_time=[step])
+        np.testing.assert_array_equal(dataset(io.path).t2m[:, [step]], tensor(part, step))
+
+
+def test_a_full_disk_is_told(io: Output) -> None:
+    large = {"lat": np.arange(64), "lon": np.arange(64)}
+    io.add_array(large, "t2m")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A file meets this wall as it does that of a full disk: first, a part is written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        io.write(tensor(large), large, "t2m")
+        with pytest.raises(OSError, match="File too large"):
+            io.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert io.shortcomings() == ["1 of 1 parts of t2m were not written"]

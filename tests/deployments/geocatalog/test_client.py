@@ -1,0 +1,748 @@
+"""The GeoCatalog client against an emulator over loopback, and faults of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import pickle
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from azure.core.exceptions import ServiceRequestError
+
+from deployments.geocatalog.client import GeoCatalogClient
+from deployments.runtime.failures import TransientFailure
+from tests.emulators.certificates import make_certificate
+from tests.emulators.geocatalog import Course, GeoCatalogEmulator
+from tests.emulators.loopback import ForeignServer
+from tests.emulators.stac_documents import COLLECTION, small_collection, small_item, small_option
+from tests.emulators.tokens import EmulatorCredential
+from workflows.errors import IngestionFailed, StageFailed
+
+SECRET = "PLANTED-8c1f"  # noqa: S105 - what must not leak
+ITEM = small_item()["id"]
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def emulator() -> Iterator[GeoCatalogEmulator]:
+    with GeoCatalogEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def foreign() -> Iterator[ForeignServer]:
+    with ForeignServer() as server:
+        yield server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+NewClient = Callable[..., GeoCatalogClient]
+
+
+@pytest.fixture
+async def new_client(emulator: GeoCatalogEmulator, clock: Clock) -> AsyncIterator[NewClient]:
+    clients = []
+
+    def make(url: str | None = None, credential: Any = None, **options: Any) -> GeoCatalogClient:
+        usual = {"time_limit_s": 900.0, "sleep": clock.sleep, "clock": clock}
+        client = GeoCatalogClient(
+            url or emulator.url,
+            credential or EmulatorCredential(secret=SECRET),
+            **(usual | options),
+        )
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+def client(new_client: NewClient) -> GeoCatalogClient:
+    return new_client()
+
+
+@pytest.fixture
+async def ready(client: GeoCatalogClient, emulator: GeoCatalogEmulator) -> GeoCatalogClient:
+    """A client of a catalogue that has the collection."""
+    await client.ensure_collection(small_collection(), [])
+    emulator.requests.clear()
+    return client
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for the emulator's thread."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
+
+
+async def reason_of(work: Any, kind: type[StageFailed] = IngestionFailed) -> str:
+    """Give the reason of a failure, which must survive pickling and give nothing away."""
+    with pytest.raises(StageFailed) as failed:
+        await work
+    error = failed.value
+    assert type(error) is kind, error
+    assert error.stage == "register"
+    assert pickle.loads(pickle.dumps(error)).reason == error.reason
+    assert error.__suppress_context__ or error.__context__ is None
+    assert SECRET not in error.reason and "eyJ" not in error.reason
+    assert len(error.reason) < 800
+    return error.reason
+
+
+async def test_collection_and_item(client: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    await client.ensure_collection(small_collection(), [small_option(), small_option("msl")])
+    url = await client.put_item(COLLECTION, small_item())
+    assert url == f"{emulator.url}/stac/collections/{COLLECTION}/items/{ITEM}"
+    assert set(emulator.collections) == {COLLECTION}
+    assert set(emulator.items) == {(COLLECTION, ITEM)}
+    assert emulator.tile_settings[COLLECTION] == {"minZoom": 0, "maxItemsPerTile": 35}
+    assert list(emulator.render_options[COLLECTION]) == ["t2m", "msl"]
+    assert "data-kerchunk" in emulator.items[COLLECTION, ITEM]["assets"]
+    # The last thing it does is to look whether the item is there.
+    assert (emulator.requests[-1].method, emulator.requests[-1].path) == (
+        "GET",
+        f"/stac/collections/{COLLECTION}/items/{ITEM}",
+    )
+    assert all(r.authorized and r.query["api-version"] == "2026-04-15" for r in emulator.requests)
+
+
+async def test_a_token_is_asked_for_before_each_request(
+    new_client: NewClient, emulator: GeoCatalogEmulator
+) -> None:
+    credential = EmulatorCredential()
+    await new_client(credential=credential).ensure_collection(small_collection(), [])
+    assert len(credential.asked) == len(emulator.requests)
+    assert set(credential.asked) == {("https://geocatalog.spatio.azure.com/.default",)}
+
+
+async def test_a_collection_made_at_once(new_client: NewClient) -> None:
+    with GeoCatalogEmulator(creates_at_once=True) as emulator:
+        client = new_client(emulator.url)
+        await client.ensure_collection(small_collection(), [small_option()])
+        await client.put_item(COLLECTION, small_item())
+        assert emulator.items and emulator.tile_settings
+
+
+async def test_a_catalogue_with_tls(new_client: NewClient, tmp_path: Path, clock: Clock) -> None:
+    certificate, key = make_certificate(tmp_path)
+    with GeoCatalogEmulator((certificate, key)) as emulator:
+        client = new_client(
+            emulator.url, verify=ssl.create_default_context(cafile=str(certificate))
+        )
+        await client.ensure_collection(small_collection(), [])
+        clock.slept.clear()
+        mistrusting = new_client(emulator.url)
+        reason = await reason_of(mistrusting.put_item(COLLECTION, small_item()))
+        assert "127.0.0.1 is not trusted" in reason
+        assert clock.slept == []
+
+
+async def test_twice_is_once(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    await ready.put_item(COLLECTION, small_item())
+    await ready.put_item(COLLECTION, small_item(title="Again"))
+    assert len(emulator.items) == 1
+    assert emulator.items[COLLECTION, ITEM]["properties"]["title"] == "Again"
+    assert (len(emulator.calls("POST")), len(emulator.calls("PUT"))) == (1, 1)
+
+
+async def test_what_an_operator_made_stays(
+    client: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    theirs = small_collection() | {"title": "Theirs"}
+    emulator.collections[COLLECTION] = theirs
+    emulator.render_options[COLLECTION] = {"t2m": small_option() | {"name": "Theirs"}, "own": {}}
+    emulator.tile_settings[COLLECTION] = {"minZoom": 4, "maxItemsPerTile": 1}
+    await client.ensure_collection(small_collection(), [small_option(), small_option("msl")])
+    assert emulator.collections[COLLECTION] == theirs
+    assert emulator.tile_settings[COLLECTION]["minZoom"] == 4
+    assert list(emulator.render_options[COLLECTION]) == ["t2m", "own", "msl"]
+    assert emulator.render_options[COLLECTION]["t2m"]["name"] == "Theirs"
+
+
+async def test_settings_that_come_with_a_new_collection_are_ours_to_set(
+    new_client: NewClient,
+) -> None:
+    with GeoCatalogEmulator(default_tiles=True) as emulator:
+        await new_client(emulator.url).ensure_collection(small_collection(), [])
+        assert emulator.tile_settings[COLLECTION]["minZoom"] == 0
+
+
+async def test_at_once_into_a_new_collection(
+    client: GeoCatalogClient, new_client: NewClient, emulator: GeoCatalogEmulator
+) -> None:
+    """Within a process one waits for the other; other processes learn it from a 409."""
+    emulator.polls = 6
+    others = [new_client() for _ in range(3)]
+
+    async def register(client: GeoCatalogClient, number: int) -> None:
+        await client.ensure_collection(small_collection(), [small_option(), small_option("msl")])
+        await client.put_item(COLLECTION, small_item(f"item-{number}"))
+
+    clients = [client, client, client, *others]
+    await asyncio.gather(*(register(each, number) for number, each in enumerate(clients)))
+    assert set(emulator.collections) == {COLLECTION}
+    assert len(emulator.items) == len(clients)
+    assert list(emulator.render_options[COLLECTION]) == ["t2m", "msl"]
+    created = [o for o in emulator.operations.values() if o.kind == "CollectionCreate"]
+    assert len(created) == 1
+    # One for each process at most.
+    assert len(emulator.calls("POST", "collections$")) <= 4
+
+
+async def test_the_same_item_at_once(
+    ready: GeoCatalogClient, new_client: NewClient, emulator: GeoCatalogEmulator
+) -> None:
+    emulator.polls = 3
+    clients = [ready, ready, new_client(), new_client()]
+    await asyncio.gather(*(each.put_item(COLLECTION, small_item()) for each in clients))
+    assert set(emulator.items) == {(COLLECTION, ITEM)}
+
+
+@pytest.mark.parametrize("call", ["ensure_collection", "put_item"])
+@pytest.mark.parametrize("requests", range(1, 10))
+async def test_killed_after_any_request(
+    new_client: NewClient, emulator: GeoCatalogEmulator, requests: int, call: str
+) -> None:
+    """However far the first attempt came, the second leaves one of everything."""
+    emulator.polls = 2
+    if call == "put_item":
+        await new_client().ensure_collection(small_collection(), [small_option()])
+        emulator.requests.clear()
+
+    async def work(client: GeoCatalogClient) -> None:
+        if call == "ensure_collection":
+            await client.ensure_collection(small_collection(), [small_option()])
+        await client.put_item(COLLECTION, small_item())
+
+    slowly = new_client(sleep=lambda pause_s: asyncio.sleep(pause_s / 50))
+    killed = asyncio.create_task(work(slowly))
+    await until(lambda: len(emulator.requests) >= requests or killed.done())
+    killed.cancel()
+    await asyncio.gather(killed, return_exceptions=True)
+    await work(new_client())
+    assert set(emulator.collections) == {COLLECTION}
+    assert set(emulator.items) == {(COLLECTION, ITEM)}
+    assert list(emulator.render_options[COLLECTION]) == ["t2m"]
+    assert emulator.tile_settings[COLLECTION]["minZoom"] == 0
+
+
+async def test_an_ingestion_that_goes_on_after_its_client_was_killed(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    emulator.run_next(Course(polls=8))
+    emulator.fail_next("GET", "/inma/", delay_s=60)
+    killed = asyncio.create_task(ready.put_item(COLLECTION, small_item()))
+    await until(lambda: bool(emulator.calls("GET", "/inma/")))
+    killed.cancel()
+    await asyncio.gather(killed, return_exceptions=True)
+    assert not emulator.items
+    await ready.put_item(COLLECTION, small_item(title="Second"))
+    assert emulator.items[COLLECTION, ITEM]["properties"]["title"] == "Second"
+    created = [o for o in emulator.operations.values() if o.kind == "ItemCreate"]
+    assert len(created) == 1
+
+
+async def test_an_answer_that_was_lost(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    emulator.fail_next("POST", "items$", reset=True, carried_out=True)
+    await ready.put_item(COLLECTION, small_item())
+    assert set(emulator.items) == {(COLLECTION, ITEM)}
+
+
+async def test_a_lost_answer_to_the_creation_of_a_collection(
+    client: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    emulator.default_tiles = True
+    emulator.fail_next("POST", "collections$", status=503, carried_out=True)
+    await client.ensure_collection(small_collection(), [small_option()])
+    assert emulator.tile_settings[COLLECTION]["minZoom"] == 0
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+async def test_a_busy_service_gets_time(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock, status: int
+) -> None:
+    clock.slept.clear()
+    emulator.fail_next("POST", "items$", status=status, times=3)
+    await ready.put_item(COLLECTION, small_item())
+    assert len(emulator.items) == 1
+    pauses = clock.slept[:3]
+    assert all(base <= p <= 1.5 * base for base, p in zip((1, 2, 4), pauses, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "low", "high"),
+    [
+        ("7", 7, 10.5),
+        ("0", 0, 0),
+        ("100000", 60, 90),
+        (lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True), 18, 30),
+        (lambda: format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0, 0),
+        ("soon", 1, 1.5),
+        ("-5", 1, 1.5),
+        ("nan", 1, 1.5),
+    ],
+)
+async def test_how_long_it_asks_for(
+    ready: GeoCatalogClient,
+    emulator: GeoCatalogEmulator,
+    clock: Clock,
+    asked: Any,
+    low: float,
+    high: float,
+) -> None:
+    clock.slept.clear()
+    said = asked if isinstance(asked, str) else asked()
+    emulator.fail_next("POST", "items$", status=429, headers={"Retry-After": said})
+    await ready.put_item(COLLECTION, small_item())
+    assert low <= clock.slept[0] <= high
+
+
+async def test_a_storm_of_429(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    emulator.fail_next(
+        "POST",
+        "items$",
+        status=429,
+        times=1000,
+        body={"error": {"code": "TooManyRequests", "message": "slow down"}},
+    )
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()), TransientFailure)
+    assert "429 Too Many Requests: TooManyRequests: slow down" in reason
+    assert "given up after 6 requests" in reason
+    assert len(emulator.calls("POST", "items$")) == 6
+
+
+async def test_a_storm_ends_with_the_time(new_client: NewClient, clock: Clock) -> None:
+    with GeoCatalogEmulator() as emulator:
+        emulator.fail_next("GET", "", status=503, times=1000, headers={"Retry-After": "30"})
+        client = new_client(emulator.url, time_limit_s=100.0)
+        await reason_of(client.put_item(COLLECTION, small_item()), TransientFailure)
+        assert clock.now <= 100
+
+
+@pytest.mark.parametrize("path", ["items$", "/inma/", f"items/{ITEM}$"])
+async def test_connections_are_reset(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, path: str
+) -> None:
+    method = "POST" if path == "items$" else "GET"
+    emulator.fail_next(method, path, reset=True, times=3)
+    await ready.put_item(COLLECTION, small_item())
+    emulator.fail_next("GET", f"items/{ITEM}$", reset=True, times=1000)
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()), TransientFailure)
+    assert "got no answer" in reason
+
+
+async def test_nobody_answers(new_client: NewClient) -> None:
+    with ForeignServer() as gone:
+        url = gone.url
+    reason = await reason_of(new_client(url).put_item(COLLECTION, small_item()), TransientFailure)
+    assert "got no answer: ConnectError" in reason
+
+
+async def test_a_slow_server(
+    ready: GeoCatalogClient, new_client: NewClient, emulator: GeoCatalogEmulator
+) -> None:
+    client = new_client(request_limit_s=0.2)
+    emulator.fail_next("GET", "items/", delay_s=2, times=2)
+    await client.put_item(COLLECTION, small_item())
+    emulator.fail_next("GET", "items/", delay_s=2, times=6)
+    reason = await reason_of(client.put_item(COLLECTION, small_item()), TransientFailure)
+    assert "got no answer" in reason
+
+
+async def test_an_answer_that_drips(new_client: NewClient) -> None:
+    """Each byte comes in time, all of them never do."""
+
+    class Drip(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b" "
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
+    client = new_client(transport=transport, request_limit_s=0.1)
+    reason = await reason_of(client.put_item(COLLECTION, small_item()), TransientFailure)
+    assert "not within 0.1 s" in reason
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (403, {"error": {"code": "Forbidden", "message": "no role"}}, "Forbidden: no role"),
+        (403, "", "403 Forbidden"),
+        (400, {"code": "BadRequest", "description": "no bbox"}, "BadRequest: no bbox"),
+        (501, "<html>\n oops </html>", "501 Not Implemented: <html> oops </html>"),
+        (404, {"error": {"code": "CollectionNotFound", "message": "gone"}}, "CollectionNotFound"),
+        (418, {"detail": "short"}, "short"),
+        (422, ["odd"], "odd"),
+        (413, {"error": {"code": "TooLarge", "message": "x" * 10000}}, "TooLarge"),
+        (401, {"error": {"code": "Unauthorized", "message": "who?"}}, "Unauthorized: who?"),
+    ],
+)
+async def test_a_refusal_is_told(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, status: int, body: Any, words: str
+) -> None:
+    emulator.fail_next("POST", "items$", status=status, body=body, times=2)
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert str(status) in reason and words in reason
+    assert "POST /stac/collections/earth2serve-test/items" in reason
+    assert len(emulator.calls("POST", "items$")) == (2 if status == 401 else 1)
+    assert not emulator.items
+
+
+async def test_what_a_refusal_quotes_of_a_token_is_left_out(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    token = (await EmulatorCredential(secret=SECRET).get_token("https://x.example/.default")).token
+    body = {
+        "error": {
+            "code": "InvalidToken",
+            "message": f"Authorization: Bearer {token} and {token} and ?sv=1&sig={SECRET}%3D&se=2",
+        }
+    }
+    emulator.fail_next("POST", "items$", status=403, body=body)
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert "InvalidToken" in reason and "[removed]" in reason
+    emulator.run_next(Course(0, "Failed", "BadHref", body["error"]["message"]))
+    assert "BadHref" in await reason_of(ready.put_item(COLLECTION, small_item()))
+
+
+async def test_an_item_that_is_no_stac(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    naive = small_item(datetime="2025-01-01T00:00:00")
+    assert "InvalidStac" in await reason_of(ready.put_item(COLLECTION, naive))
+
+
+async def test_no_token(new_client: NewClient, emulator: GeoCatalogEmulator) -> None:
+    client = new_client(credential=EmulatorCredential(refuse=True, secret=SECRET))
+    reason = await reason_of(client.put_item(COLLECTION, small_item()))
+    assert reason == (
+        "no token for https://geocatalog.spatio.azure.com/.default was given to this server: "
+        "ClientAuthenticationError (AADSTS7000215)"
+    )
+    assert emulator.requests == []
+
+
+class BrokenCredential(EmulatorCredential):
+    """Raises what it was given."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def get_token(self, *scopes: str, **options: Any) -> Any:
+        raise self.error
+
+
+async def test_a_credential_that_breaks(new_client: NewClient) -> None:
+    client = new_client(credential=BrokenCredential(RuntimeError(f"client_secret={SECRET}")))
+    assert "RuntimeError" in await reason_of(client.put_item(COLLECTION, small_item()))
+    away = new_client(credential=BrokenCredential(ServiceRequestError("no route")))
+    reason = await reason_of(away.put_item(COLLECTION, small_item()), TransientFailure)
+    assert "no token, ServiceRequestError" in reason
+
+
+async def test_a_token_that_cannot_be_sent(new_client: NewClient) -> None:
+    class Odd(EmulatorCredential):
+        async def get_token(self, *scopes: str, **options: Any) -> Any:
+            given = await super().get_token(*scopes, **options)
+            return given._replace(token=f"{given.token}\n{SECRET}")
+
+    await reason_of(new_client(credential=Odd(secret=SECRET)).put_item(COLLECTION, small_item()))
+
+
+async def test_a_token_that_expires_while_it_waits(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, new_client: NewClient
+) -> None:
+    """Each look at an operation has the token of that moment."""
+    emulator.polls = 5
+    credential = EmulatorCredential()
+    await new_client(credential=credential).put_item(COLLECTION, small_item())
+    assert len({request.token for request in emulator.calls("GET", "/inma/")}) == 6
+
+
+async def test_a_token_that_is_refused_while_it_waits(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, new_client: NewClient
+) -> None:
+    class ExpiresOnce(EmulatorCredential):
+        """Gives a token that expires on the way, once."""
+
+        async def get_token(self, *scopes: str, **options: Any) -> Any:
+            self.lifetime_s = -1 if len(self.asked) == 3 else 3600
+            return await super().get_token(*scopes, **options)
+
+    emulator.polls = 4
+    credential = ExpiresOnce()
+    await new_client(credential=credential).put_item(COLLECTION, small_item())
+    assert len(credential.asked) == len(emulator.requests)
+    assert set(emulator.items) == {(COLLECTION, ITEM)}
+
+
+async def test_a_token_is_asked_for_with_the_claims_that_are_demanded(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, new_client: NewClient
+) -> None:
+    claims = '{"access_token":{"nbf":{"essential":true,"value":"1"}}}'
+    encoded = base64.urlsafe_b64encode(claims.encode()).decode().rstrip("=")
+    challenge = f'Bearer error="insufficient_claims", claims="{encoded}"'
+    emulator.fail_next("POST", "items$", status=401, headers={"WWW-Authenticate": challenge})
+    credential = EmulatorCredential()
+    await new_client(credential=credential).put_item(COLLECTION, small_item())
+    asked = [options.get("claims") for options in credential.options]
+    assert asked.count(claims) == 1 and set(asked) == {claims, None}
+
+
+async def test_a_failed_operation(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    emulator.run_next(
+        Course(2, "Failed", "AssetNotFound", "no such blob", {"asset": "data", "line": "1"})
+    )
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    (operation_id,) = [k for k, o in emulator.operations.items() if o.kind == "ItemCreate"]
+    assert reason == (
+        f"operation {operation_id} of the catalogue ended as Failed: AssetNotFound: no such blob "
+        "(asset data, line 1)"
+    )
+
+
+async def test_a_collection_that_fails(
+    client: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    emulator.run_next(Course(1, "Failed", "QuotaExceeded", "too many collections"))
+    reason = await reason_of(client.ensure_collection(small_collection(), []))
+    assert "QuotaExceeded: too many collections" in reason
+
+
+async def test_an_operation_that_is_cancelled(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    emulator.run_next(Course(5, "Canceled", status="Canceling"))
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert "ended as Canceled: it says no more" in reason
+    assert len(emulator.calls("GET", "/inma/")) == 6
+
+
+async def test_cancelling_is_no_end(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    emulator.run_next(Course(5, "Succeeded", status="Canceling"))
+    await ready.put_item(COLLECTION, small_item())
+
+
+async def test_an_operation_that_never_ends(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    clock.slept.clear()
+    emulator.run_next(Course(1, ends=None))
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    (operation_id,) = [k for k, o in emulator.operations.items() if o.kind == "ItemCreate"]
+    assert f"operation {operation_id} of the catalogue was still Running after 89" in reason
+    # Growing from one second to ten.
+    assert clock.slept[0] == 1 and clock.slept == sorted(clock.slept) and clock.slept[-1] == 10
+    assert len(emulator.calls("GET", "/inma/")) < 100
+
+
+async def test_a_service_that_says_when_to_look(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    clock.slept.clear()
+    emulator.run_next(Course(2, headers={"Retry-After": "5"}))
+    await ready.put_item(COLLECTION, small_item())
+    assert clock.slept == [5, 5, 5]
+
+
+async def test_a_service_that_says_to_look_at_once_is_not_flooded(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    clock.slept.clear()
+    emulator.run_next(Course(2, headers={"Retry-After": "0"}))
+    await ready.put_item(COLLECTION, small_item())
+    assert clock.slept == [1, 1.5, 2.25]
+
+
+async def test_a_status_that_is_not_known(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    emulator.run_next(Course(1, "Paused"))
+    assert "status that is not known: Paused" in await reason_of(
+        ready.put_item(COLLECTION, small_item())
+    )
+
+
+async def test_success_in_part(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    emulator.run_next(Course(1, additional={"totalFailedItems": "1", "why": "odd"}))
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert "succeeded but for 1 items: totalFailedItems 1, why odd" in reason
+    emulator.run_next(Course(1, additional={"totalFailedItems": "0"}))
+    await ready.put_item(COLLECTION, small_item())
+
+
+async def test_an_item_that_is_said_to_be_there(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    emulator.fail_next("GET", f"items/{ITEM}$", status=404, times=5)
+    await ready.put_item(COLLECTION, small_item())
+    emulator.fail_next("GET", f"items/{ITEM}$", status=404, times=10**6)
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert "says that it has" in reason and "still gives none" in reason
+
+
+async def test_another_item_in_its_place(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
+    await ready.put_item(COLLECTION, small_item())
+    emulator.fail_next("GET", f"items/{ITEM}$", status=200, body={"id": "another"}, times=2)
+    assert "another item" in await reason_of(ready.put_item(COLLECTION, small_item()))
+
+
+@pytest.mark.parametrize("status", [404, 409])
+async def test_an_item_that_can_neither_be_made_nor_replaced(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, status: int
+) -> None:
+    await ready.put_item(COLLECTION, small_item())
+    emulator.fail_next("PUT", "items/", status=status, times=10**6, body={"code": "Locked"})
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert "neither created nor replaced" in reason
+
+
+def elsewhere(url: str) -> list[str]:
+    host = url.partition("://")[2]
+    return [
+        f"{url}/inma/operations/{{id}}",
+        f"//{host}/inma/operations/{{id}}",
+        f"{url.replace('127.0.0.1', 'localhost')}/inma/operations/{{id}}",
+        f"https://{host}/inma/operations/{{id}}",
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+async def test_a_location_on_a_foreign_host(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, foreign: ForeignServer, number: int
+) -> None:
+    emulator.run_next(Course(1, location=elsewhere(foreign.url)[number]))
+    reason = await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert "Location on another host" in reason and "nothing was sent there" in reason
+    assert foreign.requests == []
+    assert emulator.calls("GET", "/inma/") == []
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "{url}@{foreign}/inma/operations/{id}",
+        "{scheme}://user:password@{host}/inma/operations/{id}",
+        "https://{host}/inma/operations/{id}",
+        "/stac/collections",
+        "/inma/operations/%2e%2e/%2e%2e/stac/collections",
+        "/inma/../admin",
+        "javascript:alert(1)",
+        "http://[",
+        "//[:::]/inma/operations/{id}",
+    ],
+)
+async def test_a_location_that_is_not_this_catalogues(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, foreign: ForeignServer, location: str
+) -> None:
+    scheme, _, host = emulator.url.partition("://")
+    location = (
+        location.replace("{url}", emulator.url)
+        .replace("{scheme}", scheme)
+        .replace("{host}", host)
+        .replace("{foreign}", foreign.url.partition("://")[2])
+    )
+    emulator.run_next(Course(1, location=location))
+    assert "Location" in await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert foreign.requests == []
+    assert emulator.calls("GET", "/inma/") == []
+
+
+async def test_a_relative_location(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    emulator.run_next(Course(1, location="/inma/operations/{id}"))
+    await ready.put_item(COLLECTION, small_item())
+    assert emulator.calls("GET", "/inma/")[0].query == {"api-version": "2026-04-15"}
+
+
+async def test_no_location(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    emulator.run_next(Course(1, location=None))
+    assert "without a Location" in await reason_of(ready.put_item(COLLECTION, small_item()))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_redirect(
+    ready: GeoCatalogClient,
+    emulator: GeoCatalogEmulator,
+    foreign: ForeignServer,
+    status: int,
+    method: str,
+) -> None:
+    emulator.fail_next(method, "items", status=status, headers={"Location": f"{foreign.url}/x"})
+    assert "a redirect" in await reason_of(ready.put_item(COLLECTION, small_item()))
+    assert foreign.requests == []
+
+
+@pytest.mark.parametrize("body", ["<html>", "", [1], "null"])
+async def test_an_answer_that_cannot_be_read(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, body: Any
+) -> None:
+    emulator.fail_next("GET", "/inma/", status=200, body=body)
+    assert "no JSON dict" in await reason_of(ready.put_item(COLLECTION, small_item()))
+
+
+async def test_a_catalogue_below_a_path(new_client: NewClient) -> None:
+    """Nothing of it reaches what else there is on the host."""
+    asked = []
+
+    def answer(request: httpx.Request, location: str) -> httpx.Response:
+        asked.append(request.url.path)
+        if request.method == "POST":
+            return httpx.Response(202, headers={"Operation-Location": location})
+        return httpx.Response(404)
+
+    client = new_client(
+        "https://gateway.example/tenant/",
+        transport=httpx.MockTransport(
+            functools.partial(answer, location="/inma/operations/of-another-tenant")
+        ),
+    )
+    assert "no operation" in await reason_of(client.put_item(COLLECTION, small_item()))
+    assert all(path.startswith("/tenant/stac/") for path in asked)
+
+
+async def test_it_closes_its_credential() -> None:
+    credential = EmulatorCredential()
+    client = GeoCatalogClient("https://catalog.example", credential, time_limit_s=1)
+    await client.close()
+    assert credential.closed

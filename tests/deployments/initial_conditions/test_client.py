@@ -1,0 +1,92 @@
+"""Initial conditions come from the disk where that is the same, and by a handle where not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.initial_conditions.client import InitialConditionsClient, source_grid
+from deployments.runtime.failures import TransientFailure
+from tests.deployments.conductor.conducting_process import Handle
+from tests.deployments.results.results import make_plan
+from workflows.errors import StageFailed
+
+PLAN = make_plan()
+FIELDS = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+POINTS = np.zeros((2, 3, 4))
+
+
+class Source:
+    """Stands in for InitialConditions on another machine."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.asked: list[str] = []
+
+    async def read(self, plan: Any, execution_id: str) -> Any:
+        self.asked.append(execution_id)
+        if self.errors:
+            raise self.errors.pop(0)
+        return FIELDS, POINTS
+
+
+async def test_what_is_on_the_disk_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "goes16.npy"
+    np.save(path, FIELDS)
+    source = Source()
+    analyses = InitialConditionsClient(Handle(source))  # type: ignore[arg-type]
+    found = await analyses.find(str(path), PLAN, "exec_1")
+    assert found.points is None
+    np.save(source_grid(path), POINTS)
+    with_points = await analyses.find(str(path), PLAN, "exec_1")
+    # Whoever cleans up does not disturb one who has begun.
+    path.unlink()
+    np.testing.assert_array_equal(found.fields, FIELDS)
+    np.testing.assert_array_equal(with_points.points, POINTS)
+    assert source.asked == []
+
+
+async def test_what_is_not_is_asked_for_once(tmp_path: Path) -> None:
+    source = Source()
+    analyses = InitialConditionsClient(Handle(source))  # type: ignore[arg-type]
+    elsewhere = [str(tmp_path / name) for name in ("1.npy", "1.npy", "2.npy", "1.npy")]
+    members = (analyses.find(path, PLAN, Path(path).stem) for path in elsewhere[:2])
+    found = await asyncio.gather(*members)
+    assert source.asked == ["1"]
+    assert all(each.fields is FIELDS and each.points is POINTS for each in found)
+    # Only the last one is kept: they are large.
+    for path in elsewhere[2:]:
+        await analyses.find(path, PLAN, Path(path).stem)
+    assert source.asked == ["1", "2", "1"]
+
+
+async def test_without_anybody_to_ask_it_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await InitialConditionsClient(None).find(str(tmp_path / "ifs.npy"), PLAN, "exec_1")
+
+
+@pytest.mark.parametrize(
+    ("errors", "raised"),
+    [
+        ([ConnectionError("lost")], None),
+        ([StageFailed("initial_conditions", "ifs gave no data")], StageFailed),
+        ([TransientFailure("initial_conditions", "busy")] * 5, TransientFailure),
+        ([KeyError("a")], StageFailed),
+    ],
+)
+async def test_failures(
+    tmp_path: Path, errors: list[Exception], raised: type[Exception] | None
+) -> None:
+    source = Source(*errors)
+    analyses = InitialConditionsClient(Handle(source), pause_s=0)  # type: ignore[arg-type]
+    asked = analyses.find(str(tmp_path / "ifs.npy"), PLAN, "exec_1")
+    if raised is None:
+        assert (await asked).fields is FIELDS
+    else:
+        with pytest.raises(raised):
+            await asked
+    assert source.errors == []

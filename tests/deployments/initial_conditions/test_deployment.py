@@ -1,0 +1,415 @@
+"""Initial conditions: what a source gives is checked, kept whole, and fetched once."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from deployments.initial_conditions.deployment import (
+    InitialConditions,
+    SourceOptions,
+    may_pass,
+    source_grid,
+)
+from deployments.runtime.failures import is_transient
+from tests.deployments.results.results import make_nowcast_plan, make_plan
+from workflows.base import Plan
+from workflows.errors import ModelUnavailable, StageFailed
+from workflows.grids import Grid
+
+INPUT = ("t2m", "z500", "q50")
+GRID = Grid(n_lat=5, n_lon=8)
+PLAN = make_plan(grid=GRID).model_copy(update={"input_variables": INPUT})
+EXECUTION = "exec_1"
+
+
+class Source:
+    """Gives fields that tell their variable, time and place.
+
+    Parameters
+    ----------
+    spoil : mapping of str to float
+        Variables and the value that one of their points has.
+    error : str, optional
+        What every answer fails with.
+    """
+
+    made: list[Source] = []
+
+    def __init__(
+        self,
+        spoil: dict[str, float] | None = None,
+        error: str | None = None,
+        kind: str = "OSError",
+        **coords: Any,
+    ) -> None:
+        self._spoil = spoil or {}
+        self._error = error
+        self._kind: type[Exception] = getattr(builtins, kind)
+        self._lat = np.asarray(coords.get("lat", GRID.latitudes()))
+        self._lon = np.asarray(coords.get("lon", GRID.longitudes()))
+        self._dims = coords.get("dims", ("time", "variable", "lat", "lon"))
+        self.asked: list[tuple[Any, Any]] = []
+        Source.made.append(self)
+
+    def __call__(self, time: Any, variable: Any) -> xr.DataArray:
+        self.asked.append((time, variable))
+        if self._error is not None:
+            raise self._kind(self._error)
+        shape = (1, len(variable), self._lat.size, self._lon.size)
+        fields = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+        for name, value in self._spoil.items():
+            fields[0, variable.index(name), 1, 2] = value
+        found = xr.DataArray(
+            fields,
+            dims=("time", "variable", "lat", "lon"),
+            coords={"time": time, "variable": variable, "lat": self._lat, "lon": self._lon},
+        )
+        if "lead_time" in self._dims:
+            found = found.expand_dims(lead_time=[np.timedelta64(0, "h")])
+        return found.transpose(*self._dims)
+
+
+@pytest.fixture(autouse=True)
+def no_sources() -> None:
+    Source.made.clear()
+
+
+async def deployed(
+    folder: Path,
+    loader: str = f"{__name__}:Source",
+    timeout_s: float = 20,
+    name: str = "ifs",
+    keep: int | None = None,
+    **options: Any,
+) -> Any:
+    deployment = InitialConditions.func_or_class  # type: ignore[attr-defined]
+    made = deployment.__new__(deployment)
+    source = SourceOptions(name=name, loader=loader, options=options, timeout_s=timeout_s)
+    await made.__init__([source], folder, keep)
+    return made
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+async def test_keeps_the_state_that_the_model_needs(tmp_path: Path) -> None:
+    path = await (await deployed(tmp_path)).fetch(PLAN, EXECUTION)
+
+    kept = np.load(path)
+    assert kept.dtype == np.float32
+    assert kept.shape == (3, 5, 8)
+    assert np.array_equal(kept.ravel(), np.arange(3 * 5 * 8))
+    ((time, variables),) = Source.made[0].asked
+    assert list(time) == [np.datetime64("2025-01-01T06")]
+    assert variables == list(INPUT)
+    assert files(tmp_path) == [f"{EXECUTION}/ifs.npy"]
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [("lon", "time", "lat", "variable"), ("time", "lead_time", "variable", "lat", "lon")],
+)
+async def test_takes_dimensions_in_any_order(tmp_path: Path, dims: tuple[str, ...]) -> None:
+    path = await (await deployed(tmp_path, dims=dims)).fetch(PLAN, EXECUTION)
+
+    assert np.array_equal(np.load(path).ravel(), np.arange(3 * 5 * 8))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+async def test_missing_values_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    source = await deployed(tmp_path, spoil={"z500": value, "q50": value})
+    with pytest.raises(StageFailed, match="ifs has missing values in z500, q50 at 2025-01-01T06"):
+        await source.fetch(PLAN, EXECUTION)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("coords", "reason"),
+    [
+        ({"lat": np.linspace(90, -90, 9)}, "9 values of lat from 90 to -90, .* needs 5 from 90"),
+        ({"lat": np.linspace(-90, 90, 5)}, "5 values of lat from -90 to 90, .* needs 5 from 90"),
+        ({"lon": np.linspace(0, 360, 4, endpoint=False)}, "4 values of lon .* needs 8 from 0"),
+        ({"lon": np.arange(-180, 180, 45)}, "8 values of lon from -180 .* needs 8 from 0 to 315"),
+    ],
+)
+async def test_another_grid_is_refused(tmp_path: Path, coords: Any, reason: str) -> None:
+    with pytest.raises(StageFailed, match=reason):
+        await (await deployed(tmp_path, **coords)).fetch(PLAN, EXECUTION)
+    assert files(tmp_path) == []
+
+
+async def test_single_precision_coordinates_are_the_same_grid(tmp_path: Path) -> None:
+    grid = Grid(n_lat=5, n_lon=14)
+    single = {"lat": np.float32(grid.latitudes()), "lon": np.float32(grid.longitudes())}
+    plan = PLAN.model_copy(update={"grid": grid})
+
+    assert await (await deployed(tmp_path, **single)).fetch(plan, EXECUTION)
+
+
+async def test_a_source_that_fails_is_a_reason(tmp_path: Path) -> None:
+    source = await deployed(tmp_path, error="503 Slow down")
+    with pytest.raises(StageFailed, match="ifs gave no data for 2025.*OSError: 503 Slow down") as e:
+        await source.fetch(PLAN, EXECUTION)
+    assert e.value.stage == "initial_conditions"
+    assert not isinstance(e.value, ModelUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("kind", "passes"),
+    [("OSError", True), ("TimeoutError", True), ("FileNotFoundError", False), ("KeyError", False)],
+)
+async def test_what_may_pass_is_tried_again(tmp_path: Path, kind: str, passes: bool) -> None:
+    source = await deployed(tmp_path, error="not now", kind=kind)
+    with pytest.raises(StageFailed, match="not now") as e:
+        await source.fetch(PLAN, EXECUTION)
+    assert is_transient(e.value) is passes
+
+
+class FromAClient(Exception):
+    """What a client of an object store raises."""
+
+
+FromAClient.__module__ = "obstore.exceptions"
+
+
+def wrapped(cause: Exception) -> Exception:
+    error = RuntimeError("Failed to download asset")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (FromAClient(), True),
+        (wrapped(FromAClient()), True),
+        (wrapped(ConnectionResetError()), True),
+        (wrapped(FileNotFoundError()), False),
+        (wrapped(ValueError()), False),
+    ],
+    ids=repr,
+)
+def test_what_a_source_wraps_decides_whether_it_may_pass(error: Exception, passes: bool) -> None:
+    assert may_pass(error) is passes
+
+
+async def test_a_source_that_lacks_a_variable_is_a_reason(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"input_variables": ("t2m", "u10m")})
+    source = await deployed(tmp_path, loader=f"{__name__}:only_t2m")
+    with pytest.raises(StageFailed, match="ifs gave no u10m at 2025-01-01T06"):
+        await source.fetch(plan, EXECUTION)
+
+
+def only_t2m() -> Any:
+    source = Source()
+    return lambda time, variable: source(time, ["t2m"])
+
+
+async def test_variables_come_in_the_order_of_the_model(tmp_path: Path) -> None:
+    path = await (await deployed(tmp_path, loader=f"{__name__}:backwards")).fetch(PLAN, EXECUTION)
+
+    assert np.array_equal(np.load(path).ravel(), np.arange(3 * 5 * 8))
+
+
+def backwards() -> Any:
+    source = Source()
+    return lambda time, variable: source(time, variable).isel(variable=slice(None, None, -1))
+
+
+async def test_a_source_that_hangs_is_given_up(tmp_path: Path) -> None:
+    source = await deployed(tmp_path, loader=f"{__name__}:hanging", timeout_s=0.1)
+    with pytest.raises(StageFailed, match=r"ifs gave no data for 2025.* within 0\.1 s"):
+        await source.fetch(PLAN, EXECUTION)
+    # What it gives in the end is not kept: the execution has failed and was cleaned up.
+    (tmp_path / EXECUTION).rmdir()
+    await asyncio.sleep(0.8)
+    assert not (tmp_path / EXECUTION).exists()
+
+
+async def test_sources_that_hang_take_no_thread_from_the_others(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        enough = tmp_path / "enough"
+        hangs = await deployed(
+            tmp_path / "hangs", loader=f"{__name__}:hanging", timeout_s=0.05, until=str(enough)
+        )
+        works = await deployed(tmp_path / "works")
+        try:
+            with pytest.raises(StageFailed, match="within"):
+                await hangs.fetch(PLAN, EXECUTION)
+            assert await asyncio.wait_for(works.fetch(PLAN, EXECUTION), 60)
+        finally:
+            enough.touch()
+
+
+def hanging(until: str | None = None) -> Any:
+    """Make a source that hangs for half a second, or until a file is there."""
+    source = Source()
+
+    def call(time: Any, variable: Any) -> xr.DataArray:
+        sleep(0.5)
+        while until is not None and not Path(until).exists():
+            sleep(0.01)
+        return source(time, variable)
+
+    return call
+
+
+async def test_a_source_that_cannot_be_loaded_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = await deployed(tmp_path / "work", loader="a_source_to_come:load")
+    for call in (source.describe("ifs"), source.fetch(PLAN, EXECUTION)):
+        with pytest.raises(ModelUnavailable, match="ifs .*No module named 'a_source_to_come'"):
+            await call
+
+    module = tmp_path / "a_source_to_come.py"
+    module.write_text(f"from {__name__} import Source\n\ndef load():\n    return Source()\n")
+    try:
+        described = await source.describe("ifs")
+        assert described["loader"] == "a_source_to_come:load"
+        assert await source.fetch(PLAN, EXECUTION)
+    finally:
+        sys.modules.pop("a_source_to_come", None)
+
+
+async def test_is_fetched_once_also_by_another_replica(tmp_path: Path) -> None:
+    first, second = await deployed(tmp_path), await deployed(tmp_path, error="not asked")
+    path = await first.fetch(PLAN, EXECUTION)
+
+    assert await first.fetch(PLAN, EXECUTION) == path
+    assert await second.fetch(PLAN, EXECUTION) == path
+    assert [len(source.asked) for source in Source.made] == [1, 0]
+
+
+async def test_calls_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    paths = await asyncio.gather(*(source.fetch(PLAN, EXECUTION) for _ in range(8)))
+
+    assert len(set(paths)) == 1
+    assert np.array_equal(np.load(paths[0]).ravel(), np.arange(3 * 5 * 8))
+    assert files(tmp_path) == [f"{EXECUTION}/ifs.npy"]
+
+
+async def test_a_file_that_was_not_finished_is_fetched_anew(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    folder = tmp_path / EXECUTION
+    folder.mkdir()
+    (folder / "ifs.npy.1.partial").write_bytes(b"half")
+
+    path = await source.fetch(PLAN, EXECUTION)
+    assert np.load(path).shape == (3, 5, 8)
+
+
+async def test_every_execution_has_its_own(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    later: Plan = PLAN.model_copy(update={"start_time": PLAN.end_time()})
+
+    assert await source.fetch(PLAN, EXECUTION) != await source.fetch(later, "exec_2")
+    assert [asked[0][0] for asked in Source.made[0].asked] == [PLAN.start(), later.start()]
+
+
+# What a regional model gets: the source's own grid.
+
+REGIONAL = make_nowcast_plan(variables=("abi13c",))
+
+
+class Satellite:
+    """A square image whose first row is the northernmost, whatever the order of its dimensions."""
+
+    def __init__(self, dims: tuple[str, ...] = ("y", "x"), curved: bool = True) -> None:
+        self._dims, self._curved = dims, curved
+
+    def __call__(self, time: Any, variable: Any) -> Any:
+        north, east = np.array([50.0, 40.0, 30.0]), np.array([-120.0, -100.0, -80.0])
+        image = xr.DataArray(north[:, None] + east / 1000, dims=("y", "x"))
+        if self._curved:
+            lat, lon = np.meshgrid(north, east, indexing="ij")
+            image = image.assign_coords(_lat=(("y", "x"), lat), _lon=(("y", "x"), lon))
+        else:
+            image = image.rename(y="lat", x="lon").assign_coords(lat=north, lon=east)
+        image = image.transpose(*(self._dims if self._curved else ("lon", "lat")))
+        return image.expand_dims(time=time, variable=list(variable))
+
+
+def curved() -> Any:
+    return Satellite()
+
+
+def transposed() -> Any:
+    return Satellite(dims=("x", "y"))
+
+
+def regular_transposed() -> Any:
+    return Satellite(curved=False)
+
+
+def nowhere() -> Any:
+    satellite = Satellite()
+    return lambda time, variable: satellite(time, variable) * np.nan
+
+
+def ends_the_process() -> Any:
+    def fetch(time: Any, variable: Any) -> Any:
+        raise SystemExit(3)
+
+    return fetch
+
+
+def nothing() -> Any:
+    return lambda time, variable: None
+
+
+@pytest.mark.parametrize("loader", ["curved", "transposed", "regular_transposed"])
+async def test_an_image_keeps_its_points(tmp_path: Path, loader: str) -> None:
+    source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
+    path = Path(await source.fetch(REGIONAL, EXECUTION))
+    (image,), (lat, lon) = np.load(path), np.load(source_grid(path))
+    np.testing.assert_allclose(image, lat + lon / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loader", "reason"),
+    [
+        ("nowhere", "goes16 has no value in abi13c"),
+        ("ends_the_process", "goes16 gave no data for .*: SystemExit: 3"),
+        ("nothing", "what goes16 gave for .* is not to be used: AttributeError"),
+    ],
+)
+async def test_an_image_that_is_none_is_a_reason(tmp_path: Path, loader: str, reason: str) -> None:
+    source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
+    with pytest.raises(StageFailed, match=reason):
+        await source.fetch(REGIONAL, EXECUTION)
+
+
+async def test_gives_what_it_has_fetched_and_fetches_again_what_is_gone(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    path = Path(await source.fetch(PLAN, EXECUTION))
+    fields, points = await source.read(PLAN, EXECUTION)
+    assert np.array_equal(fields, np.load(path))
+    assert points is None
+    assert len(Source.made[0].asked) == 1
+    await asyncio.to_thread(path.unlink)
+    fields, _ = await source.read(PLAN, EXECUTION)
+    assert np.array_equal(fields, np.load(path))
+    assert len(Source.made[0].asked) == 2
+
+
+async def test_keeps_only_the_last_ones_if_nobody_else_removes_them(tmp_path: Path) -> None:
+    source = await deployed(tmp_path, keep=2)
+    for execution_id in ("exec_1", "exec_2", "exec_3"):
+        await source.fetch(PLAN, execution_id)
+        await asyncio.sleep(0.01)
+    assert files(tmp_path) == ["exec_2/ifs.npy", "exec_3/ifs.npy"]

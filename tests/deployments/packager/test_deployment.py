@@ -1,0 +1,48 @@
+"""What the Packager counts: steps and bytes that were written, not those that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.packager.deployment import Packager
+from deployments.runtime.metrics import PACKAGER_BYTES, STEPS_WRITTEN
+from tests.deployments.results.results import PROVENANCE, make_plan
+from tests.measured import Measured
+
+EXECUTION = "exec_0123"
+
+
+@pytest.fixture
+def packager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Measured], Any]:
+    # The deployment hides GPUs; they come back after the test.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    deployment: Any = Packager
+    return lambda measured: deployment.func_or_class(
+        tmp_path / "results", tmp_path / "work", measured
+    )
+
+
+async def test_a_step_that_is_written_twice_counts_once(
+    packager: Callable[[Measured], Any],
+) -> None:
+    measured = Measured()
+    packs = packager(measured)
+    plan = make_plan()
+    fields = np.ones((len(plan.variables), *plan.grid.shape), np.float32)
+    await packs.create(plan, EXECUTION, PROVENANCE, 1)
+    for _ in range(2):
+        for member in plan.members:
+            for time_index in range(plan.n_times):
+                await packs.write_step(EXECUTION, 1, member, time_index, fields)
+    steps = len(plan.seeds) * plan.n_times
+    assert measured.total(STEPS_WRITTEN, workflow=plan.workflow) == steps
+    assert measured.total(PACKAGER_BYTES, kind="step") == steps * fields.nbytes
+    described = await packs.finish(EXECUTION, 1)
+    beside = [size for key, (size, _) in described["assets"].items() if key != "results.zarr"]
+    assert len(beside) == 2
+    assert measured.total(PACKAGER_BYTES, kind="file") == sum(beside)

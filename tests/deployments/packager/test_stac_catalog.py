@@ -1,0 +1,287 @@
+"""The static catalogue: as pystac walks it, while executions come and go."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pystac
+import pytest
+
+from deployments.packager.stac_catalog import StaticCatalog
+from deployments.results.manifest import CHECKSUMS
+from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
+from tests.workflows.stac.schemas import validator
+from workflows.base import Plan
+from workflows.dataset import Provenance
+from workflows.stac import item as stac
+
+FCN3, NOWCAST = make_plan().workflow, make_nowcast_plan().workflow
+
+
+def add(
+    results: Path, plan: Plan, number: int = 0, *, synthetic: bool = False, **changes: Any
+) -> Path:
+    """Lay down a result as the Packager does; give its folder."""
+    execution_id = f"exec_{1767000000 + number}_{number:08x}"
+    folder = results / plan.workflow / execution_id
+    folder.mkdir(parents=True)
+    zarr = plan.output_format == "zarr"
+    if zarr:
+        (folder / "results.zarr").mkdir()
+    others = ("preview.png", "metadata.json", *(() if zarr else ("results.nc",)))
+    for name in others:
+        (folder / name).write_text(name)
+    model = PROVENANCE["model"] | {"synthetic": synthetic}
+    created = datetime(2026, 1, 1, 0, number // 60 % 60, number % 60, tzinfo=UTC)
+    provenance = Provenance.model_validate(PROVENANCE | {"model": model, "created": created})
+    item = stac.item(
+        plan,
+        execution_id,
+        provenance,
+        {
+            **{name: (len(name), "ab" * 32) for name in others},
+            **({"results.zarr": (9, None)} if zarr else {}),
+        },
+        collection_id=stac.default_collection_id(plan.workflow),
+        base_href=".",
+    )
+    (folder / ".item").write_text(json.dumps(item | changes))
+    (folder / ".item").rename(folder / stac.ITEM)
+    (folder / CHECKSUMS).touch()
+    return folder
+
+
+def items_in(results: Path) -> list[str]:
+    """Name the folders of all items that a reader comes to from the root."""
+    catalog = pystac.Catalog.from_file(results / stac.CATALOG)
+    return sorted(
+        Path(item.get_self_href()).parent.name for item in catalog.get_items(recursive=True)
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_a_reader_comes_to_every_file(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path / "results")
+    results = tmp_path / "results"
+    folders = [
+        add(results, make_plan(), 1),
+        add(results, make_plan(output_format="netcdf4"), 2),
+        add(results, make_plan(time_layout="lead_time"), 3, synthetic=True),
+        add(results, make_nowcast_plan(), 4),
+        add(results, make_nowcast_plan(output_format="netcdf4"), 5),
+    ]
+    for workflow in (FCN3, NOWCAST):
+        catalog.update(workflow)
+    # Links are relative: they hold wherever the folder is.
+    moved = results.rename(tmp_path / "elsewhere")
+    root = pystac.Catalog.from_file(moved / stac.CATALOG)
+    assert not [link for link in root.links if link.rel == "self" and "results" in link.href]
+    assert root.validate(validator())
+    assert {child.id for child in root.get_children()} == {
+        stac.default_collection_id(workflow) for workflow in (FCN3, NOWCAST)
+    }
+    found = []
+    for collection in root.get_children():
+        assert isinstance(collection, pystac.Collection)
+        collection.validate(validator())
+        assert (collection.get_parent(), collection.get_root()) == (root, root)
+        for item in collection.get_items():
+            item.validate(validator())
+            assert (item.get_collection(), item.get_parent()) == (collection, collection)
+            found.append(Path(item.get_self_href()).parent.name)
+            for asset in item.get_assets().values():
+                assert Path(asset.get_absolute_href()).exists()
+    assert sorted(found) == [folder.name for folder in folders]
+
+
+def test_a_collection_spans_its_items(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    late = make_plan(start_time=datetime(2025, 3, 1, tzinfo=UTC), n_steps=4)
+    early = make_plan(start_time=datetime(2024, 12, 1, tzinfo=UTC))
+    add(tmp_path, late, 1)
+    gone = add(tmp_path, early, 2)
+    catalog.update(FCN3)
+    document = read(tmp_path / FCN3 / stac.COLLECTION)
+    interval = document["extent"]["temporal"]["interval"]
+    assert interval == [["2024-12-01T00:00:00Z", "2025-03-02T00:00:00Z"]]
+    assert document["extent"]["spatial"]["bbox"] == [[-180, -90, 180, 90]]
+    shutil.rmtree(gone)
+    catalog.update(FCN3)
+    (interval,) = read(tmp_path / FCN3 / stac.COLLECTION)["extent"]["temporal"]["interval"]
+    assert interval[0] == "2025-03-01T00:00:00Z"
+
+
+def test_items_of_another_grid_widen_the_extent(tmp_path: Path) -> None:
+    add(tmp_path, make_plan(), 1, bbox=[-120.0, 20.0, -60.0, 50.0])
+    add(tmp_path, make_plan(), 2, bbox=[-130.0, 25.0, -70.0, 55.0])
+    catalog = StaticCatalog(tmp_path)
+    catalog.update(FCN3)
+    spatial = read(tmp_path / FCN3 / stac.COLLECTION)["extent"]["spatial"]
+    assert spatial["bbox"] == [[-130, 20, -60, 55]]
+    add(tmp_path, make_plan(), 3, bbox=[170.0, 25.0, -70.0, 55.0])
+    catalog.update(FCN3)
+    spatial = read(tmp_path / FCN3 / stac.COLLECTION)["extent"]["spatial"]
+    assert spatial["bbox"] == [[-180, 20, 180, 55]]
+
+
+def test_a_collection_of_both_formats_claims_neither(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    add(tmp_path, make_plan(), 1)
+    catalog.update(FCN3)
+    data = read(tmp_path / FCN3 / stac.COLLECTION)["item_assets"]["data"]
+    assert data["type"] == "application/vnd.zarr; version=3"
+    add(tmp_path, make_plan(output_format="netcdf4"), 2)
+    catalog.update(FCN3)
+    data = read(tmp_path / FCN3 / stac.COLLECTION)["item_assets"]["data"]
+    assert set(data) == {"roles", "description"}
+    pystac.Collection.from_file(tmp_path / FCN3 / stac.COLLECTION).validate(validator())
+
+
+def test_a_collection_says_that_some_are_synthetic(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    add(tmp_path, make_plan(), 2)
+    catalog.update(FCN3)
+    assert "ynthetic" not in read(tmp_path / FCN3 / stac.COLLECTION)["title"]
+    add(tmp_path, make_plan(), 1, synthetic=True)
+    catalog.update(FCN3)
+    assert "some synthetic" in read(tmp_path / FCN3 / stac.COLLECTION)["title"]
+
+
+def test_what_goes_away_disappears(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    first, second = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    nowcast = add(tmp_path, make_nowcast_plan(), 3)
+    for workflow in (FCN3, NOWCAST):
+        catalog.update(workflow)
+    assert items_in(tmp_path) == [first.name, second.name, nowcast.name]
+    # As `ResultsStore.purge` does.
+    second.rename(tmp_path / ".partial" / f"{second.name}.purged")
+    catalog.update(FCN3)
+    assert items_in(tmp_path) == [first.name, nowcast.name]
+    shutil.rmtree(first)
+    catalog.update(FCN3)
+    assert items_in(tmp_path) == [nowcast.name]
+    assert not (tmp_path / FCN3 / stac.COLLECTION).exists()
+    children = [link for link in read(tmp_path / stac.CATALOG)["links"] if link["rel"] == "child"]
+    assert [link["title"] for link in children] == [NOWCAST]
+
+
+def test_folders_without_an_item_are_none_of_its_business(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    (tmp_path / "custom" / "exec_1_00000000").mkdir(parents=True)
+    (tmp_path / "custom" / "a-file").write_text("")
+    for workflow in ("custom", "never-run"):
+        catalog.update(workflow)
+    assert items_in(tmp_path) == []
+    assert not (tmp_path / "custom" / stac.COLLECTION).exists()
+    assert not (tmp_path / "never-run").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"collection": 3}', json.dumps({"collection": "another"})],
+    ids=["empty", "list", "no item", "no name", "of another collection"],
+)
+def test_a_broken_item_is_left_out_and_logged_once(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = StaticCatalog(tmp_path)
+    good, broken = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    whole = (broken / stac.ITEM).read_text()
+    (broken / stac.ITEM).write_text(content)
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        catalog.update(FCN3)
+        catalog.update(FCN3)
+    assert [record.execution_id for record in caplog.records] == [broken.name]
+    assert items_in(tmp_path) == [good.name]
+    (broken / stac.ITEM).write_text(whole)
+    catalog.update(FCN3)
+    assert items_in(tmp_path) == [good.name, broken.name]
+
+
+def test_an_item_whose_files_are_gone_is_left_out(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    good, half = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    catalog.update(FCN3)
+    (half / "results.zarr").rmdir()
+    catalog.update(FCN3)
+    assert items_in(tmp_path) == [good.name]
+
+
+def test_only_broken_items_make_no_collection(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    (add(tmp_path, make_plan(), 1) / stac.ITEM).write_text("{")
+    catalog.update(FCN3)
+    assert items_in(tmp_path) == []
+    assert not (tmp_path / FCN3 / stac.COLLECTION).exists()
+
+
+def test_what_is_not_whole_is_left_out(tmp_path: Path) -> None:
+    whole, failed = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    (failed / CHECKSUMS).unlink()
+    StaticCatalog(tmp_path).update(FCN3)
+    assert items_in_links(tmp_path) == [whole.name]
+
+
+def test_unchanged_items_are_not_read_again(tmp_path: Path) -> None:
+    catalog = StaticCatalog(tmp_path)
+    old, newest = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    catalog.update(FCN3)
+    path = old / stac.ITEM
+    status = path.stat()
+    path.write_text(" " * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    catalog.update(FCN3)
+    assert items_in_links(tmp_path) == [old.name, newest.name]
+    # One that has not seen it before does read it.
+    StaticCatalog(tmp_path).update(FCN3)
+    assert items_in_links(tmp_path) == [newest.name]
+
+
+def items_in_links(results: Path) -> list[str]:
+    links = read(results / FCN3 / stac.COLLECTION)["links"]
+    return [link["href"].split("/")[1] for link in links if link["rel"] == "item"]
+
+
+def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
+    add(tmp_path, make_plan(), 1)
+    files = [tmp_path / stac.CATALOG, tmp_path / FCN3 / stac.COLLECTION]
+    StaticCatalog(tmp_path).update(FCN3)
+    before = [file.stat().st_ino for file in files]
+    StaticCatalog(tmp_path).update(FCN3)
+    assert [file.stat().st_ino for file in files] == before
+    assert [path.name for path in (tmp_path / ".partial").iterdir()] == ["catalog.lock"]
+
+
+def keep_adding(results: Path, first: int) -> None:
+    catalog = StaticCatalog(results)
+    for number in range(first, first + 10):
+        add(results, make_plan(), number)
+        catalog.update(FCN3)
+
+
+def test_processes_update_at_once(tmp_path: Path) -> None:
+    add(tmp_path, make_plan(), 0)
+    StaticCatalog(tmp_path).update(FCN3)
+    context = multiprocessing.get_context("spawn")
+    adding = [context.Process(target=keep_adding, args=(tmp_path, n)) for n in (100, 200, 300)]
+    for process in adding:
+        process.start()
+    seen, previous = 0, 0
+    while any(process.is_alive() for process in adding):
+        # Whole at any time, and nothing that was in it gets lost.
+        seen = len(items_in_links(tmp_path))
+        assert seen >= previous
+        previous = seen
+    assert [process.exitcode for process in adding] == [0, 0, 0]
+    assert len(items_in_links(tmp_path)) == 31

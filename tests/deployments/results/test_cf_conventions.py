@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+from compliance_checker.runner import CheckSuite, ComplianceChecker
+
+from deployments.results.disk import DiskStorage
+from deployments.results.store import ResultsStore
+from tests.deployments.results.results import PROVENANCE, fields, make_nowcast_plan, make_plan
+from workflows.base import Plan
+from workflows.fcn3 import VARIABLES
+from workflows.stormscope import VARIABLES as CHANNELS
+
+ID = "exec_1_00000000"
+SOME = ("t2m", "msl", "tcwv", "z500", "q50")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checkers() -> None:
+    CheckSuite.load_all_available_checkers()
+
+
+def findings(path: Path, version: str) -> dict[str, list[str]]:
+    report = path.with_suffix(".json")
+    ComplianceChecker.run_checker(
+        str(path),
+        [version],
+        verbose=0,
+        criteria="strict",
+        output_filename=str(report),
+        output_format="json",
+    )
+    found = json.loads(report.read_text())[version]
+    return {
+        severity: [
+            message
+            for check in found[f"{severity}_priorities"]
+            for message in check["msgs"]
+            if check["value"][0] < check["value"][1]
+        ]
+        for severity in ("high", "medium", "low")
+    }
+
+
+# All variables once: their attributes are the same in every format and layout, and the checker
+# takes long over each.
+@pytest.mark.parametrize(
+    ("time_layout", "output_format", "variables"),
+    [
+        ("time", "netcdf4", VARIABLES),
+        ("time", "zarr", SOME),
+        ("lead_time", "netcdf4", SOME),
+        ("lead_time", "zarr", SOME),
+    ],
+    ids=["all", "zarr", "lead_time", "lead_time-zarr"],
+)
+def test_results_follow_cf(
+    tmp_path: Path, time_layout: str, output_format: str, variables: tuple[str, ...]
+) -> None:
+    plan = make_plan(
+        variables=variables, output_format=output_format, time_layout=time_layout, n_steps=1
+    )
+    found = findings(written(tmp_path, plan, PROVENANCE), "cf:1.8")
+    assert found["high"] == []
+    if time_layout == "time":
+        assert found["medium"] == found["low"] == []
+    else:
+        # The checker would rather have lead_time left of time; Earth2Studio has it right of it.
+        assert all("recommended order" in message for message in found["medium"])
+        assert found["low"] == []
+
+
+@pytest.mark.parametrize("output_format", ["netcdf4", "zarr"])
+def test_nowcasts_follow_cf(tmp_path: Path, output_format: str) -> None:
+    plan = make_nowcast_plan(variables=CHANNELS, output_format=output_format, n_steps=1)
+    provenance = {
+        **PROVENANCE,
+        "model": {"name": "stormscope", "loader": "synthetic", "synthetic": True},
+        "conditioned_on": [{"name": "fcn3", "loader": "some.module:load", "synthetic": False}],
+    }
+    found = findings(written(tmp_path, plan, provenance), "cf:1.8")
+    assert found == {"high": [], "medium": [], "low": []}
+
+
+def written(tmp_path: Path, plan: Plan, provenance: dict[str, Any]) -> Path:
+    """Write a result as the plan says; a Zarr one is copied, for the checker reads NetCDF."""
+    store = ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work"))
+    store.create(plan, ID, provenance, 1)
+    for member in plan.members:
+        for time_index in range(plan.n_times):
+            store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
+    folder = tmp_path / "results" / plan.workflow / ID
+    path = folder / "results.nc"
+    if plan.output_format == "netcdf4":
+        store.export_netcdf(ID, 1)
+    else:
+        with xr.open_zarr(folder / "results.zarr") as dataset:
+            # Xarray gives every float a fill value unless told not to; CF forbids it here.
+            places = set(dataset.coords) & {"lat", "lon", "y", "x", "latitude", "longitude"}
+            dataset.to_netcdf(path, encoding={name: {"_FillValue": None} for name in places})
+    return path

@@ -1,0 +1,31 @@
+"""Folders on the own disk go with the process that made them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deployments.results.scratch import scratch_folder
+
+
+def test_it_lasts_as_long_as_it_is_needed(tmp_path: Path) -> None:
+    parent = tmp_path / "scratch"
+    with scratch_folder(parent) as first, scratch_folder(parent) as second:
+        (first / "results.nc").write_bytes(b"x")
+        assert first != second
+        assert sorted(parent.iterdir()) == sorted([first, second])
+    assert list(parent.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with scratch_folder(tmp_path) as folder:
+            (folder / "results.nc").write_bytes(b"half a file")
+            os._exit(77)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    with scratch_folder(tmp_path) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not left.exists()

@@ -1,0 +1,153 @@
+"""Where results may go, retries, and links to what was uploaded."""
+
+from typing import Any
+
+import pytest
+
+from serve_app.http.ingress import create_app
+from serve_app.http.schemas import StatusBody
+from tests.serve_app.conftest import URL, WORKFLOW, Service
+from workflows.delivery import DeliveryRules, parse_container
+from workflows.execution import Stage, Status
+
+DATA = "https://weather.blob.core.windows.net/data"
+CATALOG = "https://earth.geocatalog.example"
+RULES = DeliveryRules(containers=(parse_container(DATA),), catalogs=(CATALOG,))
+
+
+async def submit(service: Service, **parameters: Any) -> Any:
+    return await service.client.post(URL, json={"parameters": parameters})
+
+
+async def test_an_allowed_place_goes_into_the_plan(serve):
+    service = serve(delivery=RULES)
+    answer = await submit(service, container_url=f"{DATA}/mine/", geo_catalog_url=CATALOG)
+    assert answer.status_code == 200, answer.text
+    execution = service.store.read(answer.json()["execution_id"])
+    assert execution.plan["delivery"] == {
+        "container": parse_container(f"{DATA}/mine").model_dump(),
+        "geo_catalog_url": CATALOG,
+        "collection_id": None,
+    }
+    assert execution.parameters["container_url"] == f"{DATA}/mine/"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("container_url", "https://attacker.blob.core.windows.net/data"),
+        ("container_url", f"{DATA}2"),
+        ("geo_catalog_url", "https://attacker.example"),
+    ],
+)
+async def test_another_place_is_forbidden_and_nothing_is_queued(serve, name, value):
+    service = serve(delivery=RULES)
+    places = {"container_url": DATA, "geo_catalog_url": CATALOG, name: value}
+    answer = await submit(service, **places)
+    assert answer.status_code == 403, answer.text
+    [finding] = answer.json()["detail"]
+    assert finding["loc"] == ["body", "parameters", name]
+    assert "may not deliver there" in finding["msg"]
+    assert service.store.list_executions(WORKFLOW) == []
+
+
+@pytest.mark.parametrize("name", ["container_url", "geo_catalog_url", "collection_id"])
+async def test_a_server_without_azure_takes_no_request_for_a_delivery(service, name):
+    answer = await submit(service, **{name: "collection" if name == "collection_id" else DATA})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "parameters", name]
+    assert "leave it out" in answer.json()["detail"][0]["msg"]
+    assert (await submit(service, **{name: None})).status_code == 200
+
+
+async def fail(service: Service, stage: Stage, results: dict[str, Any] | None) -> str:
+    execution_id = (await submit(service)).json()["execution_id"]
+    service.conductor.start()
+    service.store.update(
+        service.conductor.fence,
+        execution_id,
+        status=Status.FAILED,
+        stage=stage,
+        error_message="no role",
+        results=results,
+    )
+    return execution_id
+
+
+async def test_retry_queues_what_has_failed(serve):
+    nudges = []
+
+    async def nudge():
+        nudges.append(1)
+
+    service = serve(nudge)
+    execution_id = await fail(service, Stage.REGISTER, {"output_files": []})
+    nudges.clear()
+    answer = await service.client.post(f"{URL}/{execution_id}/retry")
+    assert answer.status_code == 202
+    body = StatusBody.model_validate(answer.json())
+    assert (body.status, body.stage, body.position) == (Status.QUEUED, Stage.REGISTER, 0)
+    assert (body.error_message, body.end_time) == (None, None)
+    again = await service.client.post(f"{URL}/{execution_id}/retry")
+    assert again.status_code == 409
+    assert "the execution is queued" in again.json()["detail"]
+    assert nudges
+
+
+async def test_retry_of_what_is_not_there(service):
+    for path in (f"{URL}/exec_1_00000000/retry", "/v1/infer/no/exec_1_00000000/retry"):
+        assert (await service.client.post(path)).status_code == 404
+
+
+async def test_a_retry_has_to_find_room_in_the_queue(serve):
+    service = serve(max_queued=1)
+    execution_id = await fail(service, Stage.INFERENCE, None)
+    assert (await submit(service)).status_code == 200
+    answer = await service.client.post(f"{URL}/{execution_id}/retry")
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"]
+    assert service.store.read(execution_id).status == Status.FAILED
+
+
+async def test_files_can_be_had_while_they_are_delivered(service):
+    execution_id = await service.completed({"results.nc": b"abc"})
+    other = await fail(service, Stage.UPLOAD, {"output_files": []})
+    folder = service.options.results_dir / WORKFLOW
+    (folder / other).mkdir()
+    (folder / other / "results.nc").write_bytes(b"abc")
+    await service.client.post(f"{URL}/{other}/retry")
+    for each in (execution_id, other):
+        answer = await service.client.get(f"{URL}/{each}/results/results.nc")
+        assert (answer.status_code, answer.content) == (200, b"abc")
+    assert (await service.client.get(f"{URL}/{other}/results")).status_code == 202
+
+
+async def test_a_link_is_made_for_the_answer_and_kept_nowhere(serve, store):
+    service = serve(delivery=RULES, signed_url_s=600.0)
+    asked = []
+
+    async def sign(*args):
+        asked.append(args)
+        if len(asked) > 1:
+            raise RuntimeError("the uploader is away")
+        return f"{DATA}/x?sig=secret"
+
+    app = create_app(service.options, store, sign=sign)
+    signing = Service(app, service.options, store)
+    answer = await submit(signing, container_url=DATA)
+    execution_id = answer.json()["execution_id"]
+    signing.conductor.start()
+    manifest = {"output_files": [], "uploaded": {"files": 1, "bytes": 1}}
+    store.update(signing.conductor.fence, execution_id, results=manifest, status=Status.COMPLETED)
+    found = (await signing.client.get(f"{URL}/{execution_id}/results")).json()
+    assert found["signed_url"] == f"{DATA}/x?sig=secret"
+    assert asked == [(parse_container(DATA), WORKFLOW, execution_id, 600.0)]
+    assert "secret" not in store.read(execution_id).model_dump_json()
+    # The results can be had without it.
+    again = await signing.client.get(f"{URL}/{execution_id}/results")
+    assert again.status_code == 200 and "signed_url" not in again.json()
+
+    not_uploaded = await signing.completed()
+    found = (await signing.client.get(f"{URL}/{not_uploaded}/results")).json()
+    assert "signed_url" not in found and len(asked) == 2
+    await signing.client.aclose()

@@ -1,0 +1,269 @@
+import asyncio
+import time
+from datetime import datetime, timedelta
+
+import pytest
+
+from deployments.runtime.metrics import ENDED
+from serve_app.http.schemas import ListBody, StatusBody
+from tests.measured import Measured
+from tests.serve_app.conftest import URL, WORKFLOW
+from workflows.execution import Status
+
+
+async def status_of(service, execution_id, query=""):
+    answer = await service.client.get(f"{URL}/{execution_id}/status{query}")
+    assert answer.status_code == 200, answer.text
+    StatusBody.model_validate(answer.json())
+    return answer.json()
+
+
+async def timed(coroutine):
+    start = time.monotonic()
+    return await coroutine, time.monotonic() - start
+
+
+async def test_a_life(service):
+    first, second = await service.submit(n_samples=2), await service.submit()
+    queued = await status_of(service, second)
+    assert (queued["status"], queued["position"], queued["progress"]) == ("queued", 1, None)
+    assert queued["end_time"] is None
+    accepted = queued["start_time"]
+    assert accepted.endswith("+00:00")
+    assert len(queued["metadata"]["parameters"]["seeds"]) == 4
+
+    service.conductor.start()
+    service.conductor.advance(first, 3)
+    running = await status_of(service, first)
+    assert (running["status"], running["stage"]) == ("running", "inference")
+    assert running["position"] is None
+    assert running["progress"] == {
+        "progress": "inference",
+        "current_step": 3,
+        "total_steps": 8,
+        "error_message": None,
+        "members": [3, 0],
+        "steps_per_member": 4,
+    }
+    started = service.store.get(WORKFLOW, first).started_at
+    assert datetime.fromisoformat(running["start_time"]) == started
+    assert (await status_of(service, second))["position"] == 0
+
+    service.conductor.package(first)
+    assert (await status_of(service, first))["status"] == "pending_results"
+    service.conductor.end(first, Status.COMPLETED)
+    done = await status_of(service, first)
+    assert done["status"] == "completed"
+    assert done["metadata"]["results_summary"] == {
+        "output_files": 1,
+        "total_bytes": 12,
+        "storage_type": "server",
+    }
+    lasted = datetime.fromisoformat(done["end_time"]) - datetime.fromisoformat(done["start_time"])
+    assert done["execution_time_seconds"] == lasted.total_seconds()
+
+
+async def test_a_failure_says_why(service):
+    execution_id = await service.submit()
+    service.conductor.start()
+    service.conductor.advance(execution_id, 1)
+    service.conductor.end(execution_id, Status.FAILED, "no initial conditions")
+    body = await status_of(service, execution_id)
+    assert body["status"] == "failed"
+    assert body["error_message"] == body["progress"]["error_message"] == "no initial conditions"
+
+
+@pytest.mark.parametrize(
+    "execution_id", ["exec_1_00000000", "x" * 3000, "%00", "a%20b", "exec_1_00000000%0a", "\u00e4"]
+)
+async def test_unknown_ids(service, execution_id):
+    for method, url in [
+        ("GET", f"{URL}/{execution_id}/status"),
+        ("GET", f"{URL}/{execution_id}/results"),
+        ("GET", f"{URL}/{execution_id}/results/a"),
+        ("DELETE", f"{URL}/{execution_id}"),
+        ("DELETE", f"{URL}/{execution_id}?purge=true"),
+    ]:
+        answer = await service.client.request(method, url)
+        assert answer.status_code == 404, (method, url)
+        assert isinstance(answer.json()["detail"], str)
+        assert len(answer.content) < 200
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["wait=nan", "wait=-1", "wait=60.1", "wait=x", "wait=inf", "wait=", "revision=-1",
+     "revision=1e3", f"revision={2**63}"],
+)  # fmt: skip
+async def test_wrong_waits(service, query):
+    execution_id = await service.submit()
+    answer = await service.client.get(f"{URL}/{execution_id}/status?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", query.split("=")[0]]
+
+
+async def test_a_long_poll_answers_when_something_changed(service):
+    execution_id = await service.submit()
+    service.conductor.start()
+    poll = asyncio.create_task(timed(status_of(service, execution_id, "?wait=20")))
+    await asyncio.sleep(0.2)
+    assert not poll.done()
+    service.conductor.advance(execution_id, 5)
+    body, lasted = await poll
+    assert body["progress"]["current_step"] == 5
+    assert lasted < 2
+
+
+async def test_a_long_poll_answers_when_the_position_changed(service):
+    await service.submit()
+    second = await service.submit()
+    poll = asyncio.create_task(timed(status_of(service, second, "?wait=20")))
+    await asyncio.sleep(0.1)
+    service.conductor.start()
+    body, lasted = await poll
+    assert (body["position"], body["revision"]) == (0, 0)
+    assert lasted < 2
+
+
+async def test_a_long_poll_ends_in_time_and_at_once_when_finished(service):
+    finished = await service.completed()
+    execution_id = await service.submit()
+    body, lasted = await timed(status_of(service, execution_id, "?wait=0.3"))
+    assert body["status"] == "queued"
+    assert 0.3 <= lasted < 2
+    _, lasted = await timed(status_of(service, finished, "?wait=20"))
+    assert lasted < 2
+
+
+async def test_no_change_is_missed_between_two_polls(service):
+    execution_id = await service.submit()
+    service.conductor.start()
+    seen = (await status_of(service, execution_id))["revision"]
+    service.conductor.advance(execution_id, 1)  # while the client is not looking
+    body, lasted = await timed(status_of(service, execution_id, f"?wait=20&revision={seen}"))
+    assert body["revision"] == seen + 1
+    assert lasted < 2
+    _, lasted = await timed(status_of(service, execution_id, f"?wait=0.3&revision={seen + 1}"))
+    assert lasted >= 0.3
+
+
+async def test_a_client_that_goes_leaves_no_waiter(service):
+    execution_id = await service.submit()
+    gone = asyncio.Event()
+
+    async def receive():
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"{URL}/{execution_id}/status",
+        "query_string": b"wait=30",
+        "headers": [],
+    }
+    request = asyncio.create_task(service.app(scope, receive, send))
+    changes = service.app.state.context.changes
+    await asyncio.sleep(0.2)
+    assert changes.waiting == 1
+    gone.set()
+    await asyncio.wait_for(request, 2)
+    assert changes.waiting == 0
+
+
+async def test_an_execution_that_vanishes_while_polled(service):
+    execution_id = await service.submit()
+    service.conductor.start()
+    poll = asyncio.create_task(service.client.get(f"{URL}/{execution_id}/status?wait=20"))
+    await asyncio.sleep(0.1)
+    service.store.remove(service.conductor.fence, execution_id)
+    assert (await poll).status_code == 404
+
+
+async def test_list_pages_and_filters(service):
+    ids = [await service.submit(n_steps=1) for _ in range(5)]
+    service.conductor.start()
+    first = ListBody.model_validate((await service.client.get(f"{URL}?limit=2")).json())
+    assert [e.execution_id for e in first.executions] == [ids[4], ids[3]]
+    assert [e.position for e in first.executions] == [3, 2]
+    assert first.next == ids[3]
+    answer = await service.client.get(f"{URL}?limit=3&before={first.next}")
+    assert [e["execution_id"] for e in answer.json()["executions"]] == ids[2::-1]
+    assert answer.json()["next"] is None
+    answer = await service.client.get(f"{URL}?status=running&status=completed")
+    assert [e["execution_id"] for e in answer.json()["executions"]] == [ids[0]]
+
+    middle = service.store.get(WORKFLOW, ids[2]).created_at
+    after = await service.client.get(URL, params={"created_after": middle.isoformat()})
+    assert [e["execution_id"] for e in after.json()["executions"]] == ids[:1:-1]
+    naive = (middle + timedelta(0)).replace(tzinfo=None).isoformat()
+    before = await service.client.get(URL, params={"created_before": naive})
+    assert [e["execution_id"] for e in before.json()["executions"]] == ids[1::-1]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=201", "limit=x", "status=done", "created_after=yesterday",
+     "created_before=10000-01-01T00:00:00", "before=", "before=a%20b", "before=" + "x" * 65],
+)  # fmt: skip
+async def test_wrong_filters(service, query):
+    answer = await service.client.get(f"{URL}?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][:2] == ["query", query.split("=")[0]]
+
+
+async def test_extreme_times_and_unknown_pages(service):
+    for moment in ("0001-01-01T00:00:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        answer = await service.client.get(URL, params={"created_after": moment})
+        assert answer.status_code == 200, moment
+    assert (await service.client.get(f"{URL}?before=exec_1_00000000")).status_code == 404
+
+
+async def test_cancel_while_queued(serve):
+    measured = Measured()
+    service = serve(metrics=measured)
+    execution_id = await service.submit()
+    answer = await service.client.delete(f"{URL}/{execution_id}")
+    assert answer.status_code == 200
+    assert StatusBody.model_validate(answer.json()).status == Status.CANCELLED
+    assert (await service.client.delete(f"{URL}/{execution_id}")).status_code == 409
+    assert measured.values(ENDED, workflow=WORKFLOW, status="cancelled") == [1]
+
+
+async def test_cancel_waits_for_the_conductor_a_little(service):
+    execution_id = await service.submit()
+    service.conductor.start()
+    answer, lasted = await timed(service.client.delete(f"{URL}/{execution_id}"))
+    assert (answer.status_code, answer.json()["status"]) == (202, "running")
+    assert 1.9 < lasted < 4
+    assert [e.execution_id for e in service.store.cancel_requests()] == [execution_id]
+
+    again = asyncio.create_task(service.client.delete(f"{URL}/{execution_id}"))
+    await asyncio.sleep(0.2)
+    service.conductor.end(execution_id, Status.CANCELLED)
+    answer = await again
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
+async def test_purge(service):
+    execution_id = await service.submit()
+    answer = await service.client.delete(f"{URL}/{execution_id}?purge=true")
+    assert answer.status_code == 409
+    await service.client.delete(f"{URL}/{execution_id}")
+
+    purge = asyncio.create_task(service.client.delete(f"{URL}/{execution_id}?purge=true"))
+    await asyncio.sleep(0.2)
+    assert [e.execution_id for e in service.store.purge_requests()] == [execution_id]
+    service.store.remove(service.conductor.fence, execution_id)
+    answer = await purge
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await service.client.get(f"{URL}/{execution_id}/status")).status_code == 404
+
+
+async def test_purge_that_takes_long(service):
+    execution_id = await service.completed()
+    answer = await service.client.delete(f"{URL}/{execution_id}?purge=true")
+    assert (answer.status_code, answer.json()["status"]) == (202, "completed")

@@ -1,0 +1,98 @@
+import re
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+
+from deployments.store.schema import conductors
+from serve_app.http.schemas import HealthBody, ReadinessBody
+from tests.serve_app.conftest import WORKFLOW
+from workflows.execution import Status
+
+
+def look(service, component, ready, reason=None):
+    conductor = service.conductor
+    conductor.store.set_readiness(conductor.fence, component, ready=ready, reason=reason)
+
+
+def silence(service, age_s):
+    beat = datetime.now(UTC) - timedelta(seconds=age_s)
+    with service.store.engine.begin() as connection:
+        connection.execute(sa.update(conductors).values(heartbeat_at=beat))
+
+
+async def test_liveness(service):
+    answer = await service.client.get("/liveness")
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+
+
+async def test_health_follows_the_heartbeat(service):
+    answer = await service.client.get("/health")
+    assert answer.status_code == 200
+    assert HealthBody.model_validate(answer.json()).timestamp.utcoffset() == timedelta(0)
+    silence(service, 14)
+    assert (await service.client.get("/health")).status_code == 200
+    silence(service, 16)
+    answer = await service.client.get("/health")
+    assert answer.status_code == 503
+    assert answer.json()["detail"]["status"] == "unhealthy"
+    assert "silent for 16 s" in answer.json()["detail"]["reason"]
+
+
+async def test_health_without_a_store(service):
+    with service.store.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE conductors"))
+    answer = await service.client.get("/health")
+    assert answer.status_code == 503
+    assert answer.json()["detail"]["status"] == "unhealthy"
+    assert "conductors" not in answer.text
+
+
+async def test_readiness_is_that_of_each_workflow(service):
+    answer = await service.client.get("/readiness")
+    assert answer.status_code == 503
+    reason = answer.json()["detail"]["workflows"][WORKFLOW]["reason"]
+    assert reason == "fcn3: not looked at yet; ifs: not looked at yet"
+
+    look(service, "fcn3", True)
+    look(service, "ifs", False, "no route to host")
+    detail = (await service.client.get("/readiness")).json()["detail"]
+    assert detail["status"] == "unhealthy"
+    assert detail["workflows"] == {WORKFLOW: {"ready": False, "reason": "ifs: no route to host"}}
+
+    look(service, "ifs", True)
+    answer = await service.client.get("/readiness")
+    assert answer.status_code == 200
+    body = ReadinessBody.model_validate(answer.json())
+    assert body.workflows[WORKFLOW].ready
+
+    silence(service, 100)
+    detail = (await service.client.get("/readiness")).json()["detail"]
+    assert "Conductor" in detail["workflows"][WORKFLOW]["reason"]
+
+
+async def test_a_warm_up_workflow_does_not_hold_readiness_back(serve):
+    service = serve(exposed=(), warmup=(WORKFLOW,))
+    answer = await service.client.get("/readiness")
+    assert (answer.status_code, answer.json()["workflows"]) == (200, {})
+
+
+async def test_metrics_are_prometheus_text(service):
+    await service.submit()
+    await service.submit()
+    service.conductor.start()
+    look(service, 'odd"name\\\n', False)
+    answer = await service.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = answer.text.splitlines()
+    for status, count in {Status.QUEUED: 1, Status.RUNNING: 1, Status.FAILED: 0}.items():
+        sample = f'earth2serve_executions{{workflow="{WORKFLOW}",status="{status}"}} {count}'
+        assert sample in lines
+    assert "earth2serve_queue_depth 1" in lines
+    assert "earth2serve_queue_limit 20" in lines
+    assert r'earth2serve_component_ready{component="odd\"name\\\n"} 0' in lines
+    names = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    for line in lines:
+        if not line.startswith("#"):
+            assert re.fullmatch(r'(\w+)(\{(\w+="([^"\\]|\\.)*",?)+\})? [0-9.e+-]+', line), line
+            assert re.match(r"\w+", line)[0] in names

@@ -1,0 +1,311 @@
+"""Users' workflows as an ingress replica knows them, and how that comes into the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from deployments.conductor.context import Lives
+from deployments.conductor.readiness import ReadinessWatch
+from deployments.store.conductor_view import ConductorStore
+from deployments.store.executions import ExecutionStore
+from serve_app.http.custom_workflows import (
+    REMEMBERED_S,
+    CustomWorkflows,
+    Validate,
+    WorkflowUnavailable,
+)
+from workflows.errors import InvalidParameters, ModelUnavailable, Problem
+from workflows.execution import Stage
+
+
+class Parameters(BaseModel):
+    n_steps: int = 4
+
+
+def description(text: str = "tracks of storms", **changes: Any) -> dict[str, Any]:
+    return {
+        "description": text,
+        "parameters_schema": Parameters.model_json_schema(),
+        "own_validation": True,
+        **changes,
+    }
+
+
+class CountingStore(ConductorStore):
+    """Notes how often descriptions are read and written."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.reads: list[str] = []
+        self.writes: list[tuple[str, dict[str, Any]]] = []
+        self.readiness_writes = 0
+
+    def description(self, workflow: str) -> dict[str, Any] | None:
+        self.reads.append(workflow)
+        return super().description(workflow)
+
+    def describe(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
+        super().describe(fence, workflow, description)
+        self.writes.append((workflow, dict(description)))
+
+    def set_readiness(self, *args: Any, **values: Any) -> None:
+        super().set_readiness(*args, **values)
+        self.readiness_writes += 1
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    store = CountingStore(f"sqlite:///{tmp_path}/store.db")
+    yield store
+    store.close()
+
+
+def workflows(store: ExecutionStore, limit_s: float = 5, **validators: Validate) -> CustomWorkflows:
+    return CustomWorkflows(store, {"storms": "netcdf4"}, validators, limit_s)
+
+
+# What is known.
+
+
+def test_only_those_of_the_settings_are_there(store: CountingStore) -> None:
+    store.describe(store.issue_fence(), "rain", description())
+    assert "storms" in workflows(store)
+    assert "rain" not in workflows(store)
+
+
+def test_nothing_is_known_before_a_class_was_described(store: CountingStore) -> None:
+    known = workflows(store)
+    for _ in range(2):  # nothing is remembered of that either
+        with pytest.raises(WorkflowUnavailable, match="storms is not ready.*/readiness says why"):
+            known.look_up("storms")
+    store.describe(store.issue_fence(), "storms", description())
+    found = known.look_up("storms")
+    assert (found.name, found.description, found.own_validation) == (
+        "storms",
+        "tracks of storms",
+        True,
+    )
+    assert found.plan(found.validate({})).output_format == "netcdf4"
+
+
+def test_a_description_is_read_now_and_then(store: CountingStore) -> None:
+    fence = store.issue_fence()
+    store.describe(fence, "storms", description())
+    known = workflows(store)
+    first = known.look_up("storms")
+    assert all(known.look_up("storms") is first for _ in range(50))
+    assert store.reads == ["storms"]
+
+    # Read again it is the same workflow, for nothing has changed.
+    time.sleep(REMEMBERED_S)
+    assert known.look_up("storms") is first
+    assert store.reads == ["storms", "storms"]
+
+    store.describe(fence, "storms", description("tracks of strong storms"))
+    time.sleep(REMEMBERED_S)
+    assert known.look_up("storms").description == "tracks of strong storms"
+
+
+# What a class says of parameters.
+
+
+async def check(
+    store: CountingStore, validate: Validate, limit_s: float = 5, **changes: Any
+) -> None:
+    store.describe(store.issue_fence(), "storms", description(**changes))
+    known = workflows(store, limit_s, storms=validate)
+    await known.check(known.look_up("storms"), {"n_steps": 3})
+
+
+def answering(answer: Any) -> Callable[[Mapping[str, Any]], Awaitable[list[Problem]]]:
+    async def validate(_values: Mapping[str, Any]) -> list[Problem]:
+        if isinstance(answer, Exception):
+            raise answer
+        found: list[Problem] = answer
+        return found
+
+    return validate
+
+
+async def test_a_class_with_checks_of_its_own_is_asked(store: CountingStore) -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    async def validate(values: Mapping[str, Any]) -> list[Problem]:
+        asked.append(values)
+        return []
+
+    await check(store, validate)
+    assert asked == [{"n_steps": 3}]
+    await check(store, validate, own_validation=False)
+    assert len(asked) == 1
+
+
+async def test_what_a_class_finds_is_refused(store: CountingStore) -> None:
+    problems = [Problem("parameters.n_steps", "an even number is needed")]
+    with pytest.raises(InvalidParameters) as refused:
+        await check(store, answering(problems))
+    assert refused.value.problems == problems
+
+
+async def test_a_class_that_hangs_is_given_up(store: CountingStore) -> None:
+    cancelled = asyncio.Event()
+
+    async def hang(_values: Mapping[str, Any]) -> list[Problem]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return []
+
+    began = time.monotonic()
+    with pytest.raises(WorkflowUnavailable, match=r"has not checked .* within 0\.1 s"):
+        await check(store, hang, limit_s=0.1)
+    assert time.monotonic() - began < 5
+    assert cancelled.is_set()
+
+
+def raised_in_a_replica(error: Exception) -> Exception:
+    made: Exception = RayTaskError("validate", "a traceback", error).as_instanceof_cause()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModelUnavailable(Stage.INFERENCE, "ImportError: no torch"), "ImportError: no torch"),
+        (
+            raised_in_a_replica(ModelUnavailable(Stage.INFERENCE, "ImportError: no torch")),
+            "now: ImportError: no torch$",
+        ),
+        (RayActorError(error_msg="the actor died"), "RayActorError: the actor died"),
+        (DeploymentUnavailableError("storms"), "DeploymentUnavailableError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_a_class_that_cannot_be_asked_is_unavailable(
+    store: CountingStore, error: Exception, reason: str
+) -> None:
+    with pytest.raises(WorkflowUnavailable, match=reason):
+        await check(store, answering(error))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), raised_in_a_replica(ZeroDivisionError())])
+async def test_a_mistake_of_ours_is_not_called_unavailable(
+    store: CountingStore, error: Exception
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await check(store, answering(error))
+
+
+# How it comes into the store.
+
+
+class Replica:
+    """Stands in for the handle of a deployment; says what it is told to say."""
+
+    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
+        self._answers = list(answers)
+        self.asked: list[tuple[Any, ...]] = []
+
+    @property
+    def describe(self) -> Replica:
+        return self
+
+    def remote(self, *arguments: Any) -> Awaitable[dict[str, Any]]:
+        self.asked.append(arguments)
+        return self._answer()
+
+    async def _answer(self) -> dict[str, Any]:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+
+def told(unready: str | None = None, described: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "name": "storms",
+        "loader": "users:Storms",
+        "unready": unready,
+        "description": described,
+    }
+
+
+@asynccontextmanager
+async def watched(store: CountingStore, replica: Replica, looks: int = 2) -> AsyncIterator[Lives]:
+    """Let the watch look at one workflow; gives the lives once it has looked so often."""
+    lives = Lives(store, {}, lambda _: None)
+    lives.fence = store.issue_fence()
+    watch = ReadinessWatch({"storms": "storms"}, {"storms": replica}, store, lives)  # type: ignore[dict-item]
+    task = asyncio.create_task(watch.run())
+    try:
+        for _ in range(500):
+            if store.readiness_writes >= looks or task.done():
+                break
+            await asyncio.sleep(0.01)
+        assert store.readiness_writes == looks
+        yield lives
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_a_description_is_recorded_once(store: CountingStore) -> None:
+    replica = Replica(told(described=description()))
+    async with watched(store, replica) as lives:
+        assert store.writes == [("storms", description())]
+        assert store.readiness()["storms"].ready
+        assert lives.descriptions == {"storms": {"name": "storms", "loader": "users:Storms"}}
+    assert replica.asked == [(), ()]
+    assert workflows(store).look_up("storms").description == "tracks of storms"
+
+
+async def test_another_description_is_recorded_anew(store: CountingStore) -> None:
+    replica = Replica(told(described=description()), told(described=description("other")))
+    async with watched(store, replica):
+        pass
+    assert [written["description"] for _, written in store.writes] == ["tracks of storms", "other"]
+    assert workflows(store).look_up("storms").description == "other"
+
+
+async def test_a_class_may_be_described_before_it_can_run(store: CountingStore) -> None:
+    replica = Replica(told("FileNotFoundError: no weights", description()))
+    async with watched(store, replica, looks=1) as lives:
+        state = store.readiness()["storms"]
+        assert (state.ready, state.reason) == (False, "FileNotFoundError: no weights")
+        assert lives.descriptions == {}
+    assert workflows(store).look_up("storms").description == "tracks of storms"
+
+
+async def test_a_class_that_cannot_be_imported_says_why(store: CountingStore) -> None:
+    replica = Replica(told("ModuleNotFoundError: No module named 'users'"), told())
+    async with watched(store, replica, looks=1):
+        state = store.readiness()["storms"]
+        assert (state.ready, state.reason) == (
+            False,
+            "ModuleNotFoundError: No module named 'users'",
+        )
+        assert store.writes == []
+        with pytest.raises(WorkflowUnavailable):
+            workflows(store).look_up("storms")
+
+
+async def test_what_was_described_outlives_the_replica(store: CountingStore) -> None:
+    replica = Replica(told(described=description()), RayActorError(error_msg="the actor died"))
+    async with watched(store, replica) as lives:
+        state = store.readiness()["storms"]
+        assert not state.ready
+        assert state.reason is not None and "the actor died" in state.reason
+        assert lives.descriptions == {}
+    assert workflows(store).look_up("storms").description == "tracks of storms"

@@ -1,0 +1,127 @@
+import asyncio
+import os
+import subprocess
+import sys
+
+import pytest
+from fastapi import FastAPI
+
+from deployments.store.conductor_view import ConductorStore
+from serve_app.http.ingress import Ingress, IngressOptions, create_app
+from tests.serve_app.conftest import URL, WORKFLOW, Service
+
+
+async def test_a_nudge_follows_what_the_conductor_must_know(serve):
+    nudges = []
+
+    async def nudge():
+        nudges.append(1)
+
+    service = serve(nudge=nudge)
+    execution_id = await service.submit()
+    await asyncio.sleep(0)
+    assert len(nudges) == 1
+    await service.client.delete(f"{URL}/{execution_id}")
+    await asyncio.sleep(0)
+    assert len(nudges) == 2
+    await service.client.get(f"{URL}/{execution_id}/status")
+    await asyncio.sleep(0)
+    assert len(nudges) == 2
+
+
+async def test_only_who_is_first_in_the_queue_nudges(serve):
+    nudges = []
+
+    async def nudge():
+        nudges.append(1)
+
+    service = serve(nudge=nudge)
+    for _ in range(3):
+        await service.submit()
+        await asyncio.sleep(0)
+    assert len(nudges) == 1
+
+
+async def test_requests_neither_wait_for_a_nudge_nor_fail_with_it(serve, caplog):
+    release = asyncio.Event()
+    nudges = []
+
+    async def nudge():
+        nudges.append(1)
+        await release.wait()
+        raise ConnectionError("no Conductor")
+
+    service = serve(nudge=nudge)
+    for execution_id in [await service.submit() for _ in range(5)]:
+        await service.client.delete(f"{URL}/{execution_id}")
+    await asyncio.sleep(0)
+    assert len(nudges) == 1  # one is under way; one more, not five, comes after it
+    release.set()
+    await asyncio.sleep(0.05)
+    assert len(nudges) == 2
+    assert "no Conductor" in caplog.text
+    await service.submit()
+    await asyncio.sleep(0.05)
+    assert len(nudges) == 3
+
+
+async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
+    store = ConductorStore(postgres_database)
+    options = IngressOptions(
+        store_url=postgres_database,
+        results_dir=tmp_path,
+        exposed=(WORKFLOW,),
+        max_output_bytes=10**12,
+    )
+    service = Service(create_app(options, store), options, store)
+    execution_id = await service.submit(n_samples=1, n_steps=1)
+    second = await service.submit(n_samples=1, n_steps=1)
+    waiting = asyncio.create_task(service.client.get(f"{URL}/{second}/status?wait=10"))
+    await asyncio.sleep(0.1)
+    service.conductor.start()
+    assert (await waiting).json()["position"] == 0
+    answer = (await service.client.get(f"{URL}/{execution_id}/status")).json()
+    assert answer["status"] == "running"
+    assert len((await service.client.get(URL)).json()["executions"]) == 2
+    await service.app.state.context.changes.close()
+    await service.client.aclose()
+    store.close()
+
+
+def test_options_keep_the_store_password_out_of_logs():
+    options = IngressOptions(
+        store_url="postgresql+psycopg://u:hunter2@h/d",
+        results_dir="/tmp/r",
+        exposed=(),
+        max_output_bytes=1,
+    )
+    assert "hunter2" not in repr(options)
+
+
+def test_options_refuse_relative_paths_and_unknown_names():
+    for changes in ({"results_dir": "results"}, {"tokens_file": "tokens"}, {"max_que": 3}):
+        values = {"store_url": "sqlite://", "results_dir": "/r", "exposed": ()}
+        with pytest.raises(ValueError, match="absolute path|Extra inputs"):
+            IngressOptions.model_validate({**values, "max_output_bytes": 1, **changes})
+
+
+@pytest.mark.filterwarnings("ignore:coroutine.*__del__")  # Serve awaits it, nobody else does
+async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    options = IngressOptions(
+        store_url=f"sqlite:///{tmp_path}/store.db",
+        results_dir=tmp_path,
+        exposed=(WORKFLOW,),
+        max_output_bytes=1,
+    )
+    assert Ingress.name == "Ingress"
+    kind = Ingress.func_or_class
+    replica = kind.__new__(kind)
+    await replica.__init__(options, None)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert isinstance(replica.__serve_build_asgi_app__(), FastAPI)
+
+
+def test_the_ingress_does_without_torch():
+    code = "import sys, serve_app.http.ingress; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

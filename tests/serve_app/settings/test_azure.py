@@ -1,0 +1,115 @@
+"""The settings under ``args.azure``, and what follows from them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.settings.settings import Settings, SettingsError, parse_settings
+from workflows.delivery import DeliveryRules
+
+DATA = "https://weather.blob.core.windows.net/data"
+CATALOG = "https://earth.geocatalog.example"
+EMULATOR = "https://127.0.0.1:10000/devstoreaccount1"
+
+
+def parse(**azure: Any) -> Settings:
+    return parse_settings({"azure": azure}, {}, Path("/srv"))
+
+
+def test_without_settings_nothing_is_allowed() -> None:
+    settings = parse()
+    assert settings.azure.rules == DeliveryRules()
+    assert not settings.azure.rules.uploads and not settings.azure.rules.registers
+
+
+def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
+    settings = parse(
+        ca_file="ca.pem",
+        blob={
+            "emulator": EMULATOR,
+            "allowed_containers": [DATA, f"{EMULATOR}/results"],
+            "default_container": f"{DATA}/nightly",
+        },
+        geocatalog={
+            "allowed": [f"{CATALOG}/", "http://127.0.0.1:8090"],
+            "default_catalog": CATALOG,
+            "collections": {"foundry_fcn3_workflow": "fcn3"},
+        },
+    )
+    rules = settings.azure.rules
+    assert [each.url for each in rules.containers] == [DATA, f"{EMULATOR}/results"]
+    assert rules.default_container is not None
+    assert rules.default_container.url == f"{DATA}/nightly"
+    assert rules.catalogs == (CATALOG, "http://127.0.0.1:8090")
+    assert rules.default_catalog == CATALOG
+    assert settings.azure.ca_file == Path("/srv/ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("azure", "place", "words"),
+    [
+        (
+            {"blob": {"allowed_containers": ["https://x"]}},
+            "azure.blob.allowed_containers",
+            "CONTAINER is needed",
+        ),
+        (
+            {"blob": {"allowed_containers": [f"{EMULATOR}/a"]}},
+            "azure.blob.allowed_containers",
+            "CONTAINER is needed",
+        ),
+        (
+            {"blob": {"default_container": DATA}},
+            "azure.blob.default_container",
+            "not in allowed_containers",
+        ),
+        (
+            {"blob": {"emulator": "http://127.0.0.1:10000/a"}},
+            "azure.blob.emulator",
+            "give its endpoint",
+        ),
+        (
+            {"blob": {"emulator": "https://127.0.0.1:10000"}},
+            "azure.blob.emulator",
+            "give its endpoint",
+        ),
+        ({"blob": {"signed_url_s": 10**7}}, "azure.blob.signed_url_s", "less than or equal"),
+        (
+            {"blob": {"allowed_container": [DATA]}},
+            "azure.blob.allowed_container",
+            "did you mean allowed_containers",
+        ),
+        (
+            {"geocatalog": {"allowed": ["http://earth.example"]}},
+            "azure.geocatalog.allowed[0]",
+            "https:// is needed",
+        ),
+        ({"geocatalog": {"allowed": ["earth"]}}, "azure.geocatalog.allowed[0]", "https:// URL"),
+        ({"geocatalog": {"default_catalog": CATALOG}}, "azure.geocatalog", "not in allowed"),
+        (
+            {"geocatalog": {"collections": {"no": "c"}}},
+            "azure",
+            "unknown workflow 'no'; known are foundry",
+        ),
+        (
+            {"geocatalog": {"collections": {"foundry_fcn3_workflow": "a b"}}},
+            "azure.geocatalog.collections",
+            "are allowed",
+        ),
+        ({"geocatalog": {"api_version": "latest"}}, "azure.geocatalog.api_version", "pattern"),
+        ({"credential": {"loader": "azure.identity"}}, "azure.credential.loader", "module:Class"),
+    ],
+)
+def test_what_cannot_be_is_named(azure: dict[str, Any], place: str, words: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parse(**azure)
+    assert f"args.{place}" in str(refused.value)
+    assert words in str(refused.value)
+
+
+def test_options_of_the_credential_are_not_told() -> None:
+    settings = parse(credential={"options": {"client_secret": "planted"}})
+    told = settings.summary()
+    assert told["azure"]["credential"]["options"] == ["client_secret"]
+    assert "planted" not in str(told)

@@ -1,0 +1,1 @@
+"""Describes results as STAC items and collections."""
