@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.results.disk_result import NETCDF, ZARR, remove_tree
+from deployments.results.disk_result import NETCDF, ZARR
 from deployments.results.disk_work import DiskWork, Written
 from deployments.results.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
+from deployments.runtime.files import remove_tree
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 

@@ -17,8 +17,8 @@ from zarr.errors import UnstableSpecificationWarning
 
 from deployments.custom_workflow.backend import Field, Index, Output
 from deployments.custom_workflow.write_behind import WriteBehind
-from deployments.results.disk_result import remove_tree
 from deployments.results.disk_work import Written
+from deployments.runtime.files import remove_tree
 
 _SEPARATOR = {"name": "default", "separator": "."}
 """Chunks lie side by side, see `deployments.results.zarr`."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.initial_conditions.client import open_analysis, source_grid
-from deployments.results.disk_result import remove_tree
 from deployments.runtime.failures import TransientFailure
+from deployments.runtime.files import remove_tree
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.import_path import LoaderOptions, describe_origin, load
 from deployments.runtime.log_context import Threads, bind_execution, bridge_loguru

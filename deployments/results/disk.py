@@ -6,10 +6,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from deployments.results.disk_result import DiskResult, remove_tree
+from deployments.results.disk_result import DiskResult
 from deployments.results.disk_work import DiskWork
 from deployments.results.netcdf import POLL_S
 from deployments.results.protocols import StoredExecution, page_of_stored_executions
+from deployments.runtime.files import remove_tree
 from deployments.runtime.log_context import Threads
 from workflows.base import Plan
 from workflows.dataset import Provenance

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
-import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -20,6 +17,7 @@ from numpy.typing import NDArray
 from deployments.results.disk_work import DiskWork, Written
 from deployments.results.manifest import CHECKSUMS, hashed
 from deployments.results.zarr import chunk_key, store_objects
+from deployments.runtime.files import background_flush, remove_tree
 from workflows.base import Plan
 from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
 from workflows.errors import StageFailed
@@ -29,7 +27,6 @@ from workflows.grids import Grid
 ZARR, NETCDF = "results.zarr", "results.nc"
 _SMALL_FIELD_BYTES = 1 << 16
 """Below this, handing a field to a thread costs more than writing it."""
-_FLUSH_EVERY_S = 2.0
 _scratch = threading.local()
 
 
@@ -157,7 +154,7 @@ class DiskResult:
                 return
             # Named by fence: a mount that does not honour the lock costs time, not the result.
             partial = self.partial / f"{fence}.nc"
-            with flushing(partial):
+            with background_flush(partial):
                 sha256 = write(partial)
             self.work.admit(fence)
             partial.replace(self.netcdf)
@@ -268,54 +265,3 @@ def _from_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
     rolled[:, :half] = field[:, half:]
     rolled[:, half:] = field[:, :half]
     return rolled
-
-
-@contextmanager
-def flushing(path: Path) -> Iterator[None]:
-    """Bring a file to the disk while the block writes it; what is left comes at its end."""
-    over = threading.Event()
-    failures: list[OSError] = []
-
-    def flush_now_and_then() -> None:
-        while not over.wait(_FLUSH_EVERY_S) and not failures:
-            try:
-                # Not there yet, or gone with its execution.
-                with suppress(FileNotFoundError):
-                    flush(path)
-            except OSError as error:
-                failures.append(error)
-
-    flusher = threading.Thread(target=flush_now_and_then, name="flush", daemon=True)
-    flusher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        flusher.join()
-    if failures:
-        # Told once: a later flush would not fail again.
-        raise failures[0]
-    flush(path)
-
-
-def flush(path: Path) -> None:
-    """Bring a file to the disk."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder, also while somebody still adds to it or removes it as well."""
-    attempts = 20
-    for attempt in range(attempts):
-        try:
-            shutil.rmtree(path)
-            return
-        except FileNotFoundError:
-            if not path.exists():
-                return
-        except OSError:
-            # Not empty: a file was added between the listing and the removal.
-            if attempt == attempts - 1:
-                raise
-            time.sleep(0.01)

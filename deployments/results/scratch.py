@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
-from deployments.results.disk_result import remove_tree
+from deployments.runtime.files import remove_tree
 
 
 @contextmanager

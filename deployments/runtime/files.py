@@ -1,0 +1,77 @@
+"""Files and folders on a local disk: flush and remove."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FLUSH_INTERVAL_S = 2.0
+REMOVE_ATTEMPTS = 20
+REMOVE_PAUSE_S = 0.01
+
+
+def flush(path: Path) -> None:
+    """Write a file's data and metadata through to the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def background_flush(path: Path) -> Iterator[None]:
+    """Flush a file every few seconds while the block writes it, and once more at the end.
+
+    Raises
+    ------
+    OSError
+        The first failure of a flush.
+    """
+    done = threading.Event()
+    failures: list[OSError] = []
+
+    def run() -> None:
+        while not done.wait(FLUSH_INTERVAL_S) and not failures:
+            try:
+                # The file may not exist yet, or may have been removed with its execution.
+                with suppress(FileNotFoundError):
+                    flush(path)
+            except OSError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=run, name="flush", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failures:
+        # The kernel reports a write error once; the final flush would succeed.
+        raise failures[0]
+    flush(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder even while others add files to it or remove it too.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be removed.
+    """
+    for attempt in range(1, REMOVE_ATTEMPTS + 1):
+        try:
+            shutil.rmtree(path)
+            return
+        except FileNotFoundError:
+            if not path.exists():
+                return
+        except OSError:
+            # Not empty: a file was added between the listing and the removal.
+            if attempt == REMOVE_ATTEMPTS:
+                raise
+            time.sleep(REMOVE_PAUSE_S)
