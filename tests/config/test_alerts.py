@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from deployments.runtime.metrics import METRICS, Histogram
-from tests.config.seeing import RULES, alerts
+from tests.config.queries import RULES, alerts
 
 CASES = Path(__file__).with_name("alerts.test.yml")
 

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from deployments.runtime.metrics import METRICS, Histogram
-from tests.config.seeing import BUILT_IN, DASHBOARD, dashboard, panels
+from tests.config.queries import BUILT_IN, DASHBOARD, dashboard, panels
 
 SCHEMA = json.loads(Path(__file__).with_name("grafana.schema.json").read_text())
 """Of @grafana/schema; the file says how it was made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.config.seeing import CONFIG, DASHBOARD, alerts
+from tests.config.queries import CONFIG, DASHBOARD, alerts
 
 DOCUMENTED = set(
     re.findall(

@@ -14,7 +14,7 @@ import ray
 from deployments.blob_uploader.upload_ahead import IN_FLIGHT
 from serve_app.logs import gather
 from serve_app.ports import free_port
-from tests.config.seeing import RULES, alerts, dashboard, questions
+from tests.config.queries import RULES, alerts, dashboard, questions
 from tests.deployments.runtime.test_metrics import QUERIES
 from tests.emulators.azurite import Azurite
 from tests.integration.mishaps import NAME as MISHAPS

@@ -1,0 +1,48 @@
+"""docs/configuration.md and docs/custom-workflows.md name every setting with its default."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from serve_app.settings.sections import CustomWorkflowSettings
+from serve_app.settings.settings import Settings
+from tests.docs.pages import DOCS
+
+
+def settings(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def as_written(value: Any) -> str:
+    """Return a default as the tables show it: JSON, text without quotes."""
+    plain = json.loads(json.dumps(value, default=str))
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def test_every_setting_is_listed_with_its_default() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    rows = re.findall(r"^\| `([a-z][\w.]*)` \| `([^`]*)` \|", page, re.MULTILINE)
+    assert len(rows) == len(dict(rows))
+    assert dict(rows) == {name: as_written(value) for name, value in settings(Settings())}
+
+
+def test_every_setting_of_a_custom_workflow_is_listed_with_its_default() -> None:
+    page = (DOCS / "custom-workflows.md").read_text()
+    section = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, re.MULTILINE))
+    fields = CustomWorkflowSettings.model_fields.items()
+    assert set(rows) == {field.alias or name for name, field in fields}
+    for name, field in fields:
+        default = field.get_default(call_default_factory=True)
+        if not field.is_required() and default is not None:
+            assert rows[name] == f"`{as_written(default)}`"
