@@ -13,14 +13,19 @@ from ray.serve import Application, Deployment
 
 from deployments.azure.blobs import BlobResultsOptions
 from deployments.azure.options import AzureOptions
-from deployments.blob_uploader.deployment import UPLOADS, BlobUploader, BlobUploaderOptions
-from deployments.conductor.deployment import Conductor, ConductorOptions
-from deployments.conductor.retention import RetentionOptions
-from deployments.custom_workflow.deployment import CustomWorkflow, CustomWorkflowOptions
-from deployments.geocatalog.deployment import GeoCatalog, GeoCatalogOptions
-from deployments.initial_conditions.deployment import InitialConditions, SourceOptions
-from deployments.models.fcn3 import FCN3, FCN3Options
-from deployments.models.stormscope import StormScope, StormScopeOptions
+from deployments.blob_uploader.deployment import UPLOADS, BlobUploader
+from deployments.blob_uploader.options import BlobUploaderOptions
+from deployments.conductor.deployment import Conductor
+from deployments.conductor.options import ConductorOptions, RetentionOptions
+from deployments.custom_workflow.deployment import CustomWorkflow
+from deployments.custom_workflow.options import CustomWorkflowOptions
+from deployments.geocatalog.deployment import GeoCatalog
+from deployments.geocatalog.options import GeoCatalogOptions
+from deployments.initial_conditions.deployment import InitialConditions
+from deployments.initial_conditions.options import SourceOptions
+from deployments.models.fcn3 import FCN3
+from deployments.models.options import FCN3Options, StormScopeOptions
+from deployments.models.stormscope import StormScope
 from deployments.packager.deployment import WRITERS, Packager
 from deployments.runtime.import_path import LoaderOptions
 from serve_app.http.ingress import Ingress, IngressOptions

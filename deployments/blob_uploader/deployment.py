@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.azure.blobs import BlobResultsOptions, Blobs
-from deployments.azure.options import AzureOptions
 from deployments.azure.token import TokenBridge
 from deployments.blob_uploader.container import BlobContainer
-from deployments.blob_uploader.limits import BlobLimits, SharedLimits
+from deployments.blob_uploader.limits import SharedLimits
+from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.blob_uploader.upload import Tally, Upload
 from deployments.blob_uploader.upload_ahead import UploadAhead
 from deployments.results.disk_work import DiskWork
@@ -35,23 +35,6 @@ logger = logging.getLogger("ray.serve")
 
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 """One part of a path."""
-
-
-class BlobUploaderOptions(BaseModel):
-    """Who uploads, and within which bounds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    azure: AzureOptions = AzureOptions()
-    limits: BlobLimits = BlobLimits()
-    allowed: tuple[Container, ...] | None = None
-    """Where results may go; None for anywhere. A plan may be older than the list."""
-    ahead: bool = True
-    """Whether chunks are sent while others are still computed."""
-    time_limit_s: float = Field(default=6 * 3600.0, gt=0)
-    """For one call of `upload`; the next one goes on where it ended."""
-    report_every_s: float = Field(default=0.5, gt=0)
-    """Shortest time between two reports of progress."""
 
 
 class UploadJob(BaseModel):

@@ -11,13 +11,12 @@ import asyncio
 from typing import Any
 
 from dbos import DBOS
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.conductor.loop import ConductorLoop, conduct_here, here
+from deployments.conductor.options import ConductorOptions
 from deployments.conductor.readiness import scaled_to_zero
-from deployments.conductor.retention import RetentionOptions
 from deployments.conductor.steps import (
     condition_member,
     create_result,
@@ -149,23 +148,6 @@ async def deliver(
         registered = await register(execution_id, plan, delivery, results)
         results = results | delivered.of_registration(registered)
     return results
-
-
-class ConductorOptions(BaseModel):
-    """What the Conductor needs to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    store_url: str
-    max_running: dict[str, int]
-    """Executions that run at once, by workflow."""
-    replicas: dict[str, int] = {}
-    """Replicas that each model has, or may get by autoscaling."""
-    in_turn: bool = False
-    """Whether models take turns on one GPU: what conditions a forecast is then computed first."""
-    housekeeping: RetentionOptions = RetentionOptions()
-    drain_s: float = 5.0
-    """What running steps get to end in when another replica takes over."""
 
 
 @serve.deployment(

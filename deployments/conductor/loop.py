@@ -20,8 +20,9 @@ from deployments.conductor.dbos_setup import postgres_engine, sqlite_url
 from deployments.conductor.lease import lease_for
 from deployments.conductor.member_scheduler import MemberScheduler
 from deployments.conductor.metrics import ExecutionMetrics
+from deployments.conductor.options import RetentionOptions
 from deployments.conductor.readiness import ReadinessWatch
-from deployments.conductor.retention import Retention, RetentionOptions
+from deployments.conductor.retention import Retention
 from deployments.runtime.log_context import bind_execution
 from deployments.store.conductor_view import ConductorStore
 from workflows.execution import FINISHED, Execution

@@ -15,11 +15,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dbos import DBOS
-from pydantic import BaseModel, ConfigDict
 from ray.serve.handle import DeploymentHandle
 
 from deployments.conductor.attempts import attempts_over, execution_of, remove_attempts
 from deployments.conductor.context import Lives
+from deployments.conductor.options import RetentionOptions
 from deployments.results.protocols import StoredExecution
 from deployments.runtime.log_context import execution_bound
 from deployments.store.conductor_view import ConductorStore
@@ -37,25 +37,6 @@ PAUSE_S = 0.2
 AGAIN_S = 60.0
 """When what could not be removed is tried again."""
 FORGET_IDS_AFTER = timedelta(days=7)
-
-
-class RetentionOptions(BaseModel):
-    """When what has ended is removed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    keep_s: float | None = None
-    """How long results stay after their execution's end; None is for ever."""
-    keep_record_s: float | None = None
-    """How long the record of an expired execution stays after that; None is for ever."""
-    keep_failed_s: float = 86_400.0
-    """How long the whole members of a failed execution stay for a retry."""
-    look_s: float = 10.0
-    """How often to look what expires."""
-    sweep_s: float = 3600.0
-    """How often to look what crashes have left; the first time is at the start."""
-    grace_s: float = 900.0
-    """How long after an execution's end what it has left counts as left by a crash."""
 
 
 class Retention:

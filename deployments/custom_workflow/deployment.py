@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from deployments.custom_workflow.earth2studio_shim import isolate_import
+from deployments.custom_workflow.options import CustomWorkflowOptions
 from deployments.custom_workflow.run_folder import RunFolder
 from deployments.custom_workflow.run_output import RunOutput
 from deployments.custom_workflow.user_class import Told, UserClass, guard_user_code, prepare
@@ -40,27 +41,6 @@ LONGEST_REASON = 2000
 """Characters of what a class says when it raises."""
 FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 300.0
-
-
-class CustomWorkflowOptions(BaseModel):
-    """What a replica needs to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """By which the workflow is called."""
-    name_is_given: bool
-    """True if the settings name it; otherwise the class must have the same name."""
-    path: str
-    """``module:Class``."""
-    config: dict[str, Any]
-    results_dir: Path
-    work_dir: Path
-    max_output_bytes: int
-    window_bytes: int
-    """Bytes that may be computed but not yet written."""
-    cancel_grace_s: float
-    """Seconds that a run gets to stop after a cancel, before its process is ended."""
 
 
 class RunJob(BaseModel):

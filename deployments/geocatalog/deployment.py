@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from deployments.azure.options import AzureOptions
-from deployments.geocatalog.client import API_VERSION, SCOPE, GeoCatalogClient
+from deployments.geocatalog.client import GeoCatalogClient
+from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import bind_execution
 from deployments.runtime.metrics import RAY, REGISTRATIONS, Recorder
@@ -22,21 +22,6 @@ from workflows.execution import Stage
 from workflows.stac import item as stac
 
 logger = logging.getLogger("ray.serve")
-
-
-class GeoCatalogOptions(BaseModel):
-    """Who this server is to GeoCatalogs, and its patience with them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    azure: AzureOptions = AzureOptions()
-    api_version: str = API_VERSION
-    scope: str = SCOPE
-    """What tokens are asked for; another in sovereign clouds."""
-    allowed: tuple[str, ...] | None = None
-    """Catalogues that may be called; None for any. A plan may be older than the list."""
-    time_limit_s: float = 900.0
-    """For a collection, and again for an item, the service's own work included."""
 
 
 class Registration(BaseModel):

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.initial_conditions.client import open_analysis, source_grid
+from deployments.initial_conditions.options import SourceOptions
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.files import remove_tree
 from deployments.runtime.gpus import hide_gpus
-from deployments.runtime.import_path import LoaderOptions, describe_origin, load
+from deployments.runtime.import_path import describe_origin, load
 from deployments.runtime.log_context import Threads, bind_execution, bridge_loguru
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
@@ -30,12 +31,6 @@ Floats = NDArray[np.float32]
 
 COORDINATE_TOLERANCE = 1e-4
 """Degrees by which a source's grid may differ from the model's: float32 coordinates do."""
-
-
-class SourceOptions(LoaderOptions):
-    """A data source, and how long one fetch may take."""
-
-    timeout_s: float
 
 
 @serve.deployment(name="InitialConditions", max_ongoing_requests=4)

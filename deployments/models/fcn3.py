@@ -10,12 +10,10 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -33,6 +31,7 @@ from deployments.models.fcn3_rollout import (
     forecast,
 )
 from deployments.models.gpu_lock import GpuLock
+from deployments.models.options import FCN3Options
 from deployments.models.router import ROUTER
 from deployments.models.worker import Job, MemberProgress, ModelWorker, written_steps
 from deployments.models.write_window import WriteWindow
@@ -44,31 +43,12 @@ from deployments.runtime.log_context import bind_execution
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
-from workflows.grids import Grid
 
 logger = logging.getLogger("ray.serve")
 
 
 Steps = Callable[["Loaded", Callable[[], None]], Generator[NDArray[np.float32]]]
 """Gives the fields of each step; the second argument raises if it shall stop."""
-
-
-class FCN3Options(BaseModel):
-    """What an FCN3 replica needs to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    loader: LoaderOptions
-    grid: Grid
-    input_variables: tuple[str, ...]
-    window_steps: int
-    """Steps that may be computed but not yet written."""
-    checkpoint_steps: int | None = None
-    """Steps after which a forecast's state is kept; None keeps none."""
-    turns: Path | None = None
-    """Folder of the locks by which models take turns on a GPU; None if each has its own."""
-    interpolation: LoaderOptions | None = None
-    """What makes its steps hourly; None if nothing is conditioned."""
 
 
 @dataclass

@@ -7,12 +7,10 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import aclosing, closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -20,17 +18,17 @@ from deployments.conductor.member_scheduler import MAX_AT_REPLICA
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.busy_clock import BusyClock, Doing
 from deployments.models.gpu_lock import GpuLock
+from deployments.models.options import StormScopeOptions
 from deployments.models.router import ROUTER
 from deployments.models.stormscope_rollout import Nowcaster, NowcastJob, nowcast, prepare
 from deployments.models.worker import Job, MemberProgress, ModelWorker, written_steps
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import is_transient
 from deployments.runtime.gpus import has_gpu, hide_gpus
-from deployments.runtime.import_path import LoaderOptions, describe_origin, load
+from deployments.runtime.import_path import describe_origin, load
 from deployments.runtime.log_context import bind_execution
 from workflows.errors import StageFailed
 from workflows.execution import Stage
-from workflows.grids import Grid, LambertGrid
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,21 +39,6 @@ ATTEMPTS = 5
 PAUSE_S = 0.5
 LOOKS = 10
 """Of half a second each: a folder that many nodes see may show a file late."""
-
-
-class StormScopeOptions(BaseModel):
-    """What a StormScope replica needs to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    loader: LoaderOptions
-    grid: LambertGrid
-    conditioning_grid: Grid
-    input_variables: tuple[str, ...]
-    window_steps: int
-    """Steps that may be computed but not yet written."""
-    turns: Path | None = None
-    """Folder of the locks by which models take turns on a GPU; None if each has its own."""
 
 
 @serve.deployment(

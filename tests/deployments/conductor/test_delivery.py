@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployments.conductor.retention import RetentionOptions
+from deployments.conductor.options import RetentionOptions
 from deployments.runtime.failures import TransientFailure
 from deployments.store.conductor_view import ConductorStore
 from tests.deployments.conductor.conducting import (

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from dbos import DBOS
 
-from deployments.conductor.retention import RetentionOptions
+from deployments.conductor.options import RetentionOptions
 from deployments.packager.deployment import Packager
 from deployments.results.protocols import StoredExecution
 from deployments.results.store import Begun

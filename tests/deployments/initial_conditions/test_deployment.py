@@ -14,12 +14,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from deployments.initial_conditions.deployment import (
-    InitialConditions,
-    SourceOptions,
-    may_pass,
-    source_grid,
-)
+from deployments.initial_conditions.deployment import InitialConditions, may_pass, source_grid
+from deployments.initial_conditions.options import SourceOptions
 from deployments.runtime.failures import is_transient
 from tests.deployments.results.results import make_nowcast_plan, make_plan
 from workflows.base import Plan

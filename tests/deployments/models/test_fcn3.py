@@ -19,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from ray.exceptions import ActorDiedError
 
-from deployments.models.fcn3 import FCN3, FCN3Options
+from deployments.models.fcn3 import FCN3
 from deployments.models.fcn3_rollout import MemberJob, check_coordinates, forecast
+from deployments.models.options import FCN3Options
 from deployments.results.checkpoint import Checkpoint, internal_state
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.import_path import LoaderOptions

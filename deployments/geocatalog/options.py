@@ -1,0 +1,23 @@
+"""Options of the GeoCatalog deployment."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from deployments.azure.options import AzureOptions
+from deployments.geocatalog.client import API_VERSION, SCOPE
+
+
+class GeoCatalogOptions(BaseModel):
+    """Who this server is to GeoCatalogs, and its patience with them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    azure: AzureOptions = AzureOptions()
+    api_version: str = API_VERSION
+    scope: str = SCOPE
+    """What tokens are asked for; another in sovereign clouds."""
+    allowed: tuple[str, ...] | None = None
+    """Catalogues that may be called; None for any. A plan may be older than the list."""
+    time_limit_s: float = 900.0
+    """For a collection, and again for an item, the service's own work included."""
