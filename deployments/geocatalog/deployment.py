@@ -19,7 +19,9 @@ from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import IngestionFailed
 from workflows.execution import Stage
-from workflows.stac import item as stac
+from workflows.stac.collection import default_collection_id, describe_collection
+from workflows.stac.item import describe_item
+from workflows.stac.renders import render_options
 
 logger = logging.getLogger("ray.serve")
 
@@ -86,14 +88,14 @@ class GeoCatalog:
                 f"{registration.geo_catalog_url} is not in args.azure.geocatalog.allowed any more",
             )
         catalog = self._client(registration.geo_catalog_url)
-        collection_id = registration.collection_id or stac.default_collection_id(
+        collection_id = registration.collection_id or default_collection_id(
             registration.plan.workflow
         )
         # The footprint of a million points takes a second.
         collection, item = await asyncio.to_thread(
             _describe, registration, collection_id, catalog.collection_url(collection_id)
         )
-        await catalog.ensure_collection(collection, stac.render_options(registration.plan))
+        await catalog.ensure_collection(collection, render_options(registration.plan))
         item_url = await catalog.put_item(collection_id, item)
         self._metrics.add(REGISTRATIONS, workflow=registration.plan.workflow)
         logger.info("%s is item %s", registration.execution_id, item_url)
@@ -134,7 +136,7 @@ def _describe(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the collection and the item."""
     plan, provenance = registration.plan, registration.provenance
-    item = stac.item(
+    item = describe_item(
         plan,
         registration.execution_id,
         provenance,
@@ -143,4 +145,4 @@ def _describe(
         base_href=registration.base_href,
         collection_href=collection_url,
     )
-    return stac.collection(plan, provenance, collection_id), item
+    return describe_collection(plan, provenance, collection_id), item

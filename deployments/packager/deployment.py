@@ -35,7 +35,8 @@ from workflows.base import Plan
 from workflows.dataset import Provenance, variable_attributes
 from workflows.execution import Stage
 from workflows.grids import LambertGrid
-from workflows.stac import item as stac
+from workflows.stac.collection import default_collection_id
+from workflows.stac.item import ITEM, describe_item
 
 PREVIEW = "preview.png"
 """A map of the result's first variable: the first member at the last time."""
@@ -230,16 +231,16 @@ class Packager:
         )
         found = self._results.assets(execution_id, [PREVIEW, METADATA])
         assets = {key: (asset.size, asset.sha256) for key, asset in found.items()}
-        item = stac.item(
+        item = describe_item(
             plan,
             execution_id,
             provenance,
             assets,
-            collection_id=stac.default_collection_id(plan.workflow),
+            collection_id=default_collection_id(plan.workflow),
             base_href=".",
         )
-        self._results.add_file(execution_id, fence, stac.ITEM, json.dumps(item, indent=1).encode())
-        described = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, stac.ITEM])
+        self._results.add_file(execution_id, fence, ITEM, json.dumps(item, indent=1).encode())
+        described = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, ITEM])
         if self._blob is not None:
             folder = result_folder(plan.workflow, execution_id)
             described |= delivered.in_container(self._blob.container, folder, described)

@@ -24,16 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from deployments.results.manifest import CHECKSUMS
-from workflows.stac.item import (
-    CATALOG,
-    COLLECTION,
-    DATA,
-    ITEM,
-    PREFIX,
-    STAC_VERSION,
-    collection_of,
-    default_collection_id,
-)
+from workflows.stac.collection import collection_of, default_collection_id
+from workflows.stac.item import CATALOG, COLLECTION, ITEM, PREFIX, STAC_VERSION
+from workflows.stac.renders import DATA
 
 logger = logging.getLogger("ray.serve")
 

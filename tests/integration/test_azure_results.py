@@ -28,7 +28,7 @@ from tests.integration.azure_places import (
 )
 from tests.integration.serving import Server, served
 from tests.workflows.stac.schemas import validator
-from workflows.stac.item import default_collection_id
+from workflows.stac.collection import default_collection_id
 
 pytestmark = pytest.mark.ray
 

@@ -1,1 +1,1 @@
-"""Describes results as STAC items and collections."""
+"""Describes results as STAC items and collections: plain JSON values, without pystac."""

@@ -1,4 +1,4 @@
-"""A result as a data cube, in the words of STAC's datacube extension.
+"""Describe a result as a data cube, for STAC's datacube extension.
 
 References
 ----------
@@ -21,7 +21,7 @@ from workflows.stac.footprint import projjson
 
 
 def dimensions_of(plan: Plan, dataset: Dataset) -> dict[str, Any]:
-    """Give the dimensions of a result, in its order."""
+    """Return ``cube:dimensions`` of a result, in the order of its arrays."""
     coordinates = {variable.name: variable for variable in dataset.coordinates}
     described = {
         "ensemble": {
@@ -47,7 +47,7 @@ def _time_dimensions(plan: Plan) -> dict[str, Any]:
     return {
         "time": {"type": "temporal", "extent": [start, start], "values": [start]},
         "lead_time": {
-            # Called temporal it would be taken for dates.
+            # Clients would read a temporal dimension as dates.
             "type": "lead_time",
             "extent": [0, plan.n_steps * plan.step_hours],
             "step": plan.step_hours,
@@ -63,7 +63,7 @@ def _space_dimensions(
     described = {}
     for name, axis in zip(grid.dims, "yx", strict=True):
         values, attributes = coordinates[name].values, coordinates[name].attributes
-        assert values is not None  # noqa: S101 - only fields have none
+        assert values is not None  # noqa: S101 - only fields have no values
         described[name] = {
             "type": "spatial",
             "axis": axis,
@@ -76,13 +76,13 @@ def _space_dimensions(
 
 
 def variables_of(dataset: Dataset) -> dict[str, Any]:
-    """Give the fields of a result, and the coordinates that are no dimensions."""
-    beside = {
+    """Return ``cube:variables`` of a result: its fields and its auxiliary coordinates."""
+    auxiliary = {
         variable.name: _variable(variable, "auxiliary")
         for variable in dataset.coordinates
         if variable.name not in dataset.dims and variable.name != CRS
     }
-    return {field.name: _variable(field, "data") for field in dataset.fields} | beside
+    return {field.name: _variable(field, "data") for field in dataset.fields} | auxiliary
 
 
 def _variable(variable: Variable, kind: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a grid lies, as STAC tells it: footprint, bounding box and projection.
+"""Return a grid's footprint, bounding box and projection, as STAC describes them.
 
 References
 ----------
@@ -26,7 +26,7 @@ Ring = list[list[float]]
 
 @dataclass(frozen=True)
 class Footprint:
-    """The ground that a grid's points cover, WGS84."""
+    """The area that a grid's points cover, WGS84."""
 
     geometry: dict[str, Any]
     """GeoJSON."""
@@ -35,19 +35,20 @@ class Footprint:
 
 
 def footprint_of(grid: Grid | LambertGrid) -> Footprint:
-    """Give the ground that a grid covers, from the points on its edges."""
+    """Return the area that a grid covers, from the points on its edges."""
     if isinstance(grid, Grid):
-        # Its points end a spacing before 180 degrees, but the one that follows is the first.
+        # The last point lies one spacing west of 180 degrees, but the grid is periodic.
         ring = [[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]
         return Footprint({"type": "Polygon", "coordinates": [ring]}, [-180.0, -90.0, 180.0, 90.0])
     latitudes, longitudes = grid.latitudes(), grid.longitudes()
-    # Not wrapped, so that neighbours stay neighbours; no place lies 180 degrees from the middle.
-    west_of_it = grid.central_meridian - 360.0
-    longitudes = west_of_it + (longitudes - west_of_it + 180.0) % 360.0 - 180.0
+    # Unwrapped, so that neighbouring points stay neighbours: no point of the map lies 180 degrees
+    # from the central meridian.
+    middle = grid.central_meridian - 360.0
+    longitudes = middle + (longitudes - middle + 180.0) % 360.0 - 180.0
     ring = _ring(longitudes, latitudes)
-    places = np.array(ring)
-    west, south = places.min(axis=0)
-    east, north = places.max(axis=0)
+    vertices = np.array(ring)
+    west, south = vertices.min(axis=0)
+    east, north = vertices.max(axis=0)
     if west >= -180.0:
         geometry: dict[str, Any] = {"type": "Polygon", "coordinates": [ring]}
         return Footprint(geometry, [float(west), float(south), float(east), float(north)])
@@ -60,7 +61,7 @@ def footprint_of(grid: Grid | LambertGrid) -> Footprint:
 
 
 def _ring(longitudes: Floats, latitudes: Floats) -> Ring:
-    """Give the edges' places counter-clockwise from the south-west, the first once more."""
+    """Return the edges as a closed ring, counter-clockwise from the south-west corner."""
     edges: list[tuple[Any, ...]] = [
         (0, slice(None)),
         (slice(None), -1),
@@ -70,21 +71,21 @@ def _ring(longitudes: Floats, latitudes: Floats) -> Ring:
     ring: Ring = []
     for edge in edges:
         east, north = longitudes[edge], latitudes[edge]
-        kept = _kept(east, north)[:-1]  # the last is the next edge's first
-        places = np.stack([east[kept], north[kept]], axis=-1).round(DECIMALS)
-        ring += places.tolist()
+        kept = _kept(east, north)[:-1]  # the last point is the first of the next edge
+        vertices = np.stack([east[kept], north[kept]], axis=-1).round(DECIMALS)
+        ring += vertices.tolist()
     return [*ring, ring[0]]
 
 
 def _kept(east: Floats, north: Floats) -> NDArray[np.intp]:
-    """Choose points of an edge: spread over it, with its extremes, so that the box holds all."""
-    spread = np.linspace(0, len(east) - 1, SIDES_PER_EDGE + 1).round().astype(np.intp)
-    extremes = [place(values) for values in (east, north) for place in (np.argmin, np.argmax)]
-    return np.unique(np.concatenate([spread, extremes]))
+    """Choose points of an edge: evenly spaced ones, and the extremes that define the bbox."""
+    even = np.linspace(0, len(east) - 1, SIDES_PER_EDGE + 1).round().astype(np.intp)
+    extremes = [find(values) for values in (east, north) for find in (np.argmin, np.argmax)]
+    return np.unique(np.concatenate([even, extremes]))
 
 
 def _clipped(ring: Ring, meridian: float, *, keep_east: bool) -> Ring:
-    """Cut a ring at a meridian (Sutherland and Hodgman's way); the order of points stays."""
+    """Return the part of a ring on one side of a meridian (Sutherland-Hodgman clipping)."""
     kept: Ring = []
     for (x, y), (next_x, next_y) in zip(ring[:-1], ring[1:], strict=True):
         inside = x >= meridian if keep_east else x <= meridian
@@ -97,7 +98,7 @@ def _clipped(ring: Ring, meridian: float, *, keep_east: bool) -> Ring:
 
 
 def projection_of(grid: Grid | LambertGrid) -> dict[str, Any]:
-    """Give the fields of STAC's projection extension; points are the middles of cells."""
+    """Return the fields of STAC's projection extension; grid points are cell centres."""
     n_y, n_x = grid.shape
     if isinstance(grid, Grid):
         height, width = -180.0 / (n_y - 1), 360.0 / n_x
@@ -112,7 +113,7 @@ def projection_of(grid: Grid | LambertGrid) -> dict[str, Any]:
 
 
 def projjson(grid: LambertGrid) -> dict[str, Any]:
-    """Give the Lambert map's reference system; its one parallel makes the scale there 1."""
+    """Return the PROJJSON of a Lambert grid: one standard parallel, where the scale is 1."""
     degree = "degree"
     parameters = [
         ("Latitude of natural origin", grid.standard_parallel, degree, 8801),

@@ -1,13 +1,12 @@
-"""STAC documents about results: item, collection and how tilers draw them, as plain JSON values.
+"""Describe a result as a STAC item, in plain JSON values.
 
 References
 ----------
-STAC 1.1, https://github.com/radiantearth/stac-spec, and the extensions of `_EXTENSIONS`.
+STAC 1.1, https://github.com/radiantearth/stac-spec, and the extensions in `_EXTENSIONS`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from copy import deepcopy
 from datetime import UTC
@@ -17,32 +16,16 @@ from workflows.base import Plan
 from workflows.dataset import Dataset, Provenance, describe
 from workflows.stac.datacube import dimensions_of, variables_of
 from workflows.stac.footprint import footprint_of, projection_of
-from workflows.stac.renders import DATA, render_options, renders
-
-__all__ = [
-    "CATALOG",
-    "COLLECTION",
-    "DATA",
-    "ITEM",
-    "PREFIX",
-    "STAC_VERSION",
-    "collection",
-    "collection_of",
-    "default_collection_id",
-    "item",
-    "item_id",
-    "render_options",
-    "renders",
-]
+from workflows.stac.renders import DATA, renders
 
 STAC_VERSION: Final = "1.1.0"
 PREFIX: Final = "earth2serve"
-"""Of properties that are ours, and of collections' ids."""
+"""Prefix of this project's own properties and of collection ids."""
 ITEM, COLLECTION, CATALOG = "item.json", "collection.json", "catalog.json"
-"""Names of the static catalogue's files: the item lies in its result's folder."""
+"""File names of the static catalogue; an item lies in the folder of its result."""
 
 _EXTENSIONS: Mapping[str, str] = {
-    # Not 2.3.0, whose items pystac does not read as data cubes.
+    # pystac does not read items of 2.3.0 as data cubes.
     "datacube": "v2.2.0",
     "projection": "v2.0.0",
     "forecast": "v0.2.0",
@@ -53,7 +36,7 @@ _EXTENSIONS: Mapping[str, str] = {
     "xarray-assets": "v1.0.0",
 }
 
-_ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
+ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "results.zarr": (
         DATA,
         {
@@ -63,7 +46,7 @@ _ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "xarray:open_kwargs": {"consolidated": True},
         },
     ),
-    # GeoCatalog derives what it can draw from a NetCDF file whose roles have data.
+    # GeoCatalog derives a Kerchunk asset, which it can draw, only from a file with the role data.
     "results.nc": (
         DATA,
         {"type": "application/netcdf", "title": "Forecast, NetCDF4", "roles": ["data"]},
@@ -89,25 +72,19 @@ _ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "text/plain", "title": "SHA-256 of the result's files", "roles": ["metadata"]},
     ),
 }
-"""Key and fields of an asset, by its file; other files are no assets."""
-
-_PER_FILE = ("href", "file:size", "file:checksum")
+"""Key and fields of each asset, by file name. Other files do not become assets."""
 
 Files = Mapping[str, tuple[int, str | None]]
+"""Size in bytes and SHA-256, in hexadecimal, of each file, by key below the result's folder."""
 
 
 def item_id(plan: Plan, execution_id: str) -> str:
-    """Name an execution's item; a repeated registration finds the same one."""
+    """Return the id of an execution's item; repeated registrations use the same id."""
     start = plan.start_time.astimezone(UTC)
     return f"{plan.model}-{start:%Y%m%dT%H%MZ}-{execution_id}"
 
 
-def default_collection_id(workflow: str) -> str:
-    """Name the collection of a workflow's items where nobody has named one."""
-    return f"{PREFIX}-{re.sub(r'[^A-Za-z0-9.-]', '-', workflow)}"
-
-
-def item(
+def describe_item(
     plan: Plan,
     execution_id: str,
     provenance: Provenance,
@@ -117,17 +94,20 @@ def item(
     base_href: str,
     collection_href: str = f"../{COLLECTION}",
 ) -> dict[str, Any]:
-    """Describe one execution's result.
+    """Return the STAC item of one execution.
 
     Parameters
     ----------
+    plan : Plan
+    execution_id : str
+    provenance : Provenance
     files : mapping
-        Size in bytes and SHA-256, in hexadecimal, by key below the result's folder. A Zarr store
-        counts as one file without a checksum.
+        A Zarr store counts as one file without a checksum.
+    collection_id : str
     base_href : str
-        URL of the folder, or "." to refer to files beside the item.
+        URL of the result's folder, or "." to refer to files beside the item.
     collection_href : str, optional
-        Where the collection is; that of the static catalogue by default.
+        URL of the collection; that of the static catalogue by default.
 
     Raises
     ------
@@ -136,15 +116,15 @@ def item(
     """
     dataset = describe(plan, execution_id, provenance)
     assets = {}
-    for name, (key, fields) in _ASSETS.items():
+    for name, (key, fields) in ASSETS.items():
         if name in files:
             size, sha256 = files[name]
-            # Of a multihash 12 is SHA-256, and 20 (32 bytes) its length.
+            # Multihash: code 12 is SHA-256, 20 is the length of 32 bytes, both in hexadecimal.
             checksum = {} if sha256 is None else {"file:checksum": f"1220{sha256}"}
             href = f"{base_href.rstrip('/')}/{name}"
             assets[key] = {"href": href, **deepcopy(fields), "file:size": size, **checksum}
     if DATA not in assets:
-        raise ValueError(f"no result is among the files of {execution_id}")
+        raise ValueError(f"the files of {execution_id} include no result")
     assets[DATA]["description"] = str(dataset.attributes["summary"])
     footprint = footprint_of(plan.grid)
     properties = _properties(plan, provenance, dataset)
@@ -158,7 +138,7 @@ def item(
     return {
         "type": "Feature",
         "stac_version": STAC_VERSION,
-        "stac_extensions": _extensions(properties, assets),
+        "stac_extensions": extensions_used(properties, assets),
         "id": item_id(plan, execution_id),
         "collection": collection_id,
         "geometry": footprint.geometry,
@@ -169,82 +149,34 @@ def item(
     }
 
 
-def collection(plan: Plan, provenance: Provenance, collection_id: str) -> dict[str, Any]:
-    """Describe the collection of results like a plan's, open towards later times."""
-    result = "results.zarr" if plan.output_format == "zarr" else "results.nc"
-    beside = [name for name, (key, _) in _ASSETS.items() if key != DATA]
-    files: Files = dict.fromkeys([result, *beside], (0, None))
-    example = item(plan, "", provenance, files, collection_id=collection_id, base_href=".")
-    return collection_of(example)
-
-
-def collection_of(example: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the collection that an item belongs to, from what all its items have in common.
-
-    Its extent is that of the item, open towards later times; links are left to whoever knows more
-    of its items. Members, times and variables are each item's own.
-    """
-    properties = example["properties"]
-    model, workflow = properties[f"{PREFIX}:model"], properties[f"{PREFIX}:workflow"]
-    synthetic = properties.get(f"{PREFIX}:synthetic", False)
-    item_assets = {
-        key: {name: value for name, value in asset.items() if name not in _PER_FILE}
-        for key, asset in example["assets"].items()
-    }
-    item_assets[DATA] |= {"description": "All members, times and variables of one forecast."}
-    document = {
-        "type": "Collection",
-        "stac_version": STAC_VERSION,
-        "stac_extensions": _extensions({}, item_assets),
-        "id": example["collection"],
-        "title": f"{model} forecasts{', some synthetic' if synthetic else ''}",
-        "description": (
-            f"Ensemble forecasts of the workflow {workflow}, computed by earth2serve with {model}: "
-            "one item for each execution. "
-            f"{'Some are synthetic, made by a stand-in, not forecasts: ' if synthetic else ''}"
-            f"{PREFIX}:synthetic says of each whether it is made by a stand-in."
-        ),
-        "keywords": properties["keywords"],
-        "license": "other",
-        "providers": properties.get("providers", []),
-        "extent": {
-            "spatial": {"bbox": [example["bbox"]]},
-            "temporal": {"interval": [[properties["start_datetime"], None]]},
-        },
-        "summaries": {f"{PREFIX}:workflow": [workflow], f"{PREFIX}:model": [model]},
-        "item_assets": item_assets,
-        "links": [],
-    }
-    return document if document["providers"] else _without(document, "providers")
-
-
 def _properties(plan: Plan, provenance: Provenance, dataset: Dataset) -> dict[str, Any]:
-    said = dataset.attributes
-    start, end = said["time_coverage_start"], said["time_coverage_end"]
+    attributes = dataset.attributes
+    start, end = attributes["time_coverage_start"], attributes["time_coverage_end"]
     length = f"PT{plan.n_steps * plan.step_hours}H"
-    description = " ".join(str(said[name]) for name in ("summary", "comment") if name in said)
+    description = " ".join(
+        str(attributes[name]) for name in ("summary", "comment") if name in attributes
+    )
     properties = {
-        "title": said["title"],
+        "title": attributes["title"],
         "description": description,
-        "keywords": str(said["keywords"]).split(", "),
-        # No one time stands for a forecast: searches go by its start and end.
+        "keywords": str(attributes["keywords"]).split(", "),
+        # A forecast has no single time: searches use its start and end.
         "datetime": None,
         "start_datetime": start,
         "end_datetime": end,
-        "created": said["date_created"],
+        "created": attributes["date_created"],
         "forecast:reference_datetime": start,
-        # Without a duration it would be a forecast of one instant.
+        # Without a duration it would describe a single instant.
         "forecast:horizon": length,
         "forecast:duration": length,
         **_one_variable(dataset),
         **projection_of(plan.grid),
         "cube:dimensions": dimensions_of(plan, dataset),
         "cube:variables": variables_of(dataset),
-        "processing:datetime": said["date_created"],
-        "processing:lineage": said["source"],
-        **_own(plan, provenance, said),
+        "processing:datetime": attributes["date_created"],
+        "processing:lineage": attributes["source"],
+        **_own(plan, provenance, attributes),
         **_software(provenance),
-        **_institution(provenance),
     }
     drawn = renders(plan)
     return properties | ({"renders": drawn} if drawn else {})
@@ -256,14 +188,14 @@ def _one_variable(dataset: Dataset) -> dict[str, Any]:
     return {"forecast:variable": only} if only else {}
 
 
-def _own(plan: Plan, provenance: Provenance, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what no extension has a word for; what is not known is left out."""
+def _own(plan: Plan, provenance: Provenance, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return this project's own properties; what is unknown is omitted."""
     names = (
         *("workflow", "execution_id", "model", "model_loader", "weights"),
         *("data_source", "data_source_loader"),
         *("conditioned_on", "conditioning_variable", "conditioning_reference_time"),
     )
-    own: dict[str, Any] = {name: said[name] for name in names if name in said}
+    own: dict[str, Any] = {name: attributes[name] for name in names if name in attributes}
     own |= {"members": len(plan.seeds), "seeds": list(plan.seeds)}
     if plan.conditioning is not None:
         own["conditioning_seeds"] = list(plan.conditioning.seeds)
@@ -281,27 +213,18 @@ def _software(provenance: Provenance) -> dict[str, Any]:
     return found
 
 
-def _institution(provenance: Provenance) -> dict[str, Any]:
-    if not provenance.institution:
-        return {}
-    return {
-        "processing:facility": provenance.institution,
-        "providers": [{"name": provenance.institution, "roles": ["producer", "processor"]}],
-    }
-
-
-def _extensions(properties: Mapping[str, Any], assets: Mapping[str, Any]) -> list[str]:
-    """Name the extensions whose fields are used."""
+def extensions_used(properties: Mapping[str, Any], assets: Mapping[str, Any]) -> list[str]:
+    """Return the schema URLs of the extensions whose fields are used."""
     fields = {*properties, *(name for asset in assets.values() for name in asset)}
     prefixes = {name.partition(":")[0] for name in fields}
-    spelt = {"datacube": "cube", "projection": "proj", "render": "renders"}
-    spelt["xarray-assets"] = "xarray"
+    prefix_of = {
+        "datacube": "cube",
+        "projection": "proj",
+        "render": "renders",
+        "xarray-assets": "xarray",
+    }
     return [
         f"https://stac-extensions.github.io/{name}/{version}/schema.json"
         for name, version in _EXTENSIONS.items()
-        if spelt.get(name, name) in prefixes
+        if prefix_of.get(name, name) in prefixes
     ]
-
-
-def _without(document: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != name}

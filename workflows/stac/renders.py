@@ -1,4 +1,4 @@
-"""How a result's variables are drawn: which, between which values, in which colours.
+"""Choose which variables of a result are drawn, their value ranges and colour maps.
 
 References
 ----------
@@ -23,14 +23,14 @@ DATA = "data"
 """Key of the asset that holds the result."""
 MAX_RENDERS = 10
 PREFERRED = ("t2m", "msl", "u10m", "v10m", "tcwv", "z500", "t850", "q850", "u250", "v250")
-"""What is offered first, if the result has it."""
+"""Variables that are offered first, if the result has them."""
 
 Range = tuple[float, float]
 
 ALWAYS_LAST = "2100-01-01"
-"""The time nearest to it is the last of any forecast: one option serves items of all dates."""
+"""Selecting the nearest time finds the last one of any forecast, so one option fits all items."""
 FIRST_STEP = 2
-"""Band, from 1, of the first forecast time: every result has one."""
+"""Band of the first time after the initial conditions, counted from 1; every result has it."""
 
 _SURFACE: Mapping[str, Range] = {
     "u10m": (-20, 20),
@@ -44,7 +44,7 @@ _SURFACE: Mapping[str, Range] = {
 }
 _BY_STANDARD_NAME: Mapping[str, Range] = {REFLECTANCE: (0, 1), BRIGHTNESS: (190, 320)}
 _WATER_VAPOUR: Range = (200, 280)
-"""Brightness temperatures of the bands that see no ground."""
+"""Brightness temperatures of the water vapour bands, which do not see the ground."""
 _BY_PRESSURE: Mapping[str, Mapping[int, Range]] = {
     "u": {1000: (-20, 20), 850: (-30, 30), 500: (-50, 50), 250: (-80, 80), 50: (-60, 60)},
     "v": {1000: (-20, 20), 850: (-30, 30), 500: (-40, 40), 250: (-60, 60), 50: (-40, 40)},
@@ -67,7 +67,7 @@ _BY_PRESSURE: Mapping[str, Mapping[int, Range]] = {
         100: (0, 5e-6),
     },
 }
-"""Between these levels, hPa, ranges are interpolated in the logarithm of pressure."""
+"""Ranges by level in hPa; between levels they are interpolated in the logarithm of pressure."""
 _COLOURS: Mapping[str, str] = {
     "air_temperature": "turbo",
     "eastward_wind": "rdbu_r",
@@ -78,24 +78,24 @@ _COLOURS: Mapping[str, str] = {
     "specific_humidity": "ylgnbu",
     "atmosphere_mass_content_of_water_vapor": "ylgnbu",
     REFLECTANCE: "gray",
-    # Clouds are cold, and shall be white.
+    # Reversed, so that cold clouds are white.
     BRIGHTNESS: "gray_r",
 }
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How one variable is drawn."""
+    """Title, value range and colour map of one variable."""
 
     variable: str
     title: str
     low: float
     high: float
-    colours: str
+    colour_map: str
 
 
 def drawings(plan: Plan) -> list[Drawing]:
-    """Choose variables of a plan whose values and colours are known, at most `MAX_RENDERS`."""
+    """Return how a plan's variables are drawn, those with known ranges, at most `MAX_RENDERS`."""
     preferred = [name for name in PREFERRED if name in plan.variables]
     names = dict.fromkeys((*preferred, *plan.variables))
     chosen = [found for name in names if (found := _drawing(name)) is not None]
@@ -131,10 +131,10 @@ def _range(name: str, standard_name: str) -> Range | None:
 
 
 def render_options(plan: Plan) -> list[dict[str, Any]]:
-    """Give the render options of GeoCatalog for a collection with results like this one.
+    """Return GeoCatalog's render options for a collection with results of plans like this one.
 
-    They suit items of other dates and lengths as well. Their ids differ between formats and time
-    layouts, so that a collection can have options for each.
+    They fit items of other dates and lengths as well. Ids differ between formats and time layouts,
+    so that one collection can hold options for each.
     """
     layout = "" if plan.time_layout == "time" else f"-{plan.time_layout}"
     file = {"zarr": "Zarr", "netcdf4": "NetCDF"}[plan.output_format]
@@ -159,25 +159,26 @@ def _options(plan: Plan, drawing: Drawing) -> str:
         ("sel_method", "nearest"),
     ]
     if plan.time_layout == "lead_time":
-        # TiTiler cannot select a duration; a dimension that is left over becomes bands.
+        # TiTiler cannot select a duration; a dimension without a selection becomes bands.
         pairs.append(("bidx", FIRST_STEP))
     pairs += [
         ("rescale", f"{drawing.low:g},{drawing.high:g}"),
-        ("colormap_name", drawing.colours),
+        ("colormap_name", drawing.colour_map),
     ]
-    # GeoCatalog's own examples leave these as they are.
+    # GeoCatalog's own examples do not escape these.
     return urlencode(pairs, safe="=,:")
 
 
 def _drawn_asset(output_format: OutputFormat) -> str:
-    """Name the asset that GeoCatalog can draw: of a NetCDF file the one it derives itself."""
+    """Return the key of the asset that GeoCatalog draws; for NetCDF it is one that it derives."""
     return DATA if output_format == "zarr" else f"{DATA}-kerchunk"
 
 
 def renders(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Give the renders of one item, by variable: the first member at the last time.
+    """Return the renders of one item, by variable: the first member at the last time.
 
-    Besides the extension's own fields they have ``variable`` and ``sel``, titiler.xarray's names.
+    Besides the extension's own fields they have ``variable`` and ``sel``, as titiler.xarray names
+    them.
     """
     last = plan.end_time() if plan.time_layout == "time" else plan.start_time
     sel = [f"time={last:%Y-%m-%dT%H:%M:%S}", "ensemble=0"]
@@ -187,7 +188,7 @@ def renders(plan: Plan) -> dict[str, dict[str, Any]]:
             "title": drawing.title,
             "assets": [DATA],
             "rescale": [[drawing.low, drawing.high]],
-            "colormap_name": drawing.colours,
+            "colormap_name": drawing.colour_map,
             "variable": drawing.variable,
             "sel": sel,
             **band,

@@ -25,7 +25,7 @@ from tests.measured import Measured
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import IngestionFailed
-from workflows.stac import item as stac
+from workflows.stac.renders import render_options
 
 SECRET = "PLANTED-5e0d"  # noqa: S105 - what must not leak
 BASE = "https://account.blob.core.windows.net/results/foundry"
@@ -113,7 +113,7 @@ async def test_a_forecast_becomes_an_item(
     assert item["assets"]["data"]["href"] == f"{BASE}/abc/results.zarr"
     assert {link["href"] for link in item["links"]} == {collection_url}
     assert item["properties"]["end_datetime"] == "2025-01-01T18:00:00Z"
-    options = {option["id"]: option for option in stac.render_options(plan)}
+    options = {option["id"]: option for option in render_options(plan)}
     assert options and emulator.render_options[collection_id] == options
     ours = [record for record in caplog.records if record.name == "ray.serve"]
     assert [record.getMessage() for record in ours] == [f"abc is item {registered.item_url}"]

@@ -20,7 +20,8 @@ from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, mak
 from tests.workflows.stac.schemas import validator
 from workflows.base import Plan
 from workflows.dataset import Provenance
-from workflows.stac import item as stac
+from workflows.stac.collection import default_collection_id
+from workflows.stac.item import CATALOG, COLLECTION, ITEM, describe_item
 
 FCN3, NOWCAST = make_plan().workflow, make_nowcast_plan().workflow
 
@@ -41,7 +42,7 @@ def add(
     model = PROVENANCE["model"] | {"synthetic": synthetic}
     created = datetime(2026, 1, 1, 0, number // 60 % 60, number % 60, tzinfo=UTC)
     provenance = Provenance.model_validate(PROVENANCE | {"model": model, "created": created})
-    item = stac.item(
+    item = describe_item(
         plan,
         execution_id,
         provenance,
@@ -49,18 +50,18 @@ def add(
             **{name: (len(name), "ab" * 32) for name in others},
             **({"results.zarr": (9, None)} if zarr else {}),
         },
-        collection_id=stac.default_collection_id(plan.workflow),
+        collection_id=default_collection_id(plan.workflow),
         base_href=".",
     )
     (folder / ".item").write_text(json.dumps(item | changes))
-    (folder / ".item").rename(folder / stac.ITEM)
+    (folder / ".item").rename(folder / ITEM)
     (folder / CHECKSUMS).touch()
     return folder
 
 
 def items_in(results: Path) -> list[str]:
     """Name the folders of all items that a reader comes to from the root."""
-    catalog = pystac.Catalog.from_file(results / stac.CATALOG)
+    catalog = pystac.Catalog.from_file(results / CATALOG)
     return sorted(
         Path(item.get_self_href()).parent.name for item in catalog.get_items(recursive=True)
     )
@@ -84,11 +85,11 @@ def test_a_reader_comes_to_every_file(tmp_path: Path) -> None:
         catalog.update(workflow)
     # Links are relative: they hold wherever the folder is.
     moved = results.rename(tmp_path / "elsewhere")
-    root = pystac.Catalog.from_file(moved / stac.CATALOG)
+    root = pystac.Catalog.from_file(moved / CATALOG)
     assert not [link for link in root.links if link.rel == "self" and "results" in link.href]
     assert root.validate(validator())
     assert {child.id for child in root.get_children()} == {
-        stac.default_collection_id(workflow) for workflow in (FCN3, NOWCAST)
+        default_collection_id(workflow) for workflow in (FCN3, NOWCAST)
     }
     found = []
     for collection in root.get_children():
@@ -111,13 +112,13 @@ def test_a_collection_spans_its_items(tmp_path: Path) -> None:
     add(tmp_path, late, 1)
     gone = add(tmp_path, early, 2)
     catalog.update(FCN3)
-    document = read(tmp_path / FCN3 / stac.COLLECTION)
+    document = read(tmp_path / FCN3 / COLLECTION)
     interval = document["extent"]["temporal"]["interval"]
     assert interval == [["2024-12-01T00:00:00Z", "2025-03-02T00:00:00Z"]]
     assert document["extent"]["spatial"]["bbox"] == [[-180, -90, 180, 90]]
     shutil.rmtree(gone)
     catalog.update(FCN3)
-    (interval,) = read(tmp_path / FCN3 / stac.COLLECTION)["extent"]["temporal"]["interval"]
+    (interval,) = read(tmp_path / FCN3 / COLLECTION)["extent"]["temporal"]["interval"]
     assert interval[0] == "2025-03-01T00:00:00Z"
 
 
@@ -126,11 +127,11 @@ def test_items_of_another_grid_widen_the_extent(tmp_path: Path) -> None:
     add(tmp_path, make_plan(), 2, bbox=[-130.0, 25.0, -70.0, 55.0])
     catalog = StaticCatalog(tmp_path)
     catalog.update(FCN3)
-    spatial = read(tmp_path / FCN3 / stac.COLLECTION)["extent"]["spatial"]
+    spatial = read(tmp_path / FCN3 / COLLECTION)["extent"]["spatial"]
     assert spatial["bbox"] == [[-130, 20, -60, 55]]
     add(tmp_path, make_plan(), 3, bbox=[170.0, 25.0, -70.0, 55.0])
     catalog.update(FCN3)
-    spatial = read(tmp_path / FCN3 / stac.COLLECTION)["extent"]["spatial"]
+    spatial = read(tmp_path / FCN3 / COLLECTION)["extent"]["spatial"]
     assert spatial["bbox"] == [[-180, 20, 180, 55]]
 
 
@@ -138,23 +139,23 @@ def test_a_collection_of_both_formats_claims_neither(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     add(tmp_path, make_plan(), 1)
     catalog.update(FCN3)
-    data = read(tmp_path / FCN3 / stac.COLLECTION)["item_assets"]["data"]
+    data = read(tmp_path / FCN3 / COLLECTION)["item_assets"]["data"]
     assert data["type"] == "application/vnd.zarr; version=3"
     add(tmp_path, make_plan(output_format="netcdf4"), 2)
     catalog.update(FCN3)
-    data = read(tmp_path / FCN3 / stac.COLLECTION)["item_assets"]["data"]
+    data = read(tmp_path / FCN3 / COLLECTION)["item_assets"]["data"]
     assert set(data) == {"roles", "description"}
-    pystac.Collection.from_file(tmp_path / FCN3 / stac.COLLECTION).validate(validator())
+    pystac.Collection.from_file(tmp_path / FCN3 / COLLECTION).validate(validator())
 
 
 def test_a_collection_says_that_some_are_synthetic(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     add(tmp_path, make_plan(), 2)
     catalog.update(FCN3)
-    assert "ynthetic" not in read(tmp_path / FCN3 / stac.COLLECTION)["title"]
+    assert "ynthetic" not in read(tmp_path / FCN3 / COLLECTION)["title"]
     add(tmp_path, make_plan(), 1, synthetic=True)
     catalog.update(FCN3)
-    assert "some synthetic" in read(tmp_path / FCN3 / stac.COLLECTION)["title"]
+    assert "some synthetic" in read(tmp_path / FCN3 / COLLECTION)["title"]
 
 
 def test_what_goes_away_disappears(tmp_path: Path) -> None:
@@ -171,8 +172,8 @@ def test_what_goes_away_disappears(tmp_path: Path) -> None:
     shutil.rmtree(first)
     catalog.update(FCN3)
     assert items_in(tmp_path) == [nowcast.name]
-    assert not (tmp_path / FCN3 / stac.COLLECTION).exists()
-    children = [link for link in read(tmp_path / stac.CATALOG)["links"] if link["rel"] == "child"]
+    assert not (tmp_path / FCN3 / COLLECTION).exists()
+    children = [link for link in read(tmp_path / CATALOG)["links"] if link["rel"] == "child"]
     assert [link["title"] for link in children] == [NOWCAST]
 
 
@@ -183,7 +184,7 @@ def test_folders_without_an_item_are_none_of_its_business(tmp_path: Path) -> Non
     for workflow in ("custom", "never-run"):
         catalog.update(workflow)
     assert items_in(tmp_path) == []
-    assert not (tmp_path / "custom" / stac.COLLECTION).exists()
+    assert not (tmp_path / "custom" / COLLECTION).exists()
     assert not (tmp_path / "never-run").exists()
 
 
@@ -197,14 +198,14 @@ def test_a_broken_item_is_left_out_and_logged_once(
 ) -> None:
     catalog = StaticCatalog(tmp_path)
     good, broken = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
-    whole = (broken / stac.ITEM).read_text()
-    (broken / stac.ITEM).write_text(content)
+    whole = (broken / ITEM).read_text()
+    (broken / ITEM).write_text(content)
     with caplog.at_level(logging.WARNING, "ray.serve"):
         catalog.update(FCN3)
         catalog.update(FCN3)
     assert [record.execution_id for record in caplog.records] == [broken.name]
     assert items_in(tmp_path) == [good.name]
-    (broken / stac.ITEM).write_text(whole)
+    (broken / ITEM).write_text(whole)
     catalog.update(FCN3)
     assert items_in(tmp_path) == [good.name, broken.name]
 
@@ -220,10 +221,10 @@ def test_an_item_whose_files_are_gone_is_left_out(tmp_path: Path) -> None:
 
 def test_only_broken_items_make_no_collection(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
-    (add(tmp_path, make_plan(), 1) / stac.ITEM).write_text("{")
+    (add(tmp_path, make_plan(), 1) / ITEM).write_text("{")
     catalog.update(FCN3)
     assert items_in(tmp_path) == []
-    assert not (tmp_path / FCN3 / stac.COLLECTION).exists()
+    assert not (tmp_path / FCN3 / COLLECTION).exists()
 
 
 def test_what_is_not_whole_is_left_out(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_unchanged_items_are_not_read_again(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     old, newest = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
     catalog.update(FCN3)
-    path = old / stac.ITEM
+    path = old / ITEM
     status = path.stat()
     path.write_text(" " * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -249,13 +250,13 @@ def test_unchanged_items_are_not_read_again(tmp_path: Path) -> None:
 
 
 def items_in_links(results: Path) -> list[str]:
-    links = read(results / FCN3 / stac.COLLECTION)["links"]
+    links = read(results / FCN3 / COLLECTION)["links"]
     return [link["href"].split("/")[1] for link in links if link["rel"] == "item"]
 
 
 def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
     add(tmp_path, make_plan(), 1)
-    files = [tmp_path / stac.CATALOG, tmp_path / FCN3 / stac.COLLECTION]
+    files = [tmp_path / CATALOG, tmp_path / FCN3 / COLLECTION]
     StaticCatalog(tmp_path).update(FCN3)
     before = [file.stat().st_ino for file in files]
     StaticCatalog(tmp_path).update(FCN3)
