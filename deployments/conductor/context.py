@@ -20,8 +20,7 @@ from deployments.conductor.dbos_log import log_cancelled, log_completed, log_fai
 from deployments.conductor.member_scheduler import MemberScheduler
 from deployments.conductor.metrics import ExecutionMetrics
 from deployments.conductor.progress import Life, ProgressTracker, written_before
-from deployments.models.fcn3_rollout import MemberJob
-from deployments.models.worker import MemberProgress
+from deployments.models.messages import MemberJob, MemberProgress
 from deployments.runtime.failures import as_stage_failure
 from deployments.runtime.log_context import bind_execution, execution_bound, set_stage
 from deployments.runtime.tasks import retry_on_db_outage, shield

@@ -20,10 +20,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from deployments.models.messages import MAX_CALLS_PER_REPLICA
+
 AT_HAND_STEPS = 4
 """Steps that a member may have left, unwritten, when the next one is handed over."""
-MAX_AT_REPLICA = 2
-"""What a replica takes: a member that ends, and the next."""
 
 
 @dataclass(eq=False)
@@ -152,7 +152,9 @@ class _Places:
 
     def _has_room(self) -> bool:
         computing = sum(not turn.ends_soon for turn in self._turns)
-        return computing < self._replicas and len(self._turns) < MAX_AT_REPLICA * self._replicas
+        return (
+            computing < self._replicas and len(self._turns) < MAX_CALLS_PER_REPLICA * self._replicas
+        )
 
     def _next(self) -> _Asked:
         """Choose the member that goes next, in the order of its execution."""

@@ -19,8 +19,7 @@ from deployments.blob_uploader.deployment import Uploaded, UploadJob
 from deployments.conductor.loop import here
 from deployments.custom_workflow.deployment import Packaging, RunJob, RunResult
 from deployments.geocatalog.deployment import Registered, Registration
-from deployments.models.fcn3_rollout import ConditioningJob, MemberJob
-from deployments.models.stormscope_rollout import NowcastJob
+from deployments.models.messages import ConditioningJob, MemberJob, NowcastJob
 from deployments.results.store import Begun
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.tasks import run_after, shield, task_group

@@ -11,9 +11,10 @@ import logging
 from typing import Any
 
 from deployments.models.buffer_pool import BufferPool
-from deployments.models.fcn3_rollout import MemberJob
+from deployments.models.messages import MemberJob
+from deployments.models.state import internal_state
 from deployments.models.write_window import ATTEMPTS, FIRST_PAUSE_S, WriteWindow
-from deployments.results.checkpoint import Checkpoint, internal_state
+from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import retry_transient
 
 logger = logging.getLogger("ray.serve")

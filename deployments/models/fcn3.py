@@ -17,25 +17,29 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.conductor.member_scheduler import MAX_AT_REPLICA
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.buffer_pool import BufferPool
 from deployments.models.busy_clock import BusyClock, Doing
 from deployments.models.checkpointing import Checkpoints
 from deployments.models.fcn3_rollout import (
-    ConditioningJob,
-    MemberJob,
     check_coordinates,
     check_hourly,
     conditioning,
     forecast,
 )
 from deployments.models.gpu_lock import GpuLock
+from deployments.models.messages import (
+    MAX_CALLS_PER_REPLICA,
+    ConditioningJob,
+    MemberJob,
+    MemberProgress,
+)
 from deployments.models.options import FCN3Options
 from deployments.models.router import ROUTER
-from deployments.models.worker import Job, MemberProgress, ModelWorker, written_steps
+from deployments.models.state import UnusableCheckpoint, can_go_on
+from deployments.models.worker import Job, ModelWorker, written_steps
 from deployments.models.write_window import WriteWindow
-from deployments.results.checkpoint import Checkpoint, UnusableCheckpoint, can_go_on
+from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import TransientFailure, in_words
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import LoaderOptions, describe_origin, load
@@ -67,7 +71,7 @@ class Loaded:
 
 @serve.deployment(
     name="FCN3",
-    max_ongoing_requests=MAX_AT_REPLICA,
+    max_ongoing_requests=MAX_CALLS_PER_REPLICA,
     request_router_config={"request_router_class": ROUTER},
 )
 class FCN3:

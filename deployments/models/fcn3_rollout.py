@@ -8,37 +8,16 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from deployments.models.buffer_pool import BufferPool
-from deployments.results.checkpoint import Checkpoint, UnusableCheckpoint, set_internal_state
+from deployments.models.messages import ConditioningJob, MemberJob
+from deployments.models.state import UnusableCheckpoint, set_internal_state
+from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import in_words
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
 from workflows.grids import Grid
-
-
-class MemberJob(BaseModel):
-    """One ensemble member to compute."""
-
-    model_config = ConfigDict(frozen=True)
-
-    execution_id: str
-    plan: Plan
-    member: int
-    initial_conditions: str
-    """Path of a ``.npy`` file, float32, shape (variable, lat, lon)."""
-    fence: int
-    replica: str | None = None
-    """Replica that is free for it; see `deployments.models.router`."""
-
-
-class ConditioningJob(MemberJob):
-    """One member of the ensemble that conditions the plan's forecast.
-
-    `member` counts the conditioning ensemble.
-    """
 
 
 def forecast(

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.conductor.member_scheduler import MAX_AT_REPLICA
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.busy_clock import BusyClock, Doing
 from deployments.models.gpu_lock import GpuLock
+from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
 from deployments.models.router import ROUTER
-from deployments.models.stormscope_rollout import Nowcaster, NowcastJob, nowcast, prepare
-from deployments.models.worker import Job, MemberProgress, ModelWorker, written_steps
+from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
+from deployments.models.worker import Job, ModelWorker, written_steps
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import is_transient
 from deployments.runtime.gpus import has_gpu, hide_gpus
@@ -43,7 +43,7 @@ LOOKS = 10
 
 @serve.deployment(
     name="StormScope",
-    max_ongoing_requests=MAX_AT_REPLICA,
+    max_ongoing_requests=MAX_CALLS_PER_REPLICA,
     request_router_config={"request_router_class": ROUTER},
 )
 class StormScope:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.initial_conditions.client import Analysis, open_analysis
-from deployments.models.fcn3_rollout import MemberJob, hourly_points
+from deployments.models.fcn3_rollout import hourly_points
+from deployments.models.messages import NowcastJob
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
@@ -28,17 +29,6 @@ Floats = NDArray[np.float32]
 
 POSITION_TOLERANCE = 1e-3
 """Degrees by which a model's points may differ from those that results are labelled with."""
-
-
-class NowcastJob(MemberJob):
-    """One ensemble member to compute.
-
-    `initial_conditions` are fields of the satellite, (variable, y, x); beside them lies the file
-    with their coordinates, see `deployments.initial_conditions.client.source_grid`.
-    """
-
-    all_conditioned: bool = False
-    """Whether every field that conditions the member has been there before."""
 
 
 @dataclass

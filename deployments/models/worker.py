@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from deployments.models.busy_clock import BusyClock, Doing
+from deployments.models.messages import MemberProgress
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import in_words
 from deployments.runtime.log_context import Threads, bridge_loguru
@@ -38,19 +38,6 @@ PROGRESS_INTERVAL_S = 0.25
 STOP_INTERVAL_S = 0.1
 TICK_S = 1.0
 """How often what a model does is counted while it goes on."""
-
-
-class MemberProgress(BaseModel):
-    """How far an ensemble member is."""
-
-    model_config = ConfigDict(frozen=True)
-
-    written: int
-    """Time steps on disk."""
-    first: int = 0
-    """Time index at which the replica began: behind a checkpoint, or 0."""
-    replica: str | None = None
-    """Where it is computed, by Serve's name."""
 
 
 class Job:

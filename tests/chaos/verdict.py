@@ -13,7 +13,8 @@ import numpy as np
 import sqlalchemy as sa
 import xarray as xr
 
-from deployments.models.fcn3_rollout import MemberJob, forecast
+from deployments.models.fcn3_rollout import forecast
+from deployments.models.messages import MemberJob
 from deployments.results.disk_result import as_stored
 from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
 from tests.chaos.load import FORECAST, Accepted, Load

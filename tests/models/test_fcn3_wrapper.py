@@ -18,8 +18,10 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments.models.fcn3_rollout import MemberJob, forecast
-from deployments.results.checkpoint import Checkpoint, internal_state
+from deployments.models.fcn3_rollout import forecast
+from deployments.models.messages import MemberJob
+from deployments.models.state import internal_state
+from deployments.results.checkpoint import Checkpoint
 from tests.integration.serving import WORKFLOW, Server, deploy, served
 from workflows.base import Plan
 from workflows.fcn3 import VARIABLES, FCN3Workflow

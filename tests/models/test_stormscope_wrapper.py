@@ -21,8 +21,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deployments.initial_conditions.deployment import source_grid
-from deployments.models.fcn3_rollout import ConditioningJob, check_hourly, conditioning
-from deployments.models.stormscope_rollout import Nowcaster, NowcastJob, nowcast, prepare
+from deployments.models.fcn3_rollout import check_hourly, conditioning
+from deployments.models.messages import ConditioningJob, NowcastJob
+from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
 from tests.integration.serving import Server, deploy, served
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed

@@ -20,7 +20,7 @@ import deployments.conductor.deployment as conductor
 from deployments.blob_uploader.deployment import Uploaded, UploadProgress
 from deployments.conductor.loop import ConductorLoop, conduct_here
 from deployments.geocatalog.deployment import Registered
-from deployments.models.worker import MemberProgress
+from deployments.models.messages import MemberProgress
 from deployments.results.protocols import StoredExecution
 from deployments.results.store import Begun
 

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from ray.exceptions import ActorDiedError
 
 from deployments.models.fcn3 import FCN3
-from deployments.models.fcn3_rollout import MemberJob, check_coordinates, forecast
+from deployments.models.fcn3_rollout import check_coordinates, forecast
+from deployments.models.messages import MemberJob
 from deployments.models.options import FCN3Options
-from deployments.results.checkpoint import Checkpoint, internal_state
+from deployments.models.state import internal_state
+from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.import_path import LoaderOptions
 from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS

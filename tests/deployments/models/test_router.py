@@ -68,7 +68,9 @@ async def test_without_replicas_or_request_there_is_nothing_to_rank() -> None:
 @pytest.mark.parametrize("name", ["fcn3.FCN3", "stormscope.StormScope"])
 def test_models_are_routed_to_by_it(name: str) -> None:
     module, _, attribute = name.partition(".")
-    deployment = getattr(__import__(f"deployments.{module}", fromlist=[attribute]), attribute)
+    deployment = getattr(
+        __import__(f"deployments.models.{module}", fromlist=[attribute]), attribute
+    )
     config = deployment._deployment_config.request_router_config
     assert config.request_router_class == ROUTER
     assert config.get_request_router_class().__name__ == IdleFirstRouter.__name__

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from deployments.models.busy_clock import Doing
-from deployments.models.worker import Job, MemberProgress, ModelWorker
+from deployments.models.messages import MemberProgress
+from deployments.models.worker import Job, ModelWorker
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 
 MODEL = object()
