@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.runtime.coastline import land
+from deployments.runtime.coastline import land_mask
 
 Floats = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -206,7 +206,7 @@ def _smooth_land(latitudes: Array, longitudes: Array) -> Floats:
     share = np.zeros((len(latitudes), len(longitudes)), dtype=np.float32)
     for north in (-0.6, 0.0, 0.6):
         for east in (-0.6, 0.0, 0.6):
-            share += land(np.clip(latitudes + north, -89.9, 89.9), longitudes + east)
+            share += land_mask(np.clip(latitudes + north, -89.9, 89.9), longitudes + east)
     return np.asarray(share / 9, dtype=np.float32)
 
 

@@ -213,6 +213,7 @@ def test_weights_beside_the_configuration_for_azure_ml_go_nowhere(name: str) -> 
 
 def test_only_what_is_needed_is_sent() -> None:
     assert is_sent("config/container.yaml") and is_sent("deployments/models/fcn3.py")
+    assert is_sent("deployments/runtime/coastline.geojson")
     assert not is_sent("config/kuberay/base/network.yaml") and not is_sent("var/results/x.nc")
     assert not is_sent("deployments/__pycache__/fcn3.pyc")
 
