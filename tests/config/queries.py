@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules as files, and what they ask a Prometheus."""
+"""The dashboard and the alert rules, and the queries in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONFIG = Path(__file__).parents[2] / "config"
 DASHBOARD = CONFIG / "grafana" / "earth2serve.json"
 RULES = CONFIG / "prometheus" / "alerts.yml"
 BUILT_IN = {"__rate_interval"}
-"""Variables that Grafana defines itself."""
+"""Variables that Grafana defines."""
 
 
 def dashboard() -> dict[str, Any]:
@@ -21,12 +21,12 @@ def dashboard() -> dict[str, Any]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Give the panels that ask something."""
+    """Return the panels that have queries."""
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
-def questions(application: str, window: str) -> list[tuple[str, str]]:
-    """Give title and query of each target of each panel, variables replaced as Grafana does."""
+def queries(application: str, window: str) -> list[tuple[str, str]]:
+    """Return title and query of each target of each panel, with Grafana's variables replaced."""
     return [
         (
             panel["title"],

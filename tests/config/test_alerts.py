@@ -1,4 +1,4 @@
-"""Alert rules are well-formed, say what to do, and fire when they shall: promtool runs them."""
+"""Alert rules are valid, say what to do, and fire exactly when they should (by promtool)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def promtool() -> str:
     return program
 
 
-def test_prometheus_takes_the_rules(promtool: str) -> None:
+def test_the_rules_are_valid(promtool: str) -> None:
     checked = subprocess.run(
         [promtool, "check", "rules", "--lint-fatal", RULES], capture_output=True, text=True
     )
@@ -36,8 +36,8 @@ def test_prometheus_takes_the_rules(promtool: str) -> None:
     assert f"{len(alerts())} rules found" in checked.stdout
 
 
-def test_they_fire_when_they_shall_and_only_then(promtool: str, tmp_path: Path) -> None:
-    # Without annotations: promtool compares them too, and they stand in one place only.
+def test_alerts_fire_when_they_should(promtool: str, tmp_path: Path) -> None:
+    # Without annotations, which promtool would compare as well.
     bare = [{k: v for k, v in rule.items() if k != "annotations"} for rule in alerts()]
     (tmp_path / RULES.name).write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": bare}]}))
     (tmp_path / CASES.name).write_text(CASES.read_text())
@@ -47,14 +47,14 @@ def test_they_fire_when_they_shall_and_only_then(promtool: str, tmp_path: Path) 
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_each_is_seen_firing_and_resting() -> None:
+def test_each_alert_has_cases_where_it_fires_and_where_it_does_not() -> None:
     cases = CASES.read_text()
     for rule in alerts():
         for expected in (r"exp_alerts: \[\]", r"exp_alerts:\n"):
             assert re.search(rf"alertname: {rule['alert']}\n +{expected}", cases), rule["alert"]
 
 
-def test_each_says_why_it_matters_and_what_to_do() -> None:
+def test_each_alert_says_why_it_matters_and_what_to_do() -> None:
     assert len({rule["alert"] for rule in alerts()}) == len(alerts())
     for rule in alerts():
         assert rule["labels"]["severity"] in {"warning", "critical"}
@@ -62,11 +62,11 @@ def test_each_says_why_it_matters_and_what_to_do() -> None:
         assert min(map(len, rule["annotations"].values())) > 20, rule["alert"]
 
 
-def test_they_ask_for_what_there_is() -> None:
+def test_alerts_use_metrics_that_exist() -> None:
     exported = set()
     for metric in METRICS:
         endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
         exported |= {f"{metric.exported}{ending}" for ending in endings}
     for rule in alerts():
-        asked = set(re.findall(r"\bray_earth2serve_\w+", rule["expr"]))
-        assert asked <= exported, asked - exported
+        used = set(re.findall(r"\bray_earth2serve_\w+", rule["expr"]))
+        assert used <= exported, used - exported

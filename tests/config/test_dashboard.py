@@ -1,4 +1,4 @@
-"""The Grafana dashboard is what its generator gives, fits Grafana's own types, and is laid out."""
+"""The Grafana dashboard is up to date, fits Grafana's own types, and is laid out well."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deployments.runtime.metrics import METRICS, Histogram
 from tests.config.queries import BUILT_IN, DASHBOARD, dashboard, panels
 
 SCHEMA = json.loads(Path(__file__).with_name("grafana.schema.json").read_text())
-"""Of @grafana/schema; the file says how it was made."""
+"""Types of @grafana/schema; the file says how it was made."""
 WORDS = {"s": "time", "percentunit": "share", "percent": "percent", "Bps": "bytes per second"}
 WORDS |= {"bytes": "bytes", "ms": "milliseconds", "reqps": "per second"}
 
@@ -25,23 +25,23 @@ def fits(value: Any, kind: str) -> None:
     jsonschema.Draft7Validator(SCHEMA[kind]).validate(value)
 
 
-def test_the_file_is_what_the_generator_gives() -> None:
+def test_the_dashboard_is_up_to_date() -> None:
     generated = runpy.run_path(str(DASHBOARD.with_name("generate.py")))["dashboard"]()
     assert generated == dashboard()
 
 
-def test_grafana_knows_every_key_and_value() -> None:
+def test_grafana_accepts_the_dashboard() -> None:
     fits(dashboard(), "dashboard")
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
-def test_the_plugin_of_a_panel_knows_its_options(panel: dict[str, Any]) -> None:
+def test_grafana_accepts_the_options_of_each_panel(panel: dict[str, Any]) -> None:
     fits(panel["options"], f"{panel['type']}_options")
     if panel["type"] == "timeseries":
         fits(panel["fieldConfig"]["defaults"]["custom"], "timeseries_custom")
 
 
-def test_the_schema_refuses_what_is_misspelt() -> None:
+def test_the_schema_rejects_misspelt_keys_and_values() -> None:
     broken = dashboard()
     broken["panels"][1]["fieldConfg"] = {}
     with pytest.raises(jsonschema.ValidationError):
@@ -51,17 +51,17 @@ def test_the_schema_refuses_what_is_misspelt() -> None:
         fits(options, "timeseries_options")
 
 
-def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     found = dashboard()["panels"]
     assert len({panel["id"] for panel in found}) == len(found)
     cells: set[tuple[int, int]] = set()
     for panel in found:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
+        position = panel["gridPos"]
+        assert position["x"] + position["w"] <= 24
         taken = set(
             itertools.product(
-                range(place["x"], place["x"] + place["w"]),
-                range(place["y"], place["y"] + place["h"]),
+                range(position["x"], position["x"] + position["w"]),
+                range(position["y"], position["y"] + position["h"]),
             )
         )
         assert not taken & cells, panel["title"]
@@ -69,19 +69,19 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     assert len({panel["title"] for panel in found}) == len(found)
 
 
-def test_every_variable_is_defined_and_every_datasource_is_the_variable() -> None:
+def test_variables_are_defined_and_every_datasource_is_a_variable() -> None:
     whole = dashboard()
     defined = {variable["name"] for variable in whole["templating"]["list"]}
     assert defined == {"datasource", "application"}
     used = set(re.findall(r"\$\{?(\w+)", DASHBOARD.read_text()))
     assert used - {"__all"} == defined | BUILT_IN
-    for asking in (
+    for item in (
         *whole["templating"]["list"],
         *panels(),
         *(t for p in panels() for t in p["targets"]),
     ):
-        if asking.get("type") != "datasource":
-            assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        if item.get("type") != "datasource":
+            assert item["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
 def test_titles_name_the_unit() -> None:
@@ -90,7 +90,7 @@ def test_titles_name_the_unit() -> None:
         assert unit == "short" or WORDS[unit] in panel["title"], panel["title"]
 
 
-def test_what_has_an_application_is_asked_for_the_chosen_one() -> None:
+def test_queries_select_the_chosen_application() -> None:
     for panel in panels():
         for target in panel["targets"]:
             for name, selector in re.findall(r"(ray_\w+)(\{[^}]*\})?", target["expr"]):
@@ -98,8 +98,8 @@ def test_what_has_an_application_is_asked_for_the_chosen_one() -> None:
                     assert 'application=~"$application"' in selector, target["expr"]
 
 
-def test_every_metric_of_ours_is_on_it() -> None:
-    asked = DASHBOARD.read_text()
+def test_every_metric_of_ours_is_on_the_dashboard() -> None:
+    text = DASHBOARD.read_text()
     for metric in METRICS:
         endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
-        assert any(f"{metric.exported}{ending}{{" in asked for ending in endings), metric.name
+        assert any(f"{metric.exported}{ending}{{" in text for ending in endings), metric.name

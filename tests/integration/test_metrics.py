@@ -14,7 +14,7 @@ import ray
 from deployments.blob_uploader.upload_ahead import IN_FLIGHT
 from serve_app.logs import gather
 from serve_app.ports import free_port
-from tests.config.queries import RULES, alerts, dashboard, questions
+from tests.config.queries import RULES, alerts, dashboard, queries
 from tests.deployments.runtime.test_metrics import QUERIES
 from tests.emulators.azurite import Azurite
 from tests.integration.mishaps import NAME as MISHAPS
@@ -220,25 +220,25 @@ def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
 def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
     silent = [
         (title, query)
-        for title, query in questions(f"{NAME}|{MISHAPS}", "5m")
+        for title, query in queries(f"{NAME}|{MISHAPS}", "5m")
         if not prom.query(query) and not may_have_no_series(query)
     ]
     assert silent == []
 
 
 def test_panels_tell_what_was_done(prom: Prometheus) -> None:
-    asked = dict(questions(NAME, "5m"))
-    ended = prom.query(asked["Executions that ended in the last hour, by state"])
+    asked = dict(queries(NAME, "5m"))
+    ended = prom.query(asked["Executions ended in the last hour, by status"])
     # Counted although both ended before the first scrape.
     assert {labels["workflow"]: round(value) for labels, value in ended} == {
         FORECAST: 1,
         NOWCAST: 1,
     }
-    states = prom.query(asked["Where each model's time goes (share)"])
+    states = prom.query(asked["Model time, by state (share)"])
     for model in ("fcn3", "stormscope"):
         shares = [value for labels, value in states if labels["model"] == model]
         assert abs(sum(shares) - 1) < 1e-6
-    [(_, beats)] = prom.query(asked["Conductor's heartbeats (per second)"])
+    [(_, beats)] = prom.query(asked["Conductor heartbeats (per second)"])
     assert 0 < beats < 1.5
     healthy = prom.query(asked["Healthy replicas, by deployment"])
     assert {labels["deployment"] for labels, value in healthy if value >= 1} == {
@@ -250,19 +250,19 @@ def test_panels_tell_what_went_wrong(prom: Prometheus, gone_wrong: Mishaps) -> N
     def asked(panel: str) -> list[tuple[dict[str, str], int]]:
         return [
             (labels, round(value))
-            for title, query in questions(MISHAPS, "5m")
+            for title, query in queries(MISHAPS, "5m")
             for labels, value in prom.query(query)
             if title.startswith(panel)
         ]
 
     failure = {"workflow": FORECAST, "stage": "register", "reason": "IngestionFailed"}
     assert asked("Failures in the last hour") == [(failure, 1)]
-    [(retried, times)] = asked("Steps tried again in the last hour")
+    [(retried, times)] = asked("Retried steps in the last hour")
     # Once more if the replica was not there yet that came in the place of the dead one.
     assert retried == {"stage": "register"} and times >= 1
-    assert asked("Requests refused for want of room") == [({"reason": "queue_full"}, 1)]
+    assert asked("Refused requests in the last hour") == [({"reason": "queue_full"}, 1)]
     of_forecasts = {"workflow": FORECAST}
-    (uploaded, blobs), registered = asked("Delivered in the last hour")
+    (uploaded, blobs), registered = asked("Delivered blobs and catalogue items")
     assert (uploaded, registered) == (of_forecasts, (of_forecasts, 1))
     # What is under way, ahead, as the last step is written may be sent once more.
     assert gone_wrong.blobs <= blobs <= gone_wrong.blobs + IN_FLIGHT
@@ -292,7 +292,7 @@ def about_us(rule: dict[str, Any]) -> list[Any]:
 
 
 def test_prometheus_evaluates_every_alert_and_none_fires(prom: Prometheus) -> None:
-    # Before there were two values of each, NoConductor was about to fire.
+    # Before there were two values of each, ConductorDown was about to fire.
     evaluated = prom.rules(lambda rules: not any(about_us(rule) for rule in rules))
     assert {rule["name"] for rule in evaluated} == {rule["alert"] for rule in alerts()}
     assert {rule["health"] for rule in evaluated} == {"ok"}
@@ -308,7 +308,7 @@ def test_an_alert_fires_where_executions_fail(prom: Prometheus) -> None:
             alert["labels"]
             for rule in rules
             for alert in rule["alerts"]
-            if rule["name"] == "ExecutionsFail" and alert["labels"].get("application") == MISHAPS
+            if rule["name"] == "ExecutionsFailing" and alert["labels"].get("application") == MISHAPS
         ]
 
     [labels] = of_mishaps(prom.rules(lambda rules: bool(of_mishaps(rules))))
