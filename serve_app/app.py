@@ -220,7 +220,7 @@ def _fcn3(settings: Settings, packager: Application, *analyses: Application) -> 
         window_steps=settings.packager.window_steps,
         checkpoint_steps=model.checkpoint_steps,
         interpolation=interpolation if hourly else None,
-        turns=_turns(settings),
+        gpu_locks=_gpu_locks(settings),
     )
     resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
     return _bind(FCN3, resources, model.replicas, options, packager, *analyses)
@@ -237,13 +237,13 @@ def _stormscope(settings: Settings, packager: Application, *analyses: Applicatio
         conditioning_grid=settings.models.fcn3.grid,
         input_variables=GOES_VARIABLES,
         window_steps=settings.packager.window_steps,
-        turns=_turns(settings),
+        gpu_locks=_gpu_locks(settings),
     )
     resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
     return _bind(StormScope, resources, model.replicas, options, packager, *analyses)
 
 
-def _turns(settings: Settings) -> Path | None:
+def _gpu_locks(settings: Settings) -> Path | None:
     return settings.work_dir / "turns" if settings.models.in_turn else None
 
 

@@ -20,8 +20,9 @@ from deployments.custom_workflow.options import CustomWorkflowOptions
 from deployments.custom_workflow.run_folder import RunFolder
 from deployments.custom_workflow.run_output import RunOutput
 from deployments.custom_workflow.user_class import Told, UserClass, guard_user_code, prepare
-from deployments.models.busy_clock import BusyClock, Doing
-from deployments.models.worker import Job, ModelWorker
+from deployments.models.busy_clock import Activity, BusyClock
+from deployments.models.worker import ModelWorker
+from deployments.models.worker_job import WorkerJob
 from deployments.results.disk_work import Written
 from deployments.runtime.failures import in_words, legible
 from deployments.runtime.gpus import has_gpu, hide_gpus
@@ -92,7 +93,7 @@ class CustomWorkflow:
             options.name,
             partial(guard_user_code, self._load),
             grace_s=options.cancel_grace_s,
-            what="workflow",
+            kind="workflow",
             clock=BusyClock(options.name, "cuda" if has_gpu() else "cpu"),
         )
         self._pause_s = FIRST_PAUSE_S
@@ -171,7 +172,7 @@ class CustomWorkflow:
             If the caller went away: the thread has stopped then.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        running = Job(job.fence)
+        running = WorkerJob(job.fence)
         run = _Run(job, self._options, running)
         running.progress = run.progress
 
@@ -205,7 +206,7 @@ async def _to_its_end(call: Callable[[], R]) -> R:
 class _Run:
     """One run: its folder, its output, its progress."""
 
-    def __init__(self, job: RunJob, options: CustomWorkflowOptions, running: Job) -> None:
+    def __init__(self, job: RunJob, options: CustomWorkflowOptions, running: WorkerJob) -> None:
         self._job = job
         self._options = options
         self._running = running
@@ -227,7 +228,7 @@ class _Run:
             window_bytes=options.window_bytes,
             max_bytes=options.max_output_bytes,
             check=self._running.check,
-            waiting=partial(self._running.during, Doing.WRITING),
+            waiting=partial(self._running.during, Activity.WRITING),
         )
         prepare(instance, job.execution_id, self._folder.path, self._note)
         try:

@@ -1,1 +1,1 @@
-"""Loads a model on a GPU, computes one member at a time and hands over each step."""
+"""Load a model on a GPU, roll out one member at a time, and hand over each step."""

@@ -1,7 +1,7 @@
-"""Memory of the host for fields on their way from a model, used again and again.
+"""Host memory for fields on their way out of a model, reused from step to step.
 
 Fresh memory costs a page fault for every 4 KiB, which takes longer than the copy: eight variables
-of 721 x 1440 take 16 ms, and 4 to 6 where the memory is there already.
+of 721 x 1440 take 16 ms to copy into fresh memory, and 4 to 6 ms into reused memory.
 """
 
 from __future__ import annotations
@@ -15,34 +15,48 @@ from numpy.typing import NDArray
 
 
 class BufferPool:
-    """Arrays that are lent and given back; may be used by any thread."""
+    """Arrays of one shape that are borrowed and released; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._shape: tuple[int, ...] = ()
         self._free: list[NDArray[np.float32]] = []
 
-    def fields(self, given: Any, chosen: Sequence[int]) -> NDArray[np.float32]:
-        """Copy chosen variables, shape (variable, lat, lon), wherever they are."""
-        # What comes from a GPU comes faster into memory that is pinned.
-        memory = self._take((len(chosen), *given.shape[1:]), getattr(given, "is_cuda", False))
-        for place, index in enumerate(chosen):
-            if isinstance(given, np.ndarray):
-                np.copyto(memory[place], given[index], casting="same_kind")
+    def copy(self, fields: Any, variables: Sequence[int]) -> NDArray[np.float32]:
+        """Return a copy of some variables, in memory of the pool.
+
+        Parameters
+        ----------
+        fields : array or tensor, shape (variable, lat, lon)
+            On the CPU or a GPU.
+        variables : sequence of int
+            Indices into `fields`.
+
+        Returns
+        -------
+        ndarray, shape (len(variables), lat, lon)
+        """
+        # Copies from a GPU are faster into pinned memory.
+        buffer = self._borrow(
+            (len(variables), *fields.shape[1:]), pinned=getattr(fields, "is_cuda", False)
+        )
+        for target, index in enumerate(variables):
+            if isinstance(fields, np.ndarray):
+                np.copyto(buffer[target], fields[index], casting="same_kind")
             else:
                 import torch
 
-                torch.from_numpy(memory[place]).copy_(given[index].detach())
-        return memory
+                torch.from_numpy(buffer[target]).copy_(fields[index].detach())
+        return buffer
 
-    def give_back(self, memory: NDArray[np.float32]) -> None:
-        """Let an array be used again; nobody may look at it any more."""
+    def release(self, buffer: NDArray[np.float32]) -> None:
+        """Return an array to the pool; its contents may be overwritten from now on."""
         with self._lock:
-            # Of a plan with another number of variables it would lie there for nothing.
-            if memory.shape == self._shape:
-                self._free.append(memory)
+            # A plan with another number of variables would never reuse it.
+            if buffer.shape == self._shape:
+                self._free.append(buffer)
 
-    def _take(self, shape: tuple[int, ...], pinned: bool) -> NDArray[np.float32]:
+    def _borrow(self, shape: tuple[int, ...], *, pinned: bool) -> NDArray[np.float32]:
         with self._lock:
             if shape != self._shape:
                 self._shape, self._free = shape, []
@@ -52,5 +66,5 @@ class BufferPool:
             return np.empty(shape, np.float32)
         import torch
 
-        memory: NDArray[np.float32] = torch.empty(shape, pin_memory=True).numpy()
-        return memory
+        buffer: NDArray[np.float32] = torch.empty(shape, pin_memory=True).numpy()
+        return buffer

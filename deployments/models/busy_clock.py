@@ -1,4 +1,4 @@
-"""What a model's thread does with its time: the measure of how busy a GPU is kept."""
+"""How the thread of a model spends its time: the measure of how busy a GPU is kept."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from deployments.runtime.metrics import MODEL_SECONDS, MODEL_STEP_SECONDS, RAY, 
 T = TypeVar("T")
 
 
-class Doing(StrEnum):
-    """What a model's thread does; each moment counts for one of them."""
+class Activity(StrEnum):
+    """What the thread of a model does; the label ``state`` of `MODEL_SECONDS`."""
 
     IDLE = "idle"
-    """It has no job: nothing is asked of it, or initial conditions are not there yet."""
+    """It has no job, or waits for initial conditions."""
     LOADING = "loading"
-    """The model is being loaded."""
+    """It loads the model."""
     BUSY = "busy"
-    """It computes: in the model's step, with what brings fields to the GPU and from it."""
+    """It computes, copies to and from the GPU included."""
     WRITING = "writing"
     """It waits until earlier steps are written: the window is full."""
     CONDITIONING = "conditioning"
     """It waits for a field that another model computes."""
-    TURN = "turn"
-    """It waits until another model gives the GPU away, or for weights on their way to it."""
+    GPU_LOCK = "turn"
+    """It waits for the lock on the GPU, or for weights on their way to the GPU."""
 
 
 class BusyClock:
-    """Counts a model's seconds by what it does; may be used by any thread.
+    """Counts a model's seconds by activity; thread-safe.
 
     Parameters
     ----------
     model : str
-        Its name in the settings.
+        Name of the model in the settings.
     device : str
-        Where it computes: ``cuda`` or ``cpu``.
+        ``cuda`` or ``cpu``.
     recorder : Recorder
     now : callable
-        Gives seconds.
+        Returns the time in seconds.
     """
 
     def __init__(
@@ -56,49 +56,49 @@ class BusyClock:
         self._recorder = recorder
         self._now = now
         self._lock = threading.Lock()
-        self._doing = Doing.IDLE
+        self._activity = Activity.IDLE
         self._since = now()
         self._busy_s = 0.0
 
     @contextmanager
-    def during(self, doing: Doing) -> Iterator[None]:
-        """Count what the block takes as that, and what follows as what was before."""
-        before = self._turn_to(doing)
+    def during(self, activity: Activity) -> Iterator[None]:
+        """Count the time of the block as `activity`, then return to the previous activity."""
+        previous = self._switch(activity)
         try:
             yield
         finally:
-            self._turn_to(before)
+            self._switch(previous)
 
     def tick(self) -> None:
-        """Count up to now what is still being done: it may last for minutes."""
-        self._turn_to(None)
+        """Count the current activity up to now: it may last for minutes."""
+        self._switch(None)
 
-    def steps(self, given: Iterable[T], work: str) -> Iterator[T]:
-        """Pass steps on, and note what each took.
+    def steps(self, steps: Iterable[T], work: str) -> Iterator[T]:
+        """Pass time steps on, and record the busy seconds of each.
 
         Parameters
         ----------
         work : str
-            What they are made for, as a label.
+            What the steps are computed for, as a label.
         """
-        began = self._busy()
-        for step in given:
-            took = self._busy() - began
-            self._recorder.observe(MODEL_STEP_SECONDS, took, work=work, **self._labels)
+        start = self._busy_seconds()
+        for step in steps:
+            busy = self._busy_seconds() - start
+            self._recorder.observe(MODEL_STEP_SECONDS, busy, work=work, **self._labels)
             yield step
-            began = self._busy()
+            start = self._busy_seconds()
 
-    def _busy(self) -> float:
+    def _busy_seconds(self) -> float:
         self.tick()
         return self._busy_s
 
-    def _turn_to(self, doing: Doing | None) -> Doing:
+    def _switch(self, activity: Activity | None) -> Activity:
         with self._lock:
             now = self._now()
-            before, took = self._doing, now - self._since
+            previous, elapsed = self._activity, now - self._since
             self._since = now
-            self._doing = doing or before
-            if before is Doing.BUSY:
-                self._busy_s += took
-        self._recorder.add(MODEL_SECONDS, took, state=before, **self._labels)
-        return before
+            self._activity = activity or previous
+            if previous is Activity.BUSY:
+                self._busy_s += elapsed
+        self._recorder.add(MODEL_SECONDS, elapsed, state=previous, **self._labels)
+        return previous

@@ -1,7 +1,7 @@
-"""Keeping the state of a model while it computes a member, and going on where another stopped.
+"""Save the state of a model while it computes a member, and find it again after an interruption.
 
-The model is held up by a copy to the host's memory, and its next step's hand-over while the event
-loop copies that into Ray's object store; all else happens beside the next steps.
+The model waits while its state is copied to the host's memory, and the hand-over of its next step
+waits while the event loop copies that into Ray's object store. All else overlaps with later steps.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ logger = logging.getLogger("ray.serve")
 
 
 class Checkpoints:
-    """Those of one member, as the Packager keeps them.
+    """The checkpoints of one member, which the Packager keeps.
+
+    Failures are logged and never fail the member.
 
     Parameters
     ----------
     packager : DeploymentHandle
     job : MemberJob
     every : int or None
-        Steps from one to the next; None for none.
+        Time steps from one checkpoint to the next; None for no checkpoints.
     origin : str
-        Which model computes which member; those of another are of no use.
-    memory : HostMemory
-        For states on their way.
+        Identifies the model and the member; checkpoints of another origin are not used.
+    buffers : BufferPool
+        Memory for states that are being written.
     pause_s : float
-        What it waits for first before it asks again for the last one.
+        Delay before the first retry of reading.
     """
 
     def __init__(
@@ -43,75 +45,76 @@ class Checkpoints:
         job: MemberJob,
         every: int | None,
         origin: str,
-        memory: BufferPool,
+        buffers: BufferPool,
         pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self._packager = packager
         self._job = job
-        # One at the end would come too late.
+        # A checkpoint at the last step would be useless.
         self._every = None if every is None or every >= job.plan.n_steps else every
         self._origin = origin
-        self._memory = memory
+        self._buffers = buffers
         self._pause_s = pause_s
         self._loop = asyncio.get_running_loop()
-        self._any = False
+        self._may_exist = False
 
     async def find(self) -> Checkpoint | None:
-        """Get the last one; None if the member has to begin."""
+        """Return the latest checkpoint; None if the member must start from the beginning."""
         if self._every is None:
             return None
         job = self._job
         try:
-            found: Checkpoint | None = await retry_transient(
+            checkpoint: Checkpoint | None = await retry_transient(
                 lambda: self._packager.read_checkpoint.remote(job.execution_id, job.member),
                 "reading the checkpoint",
                 attempts=ATTEMPTS,
                 pause_s=self._pause_s,
             )
         except Exception:
-            # It costs time, but no execution.
-            logger.warning("member %d begins anew: no checkpoint read", job.member, exc_info=True)
-            self._any = True
+            logger.warning(
+                "member %d restarts: its checkpoint could not be read", job.member, exc_info=True
+            )
+            self._may_exist = True
             return None
-        if found is None:
+        if checkpoint is None:
             return None
-        self._any = True
-        if found.origin != self._origin:
-            logger.warning("member %d begins anew: its checkpoint is of another model", job.member)
+        self._may_exist = True
+        if checkpoint.origin != self._origin:
+            logger.warning("member %d restarts: its checkpoint has another origin", job.member)
             return None
-        logger.info("member %d goes on behind step %d", job.member, found.step)
-        return found
+        logger.info("member %d resumes after step %d", job.member, checkpoint.step)
+        return checkpoint
 
-    def keep(self, model: Any, step: int, fields: Any, window: WriteWindow) -> None:
-        """Keep the state behind a step, if that is one to be kept; in the model's thread.
+    def save(self, model: Any, step: int, fields: Any, window: WriteWindow) -> None:
+        """Save the state after a step if a checkpoint is due; called in the model's thread.
 
         Parameters
         ----------
         fields : array or tensor, shape (variable, lat, lon)
-            All that the model gave at that step, and nothing since.
-        window : StepWindow
-            Writes the steps, this one included: the checkpoint is written behind them.
+            The model's whole output at that step, its latest.
+        window : WriteWindow
+            Writes the steps. The checkpoint is written after them, this one included.
         """
         if self._every is None or step == 0 or step % self._every:
             return
-        if window.is_busy_behind:
-            # The disk is slower than the model. The one before will do.
-            logger.warning("no checkpoint at step %d: the one before is not written yet", step)
+        if window.has_deferred:
+            # Writing is slower than the model. The previous checkpoint has to do.
+            logger.warning("no checkpoint at step %d: the previous one is still pending", step)
             return
         try:
             internal = internal_state(model)
             if internal is None:
                 return
-            state = self._memory.fields(fields, range(len(fields)))
+            state = self._buffers.copy(fields, range(len(fields)))
         except Exception:
-            # Of a model that is not quite as it looks, or for want of memory.
+            # The interface of another makani, or no memory left.
             logger.warning(
-                "no checkpoint at step %d: its state is not to be had", step, exc_info=True
+                "no checkpoint at step %d: the state could not be read", step, exc_info=True
             )
             return
         checkpoint = Checkpoint(step, self._origin, state, internal)
-        put = window.put_behind(lambda: self._write(checkpoint))
-        asyncio.run_coroutine_threadsafe(put, self._loop)
+        deferred = window.defer(lambda: self._write(checkpoint))
+        asyncio.run_coroutine_threadsafe(deferred, self._loop)
 
     async def _write(self, checkpoint: Checkpoint) -> None:
         job = self._job
@@ -119,20 +122,21 @@ class Checkpoints:
             await self._packager.write_checkpoint.remote(
                 job.execution_id, job.fence, job.member, checkpoint
             )
-            self._any = True
+            self._may_exist = True
         except Exception:
-            # Nobody needs it unless this process dies. If the disk is full, or another Conductor
-            # has taken over, the next step says so.
+            # Only a restart would need it. A full disk or a newer Conductor fails the next step.
             logger.warning("no checkpoint at step %d", checkpoint.step, exc_info=True)
-        self._memory.give_back(checkpoint.state)
+        self._buffers.release(checkpoint.state)
 
     async def drop(self) -> None:
-        """Remove them: the member is whole."""
-        if not self._any:
+        """Remove the checkpoints: the member is complete, or cannot use them."""
+        if not self._may_exist:
             return
         job = self._job
         try:
             await self._packager.drop_checkpoints.remote(job.execution_id, job.fence, job.member)
         except Exception:
-            # They go with the working files.
-            logger.warning("checkpoints of member %d stay for now", job.member, exc_info=True)
+            # They are removed with the execution's working files.
+            logger.warning(
+                "checkpoints of member %d could not be removed yet", job.member, exc_info=True
+            )

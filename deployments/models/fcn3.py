@@ -1,6 +1,6 @@
-"""FCN3: one ensemble member at a time, each step handed to the Packager as it is computed.
+"""The FCN3 deployment: computes one ensemble member at a time.
 
-With an interpolation to hourly steps it also conditions the forecasts of other models.
+With an interpolation to hourly steps it also computes the fields that condition nowcasts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.buffer_pool import BufferPool
-from deployments.models.busy_clock import BusyClock, Doing
+from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.checkpointing import Checkpoints
 from deployments.models.fcn3_rollout import (
     check_coordinates,
-    check_hourly,
-    conditioning,
+    check_interpolation,
+    conditioning_fields,
     forecast,
 )
 from deployments.models.gpu_lock import GpuLock
@@ -35,9 +35,11 @@ from deployments.models.messages import (
     MemberProgress,
 )
 from deployments.models.options import FCN3Options
+from deployments.models.rollout import write_rollout
 from deployments.models.router import ROUTER
-from deployments.models.state import UnusableCheckpoint, can_go_on
-from deployments.models.worker import Job, ModelWorker, written_steps
+from deployments.models.state import UnusableCheckpoint, supports_checkpoints
+from deployments.models.worker import ModelWorker
+from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
 from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import TransientFailure, in_words
@@ -50,23 +52,40 @@ from workflows.execution import Stage
 
 logger = logging.getLogger("ray.serve")
 
-
-Steps = Callable[["Loaded", Callable[[], None]], Generator[NDArray[np.float32]]]
-"""Gives the fields of each step; the second argument raises if it shall stop."""
+Floats = NDArray[np.float32]
 
 
 @dataclass
-class Loaded:
-    """A model, and what makes its steps hourly if it could be had."""
+class LoadedModels:
+    """FCN3, and the interpolation around it if it could be loaded."""
 
-    model: Any
-    hourly: Any = None
-    hourly_failure: str | None = None
+    fcn3: Any
+    interpolation: Any = None
+    interpolation_failure: str | None = None
 
     @property
-    def all(self) -> tuple[Any, ...]:
-        """The model and what belongs to it."""
-        return (self.model,) if self.hourly is None else (self.model, self.hourly)
+    def on_gpu(self) -> tuple[Any, ...]:
+        """The models that occupy the GPU."""
+        return (self.fcn3,) if self.interpolation is None else (self.fcn3, self.interpolation)
+
+    def require_interpolation(self) -> Any:
+        """Return the interpolation.
+
+        Raises
+        ------
+        ModelUnavailable
+            If it could not be loaded.
+        """
+        if self.interpolation is None:
+            reason = self.interpolation_failure or "it is not configured"
+            raise ModelUnavailable(
+                Stage.INFERENCE, f"model interpolation could not be loaded: {reason}"
+            )
+        return self.interpolation
+
+
+Rollout = Callable[[LoadedModels, Callable[[], None]], Generator[Floats]]
+"""Yields the fields of each step; the second argument raises if the job must stop."""
 
 
 @serve.deployment(
@@ -83,7 +102,7 @@ class FCN3:
     packager : DeploymentHandle
         Writes the steps.
     initial_conditions : DeploymentHandle, optional
-        Gives initial conditions that are not on this machine's disk.
+        Serves initial conditions that are not on this machine's disk.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -94,186 +113,180 @@ class FCN3:
     ) -> None:
         self._options = options
         self._packager = packager
-        self._analyses = InitialConditionsClient(initial_conditions)
+        self._initial_conditions = InitialConditionsClient(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
-        self._memory, self._kept_memory = BufferPool(), BufferPool()
-        self._turn = GpuLock(options.turns, self._device)
-        self._replica = ModelWorker(
+        self._step_buffers, self._checkpoint_buffers = BufferPool(), BufferPool()
+        self._gpu_lock = GpuLock(options.gpu_locks, self._device)
+        self._worker = ModelWorker(
             options.loader.name, self._load, clock=BusyClock(options.loader.name, self._device)
         )
-        await self._replica.start()
+        await self._worker.start()
 
-    def _load(self) -> Loaded:
+    def _load(self) -> LoadedModels:
+        options = self._options
         if self._device == "cpu":
             hide_gpus()
-        with self._turn.loading() as put_aside:
-            model = load(self._options.loader, device=self._device)
-            check_coordinates(model, self._options.grid, self._options.input_variables)
-            if self._options.checkpoint_steps is not None and not can_go_on(model):
+        with self._gpu_lock.loading() as offload:
+            model = load(options.loader, device=self._device)
+            check_coordinates(model, options.grid, options.input_variables)
+            if options.checkpoint_steps is not None and not supports_checkpoints(model):
                 logger.warning(
-                    "model %s has no state that could be kept: a member that is interrupted "
-                    "begins anew",
-                    self._options.loader.name,
+                    "the state of model %s cannot be saved: an interrupted member restarts from "
+                    "the beginning",
+                    options.loader.name,
                 )
-            loaded = Loaded(model)
-            if self._options.interpolation is not None:
-                self._load_interpolation(loaded, self._options.interpolation)
-            put_aside(*loaded.all)
-        return loaded
+            models = LoadedModels(model)
+            if options.interpolation is not None:
+                self._load_interpolation(models, options.interpolation)
+            offload(*models.on_gpu)
+        return models
 
-    def _load_interpolation(self, loaded: Loaded, options: LoaderOptions) -> None:
-        """Load it; a failure is kept as the reason: forecasts do not need it."""
+    def _load_interpolation(self, models: LoadedModels, options: LoaderOptions) -> None:
+        """Load the interpolation; an error is kept, not raised: forecasts do not need it."""
         try:
-            loaded.hourly = load(options, device=self._device, px_model=loaded.model)
-            check_hourly(loaded.hourly, self._options.grid)
-            loaded.hourly_failure = None
+            models.interpolation = load(options, device=self._device, px_model=models.fcn3)
+            check_interpolation(models.interpolation, self._options.grid)
+            models.interpolation_failure = None
         except Exception as error:
-            loaded.hourly = None
+            models.interpolation = None
             failure = in_words(error)
-            # Once: it is tried again every few seconds.
-            if failure != loaded.hourly_failure:
+            # Logged once: loading is retried every few seconds.
+            if failure != models.interpolation_failure:
                 logger.exception("model %s could not be loaded", options.name)
-            loaded.hourly_failure = failure
+            models.interpolation_failure = failure
 
-    def _load_interpolation_again(self, loaded: Loaded, options: LoaderOptions) -> None:
-        with self._turn.loading() as put_aside:
-            self._load_interpolation(loaded, options)
-            put_aside(*loaded.all)
+    def _retry_interpolation(self, models: LoadedModels, options: LoaderOptions) -> None:
+        with self._gpu_lock.loading() as offload:
+            self._load_interpolation(models, options)
+            offload(*models.on_gpu)
 
     async def describe(self, name: str | None = None) -> dict[str, Any]:
-        """Say which model this is, for the provenance of results.
+        """Return the origin of a model, for the provenance of results.
 
         Parameters
         ----------
         name : str, optional
-            ``interpolation`` for what makes the steps hourly.
+            ``interpolation`` for the interpolation; FCN3 by default.
 
         Raises
         ------
         ModelUnavailable
             If it could not be loaded, with the reason.
         """
-        loaded = await self._replica.model()
+        models: LoadedModels = await self._worker.model()
         options = self._options.interpolation
         if name is None or options is None or name != options.name:
-            return dict(describe_origin(loaded.model, self._options.loader))
-        # Not while somebody computes: whoever asks would wait for the end of that.
-        if loaded.hourly is None and not self._replica.is_busy:
-            await self._replica.between_jobs(
-                lambda loaded: self._load_interpolation_again(loaded, options)
-            )
-        return dict(describe_origin(_hourly(loaded), options))
+            return dict(describe_origin(models.fcn3, self._options.loader))
+        # Not while a job runs: the caller would wait for its end.
+        if models.interpolation is None and not self._worker.is_busy:
+            await self._worker.load_more(lambda models: self._retry_interpolation(models, options))
+        return dict(describe_origin(models.require_interpolation(), options))
 
     async def forecast_member(self, job: MemberJob) -> AsyncGenerator[MemberProgress]:
-        """Compute a member and have every step written; tells how many are.
+        """Compute a member, and yield how many of its steps are written.
 
-        The same plan, member and initial conditions give the same arrays, whatever ran before.
+        The same plan, member and initial conditions yield the same arrays, whatever ran before.
 
         Raises
         ------
         StaleConductor
-            If a newer Conductor has been seen.
+            If a newer Conductor has called.
         ExecutionCancelled
-            If the caller went away: the thread has stopped then.
+            If the caller went away; the thread has stopped by then.
         TransientFailure
-            If the model did not go on from its checkpoint, which is removed: the next attempt
-            begins anew.
+            If the model cannot resume from its checkpoint. The checkpoint is removed, so the next
+            attempt starts from the beginning.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        model = describe_origin(await self._replica.model(), self._options.loader)
+        models: LoadedModels = await self._worker.model()
+        model = dict(describe_origin(models.fcn3, self._options.loader))
         origin = json.dumps([model, job.execution_id, job.member])
         checkpoints = Checkpoints(
-            self._packager, job, self._options.checkpoint_steps, origin, self._kept_memory
+            self._packager, job, self._options.checkpoint_steps, origin, self._checkpoint_buffers
         )
         checkpoint = await checkpoints.find()
-        state = await self._state(job, job.plan) if checkpoint is None else None
+        state = await self._initial_state(job, job.plan) if checkpoint is None else None
         window = self._window(job, self._packager.write_step, checkpoint)
 
-        def steps(loaded: Loaded, _: Callable[[], None]) -> Generator[NDArray[np.float32]]:
+        def rollout(models: LoadedModels, _: Callable[[], None]) -> Generator[Floats]:
             return forecast(
-                loaded.model,
+                models.fcn3,
                 job,
                 state,
-                self._memory,
+                self._step_buffers,
                 checkpoint=checkpoint,
-                keep=lambda step, fields: checkpoints.keep(loaded.model, step, fields, window),
+                save=lambda step, fields: checkpoints.save(models.fcn3, step, fields, window),
             )
 
         try:
-            async with self._written(job, steps, window, "forecast") as told:
-                async for progress in told:
+            async with self._written(job, rollout, window, "forecast") as updates:
+                async for progress in updates:
                     yield progress
         except UnusableCheckpoint as error:
-            # Left where it is, every attempt would end like this one.
+            # If it stayed, every attempt would end like this one.
             await checkpoints.drop()
             raise TransientFailure(
                 Stage.INFERENCE,
-                f"member {job.member} begins anew: its checkpoint is of no use: {error}",
+                f"member {job.member} restarts: its checkpoint cannot be used: {error}",
             ) from None
         await checkpoints.drop()
 
     async def condition_member(self, job: ConditioningJob) -> AsyncGenerator[MemberProgress]:
-        """Compute the fields that condition a forecast, hour by hour; tells how many are there.
+        """Compute the hourly fields that condition a nowcast, and yield how many are written.
 
         Raises
         ------
         StaleConductor, ExecutionCancelled
             As `forecast_member`.
         ModelUnavailable
-            If there is no interpolation to hourly steps.
+            If the interpolation could not be loaded.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        state = await self._state(job, job.plan.conditioning)
-        async with self._written(
-            job,
-            lambda loaded, check: conditioning(loaded.model, _hourly(loaded), job, check, state),
-            self._window(job, self._packager.write_conditioning),
-            "conditioning",
-        ) as told:
-            async for progress in told:
+        state = await self._initial_state(job, job.plan.conditioning)
+
+        def rollout(models: LoadedModels, check: Callable[[], None]) -> Generator[Floats]:
+            interpolation = models.require_interpolation()
+            return conditioning_fields(models.fcn3, interpolation, job, check, state)
+
+        window = self._window(job, self._packager.write_conditioning)
+        async with self._written(job, rollout, window, "conditioning") as updates:
+            async for progress in updates:
                 yield progress
 
-    async def _state(
+    async def _initial_state(
         self, job: MemberJob, plan: Plan | Conditioning | None
-    ) -> NDArray[np.float32] | None:
-        """Open or get the initial conditions, while another job may still have the GPU."""
+    ) -> Floats | None:
+        """Return the initial conditions; fetched while another job may still use the GPU."""
         if plan is None:
             return None
-        found = await self._analyses.find(job.initial_conditions, plan, job.execution_id)
-        return found.fields
+        analysis = await self._initial_conditions.find(
+            job.initial_conditions, plan, job.execution_id
+        )
+        return analysis.fields
 
     def _window(
         self, job: MemberJob, writer: Any, checkpoint: Checkpoint | None = None
     ) -> WriteWindow:
-        async def write(index: int, fields: NDArray[np.float32]) -> None:
+        async def write(index: int, fields: Floats) -> None:
             await writer.remote(job.execution_id, job.fence, job.member, index, fields)
 
         return WriteWindow(
             write,
             self._options.window_steps,
-            give_back=self._memory.give_back,
+            release=self._step_buffers.release,
             written=0 if checkpoint is None else checkpoint.step + 1,
         )
 
     def _written(
-        self, job: MemberJob, steps: Steps, window: WriteWindow, what: str
+        self, job: MemberJob, rollout: Rollout, window: WriteWindow, work: str
     ) -> aclosing[AsyncGenerator[MemberProgress]]:
-        def in_turn(loaded: Loaded, running: Job) -> Generator[NDArray[np.float32]]:
+        def with_gpu(models: LoadedModels, running: WorkerJob) -> Generator[Floats]:
             with (
-                running.during(Doing.TURN),
-                self._turn.computing(*loaded.all, check=running.check),
-                running.during(Doing.BUSY),
-                closing(steps(loaded, running.check)) as each,
+                running.during(Activity.GPU_LOCK),
+                self._gpu_lock.computing(*models.on_gpu, check=running.check),
+                running.during(Activity.BUSY),
+                closing(rollout(models, running.check)) as steps,
             ):
-                yield from each
+                yield from steps
 
-        return aclosing(written_steps(self._replica, Job(job.fence), in_turn, window, what))
-
-
-def _hourly(loaded: Loaded) -> Any:
-    if loaded.hourly is None:
-        raise ModelUnavailable(
-            Stage.INFERENCE,
-            f"model interpolation could not be loaded: {loaded.hourly_failure or 'none is set'}",
-        )
-    return loaded.hourly
+        return aclosing(write_rollout(self._worker, WorkerJob(job.fence), with_gpu, window, work))

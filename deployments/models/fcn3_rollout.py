@@ -1,4 +1,4 @@
-"""The steps of FCN3 for one ensemble member: a forecast, or what conditions another one."""
+"""The time steps of FCN3 for one member: a forecast, or the fields that condition a nowcast."""
 
 from __future__ import annotations
 
@@ -19,116 +19,127 @@ from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
 from workflows.grids import Grid
 
+Floats = NDArray[np.float32]
+
 
 def forecast(
     model: Any,
     job: MemberJob,
-    state: NDArray[np.float32] | None = None,
-    memory: BufferPool | None = None,
+    state: Floats | None = None,
+    buffers: BufferPool | None = None,
     *,
     checkpoint: Checkpoint | None = None,
-    keep: Callable[[int, Any], None] = lambda _, __: None,
-) -> Generator[NDArray[np.float32]]:
-    """Run a model over one member.
+    save: Callable[[int, Any], None] = lambda _, __: None,
+) -> Generator[Floats]:
+    """Roll out one member.
 
     Parameters
     ----------
+    model : PrognosticModel
+        FCN3, or a model with its interface.
     state : ndarray, shape (variable, lat, lon), optional
-        The initial conditions; read from the job's path by default.
-    memory : HostMemory, optional
-        Gives what is yielded.
+        Initial conditions; read from the job's path by default.
+    buffers : BufferPool, optional
+        Memory for the fields that are yielded.
     checkpoint : Checkpoint, optional
-        Where to go on.
-    keep : callable
-        Told every time index but the last and all fields that the model gave for it, shape
-        (variable, lat, lon), after they were taken and before the model goes on.
+        Where to resume.
+    save : callable
+        Called after each step but the last, before the model continues, with its time index and
+        all fields of the model, shape (variable, lat, lon).
 
     Yields
     ------
     ndarray, shape (variable, lat, lon)
-        The plan's variables at each time, initial conditions first, or the one behind the
-        checkpoint; longitudes 0 to 360. A copy: models overwrite what they gave on the next step.
+        The plan's variables at each time, from the initial conditions, or from the first step
+        after the checkpoint; longitudes 0 to 360. A copy: models overwrite their output.
 
     Raises
     ------
     UnusableCheckpoint
-        Before the first step, if the model does not go on from there.
+        Before the first step, if the model cannot resume from the checkpoint.
     """
-    plan, memory = job.plan, memory or BufferPool()
+    plan, buffers = job.plan, buffers or BufferPool()
     seed, first = plan.seeds[job.member], 0
     if checkpoint is None:
-        iterator = _iterator(model, model, plan, seed, _state(job, state))
+        steps = _iterator(model, model, plan, seed, _initial_state(job, state))
     else:
         lead_hours = checkpoint.step * plan.step_hours
-        iterator = _iterator(model, model, plan, seed, checkpoint.state, lead_hours)
+        steps = _iterator(model, model, plan, seed, checkpoint.state, lead_hours)
         try:
-            # What it was begun with, which is written; this sets the model's state, too.
-            next(iterator)
+            # The first fields are those of the checkpoint. Yielding them initializes the model's
+            # internal state, so it is restored only afterwards.
+            next(steps)
             set_internal_state(model, checkpoint.internal)
         except Exception as error:
             raise UnusableCheckpoint(in_words(error)) from error
         first = checkpoint.step + 1
-    chosen: list[int] | None = None
+    indices: list[int] | None = None
     for index in range(first, plan.n_times):
-        fields, given = next(iterator)
-        if chosen is None:
-            chosen = _places(given, plan.variables)
-        yield memory.fields(fields[0, 0], chosen)
+        fields, coords = next(steps)
+        if indices is None:
+            indices = _variable_indices(coords, plan.variables)
+        yield buffers.copy(fields[0, 0], indices)
         if index < plan.n_steps:
-            keep(index, fields[0, 0])
+            save(index, fields[0, 0])
 
 
-def conditioning(
+def conditioning_fields(
     model: Any,
-    hourly: Any,
+    interpolation: Any,
     job: ConditioningJob,
     check: Callable[[], None] = lambda: None,
-    state: NDArray[np.float32] | None = None,
-) -> Generator[NDArray[np.float32]]:
-    """Run a model hour by hour up to the last that conditions a step of the plan.
+    state: Floats | None = None,
+) -> Generator[Floats]:
+    """Roll out one member hour by hour, up to the last hour that conditions a step of the plan.
 
     Parameters
     ----------
-    hourly : PrognosticModel
-        Interpolates the steps of `model`.
+    model : PrognosticModel
+    interpolation : PrognosticModel
+        Interpolates the steps of `model` to hours.
     check : callable
-        Called at every hour, those included that condition nothing; raises if the job shall stop.
+        Called at every hour, including those that condition nothing; raises to stop.
     state : ndarray, shape (variable, lat, lon), optional
-        The initial conditions; read from the job's path by default.
+        Initial conditions; read from the job's path by default.
 
     Yields
     ------
     ndarray, shape (lat, lon)
-        What conditions each step: at the hours that the plan names. Longitudes 0 to 360, without
-        the south pole. A copy.
+        The field that conditions each step, as `interpolation_coordinates` has it. A copy.
     """
-    conditions = job.plan.conditioning
-    if conditions is None:
+    conditioning = job.plan.conditioning
+    if conditioning is None:
         raise ValueError(f"{job.execution_id} is not conditioned")
-    seed = conditions.seeds[job.member]
-    iterator = _iterator(model, hourly, conditions, seed, _state(job, state))
-    hours, memory = job.plan.conditioning_hours, BufferPool()
+    seed = conditioning.seeds[job.member]
+    steps = _iterator(model, interpolation, conditioning, seed, _initial_state(job, state))
+    hours, buffers = job.plan.conditioning_hours, BufferPool()
     for hour in range(hours.stop):
         check()
-        fields, given = next(iterator)
+        fields, coords = next(steps)
         if hour in hours:
-            # The interpolation, too, overwrites what it gave.
-            yield memory.fields(fields[0, 0], _places(given, [conditions.variable]))[0]
+            # The interpolation overwrites its output, too.
+            yield buffers.copy(fields[0, 0], _variable_indices(coords, [conditioning.variable]))[0]
 
 
-def _state(job: MemberJob, state: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _initial_state(job: MemberJob, state: Floats | None) -> Floats:
     return np.load(job.initial_conditions, mmap_mode="r") if state is None else state
 
 
 def _iterator(
     model: Any,
-    steps: Any,
+    stepper: Any,
     plan: Plan | Conditioning,
     seed: int,
-    state: NDArray[np.float32],
+    state: Floats,
     lead_hours: int = 0,
 ) -> Iterator[Any]:
-    """Begin a run of one member with its state some hours after the start."""
+    """Start one member from its state at a lead time.
+
+    Parameters
+    ----------
+    stepper : PrognosticModel
+        `model`, or the interpolation around it.
+    """
     grid = cast(Grid, plan.grid)
     coords = OrderedDict(
         time=np.array([plan.start()]).astype("datetime64[ns]"),
@@ -137,21 +148,21 @@ def _iterator(
         lat=grid.latitudes(),
         lon=grid.longitudes(),
     )
-    # Consumed at the iterator's first step: no other iterator may be made in between.
+    # The iterator reads the seed at its first step: create no other iterator until then.
     model.set_rng(seed=seed, reset=True)
-    iterator: Iterator[Any] = steps.create_iterator(
+    iterator: Iterator[Any] = stepper.create_iterator(
         _as_model_input(model, state[None, None]), coords
     )
     return iterator
 
 
-def _places(coords: Mapping[str, Any], variables: Sequence[str]) -> list[int]:
+def _variable_indices(coords: Mapping[str, Any], variables: Sequence[str]) -> list[int]:
     names = [str(name) for name in coords["variable"]]
     return [names.index(name) for name in variables]
 
 
-def _as_model_input(model: Any, state: NDArray[np.float32]) -> Any:
-    """Copy the state to where the model computes: it overwrites its input."""
+def _as_model_input(model: Any, state: Floats) -> Any:
+    """Return a copy of a state on the model's device; the model overwrites its input."""
     if getattr(model, "numpy_native", False):
         return np.array(state)
     import torch
@@ -162,56 +173,59 @@ def _as_model_input(model: Any, state: NDArray[np.float32]) -> Any:
 
 
 def check_coordinates(model: Any, grid: Grid, input_variables: tuple[str, ...]) -> None:
-    """Refuse a model whose coordinates are not those that plans are made with.
+    """Check that a model has the variables and the grid that plans are made with.
 
     Raises
     ------
     ModelUnavailable
         Naming what differs.
     """
-    given: Mapping[str, Any] = model.input_coords()
-    names = tuple(str(name) for name in given["variable"])
+    coords: Mapping[str, Any] = model.input_coords()
+    names = tuple(str(name) for name in coords["variable"])
     if names != input_variables:
-        odd = sorted(set(names) ^ set(input_variables))[:5] or "in another order"
-        raise ModelUnavailable(Stage.INFERENCE, f"the model's variables differ: {odd}")
-    for name, wanted in (
-        ("lat", grid.latitudes()),
-        ("lon", grid.longitudes()),
-    ):
-        if given[name].shape != wanted.shape or not np.allclose(given[name], wanted):
+        difference = sorted(set(names) ^ set(input_variables))[:5] or "in another order"
+        raise ModelUnavailable(Stage.INFERENCE, f"the model's variables differ: {difference}")
+    for name, expected in (("lat", grid.latitudes()), ("lon", grid.longitudes())):
+        if not _is_same(coords[name], expected):
             raise ModelUnavailable(
                 Stage.INFERENCE,
-                f"the model has {given[name].size} values of {name} from {given[name][0]:g} to "
-                f"{given[name][-1]:g}; configured in models.fcn3.grid are {wanted.size} from "
-                f"{wanted[0]:g} to {wanted[-1]:g}",
+                f"the model has {_describe(name, coords[name])}; configured in models.fcn3.grid "
+                f"are {_describe(name, expected)}",
             )
 
 
-def check_hourly(model: Any, grid: Grid) -> None:
-    """Refuse an interpolation whose steps are no hours, or whose grid is another.
+def check_interpolation(model: Any, grid: Grid) -> None:
+    """Check that an interpolation steps by hours, on the grid of FCN3.
 
     Raises
     ------
     ModelUnavailable
         Naming what differs.
     """
-    given: Mapping[str, Any] = model.output_coords(model.input_coords())
-    step = np.asarray(given["lead_time"])[-1].astype("timedelta64[m]")
+    coords: Mapping[str, Any] = model.output_coords(model.input_coords())
+    step = np.asarray(coords["lead_time"])[-1].astype("timedelta64[m]")
     if step != np.timedelta64(60, "m"):
         raise ModelUnavailable(
             Stage.INFERENCE, f"the interpolation has steps of {step}; hours are needed"
         )
-    lat, lon = hourly_points(grid)
-    for name, wanted in (("lat", lat), ("lon", lon)):
-        if given[name].shape != wanted.shape or not np.allclose(given[name], wanted):
+    latitudes, longitudes = interpolation_coordinates(grid)
+    for name, expected in (("lat", latitudes), ("lon", longitudes)):
+        if not _is_same(coords[name], expected):
             raise ModelUnavailable(
                 Stage.INFERENCE,
-                f"the interpolation has {given[name].size} values of {name} from "
-                f"{given[name][0]:g} to {given[name][-1]:g}; {wanted.size} from {wanted[0]:g} to "
-                f"{wanted[-1]:g} are needed",
+                f"the interpolation has {_describe(name, coords[name])}; needed are "
+                f"{_describe(name, expected)}",
             )
 
 
-def hourly_points(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give latitudes and longitudes of hourly fields: those of the model but for the south pole."""
+def _is_same(coordinate: NDArray[Any], expected: NDArray[np.float64]) -> bool:
+    return coordinate.shape == expected.shape and np.allclose(coordinate, expected)
+
+
+def _describe(name: str, coordinate: NDArray[Any]) -> str:
+    return f"{coordinate.size} values of {name} from {coordinate[0]:g} to {coordinate[-1]:g}"
+
+
+def interpolation_coordinates(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return latitudes and longitudes of the interpolation: FCN3's, without the south pole."""
     return grid.latitudes()[:-1], grid.longitudes()

@@ -1,7 +1,7 @@
-"""Turns on a GPU that cannot hold two models at once.
+"""A lock on a GPU that cannot hold two models at once.
 
-A model computes while it holds the GPU's lock; the others wait in the host's memory. The lock goes
-with the process that holds it, so that one which dies keeps nobody from the GPU.
+A model computes while its replica holds the lock; other models wait in the host's memory. The
+operating system releases the lock when the process that holds it dies.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ POLL_S = 0.05
 
 
 class GpuLock:
-    """The lock on the GPUs that Ray gave this replica; used in the model's thread.
+    """The lock on the GPUs that Ray assigned to this replica; used in the model's thread.
 
     Parameters
     ----------
     folder : Path, optional
-        Of the locks, may be seen by other nodes; None where no turns are taken.
+        Folder of the lock files, which other nodes may share; None where models share no GPU.
     device : str
-        Where models compute.
+        Device on which models compute.
     """
 
     def __init__(self, folder: Path | None, device: str) -> None:
@@ -39,74 +39,73 @@ class GpuLock:
 
     @contextmanager
     def loading(self) -> Iterator[Callable[..., None]]:
-        """Keep the turn while models are loaded; gives what puts them aside at the end."""
-        with self._taken(lambda: None):
+        """Hold the lock while models are loaded; yields a function that offloads models."""
+        with self._held(lambda: None):
             try:
-                yield self._put_aside
+                yield self._offload
             finally:
-                # What could not be loaded whole is not put aside.
-                self._put_aside()
+                # A model whose loading failed leaves memory behind.
+                self._offload()
 
     @contextmanager
     def computing(self, *models: Any, check: Callable[[], None]) -> Iterator[None]:
-        """Wait for the turn, and keep it with the models on the GPU.
+        """Wait for the lock, and hold it with the models on the GPU.
 
         Parameters
         ----------
         check : callable
-            Called while others have their turn; raises if the job shall stop.
+            Called while the lock is held elsewhere; raises to stop the wait.
         """
-        with self._taken(check):
+        with self._held(check):
             try:
                 if self._path is not None:
                     for model in models:
                         _move(model, self._device)
                 yield
             finally:
-                self._put_aside(*models)
+                self._offload(*models)
 
-    def _put_aside(self, *models: Any) -> None:
+    def _offload(self, *models: Any) -> None:
         if self._path is not None:
             for model in models:
                 _move(model, "cpu")
-            _let_go(self._device)
+            _free_cached_memory(self._device)
 
     @contextmanager
-    def _taken(self, check: Callable[[], None]) -> Iterator[None]:
+    def _held(self, check: Callable[[], None]) -> Iterator[None]:
         if self._path is None:
             yield
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        mine = False
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        acquired = False
         try:
-            while not (mine := _locked(lock)):
+            while not (acquired := _try_lock(file)):
                 check()
                 time.sleep(POLL_S)
             yield
         finally:
-            os.close(lock)
-            if mine:
-                # Or whoever has just had it would have it again before the others look.
+            os.close(file)
+            if acquired:
+                # Lets the others poll first, or this replica would reacquire the lock at once.
                 time.sleep(2 * POLL_S)
 
 
-def _locked(lock: int) -> bool:
+def _try_lock(file: int) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _move(model: Any, device: str) -> None:
-    """Bring a model's weights to a device."""
     if not getattr(model, "numpy_native", False):
         model.to(device)
 
 
-def _let_go(device: str) -> None:
-    """Give back memory of a GPU that nothing uses any more."""
+def _free_cached_memory(device: str) -> None:
+    """Release memory of the GPU that torch caches."""
     if device == "cuda":
         import torch
 

@@ -11,7 +11,7 @@ from workflows.grids import Grid, LambertGrid
 
 
 class FCN3Options(BaseModel):
-    """What an FCN3 replica needs to know."""
+    """Options of an FCN3 replica."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,17 +19,17 @@ class FCN3Options(BaseModel):
     grid: Grid
     input_variables: tuple[str, ...]
     window_steps: int
-    """Steps that may be computed but not yet written."""
+    """Time steps that may be computed but not yet written."""
     checkpoint_steps: int | None = None
-    """Steps after which a forecast's state is kept; None keeps none."""
-    turns: Path | None = None
-    """Folder of the locks by which models take turns on a GPU; None if each has its own."""
+    """Time steps from one checkpoint of a forecast to the next; None writes none."""
+    gpu_locks: Path | None = None
+    """Folder of the GPU locks if models share a GPU; None if each has its own."""
     interpolation: LoaderOptions | None = None
-    """What makes its steps hourly; None if nothing is conditioned."""
+    """Interpolates FCN3 to hourly steps; None if FCN3 conditions no other model."""
 
 
 class StormScopeOptions(BaseModel):
-    """What a StormScope replica needs to know."""
+    """Options of a StormScope replica."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +38,6 @@ class StormScopeOptions(BaseModel):
     conditioning_grid: Grid
     input_variables: tuple[str, ...]
     window_steps: int
-    """Steps that may be computed but not yet written."""
-    turns: Path | None = None
-    """Folder of the locks by which models take turns on a GPU; None if each has its own."""
+    """Time steps that may be computed but not yet written."""
+    gpu_locks: Path | None = None
+    """Folder of the GPU locks if models share a GPU; None if each has its own."""

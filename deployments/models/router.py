@@ -1,4 +1,4 @@
-"""Which replica a call goes to: the one that its caller knows to be free, else the idlest."""
+"""Route a call to the replica that its job names, or else to the least loaded one."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 
 class IdleFirstRouter(RequestRouter):
-    """Spreads a caller's calls evenly over all replicas.
+    """Spreads the calls of one caller evenly over all replicas.
 
-    Serve looks at two replicas at random and takes the better one: of eight calls to eight
-    replicas some share one, while another has nothing to do. That is for many short calls; ours
-    are few and take minutes. Calls of others are not seen: members have one caller, the Conductor.
+    Serve takes the better of two replicas drawn at random, which suits many short calls. Ours are
+    few and take minutes: of eight calls to eight replicas some would share one while another is
+    idle. Calls of other callers are not counted; members have one caller, the Conductor.
     """
 
     def initialize_state(self, **_: Any) -> None:
-        """Begin without any call under way."""
+        """Start without ongoing calls."""
         self._ongoing: Counter[ReplicaID] = Counter()
-        self._turn = count(1)
-        self._chosen: dict[ReplicaID, int] = {}
+        self._sequence = count(1)
+        self._last_chosen: dict[ReplicaID, int] = {}
 
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Rank all replicas: one that the job names, then by calls under way, then in turn."""
+        """Rank replicas: first the named one, then by ongoing calls, then by longest unchosen."""
         wanted = None
         if pending_request is not None:
-            # Without it Serve asks again at once where all replicas are busy.
+            # Otherwise Serve retries without a pause while all replicas are busy.
             pending_request.routing_context.should_backoff = True
             wanted = next((getattr(job, "replica", None) for job in pending_request.args), None)
         ranked = sorted(
@@ -39,21 +39,21 @@ class IdleFirstRouter(RequestRouter):
             key=lambda replica: (
                 replica.replica_id.unique_id != wanted,
                 self._ongoing[replica.replica_id],
-                self._chosen.get(replica.replica_id, 0),
+                self._last_chosen.get(replica.replica_id, 0),
             ),
         )
         if ranked:
-            # Noted now, not when it is sent: other calls are routed meanwhile.
-            self._chosen[ranked[0].replica_id] = next(self._turn)
+            # Recorded here and not on sending: other calls are routed in between.
+            self._last_chosen[ranked[0].replica_id] = next(self._sequence)
         return [[replica] for replica in ranked]
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
-        """Count a call."""
+        """Count a call that starts."""
         super().on_send_request(replica_id)
         self._ongoing[replica_id] += 1
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Count one less."""
+        """Count a call that ended."""
         super().on_request_completed(replica_id, internal_request_id)
         self._ongoing[replica_id] -= 1
         if self._ongoing[replica_id] <= 0:
@@ -61,4 +61,4 @@ class IdleFirstRouter(RequestRouter):
 
 
 ROUTER = f"{__name__}.{IdleFirstRouter.__name__}"
-"""Its import path, for a deployment's options."""
+"""Import path of the router, for a deployment's options."""

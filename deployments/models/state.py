@@ -1,4 +1,4 @@
-"""The part of a model's state that is not in its output fields: read it, and restore it."""
+"""The state of a model that its output fields do not contain: read it, and restore it."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ class UnusableCheckpoint(Exception):
     """A model cannot continue from a checkpoint."""
 
 
+def supports_checkpoints(model: Any) -> bool:
+    """Return whether the internal state of a model can be read and restored."""
+    return hasattr(model, "internal_state") or _preprocessor(model) is not None
+
+
 def internal_state(model: Any) -> dict[str, NDArray[Any]] | None:
-    """Give what a model's next step depends on beside the fields that it gave last.
+    """Return what the next step of a model depends on besides its latest fields.
 
     Returns
     -------
     dict or None
-        None if the model is none whose state can be had: Earth2Studio's FCN3 around makani's
-        network, or one that has `internal_state` and `set_internal_state` of its own.
+        None if `supports_checkpoints` is false. It is true of Earth2Studio's FCN3 around makani's
+        network, and of models with methods `internal_state` and `set_internal_state`.
     """
     if hasattr(model, "internal_state"):
         return dict(model.internal_state())
     preprocessor = _preprocessor(model)
     if preprocessor is None:
         return None
-    # makani: the noise is a process in time, which draws from generators that go on.
+    # makani's noise is a process in time that draws from generators of its own.
     generators = dict(zip(("cpu", "gpu"), preprocessor.get_internal_state(), strict=True))
-    found = {"noise": model._get_internal_state(0, 0), **generators}
-    return {name: each.cpu().numpy() for name, each in found.items() if each is not None}
+    arrays = {"noise": model._get_internal_state(0, 0), **generators}
+    return {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
 
 
-def set_internal_state(model: Any, kept: Arrays) -> None:
-    """Let a model's running iterator go on as if it had given the fields that it was begun with.
+def set_internal_state(model: Any, internal: Arrays) -> None:
+    """Restore the internal state of a model whose iterator has just yielded its first fields.
 
     Raises
     ------
     ValueError
-        If the model is none whose state can be had.
+        If `supports_checkpoints` is false.
     """
     if hasattr(model, "internal_state"):
-        model.set_internal_state(kept)
+        model.set_internal_state(internal)
         return
     preprocessor = _preprocessor(model)
     if preprocessor is None:
-        raise ValueError(f"{model} cannot go on in the middle")
+        raise ValueError(f"the state of {model} cannot be restored")
     import torch
 
-    found = {name: torch.from_numpy(np.array(each)) for name, each in kept.items()}
-    preprocessor.set_internal_state((found.get("cpu"), found.get("gpu")))
-    if "noise" in found:
-        # Copied into the network's buffer, wherever that is, and from there into the iterator.
-        preprocessor.set_internal_state(found["noise"])
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in internal.items()}
+    preprocessor.set_internal_state((tensors.get("cpu"), tensors.get("gpu")))
+    if "noise" in tensors:
+        # This copies into the network's buffer on its device; the next call into the iterator.
+        preprocessor.set_internal_state(tensors["noise"])
         model._set_internal_state(0, 0)
 
 
-def can_go_on(model: Any) -> bool:
-    """Say whether a model's state can be kept, and set again."""
-    return hasattr(model, "internal_state") or _preprocessor(model) is not None
-
-
 def _preprocessor(model: Any) -> Any:
-    """Give what owns the noise of Earth2Studio's FCN3; None of any other model."""
+    """Return the owner of the noise in Earth2Studio's FCN3; None for any other model."""
     if not hasattr(model, "_set_internal_state"):
         return None
     network = getattr(getattr(model, "model", None), "model", None)

@@ -1,4 +1,7 @@
-"""StormScope: one ensemble member at a time, conditioned on fields as another model gives them."""
+"""The StormScope deployment: computes one member of a nowcast at a time.
+
+Each step is conditioned on a field that another model computes meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,15 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
-from deployments.models.busy_clock import BusyClock, Doing
+from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
+from deployments.models.rollout import write_rollout
 from deployments.models.router import ROUTER
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
-from deployments.models.worker import Job, ModelWorker, written_steps
+from deployments.models.worker import ModelWorker
+from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import is_transient
 from deployments.runtime.gpus import has_gpu, hide_gpus
@@ -37,8 +42,8 @@ Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
 
 ATTEMPTS = 5
 PAUSE_S = 0.5
-LOOKS = 10
-"""Of half a second each: a folder that many nodes see may show a file late."""
+MAX_READS = 10
+"""Reads of a field that was written, half a second each: a shared disk may show a file late."""
 
 
 @serve.deployment(
@@ -55,7 +60,7 @@ class StormScope:
     packager : DeploymentHandle
         Writes the steps, and keeps the fields that condition them.
     initial_conditions : DeploymentHandle, optional
-        Gives images that are not on this machine's disk.
+        Serves satellite images that are not on this machine's disk.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -66,87 +71,90 @@ class StormScope:
     ) -> None:
         self._options = options
         self._packager = packager
-        self._analyses = InitialConditionsClient(initial_conditions)
+        self._initial_conditions = InitialConditionsClient(initial_conditions)
         self._device = "cuda" if has_gpu() else "cpu"
-        self._turn = GpuLock(options.turns, self._device)
-        self._replica = ModelWorker(
+        self._gpu_lock = GpuLock(options.gpu_locks, self._device)
+        self._worker = ModelWorker(
             options.loader.name, self._load, clock=BusyClock(options.loader.name, self._device)
         )
-        await self._replica.start()
+        await self._worker.start()
 
     def _load(self) -> Nowcaster:
         if self._device == "cpu":
             hide_gpus()
         options = self._options
-        with self._turn.loading() as put_aside:
+        with self._gpu_lock.loading() as offload:
             model = load(options.loader, device=self._device)
             nowcaster = prepare(
                 model, options.grid, options.conditioning_grid, options.input_variables
             )
-            put_aside(model)
+            offload(model)
         return nowcaster
 
     async def describe(self) -> dict[str, Any]:
-        """Say which model this is, for the provenance of results.
+        """Return the origin of the model, for the provenance of results.
 
         Raises
         ------
         ModelUnavailable
             If it could not be loaded, with the reason.
         """
-        nowcaster: Nowcaster = await self._replica.model()
+        nowcaster: Nowcaster = await self._worker.model()
         return dict(describe_origin(nowcaster.model, self._options.loader))
 
     async def nowcast_member(self, job: NowcastJob) -> AsyncGenerator[MemberProgress]:
-        """Compute a member and have every step written; tells how many are.
+        """Compute a member, and yield how many of its steps are written.
 
         Each step waits for the field that conditions it. The same plan, member, image and fields
-        give the same arrays, whatever ran before.
+        yield the same arrays, whatever ran before.
 
         Raises
         ------
         StaleConductor
-            If a newer Conductor has been seen.
+            If a newer Conductor has called.
         StageFailed
-            If the satellite's image has gaps.
+            If the satellite image has gaps, or a conditioning field is lost.
         ExecutionCancelled
-            If the caller went away: the thread has stopped then.
+            If the caller went away; the thread has stopped by then.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         loop = asyncio.get_running_loop()
-        image = await self._analyses.find(job.initial_conditions, job.plan, job.execution_id)
+        image = await self._initial_conditions.find(
+            job.initial_conditions, job.plan, job.execution_id
+        )
 
         async def write(index: int, fields: Floats) -> None:
             await self._packager.write_step.remote(
                 job.execution_id, job.fence, job.member, index, fields
             )
 
-        def steps(nowcaster: Nowcaster, running: Job) -> Generator[Floats]:
+        def rollout(nowcaster: Nowcaster, running: WorkerJob) -> Generator[Floats]:
             fields = FieldPrefetcher(lambda step: self._field(job, step), job, running, loop)
             with (
-                running.during(Doing.TURN),
-                self._turn.computing(nowcaster.model, check=running.check),
-                running.during(Doing.BUSY),
+                running.during(Activity.GPU_LOCK),
+                self._gpu_lock.computing(nowcaster.model, check=running.check),
+                running.during(Activity.BUSY),
                 closing(fields),
-                closing(nowcast(nowcaster, job, fields.of, image)) as each,
+                closing(nowcast(nowcaster, job, fields.get, image)) as steps,
             ):
-                yield from each
+                yield from steps
 
         window = WriteWindow(write, self._options.window_steps)
-        async with aclosing(written_steps(self._replica, Job(job.fence), steps, window)) as told:
-            async for progress in told:
+        updates = write_rollout(self._worker, WorkerJob(job.fence), rollout, window, "forecast")
+        async with aclosing(updates):
+            async for progress in updates:
                 yield progress
 
     async def _field(self, job: NowcastJob, step: int) -> Floats:
-        """Wait for the field that conditions a step, however long it takes to be computed.
+        """Wait for the field that conditions a step, however long its computation takes.
 
         Raises
         ------
         StageFailed
-            If it must have been there before and is not: nobody will compute it again.
+            If the field was written and cannot be found: nothing would compute it again.
         """
         member = job.plan.conditioned_by(job.member)
-        failures = looks = 0
+        failures = reads = 0
         while True:
             try:
                 field: Floats | None = await self._packager.read_conditioning.remote(
@@ -156,13 +164,15 @@ class StormScope:
                 failures += 1
                 if not is_transient(error) or failures == ATTEMPTS:
                     raise
-                logger.warning("a field of %s not read, again: %s", job.execution_id, error)
+                logger.warning(
+                    "a field of %s could not be read, retrying: %s", job.execution_id, error
+                )
                 await asyncio.sleep(PAUSE_S * 2**failures)
             else:
                 if field is not None:
                     return field
-                looks += 1
-                if job.all_conditioned and looks == LOOKS:
+                reads += 1
+                if job.all_conditioned and reads == MAX_READS:
                     raise StageFailed(
                         Stage.INFERENCE,
                         f"the field that conditions step {step} of member {job.member} is lost",
@@ -170,21 +180,21 @@ class StormScope:
 
 
 class FieldPrefetcher:
-    """Fields that condition a member; the next is fetched while the model computes.
+    """Fetches the field that conditions the next step while the model computes.
 
     Parameters
     ----------
     fetch : callable
-        Gives a coroutine that waits for a step's field.
+        Returns a coroutine that waits for the field of a step.
     job : NowcastJob
-    running : Job
-        Stops the waiting.
+    running : WorkerJob
+        Stops the wait.
     loop : AbstractEventLoop
-        Where fields are fetched.
+        Runs the coroutines.
     """
 
     def __init__(
-        self, fetch: Fetch, job: NowcastJob, running: Job, loop: asyncio.AbstractEventLoop
+        self, fetch: Fetch, job: NowcastJob, running: WorkerJob, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._fetch = fetch
         self._n_steps = job.plan.n_steps
@@ -192,16 +202,16 @@ class FieldPrefetcher:
         self._loop = loop
         self._next: Future[Floats] | None = None
 
-    def of(self, step: int) -> Floats:
-        """Give a step's field; to be asked for one after the other, in the model's thread."""
-        field = self._running.wait_for(self._next or self._begin(step), Doing.CONDITIONING)
-        self._next = self._begin(step + 1) if step + 1 < self._n_steps else None
+    def get(self, step: int) -> Floats:
+        """Return the field of a step; called for steps in order, in the model's thread."""
+        field = self._running.wait_for(self._next or self._start(step), Activity.CONDITIONING)
+        self._next = self._start(step + 1) if step + 1 < self._n_steps else None
         return field
 
-    def _begin(self, step: int) -> Future[Floats]:
+    def _start(self, step: int) -> Future[Floats]:
         return asyncio.run_coroutine_threadsafe(self._fetch(step), self._loop)
 
     def close(self) -> None:
-        """Stop fetching."""
+        """Cancel the pending fetch."""
         if self._next is not None:
             self._next.cancel()

@@ -1,9 +1,8 @@
-"""The steps of StormScope for one ensemble member, conditioned on fields of another forecast."""
+"""The time steps of StormScope for one member, conditioned on the fields of another forecast."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.initial_conditions.client import Analysis, open_analysis
-from deployments.models.fcn3_rollout import hourly_points
+from deployments.models.fcn3_rollout import interpolation_coordinates
 from deployments.models.messages import NowcastJob
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
@@ -23,134 +22,134 @@ from workflows.execution import Stage
 from workflows.grids import Grid, LambertGrid
 from workflows.stormscope import CONDITIONING_VARIABLE
 
-logger = logging.getLogger("ray.serve")
-
 Floats = NDArray[np.float32]
 
 POSITION_TOLERANCE = 1e-3
-"""Degrees by which a model's points may differ from those that results are labelled with."""
+"""Degrees by which a model's points may differ from the coordinates of results."""
 
 
 @dataclass
 class Nowcaster:
-    """A model, and the grids that it has learnt to regrid from.
+    """A model, and the grid that its input interpolator was built for.
 
     Parameters
     ----------
     model : StormScopeGOES
-        Or what has its interface.
+        Or a model with its interface.
     """
 
     model: Any
-    regrids_from: str | None = None
-    """Digest of the coordinates of the last source; None before the first."""
+    input_grid: str | None = None
+    """Digest of the coordinates of the latest image on another grid; None before the first."""
 
 
 def prepare(
     model: Any, grid: LambertGrid, conditioning_grid: Grid, variables: tuple[str, ...]
 ) -> Nowcaster:
-    """Check that a model is the one that plans are made for, and teach it the global grid.
+    """Check that a model fits the plans, and build its interpolator for conditioning fields.
 
     Raises
     ------
     ModelUnavailable
         Naming what differs.
     """
-    given: Mapping[str, Any] = model.input_coords()
-    names = tuple(str(name) for name in given["variable"])
-    _refuse(names != variables, f"the model's channels are {', '.join(names)}")
-    conditions = ", ".join(map(str, model.conditioning_variables))
-    _refuse(
-        conditions != CONDITIONING_VARIABLE,
-        f"the model is conditioned on {conditions}; {CONDITIONING_VARIABLE} is needed",
+    coords: Mapping[str, Any] = model.input_coords()
+    names = tuple(str(name) for name in coords["variable"])
+    _refuse_if(names != variables, f"the model's channels are {', '.join(names)}")
+    conditioning = ", ".join(map(str, model.conditioning_variables))
+    _refuse_if(
+        conditioning != CONDITIONING_VARIABLE,
+        f"the model is conditioned on {conditioning}; {CONDITIONING_VARIABLE} is needed",
     )
-    hour = np.timedelta64(60, "m")
-    images = np.asarray(given["lead_time"])
-    _refuse(
-        images.size != 1,
-        f"the model starts from {images.size} images; one that starts from a single image is "
-        "needed",
+    n_images = np.asarray(coords["lead_time"]).size
+    _refuse_if(
+        n_images != 1,
+        f"the model starts from {n_images} images; one that starts from a single image is needed",
     )
     step = np.asarray(model.output_times)[-1].astype("timedelta64[m]")
-    _refuse(step != hour, f"the model has steps of {step}; hours are needed")
-    for name, wanted in (("y", grid.y()), ("x", grid.x())):
-        found = np.asarray(given[name], np.float64)
-        _refuse(
-            found.shape != wanted.shape or not np.allclose(found, wanted, rtol=0, atol=1.0),
-            f"the model has {found.size} values of {name} from {found[0]:.0f} to {found[-1]:.0f} "
-            f"m; configured in models.stormscope.grid are {wanted.size} from {wanted[0]:.0f} to "
-            f"{wanted[-1]:.0f} m",
+    _refuse_if(step != np.timedelta64(60, "m"), f"the model has steps of {step}; hours are needed")
+    for name, expected in (("y", grid.y()), ("x", grid.x())):
+        found = np.asarray(coords[name], np.float64)
+        _refuse_if(
+            found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=1.0),
+            f"the model has {_describe(name, found)}; configured in models.stormscope.grid are "
+            f"{_describe(name, expected)}",
         )
-    latitudes, longitudes = _host(model.latitudes), _host(model.longitudes)
-    apart = np.maximum(
+    latitudes, longitudes = _to_host(model.latitudes), _to_host(model.longitudes)
+    distance = np.maximum(
         np.abs(latitudes - grid.latitudes()),
         np.abs((longitudes - grid.longitudes() + 180.0) % 360.0 - 180.0),
     ).max()
-    _refuse(
-        not apart <= POSITION_TOLERANCE,
-        f"the model's points lie up to {apart:.2g} degrees from those of models.stormscope.grid",
+    # Also refuses NaN.
+    _refuse_if(
+        not distance <= POSITION_TOLERANCE,
+        f"the model's points lie up to {distance:.2g} degrees from those of models.stormscope.grid",
     )
-    model.build_conditioning_interpolator(*hourly_points(conditioning_grid))
+    model.build_conditioning_interpolator(*interpolation_coordinates(conditioning_grid))
     return Nowcaster(model)
 
 
-def _refuse(wrong: bool, reason: str) -> None:
-    if wrong:
+def _refuse_if(differs: bool, reason: str) -> None:
+    if differs:
         raise ModelUnavailable(Stage.INFERENCE, reason)
+
+
+def _describe(name: str, coordinate: NDArray[np.float64]) -> str:
+    return f"{coordinate.size} values of {name} from {coordinate[0]:.0f} to {coordinate[-1]:.0f} m"
 
 
 def nowcast(
     nowcaster: Nowcaster,
     job: NowcastJob,
     conditioning: Callable[[int], Floats],
-    analysis: Analysis | None = None,
+    image: Analysis | None = None,
 ) -> Generator[Floats]:
-    """Run a model over one member.
+    """Roll out one member.
 
     Parameters
     ----------
     conditioning : callable
-        Gives the field, shape (lat, lon), that conditions a step.
-    analysis : Analysis, optional
-        The satellite's image; read from the job's path by default.
+        Returns the field that conditions a step, shape (lat, lon).
+    image : Analysis, optional
+        The satellite image; read from the job's path by default.
 
     Yields
     ------
     ndarray, shape (variable, y, x)
-        The plan's variables at each time, the satellite's image first. NaN where the satellite
-        does not see. A copy.
+        The plan's variables at each time, from the satellite image; NaN outside of the
+        satellite's view. A copy.
 
     Raises
     ------
     StageFailed
-        If the image has no value where the model needs one.
+        If the image has no value at a point that the model needs.
     """
     plan, model = job.plan, nowcaster.model
-    library = _library(model)
-    if analysis is None:
-        analysis = open_analysis(Path(job.initial_conditions))
-    state, coords = _initial_state(nowcaster, plan, analysis)
-    chosen = [plan.input_variables.index(name) for name in plan.variables]
-    yield _host(state)[0, 0, 0, chosen]
-    drawing = _own_random_numbers(model, plan.seeds[job.member])
+    xp = _array_module(model)
+    if image is None:
+        image = open_analysis(Path(job.initial_conditions))
+    state, coords = _initial_state(nowcaster, plan, image)
+    indices = [plan.input_variables.index(name) for name in plan.variables]
+    yield _to_host(state)[0, 0, 0, indices]
+    random_numbers = _member_random_numbers(model, plan.seeds[job.member])
     for step in range(plan.n_steps):
-        field, field_coords = _conditioning_input(library, model, plan, coords, conditioning(step))
-        # Given by hand at each call: a source that is set on the model is everybody's.
-        with drawing():
+        field, field_coords = _conditioning_input(xp, model, plan, coords, conditioning(step))
+        # The field is an argument: a data source set on the model is shared by all members.
+        with random_numbers():
             predicted, predicted_coords = model.call_with_conditioning(
                 state, coords, field, field_coords
             )
-        yield _host(predicted)[0, 0, 0, chosen]
+        yield _to_host(predicted)[0, 0, 0, indices]
         state, coords = model.next_input(predicted, predicted_coords, state, coords)
 
 
-def _initial_state(nowcaster: Nowcaster, plan: Plan, analysis: Analysis) -> tuple[Any, Any]:
-    """Bring the satellite's image to the model's grid, NaN where the satellite does not see."""
+def _initial_state(nowcaster: Nowcaster, plan: Plan, image: Analysis) -> tuple[Any, Any]:
+    """Return the image on the model's grid with its coordinates; NaN outside of the view."""
     model = nowcaster.model
-    library = _library(model)
-    image = np.array(analysis.fields)[None, None, None]
-    latitudes, longitudes = cast(NDArray[np.float64], analysis.points)
-    y, x = _learn_grid(nowcaster, latitudes, longitudes)
+    xp = _array_module(model)
+    fields = np.array(image.fields)[None, None, None]
+    latitudes, longitudes = cast(NDArray[np.float64], image.points)
+    y, x = _input_coordinates(nowcaster, latitudes, longitudes)
     coords = OrderedDict(
         batch=np.arange(1),
         time=np.array([plan.start()]).astype("datetime64[ns]"),
@@ -159,61 +158,61 @@ def _initial_state(nowcaster: Nowcaster, plan: Plan, analysis: Analysis) -> tupl
         y=y,
         x=x,
     )
-    state, coords = model.prep_input(_on_device(library, model, image), coords)
-    _check_image(plan, _host(state)[0, 0, 0], _host(model.valid_mask))
-    return library.where(model.valid_mask, state, library.nan), coords
+    state, coords = model.prep_input(_on_device(xp, model, fields), coords)
+    _check_image(plan, _to_host(state)[0, 0, 0], _to_host(model.valid_mask))
+    return xp.where(model.valid_mask, state, xp.nan), coords
 
 
-def _learn_grid(
+def _input_coordinates(
     nowcaster: Nowcaster, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]
 ) -> tuple[Any, Any]:
-    """Give an image's y and x; a grid that is not the model's own is learnt, once."""
+    """Return y and x of an image; builds an interpolator if it is not on the model's grid."""
     model = nowcaster.model
-    own = _host(model.latitudes), _host(model.longitudes) % 360.0
-    if latitudes.shape == own[0].shape and all(
-        np.allclose(one, other, rtol=0, atol=POSITION_TOLERANCE)
-        for one, other in zip((latitudes, longitudes % 360.0), own, strict=True)
+    model_points = _to_host(model.latitudes), _to_host(model.longitudes) % 360.0
+    if latitudes.shape == model_points[0].shape and all(
+        np.allclose(degrees, own, rtol=0, atol=POSITION_TOLERANCE)
+        for degrees, own in zip((latitudes, longitudes % 360.0), model_points, strict=True)
     ):
         return model.y, model.x
     digest = hashlib.sha256(latitudes.tobytes() + longitudes.tobytes()).hexdigest()
-    if nowcaster.regrids_from != digest:
+    if nowcaster.input_grid != digest:
         model.build_input_interpolator(latitudes, longitudes)
-        nowcaster.regrids_from = digest
+        nowcaster.input_grid = digest
     return np.arange(latitudes.shape[0]), np.arange(latitudes.shape[1])
 
 
-def _check_image(plan: Plan, image: Floats, seen: NDArray[np.bool_]) -> None:
-    """Refuse an image with gaps where the satellite sees: one gap would spread over all."""
-    bad = [
+def _check_image(plan: Plan, image: Floats, in_view: NDArray[np.bool_]) -> None:
+    """Refuse an image with gaps inside the view: a single gap would spread over the whole map."""
+    gaps = [
         f"{name} at {count}"
         for name, field in zip(plan.input_variables, image, strict=True)
-        if (count := int((~np.isfinite(field) & seen).sum()))
+        if (count := int((~np.isfinite(field) & in_view).sum()))
     ]
-    if bad:
+    if gaps:
         raise StageFailed(
             Stage.INITIAL_CONDITIONS,
-            f"{plan.data_source} has gaps at {plan.start()}: {', '.join(bad[:5])} of "
-            f"{int(seen.sum())} points that the model needs",
+            f"{plan.data_source} has gaps at {plan.start()}: {', '.join(gaps[:5])} of "
+            f"{int(in_view.sum())} points that the model needs",
         )
 
 
 def _conditioning_input(
-    library: Any, model: Any, plan: Plan, coords: Mapping[str, Any], field: Floats
+    xp: Any, model: Any, plan: Plan, coords: Mapping[str, Any], field: Floats
 ) -> tuple[Any, Any]:
-    conditions = cast(Conditioning, plan.conditioning)
-    latitudes, longitudes = hourly_points(conditions.grid)
-    return _on_device(library, model, field[None, None, None, None]), OrderedDict(
+    conditioning = cast(Conditioning, plan.conditioning)
+    latitudes, longitudes = interpolation_coordinates(conditioning.grid)
+    return _on_device(xp, model, field[None, None, None, None]), OrderedDict(
         batch=coords["batch"],
         time=coords["time"],
         lead_time=coords["lead_time"],
-        variable=np.array([conditions.variable]),
+        variable=np.array([conditioning.variable]),
         lat=latitudes,
         lon=longitudes,
     )
 
 
-def _library(model: Any) -> Any:
-    """Give what computes with the model's arrays: numpy or torch."""
+def _array_module(model: Any) -> Any:
+    """Return the library of the model's arrays: numpy or torch."""
     if getattr(model, "numpy_native", False):
         return np
     import torch
@@ -221,25 +220,25 @@ def _library(model: Any) -> Any:
     return torch
 
 
-def _on_device(library: Any, model: Any, array: Floats) -> Any:
-    if library is np:
+def _on_device(xp: Any, model: Any, array: Floats) -> Any:
+    if xp is np:
         return array
-    return library.from_numpy(np.ascontiguousarray(array)).to(model.latitudes.device)
+    return xp.from_numpy(np.ascontiguousarray(array)).to(model.latitudes.device)
 
 
-def _host(array: Any) -> NDArray[Any]:
-    """Copy an array into memory of the host."""
+def _to_host(array: Any) -> NDArray[Any]:
+    """Return a copy of an array in the host's memory."""
     if isinstance(array, np.ndarray):
         return array.copy()
     host: NDArray[Any] = array.detach().cpu().numpy().copy()
     return host
 
 
-def _own_random_numbers(model: Any, seed: int) -> Callable[[], AbstractContextManager[None]]:
-    """Give a context in which a model draws from a sequence of its own, that goes on each time.
+def _member_random_numbers(model: Any, seed: int) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which a model draws from the random sequence of its member.
 
-    StormScope draws from torch's global generators, which anything in the process may use between
-    two steps.
+    StormScope draws from torch's global generators, which anything else in the process may use
+    between two steps. Each context continues the sequence where the previous one ended.
     """
     if getattr(model, "numpy_native", False):
         model.set_rng(seed)
@@ -250,7 +249,7 @@ def _own_random_numbers(model: Any, seed: int) -> Callable[[], AbstractContextMa
     states: list[Any] = []
 
     @contextmanager
-    def drawing() -> Iterator[None]:
+    def random_numbers() -> Iterator[None]:
         with torch.random.fork_rng(devices):
             if states:
                 torch.set_rng_state(states[0])
@@ -264,4 +263,4 @@ def _own_random_numbers(model: Any, seed: int) -> Callable[[], AbstractContextMa
                 *(torch.cuda.get_rng_state(device) for device in devices),
             ]
 
-    return drawing
+    return random_numbers

@@ -1,7 +1,7 @@
-"""The bounded window between a model and the Packager.
+"""The bounded window of unwritten steps between a model and the Packager.
 
-Streams between deployments have no back-pressure, so the window is ours: a model runs ahead of
-the disk by at most `size` steps, then waits.
+Streams between Serve deployments have no back-pressure. This bounds how far a model runs ahead of
+the disk.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ FIRST_PAUSE_S = 0.5
 
 
 class WriteWindow:
-    """Hands steps to a writer, several at once, in a bounded number.
+    """Writes several steps at once, up to a bound.
 
     Parameters
     ----------
     write : callable
-        Writes one step, ``(time_index, fields)``; may run twice for the same step.
+        Writes one step, ``(time_index, fields)``; may be called twice for the same step.
     size : int
-        Steps that may be under way.
+        Steps that may be unwritten.
     first_pause_s : float
-        Pause before the second attempt; it doubles with each further one.
-    give_back : callable, optional
-        Told the fields of every step that is written: nobody needs them any more.
+        Delay before the first retry; it doubles with each further one.
+    release : callable, optional
+        Called with the fields of every step that is written: their memory may be reused.
     written : int
-        Steps that were on disk before.
+        Steps that were written before.
     """
 
     def __init__(
@@ -43,56 +43,56 @@ class WriteWindow:
         write: Write,
         size: int,
         first_pause_s: float = FIRST_PAUSE_S,
-        give_back: Callable[[NDArray[np.float32]], None] = lambda _: None,
+        release: Callable[[NDArray[np.float32]], None] = lambda _: None,
         written: int = 0,
     ) -> None:
         self._write = write
-        self._give_back = give_back
+        self._release = release
         self._first_pause_s = first_pause_s
-        self._room = asyncio.Semaphore(size)
+        self._slots = asyncio.Semaphore(size)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
-        self._behind: asyncio.Task[None] | None = None
+        self._deferred: asyncio.Task[None] | None = None
         self.written = written
-        """Steps that are on disk."""
+        """Steps that are written."""
 
     async def put(self, time_index: int, fields: NDArray[np.float32]) -> None:
-        """Hand over a step; waits while the window is full.
+        """Start to write a step; waits while the window is full.
 
         Raises
         ------
         Exception
-            What an earlier write failed with.
+            The failure of an earlier write.
         """
-        await self._room.acquire()
+        await self._slots.acquire()
         if self._failure is not None:
-            self._room.release()
+            self._slots.release()
             raise self._failure
-        task = asyncio.get_running_loop().create_task(self._write_one(time_index, fields))
+        task = asyncio.get_running_loop().create_task(self._write_step(time_index, fields))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     @property
-    def is_busy_behind(self) -> bool:
-        """Whether something that was put behind steps is not written yet."""
-        return self._behind is not None and not self._behind.done()
+    def has_deferred(self) -> bool:
+        """Whether a deferred write is pending."""
+        return self._deferred is not None and not self._deferred.done()
 
-    async def put_behind(self, write: Callable[[], Awaitable[Any]]) -> None:
-        """Have something else written once all steps that were handed over are; takes no room.
+    async def defer(self, write: Callable[[], Awaitable[Any]]) -> None:
+        """Call `write` after all steps so far are written; takes no room in the window.
 
-        It is not written if one of them fails. What it fails with itself nobody is told.
+        It is not called if a step fails. It handles its own errors.
         """
-        before = set(self._tasks)
+        earlier = set(self._tasks)
 
-        async def write_behind() -> None:
-            if before:
-                await asyncio.wait(before)
+        async def write_after_steps() -> None:
+            if earlier:
+                await asyncio.wait(earlier)
             if self._failure is None:
                 await write()
 
-        self._behind = asyncio.get_running_loop().create_task(write_behind())
+        self._deferred = asyncio.get_running_loop().create_task(write_after_steps())
 
-    async def _write_one(self, time_index: int, fields: NDArray[np.float32]) -> None:
+    async def _write_step(self, time_index: int, fields: NDArray[np.float32]) -> None:
         try:
             await retry_transient(
                 lambda: self._write(time_index, fields),
@@ -101,33 +101,33 @@ class WriteWindow:
                 pause_s=self._first_pause_s,
             )
             self.written += 1
-            self._give_back(fields)
+            self._release(fields)
         except Exception as error:
             self._failure = self._failure or error
         finally:
-            self._room.release()
+            self._slots.release()
 
     async def close(self) -> None:
-        """Wait until every step is written.
+        """Wait until everything is written.
 
         Raises
         ------
         Exception
-            What a write failed with.
+            The failure of a write.
         """
-        while waiting := self._under_way():
-            await asyncio.wait(waiting)
+        while pending := self._pending():
+            await asyncio.wait(pending)
         if self._failure is not None:
             raise self._failure
 
     async def abandon(self) -> None:
-        """Stop writing: what is under way is cancelled."""
-        waiting = self._under_way()
-        for task in waiting:
+        """Cancel all writes that are pending."""
+        pending = self._pending()
+        for task in pending:
             task.cancel()
-        if waiting:
-            await asyncio.wait(waiting)
+        if pending:
+            await asyncio.wait(pending)
 
-    def _under_way(self) -> set[asyncio.Task[None]]:
-        behind = {self._behind} if self._behind is not None else set()
-        return {task for task in self._tasks | behind if not task.done()}
+    def _pending(self) -> set[asyncio.Task[None]]:
+        deferred = {self._deferred} if self._deferred is not None else set()
+        return {task for task in self._tasks | deferred if not task.done()}

@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 from deployments import loaders
-from deployments.models.fcn3_rollout import check_hourly
+from deployments.models.fcn3_rollout import check_interpolation
 from deployments.models.stormscope_rollout import prepare
 from deployments.runtime.import_path import LoaderOptions, describe_origin, load
 from workflows.fcn3 import VARIABLES
@@ -166,7 +166,7 @@ def test_the_interpolation_is_loaded_around_fcn3_from_folders(tmp_path: Path) ->
     base = loaders.fcn3("cpu", package=str(fcn3))
     model = loaders.hourly("cpu", px_model=base, package=str(interpolation))
 
-    check_hourly(model, Grid())
+    check_interpolation(model, Grid())
     assert model.px_model.px_model is base
     (pressure,) = model.px_model.dx_model
     assert float(pressure.surface_geopotential[-1, -1]) == 50_000

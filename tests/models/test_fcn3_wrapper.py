@@ -151,14 +151,14 @@ def test_goes_on_from_a_checkpoint_bit_for_bit(
     )
     path = tmp_path / "checkpoint.npz"
 
-    def keep(step: int, fields: Any) -> None:
+    def save(step: int, fields: Any) -> None:
         internal = internal_state(model)
         assert internal is not None and internal.keys() == {"noise", "cpu"}
         if step == 1:
             with path.open("wb") as file:
                 Checkpoint(step, "", fields.numpy().copy(), internal).write(file)
 
-    list(forecast(model, job, keep=keep))
+    list(forecast(model, job, save=save))
     next(steps_of(model, analysis, 8))
     with path.open("rb") as file:
         checkpoint = Checkpoint.read(1, file)

@@ -21,7 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deployments.initial_conditions.deployment import source_grid
-from deployments.models.fcn3_rollout import check_hourly, conditioning
+from deployments.models.fcn3_rollout import check_interpolation, conditioning_fields
 from deployments.models.messages import ConditioningJob, NowcastJob
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
 from tests.integration.serving import Server, deploy, served
@@ -181,7 +181,7 @@ def test_the_fields_that_condition_are_what_the_peers_loop_gives(
 
     model = load("cpu")
     hourly = load_interpolation("cpu", model)
-    check_hourly(hourly, Grid())
+    check_interpolation(hourly, Grid())
     plan = plan_for()
     for member, seed in enumerate(FCN3_SEEDS):
         job = ConditioningJob(
@@ -192,7 +192,7 @@ def test_the_fields_that_condition_are_what_the_peers_loop_gives(
             fence=1,
         )
         # All at once: a field that is not copied would have become the next.
-        fields = list(conditioning(model, hourly, job))
+        fields = list(conditioning_fields(model, hourly, job))
         assert len(fields) == N_STEPS
         expected = peers_fcn3(seed)[AHEAD : AHEAD + N_STEPS]
         np.testing.assert_array_equal(fields, expected)

@@ -1,4 +1,4 @@
-"""Memory that is used again and again."""
+"""Copies of fields into memory that is reused."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ import torch
 from deployments.models.buffer_pool import BufferPool
 
 
-def some(dtype: str = "float32") -> np.ndarray:
+def some_fields(dtype: str = "float32") -> np.ndarray:
     return np.arange(4 * 3 * 5, dtype=dtype).reshape(4, 3, 5)
 
 
-@pytest.mark.parametrize("chosen", [[0, 1, 2, 3], [3, 1]])
+@pytest.mark.parametrize("variables", [[0, 1, 2, 3], [3, 1]])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_chosen_variables_are_copied(chosen: list[int], dtype: str) -> None:
-    given = some(dtype)
-    fields = BufferPool().fields(given, chosen)
-    assert fields.dtype == np.float32 and fields.flags.c_contiguous
-    np.testing.assert_array_equal(fields, given[chosen])
-    given[:] = -1
-    assert (fields >= 0).all()
+def test_copies_some_variables(variables: list[int], dtype: str) -> None:
+    fields = some_fields(dtype)
+    copy = BufferPool().copy(fields, variables)
+    assert copy.dtype == np.float32 and copy.flags.c_contiguous
+    np.testing.assert_array_equal(copy, fields[variables])
+    fields[:] = -1
+    assert (copy >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_are_copied_as_well(dtype: torch.dtype) -> None:
-    given = torch.from_numpy(some()).to(dtype).requires_grad_()
-    np.testing.assert_array_equal(BufferPool().fields(given, [2, 0]), some()[[2, 0]])
+def test_copies_tensors(dtype: torch.dtype) -> None:
+    fields = torch.from_numpy(some_fields()).to(dtype).requires_grad_()
+    np.testing.assert_array_equal(BufferPool().copy(fields, [2, 0]), some_fields()[[2, 0]])
 
 
-def test_what_is_given_back_is_used_again_and_nothing_else() -> None:
-    memory = BufferPool()
-    first, second = (memory.fields(some() + n, [0, 1]) for n in range(2))
+def test_reuses_only_released_arrays() -> None:
+    pool = BufferPool()
+    first, second = (pool.copy(some_fields() + n, [0, 1]) for n in range(2))
     assert not np.shares_memory(first, second)
-    memory.give_back(first)
-    third, fourth = (memory.fields(some() + n, [2, 3]) for n in range(2))
+    pool.release(first)
+    third, fourth = (pool.copy(some_fields() + n, [2, 3]) for n in range(2))
     assert third is first
     assert not np.shares_memory(fourth, second) and not np.shares_memory(fourth, third)
 
 
-def test_nothing_stays_of_another_shape() -> None:
-    memory = BufferPool()
-    small = memory.fields(some(), [0])
-    large = memory.fields(some(), [0, 1])
-    memory.give_back(small)
-    memory.give_back(large)
-    assert memory.fields(some(), [1, 2]) is large
-    assert memory.fields(some(), [0]) is not small
+def test_keeps_arrays_of_one_shape_only() -> None:
+    pool = BufferPool()
+    small = pool.copy(some_fields(), [0])
+    large = pool.copy(some_fields(), [0, 1])
+    pool.release(small)
+    pool.release(large)
+    assert pool.copy(some_fields(), [1, 2]) is large
+    assert pool.copy(some_fields(), [0]) is not small

@@ -1,27 +1,18 @@
-"""Where a model's time goes: each moment counts once, while it passes."""
+"""A model's seconds by activity: each moment counts once, while it passes."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from deployments.models.busy_clock import BusyClock, Doing
-from deployments.models.worker import Job, ModelWorker, written_steps
-from deployments.models.write_window import WriteWindow
+from deployments.models.busy_clock import Activity, BusyClock
 from deployments.runtime.metrics import MODEL_SECONDS, MODEL_STEP_SECONDS
 from tests.measured import Measured
 
-STEP_S = 0.05
-
 
 class Time:
-    """Seconds that pass when told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -36,114 +27,76 @@ def measured() -> Measured:
 
 
 @pytest.fixture
-def at() -> Time:
+def time() -> Time:
     return Time()
 
 
 @pytest.fixture
-def clock(measured: Measured, at: Time) -> BusyClock:
-    return BusyClock("fcn3", "cuda", measured, at)
+def clock(measured: Measured, time: Time) -> BusyClock:
+    return BusyClock("fcn3", "cuda", measured, time)
 
 
-def spent(measured: Measured) -> dict[Doing, float]:
-    totals = {doing: measured.total(MODEL_SECONDS, model="fcn3", state=doing) for doing in Doing}
-    return {doing: seconds for doing, seconds in totals.items() if seconds}
+def seconds_by_activity(measured: Measured) -> dict[Activity, float]:
+    totals = {
+        activity: measured.total(MODEL_SECONDS, model="fcn3", state=activity)
+        for activity in Activity
+    }
+    return {activity: seconds for activity, seconds in totals.items() if seconds}
 
 
-def test_each_second_counts_for_what_is_done(
-    clock: BusyClock, measured: Measured, at: Time
+def test_each_second_counts_for_the_innermost_activity(
+    clock: BusyClock, measured: Measured, time: Time
 ) -> None:
-    at.now += 1
-    with clock.during(Doing.TURN):
-        at.now += 2
-        with clock.during(Doing.BUSY):
-            at.now += 4
-            with clock.during(Doing.WRITING):
-                at.now += 8
-            at.now += 16
-        at.now += 32
-    at.now += 64
+    time.now += 1
+    with clock.during(Activity.GPU_LOCK):
+        time.now += 2
+        with clock.during(Activity.BUSY):
+            time.now += 4
+            with clock.during(Activity.WRITING):
+                time.now += 8
+            time.now += 16
+        time.now += 32
+    time.now += 64
     clock.tick()
-    assert spent(measured) == {
-        Doing.IDLE: 1 + 64,
-        Doing.TURN: 2 + 32,
-        Doing.BUSY: 4 + 16,
-        Doing.WRITING: 8,
+    assert seconds_by_activity(measured) == {
+        Activity.IDLE: 1 + 64,
+        Activity.GPU_LOCK: 2 + 32,
+        Activity.BUSY: 4 + 16,
+        Activity.WRITING: 8,
     }
     assert measured.values(MODEL_SECONDS, device="cuda") == measured.values(MODEL_SECONDS)
 
 
-def test_what_lasts_is_counted_while_it_lasts(
-    clock: BusyClock, measured: Measured, at: Time
+def test_a_tick_counts_an_activity_that_still_lasts(
+    clock: BusyClock, measured: Measured, time: Time
 ) -> None:
-    with clock.during(Doing.BUSY):
-        at.now += 3
+    with clock.during(Activity.BUSY):
+        time.now += 3
         clock.tick()
-        assert spent(measured) == {Doing.BUSY: 3}
-        at.now += 1
-    assert spent(measured) == {Doing.BUSY: 4}
+        assert seconds_by_activity(measured) == {Activity.BUSY: 3}
+        time.now += 1
+    assert seconds_by_activity(measured) == {Activity.BUSY: 4}
 
 
-def test_a_step_that_raises_gives_the_time_back(
-    clock: BusyClock, measured: Measured, at: Time
-) -> None:
-    with pytest.raises(OSError), clock.during(Doing.BUSY):
-        at.now += 1
+def test_an_error_ends_the_activity(clock: BusyClock, measured: Measured, time: Time) -> None:
+    with pytest.raises(OSError), clock.during(Activity.BUSY):
+        time.now += 1
         raise OSError
-    at.now += 1
+    time.now += 1
     clock.tick()
-    assert spent(measured) == {Doing.BUSY: 1, Doing.IDLE: 1}
+    assert seconds_by_activity(measured) == {Activity.BUSY: 1, Activity.IDLE: 1}
 
 
-def test_a_step_takes_what_it_was_busy(clock: BusyClock, measured: Measured, at: Time) -> None:
+def test_a_step_counts_only_busy_seconds(clock: BusyClock, measured: Measured, time: Time) -> None:
     def steps() -> Iterator[int]:
         for step in range(3):
-            with clock.during(Doing.CONDITIONING):
-                at.now += 10
-            at.now += 1 + step
+            with clock.during(Activity.CONDITIONING):
+                time.now += 10
+            time.now += 1 + step
             yield step
 
-    with clock.during(Doing.BUSY):
+    with clock.during(Activity.BUSY):
         for _ in clock.steps(steps(), "forecast"):
-            with clock.during(Doing.WRITING):
-                at.now += 100
+            with clock.during(Activity.WRITING):
+                time.now += 100
     assert measured.values(MODEL_STEP_SECONDS, work="forecast") == [1, 2, 3]
-
-
-async def test_a_replica_waits_for_the_disk_and_is_not_busy_then(measured: Measured) -> None:
-    def steps(model: Any, job: Job) -> Generator[NDArray[np.float32]]:
-        for _ in range(4):
-            time.sleep(STEP_S)
-            yield np.zeros(1, np.float32)
-
-    async def slowly(index: int, fields: NDArray[np.float32]) -> None:
-        await asyncio.sleep(4 * STEP_S)
-
-    replica = ModelWorker("fcn3", object, clock=BusyClock("fcn3", "cpu", measured))
-    await replica.start()
-    began = time.monotonic()
-    told = [p async for p in written_steps(replica, Job(1), steps, WriteWindow(slowly, 1))]
-    took = time.monotonic() - began
-    assert told[-1].written == 4
-    replica.clock.tick()
-    seconds = spent(measured)
-    assert 4 * STEP_S <= seconds[Doing.BUSY]
-    # Three steps wait for room; when the last one is written the model is free already.
-    assert seconds[Doing.WRITING] > 0
-    assert seconds[Doing.BUSY] + seconds[Doing.WRITING] <= took
-    each = measured.values(MODEL_STEP_SECONDS)
-    assert len(each) == 4
-    assert min(each) >= STEP_S
-
-
-async def test_loading_counts_as_such_while_it_lasts(measured: Measured) -> None:
-    def load() -> object:
-        time.sleep(1.5)
-        # By the replica's own tick.
-        assert measured.total(MODEL_SECONDS, state=Doing.LOADING) > 0.9
-        return object()
-
-    replica = ModelWorker("fcn3", load, clock=BusyClock("fcn3", "cpu", measured))
-    await replica.start()
-    assert replica.failure is None
-    assert 1.5 <= measured.total(MODEL_SECONDS, state=Doing.LOADING)

@@ -1,4 +1,4 @@
-"""Which replica a call goes to."""
+"""The choice of a replica for a call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.request_router import PendingRequest
 
+from deployments.models.fcn3 import FCN3
 from deployments.models.router import ROUTER, IdleFirstRouter
+from deployments.models.stormscope import StormScope
 
 DEPLOYMENT = DeploymentID("FCN3", "application")
 REPLICAS: list[Any] = [
@@ -18,7 +20,7 @@ REPLICAS: list[Any] = [
 
 
 class Handleless(IdleFirstRouter):
-    """The router without Serve around it: only what it decides by itself."""
+    """The router without Serve around it."""
 
     def __init__(self) -> None:
         self.initialize_state()
@@ -33,13 +35,13 @@ async def ranked(router: IdleFirstRouter, *args: Any) -> list[str]:
     return [rank[0].replica_id.unique_id for rank in ranks]
 
 
-async def test_calls_at_once_go_to_different_replicas() -> None:
+async def test_concurrent_calls_go_to_different_replicas() -> None:
     router = Handleless()
-    # None is sent before all are routed.
+    # No call is sent before all are routed.
     assert sorted([(await ranked(router))[0] for _ in REPLICAS]) == ["one", "three", "two"]
 
 
-async def test_the_idlest_is_first_and_all_are_there() -> None:
+async def test_ranks_all_replicas_by_ongoing_calls() -> None:
     router = Handleless()
     for name in ("one", "one", "two"):
         router.on_send_request(ReplicaID(name, DEPLOYMENT))
@@ -50,27 +52,23 @@ async def test_the_idlest_is_first_and_all_are_there() -> None:
     assert (await ranked(router))[0] == "one"
 
 
-async def test_a_job_names_the_replica_that_is_free_for_it() -> None:
+async def test_the_replica_that_a_job_names_is_first() -> None:
     router = Handleless()
     router.on_send_request(ReplicaID("two", DEPLOYMENT))
     assert (await ranked(router, SimpleNamespace(replica="two")))[0] == "two"
-    # One that is gone is not waited for.
+    # A replica that no longer exists is ignored.
     assert (await ranked(router, SimpleNamespace(replica="gone")))[0] != "two"
     assert (await ranked(router, SimpleNamespace(replica=None)))[0] != "two"
     assert (await ranked(router, "interpolation"))[0] != "two"
 
 
-async def test_without_replicas_or_request_there_is_nothing_to_rank() -> None:
+async def test_without_replicas_the_ranking_is_empty() -> None:
     router = Handleless()
     assert await router.choose_replicas([], None) == []
 
 
-@pytest.mark.parametrize("name", ["fcn3.FCN3", "stormscope.StormScope"])
-def test_models_are_routed_to_by_it(name: str) -> None:
-    module, _, attribute = name.partition(".")
-    deployment = getattr(
-        __import__(f"deployments.models.{module}", fromlist=[attribute]), attribute
-    )
+@pytest.mark.parametrize("deployment", [FCN3, StormScope])
+def test_the_models_use_the_router(deployment: Any) -> None:
     config = deployment._deployment_config.request_router_config
     assert config.request_router_class == ROUTER
     assert config.get_request_router_class().__name__ == IdleFirstRouter.__name__

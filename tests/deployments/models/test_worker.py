@@ -1,4 +1,4 @@
-"""One model, one thread, one job at a time, whatever callers do."""
+"""One job at a time in the thread of a model, even when callers cancel or go away."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from deployments.models.busy_clock import Doing
+from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.messages import MemberProgress
-from deployments.models.worker import Job, ModelWorker
+from deployments.models.worker import ModelWorker
+from deployments.models.worker_job import WorkerJob
+from deployments.runtime.metrics import MODEL_SECONDS
+from tests.measured import Measured
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 
 MODEL = object()
@@ -21,18 +24,18 @@ STEP_S = 0.02
 
 
 class Work:
-    """Steps until it may end, and notes when it held the model.
+    """Takes steps until it is stopped, and records when it held the model.
 
     Parameters
     ----------
-    deaf_s : float
-        How long a step takes: it is not interrupted, like a kernel on a GPU.
+    step_s : float
+        Duration of a step, which cannot be interrupted, like a kernel on a GPU.
     """
 
-    def __init__(self, job: Job, n_steps: int = 10**6, deaf_s: float = STEP_S) -> None:
+    def __init__(self, job: WorkerJob, n_steps: int = 10**6, step_s: float = STEP_S) -> None:
         self._job = job
         self._n_steps = n_steps
-        self._deaf_s = deaf_s
+        self._step_s = step_s
         self.entered = threading.Event()
         self.spans: list[tuple[float, float]] = []
         self.written = 0
@@ -45,57 +48,57 @@ class Work:
         try:
             for _ in range(self._n_steps):
                 self._job.check()
-                time.sleep(self._deaf_s)
+                time.sleep(self._step_s)
                 self.written += 1
         finally:
             self.spans.append((began, time.monotonic()))
 
 
 async def nothing() -> None:
-    """What there is to finish when nothing is written."""
+    """Finish a job that writes nothing."""
 
 
 @pytest.fixture
-async def replica() -> ModelWorker:
-    replica = ModelWorker("fcn3", lambda: MODEL)
-    await replica.start()
-    return replica
+async def worker() -> ModelWorker:
+    worker = ModelWorker("fcn3", lambda: MODEL)
+    await worker.start()
+    return worker
 
 
-async def outcome(told: AsyncGenerator[MemberProgress]) -> list[int]:
-    return [progress.written async for progress in told]
+async def outcome(updates: AsyncGenerator[MemberProgress]) -> list[int]:
+    return [progress.written async for progress in updates]
 
 
-def started(replica: ModelWorker, work: Work, job: Job) -> asyncio.Task[list[int]]:
-    return asyncio.create_task(outcome(replica.run(job, work, nothing)))
+def started(worker: ModelWorker, work: Work, job: WorkerJob) -> asyncio.Task[list[int]]:
+    return asyncio.create_task(outcome(worker.run(job, work, nothing)))
 
 
 async def entered(work: Work) -> None:
     assert await asyncio.to_thread(work.entered.wait, 5), "the job did not start"
 
 
-async def test_tells_how_far_it_is_and_ends_with_all_steps(replica: ModelWorker) -> None:
-    job = Job(1)
-    told = await started(replica, Work(job, n_steps=30), job)
+async def test_progress_grows_and_ends_with_all_steps(worker: ModelWorker) -> None:
+    job = WorkerJob(1)
+    written = await started(worker, Work(job, n_steps=30), job)
 
-    assert told == sorted(told)
-    assert 0 < told[1] < 30
-    assert told[-1] == 30
+    assert written == sorted(written)
+    assert 0 < written[1] < 30
+    assert written[-1] == 30
 
 
-@pytest.mark.parametrize("deaf_s", [STEP_S, 0.3])
+@pytest.mark.parametrize("step_s", [STEP_S, 0.3])
 async def test_a_cancelled_job_holds_the_model_until_its_thread_has_stopped(
-    replica: ModelWorker, deaf_s: float
+    worker: ModelWorker, step_s: float
 ) -> None:
-    first_job, second_job = Job(1), Job(1)
-    first, second = Work(first_job, deaf_s=deaf_s), Work(second_job, n_steps=2)
-    first_task = started(replica, first, first_job)
+    first_job, second_job = WorkerJob(1), WorkerJob(1)
+    first, second = Work(first_job, step_s=step_s), Work(second_job, n_steps=2)
+    first_task = started(worker, first, first_job)
     await entered(first)
-    second_task = started(replica, second, second_job)
+    second_task = started(worker, second, second_job)
     await asyncio.sleep(0.01)
 
     first_task.cancel()
-    # Callers that lose patience cancel again.
+    # Impatient callers cancel again.
     await asyncio.sleep(0.01)
     first_task.cancel()
     await second_task
@@ -107,34 +110,34 @@ async def test_a_cancelled_job_holds_the_model_until_its_thread_has_stopped(
     assert first.written < 100
 
 
-async def test_a_stream_that_is_closed_has_stopped_its_thread(replica: ModelWorker) -> None:
-    job = Job(1)
-    work = Work(job, deaf_s=0.3)
-    told = replica.run(job, work, nothing)
-    await anext(told)
-    await told.aclose()
+async def test_closing_a_stream_waits_for_its_thread(worker: ModelWorker) -> None:
+    job = WorkerJob(1)
+    work = Work(job, step_s=0.3)
+    updates = worker.run(job, work, nothing)
+    await anext(updates)
+    await updates.aclose()
 
     assert len(work.spans) == 1
 
 
-async def test_a_stream_that_is_forgotten_gives_the_model_back(replica: ModelWorker) -> None:
-    job, next_job = Job(1), Job(1)
+async def test_garbage_collection_of_a_stream_releases_the_model(worker: ModelWorker) -> None:
+    job, next_job = WorkerJob(1), WorkerJob(1)
     work = Work(job)
-    told = replica.run(job, work, nothing)
-    await anext(told)
-    del told
+    updates = worker.run(job, work, nothing)
+    await anext(updates)
+    del updates
     gc.collect()
 
-    assert (await started(replica, Work(next_job, n_steps=1), next_job))[-1] == 1
+    assert (await started(worker, Work(next_job, n_steps=1), next_job))[-1] == 1
     assert len(work.spans) == 1
 
 
-async def test_a_job_that_is_cancelled_while_it_waits_never_starts(replica: ModelWorker) -> None:
-    first_job, second_job = Job(1), Job(1)
+async def test_a_job_that_is_cancelled_while_it_waits_never_starts(worker: ModelWorker) -> None:
+    first_job, second_job = WorkerJob(1), WorkerJob(1)
     first, second = Work(first_job, n_steps=10), Work(second_job)
-    first_task = started(replica, first, first_job)
+    first_task = started(worker, first, first_job)
     await entered(first)
-    second_task = started(replica, second, second_job)
+    second_task = started(worker, second, second_job)
     await asyncio.sleep(0.01)
     second_task.cancel()
 
@@ -144,64 +147,64 @@ async def test_a_job_that_is_cancelled_while_it_waits_never_starts(replica: Mode
     assert not second.spans
 
 
-async def test_a_newer_conductor_stops_the_work_of_an_older_one(replica: ModelWorker) -> None:
-    old_job, waiting_job, new_job = Job(1), Job(1), Job(2)
+async def test_a_newer_conductor_stops_the_work_of_an_older_one(worker: ModelWorker) -> None:
+    old_job, waiting_job, new_job = WorkerJob(1), WorkerJob(1), WorkerJob(2)
     old, waiting, new = Work(old_job), Work(waiting_job), Work(new_job, n_steps=1)
-    old_task = started(replica, old, old_job)
+    old_task = started(worker, old, old_job)
     await entered(old)
-    waiting_task = started(replica, waiting, waiting_job)
+    waiting_task = started(worker, waiting, waiting_job)
     await asyncio.sleep(0.01)
 
-    assert (await started(replica, new, new_job))[-1] == 1
+    assert (await started(worker, new, new_job))[-1] == 1
     with pytest.raises(ExecutionCancelled):
         await old_task
-    # It had been admitted, but was superseded before its turn came.
+    # It was admitted, but superseded while it waited for the model.
     with pytest.raises(StaleConductor):
         await waiting_task
     assert not waiting.spans
     assert new.spans[0][0] >= old.spans[0][1]
 
 
-async def test_an_older_conductor_is_refused_and_disturbs_nobody(replica: ModelWorker) -> None:
-    new_job, old_job = Job(2), Job(1)
+async def test_an_older_conductor_is_refused_and_stops_nothing(worker: ModelWorker) -> None:
+    new_job, old_job = WorkerJob(2), WorkerJob(1)
     new, old = Work(new_job, n_steps=10), Work(old_job)
-    new_task = started(replica, new, new_job)
+    new_task = started(worker, new, new_job)
     await entered(new)
 
     with pytest.raises(StaleConductor, match="1 was superseded by 2"):
-        await started(replica, old, old_job)
+        await started(worker, old, old_job)
     assert (await new_task)[-1] == 10
     assert not old.spans
 
 
-async def test_a_job_that_fails_gives_the_model_back(replica: ModelWorker) -> None:
+async def test_a_failed_job_releases_the_model(worker: ModelWorker) -> None:
     def fail(model: Any) -> None:
         raise ValueError("the state exploded")
 
     with pytest.raises(ValueError, match="the state exploded"):
-        await outcome(replica.run(Job(1), fail, nothing))
-    job = Job(1)
-    assert (await started(replica, Work(job, n_steps=1), job))[-1] == 1
+        await outcome(worker.run(WorkerJob(1), fail, nothing))
+    job = WorkerJob(1)
+    assert (await started(worker, Work(job, n_steps=1), job))[-1] == 1
 
 
-async def test_a_job_ends_when_what_it_handed_over_is_written(replica: ModelWorker) -> None:
+async def test_a_job_ends_after_its_steps_are_written(worker: ModelWorker) -> None:
     written = 0
 
-    async def write_on() -> None:
+    async def write_remaining() -> None:
         nonlocal written
         for _ in range(4):
             await asyncio.sleep(0.2)
             written += 1
 
-    job = Job(1)
+    job = WorkerJob(1)
     job.progress = lambda: MemberProgress(written=written)
-    told = await outcome(replica.run(job, lambda model: None, write_on))
+    updates = await outcome(worker.run(job, lambda model: None, write_remaining))
 
-    assert told[-1] == 4
-    assert any(0 < count < 4 for count in told)
+    assert updates[-1] == 4
+    assert any(0 < count < 4 for count in updates)
 
 
-async def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again() -> None:
+async def test_a_failed_load_is_reported_and_retried() -> None:
     attempts = 0
 
     def load() -> Any:
@@ -211,16 +214,16 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again() -> No
             raise FileNotFoundError(f"no weights, attempt {attempts}")
         return MODEL
 
-    replica = ModelWorker("fcn3", load)
-    await replica.start()
+    worker = ModelWorker("fcn3", load)
+    await worker.start()
     with pytest.raises(ModelUnavailable, match="model fcn3.*FileNotFoundError: .*attempt 2"):
-        await replica.model()
-    job = Job(1)
-    assert (await started(replica, Work(job, n_steps=1), job))[-1] == 1
+        await worker.model()
+    job = WorkerJob(1)
+    assert (await started(worker, Work(job, n_steps=1), job))[-1] == 1
     assert attempts == 3
 
 
-async def test_calls_at_once_load_a_model_once() -> None:
+async def test_concurrent_calls_load_a_model_once() -> None:
     attempts: list[Callable[[], None]] = []
 
     def load() -> Any:
@@ -230,38 +233,22 @@ async def test_calls_at_once_load_a_model_once() -> None:
             raise OSError("not yet")
         return MODEL
 
-    replica = ModelWorker("fcn3", load)
-    await replica.start()
-    assert await asyncio.gather(replica.model(), replica.model()) == [MODEL, MODEL]
+    worker = ModelWorker("fcn3", load)
+    await worker.start()
+    assert await asyncio.gather(worker.model(), worker.model()) == [MODEL, MODEL]
     assert len(attempts) == 2
 
 
-async def test_waiting_in_the_thread_ends_when_the_job_is_stopped() -> None:
-    loop = asyncio.get_running_loop()
-    job = Job(1)
-    future = asyncio.run_coroutine_threadsafe(asyncio.Event().wait(), loop)
-    waiting = asyncio.create_task(asyncio.to_thread(job.wait_for, future, Doing.WRITING))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
-    job.stop()
+async def test_loading_is_counted_while_it_lasts() -> None:
+    measured = Measured()
 
-    with pytest.raises(ExecutionCancelled):
-        await waiting
-    assert future.cancelled()
+    def load() -> object:
+        time.sleep(1.5)
+        # Counted by the worker's own tick.
+        assert measured.total(MODEL_SECONDS, state=Activity.LOADING) > 0.9
+        return object()
 
-
-async def test_waiting_in_the_thread_gives_what_the_loop_gave() -> None:
-    loop = asyncio.get_running_loop()
-    job = Job(1)
-
-    async def give(value: int | Exception) -> int:
-        if isinstance(value, Exception):
-            raise value
-        return value
-
-    def wait(value: int | Exception) -> int:
-        return job.wait_for(asyncio.run_coroutine_threadsafe(give(value), loop), Doing.WRITING)
-
-    assert await asyncio.to_thread(wait, 3) == 3
-    with pytest.raises(OSError, match="disk"):
-        await asyncio.to_thread(wait, OSError("disk"))
+    worker = ModelWorker("fcn3", load, clock=BusyClock("fcn3", "cpu", measured))
+    await worker.start()
+    assert worker.failure is None
+    assert 1.5 <= measured.total(MODEL_SECONDS, state=Activity.LOADING)

@@ -167,39 +167,39 @@ async def _within(seconds: float, awaitable: Awaitable[None]) -> None:
         await awaitable
 
 
-async def put_behind(window: WriteWindow, noted: list[str]) -> None:
+async def defer(window: WriteWindow, noted: list[str]) -> None:
     async def write() -> None:
         noted.append("begun")
         await asyncio.sleep(0)
         noted.append("written")
 
-    await window.put_behind(write)
+    await window.defer(write)
 
 
-async def test_what_is_put_behind_steps_is_written_when_they_are() -> None:
+async def test_what_is_defer_steps_is_written_when_they_are() -> None:
     disk, noted = Disk(), list[str]()
     window = WriteWindow(disk.write, size=3)
     await hand_over(window, 2, lambda _: None)
-    await put_behind(window, noted)
+    await defer(window, noted)
     # It takes no room, and later steps do not keep it waiting.
     await window.put(2, STEP)
     disk.let(1)
     await settle()
-    assert (noted, window.is_busy_behind) == ([], True)
+    assert (noted, window.has_deferred) == ([], True)
     disk.let(1)
     await settle()
-    assert (noted, window.is_busy_behind) == (["begun", "written"], False)
+    assert (noted, window.has_deferred) == (["begun", "written"], False)
     assert window.written == 2
     disk.let(1)
     await window.close()
 
 
-async def test_closing_waits_for_what_was_put_behind() -> None:
+async def test_closing_waits_for_what_was_defer() -> None:
     disk, noted = Disk(), list[str]()
     window = WriteWindow(disk.write, size=3)
     disk.let(1)
     await window.put(0, STEP)
-    await put_behind(window, noted)
+    await defer(window, noted)
     await window.close()
     assert noted == ["begun", "written"]
 
@@ -209,14 +209,14 @@ async def test_behind_steps_that_are_not_written_nothing_is(how: str) -> None:
     disk, noted = Disk({0: [StageFailed("package", "no space left on the disk")]}), list[str]()
     window = WriteWindow(disk.write, size=3)
     await window.put(0, STEP)
-    await put_behind(window, noted)
+    await defer(window, noted)
     if how == "abandoned":
         await window.abandon()
     else:
         disk.let(1)
         with pytest.raises(StageFailed, match="no space left"):
             await window.close()
-    assert (noted, window.is_busy_behind) == ([], False)
+    assert (noted, window.has_deferred) == ([], False)
 
 
 async def test_counts_on_from_what_was_there() -> None:
