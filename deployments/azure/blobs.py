@@ -30,7 +30,7 @@ from deployments.azure.listing import DIGEST, FOLDER
 from deployments.azure.options import AzureOptions
 from deployments.azure.token import TokenBridge
 from deployments.runtime.failures import TransientFailure
-from deployments.runtime.log_context import Threads
+from deployments.runtime.log_context import ContextThreadPool
 from workflows.delivery import Container
 from workflows.execution import Stage
 
@@ -102,7 +102,7 @@ class Blobs:
         self._options = options
         # One of its own has a thread for good.
         self.token = token or TokenBridge(options.azure)
-        self.pool = Threads(threads, "blobs")
+        self.pool = ContextThreadPool(threads, "blobs")
         container, azure = options.container, options.azure
         trusted = azure.ca_file and azure.ca_file.read_bytes()
         self._store: AzureStore = AzureStore(

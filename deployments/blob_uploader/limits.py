@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.runtime.log_context import Threads
+from deployments.runtime.log_context import ContextThreadPool
 
 
 class BlobLimits(BaseModel):
@@ -48,7 +48,7 @@ class SharedLimits:
         """Make one."""
         # As many threads as blocks, and some so that listings do not wait for those.
         return cls(
-            Threads(limits.blocks_in_flight + 4, "blob"),
+            ContextThreadPool(limits.blocks_in_flight + 4, "blob"),
             asyncio.Semaphore(limits.small_in_flight),
             asyncio.Semaphore(limits.blocks_in_flight),
         )

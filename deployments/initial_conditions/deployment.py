@@ -19,7 +19,7 @@ from deployments.runtime.failures import TransientFailure
 from deployments.runtime.files import remove_tree
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.import_path import describe_origin, load
-from deployments.runtime.log_context import Threads, bind_execution, bridge_loguru
+from deployments.runtime.log_context import ContextThreadPool, bind_execution, bridge_loguru
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
@@ -112,7 +112,7 @@ class InitialConditions:
             # The thread of a source that hangs cannot be ended, but nobody waits for it any more.
             # It is not one of the loop's own: those are few, and all else here needs them.
             limit_s = self._options[plan.data_source].timeout_s
-            thread = Threads(1, plan.data_source, libraries=True)
+            thread = ContextThreadPool(1, plan.data_source, libraries=True)
             fetched = asyncio.get_running_loop().run_in_executor(thread, self._fetch, plan, target)
             thread.shutdown(wait=False)
             try:

@@ -16,7 +16,7 @@ from typing import Any
 from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.worker_job import WorkerJob
 from deployments.runtime.failures import in_words
-from deployments.runtime.log_context import Threads, bridge_loguru
+from deployments.runtime.log_context import ContextThreadPool, bridge_loguru
 from workflows.errors import ModelUnavailable, StaleConductor
 from workflows.execution import Stage
 
@@ -60,7 +60,7 @@ class ModelWorker:
         self.clock = clock or BusyClock(name, "cpu")
         """Counts the activities of the thread."""
         self._ticking: asyncio.Task[None] | None = None
-        self._thread = Threads(1, name, libraries=True)
+        self._thread = ContextThreadPool(1, name, libraries=True)
         self._lock = asyncio.Lock()
         self._newest_fence = 0
         self._running: WorkerJob | None = None

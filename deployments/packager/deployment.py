@@ -29,7 +29,7 @@ from deployments.results.disk_result import ZARR
 from deployments.results.protocols import StoredExecution
 from deployments.results.store import Begun, ResultsStore
 from deployments.runtime.gpus import hide_gpus
-from deployments.runtime.log_context import Threads, bind_execution
+from deployments.runtime.log_context import ContextThreadPool, bind_execution
 from deployments.runtime.metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
 from workflows.base import Plan
 from workflows.dataset import Provenance, variable_attributes
@@ -82,7 +82,7 @@ class Packager:
             self._catalog = CatalogUpdater(StaticCatalog(results))
             self._pause_s = CONDITIONING_PAUSE_S
         # Of their own: an export waits for steps, and would keep a thread from writing them.
-        self._exports = Threads(EXPORTS, "export")
+        self._exports = ContextThreadPool(EXPORTS, "export")
 
     async def describe(self, place: str) -> dict[str, Any]:
         """Say where results lie, for readiness.

@@ -11,7 +11,7 @@ from deployments.results.disk_work import DiskWork
 from deployments.results.netcdf import POLL_S
 from deployments.results.protocols import StoredExecution, page_of_stored_executions
 from deployments.runtime.files import remove_tree
-from deployments.runtime.log_context import Threads
+from deployments.runtime.log_context import ContextThreadPool
 from workflows.base import Plan
 from workflows.dataset import Provenance
 
@@ -38,7 +38,7 @@ class DiskStorage:
     ) -> None:
         self._results_dir = Path(results_dir)
         self._work_dir = Path(work_dir)
-        self._pool = Threads(threads, "results-store")
+        self._pool = ContextThreadPool(threads, "results-store")
 
     def look(self) -> None:
         """Nothing can be missing: folders are made where they are needed."""

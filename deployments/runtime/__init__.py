@@ -1,1 +1,1 @@
-"""What every process needs: logs, metrics, tasks, retries. Knows no deployment."""
+"""Logging context, metrics, retries and other helpers of every process; knows no deployment."""

@@ -1,4 +1,4 @@
-"""What a replica does first: hide the GPUs that it did not ask for."""
+"""GPUs of this process: whether it has one, and how to hide those that it must not use."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import ray
 
 
 def hide_gpus() -> None:
-    """Make every GPU invisible to this process.
+    """Hide every GPU from this process; call it before anything imports torch.
 
     Ray leaves CUDA_VISIBLE_DEVICES alone for ``num_gpus=0``, so a CPU replica on a GPU node would
-    see every GPU, and a setting in ``ray_actor_options`` is lost when YAML overrides those. CPU
-    deployments call this before anything imports torch.
+    see all GPUs. A variable set in ``ray_actor_options`` is lost when YAML overrides those.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def has_gpu() -> bool:
-    """Say whether Ray gave this replica a GPU."""
+    """Return whether Ray assigned a GPU to this replica."""
     return ray.is_initialized() and bool(ray.get_gpu_ids())

@@ -1,4 +1,4 @@
-"""Models and data sources, loaded by import path."""
+"""Load models and data sources by import path."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pydantic import BaseModel, ConfigDict
 
 
 class LoaderOptions(BaseModel):
-    """What loads a model or data source."""
+    """How to load a model or data source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """Its name in the settings, such as ``fcn3``."""
+    """Name in the settings, such as ``fcn3``."""
     loader: str
     """``module:callable``."""
     options: dict[str, Any] = {}
     """Keyword arguments for the callable."""
 
 
-def load(what: LoaderOptions, **more: Any) -> Any:
-    """Import the callable and call it.
+def load(options: LoaderOptions, **arguments: Any) -> Any:
+    """Import the callable of a loader and call it.
 
     Parameters
     ----------
-    **more
+    **arguments
         Further keyword arguments, such as ``device`` for models.
     """
-    return import_from(what.loader)(**more, **what.options)
+    return import_from(options.loader)(**arguments, **options.options)
 
 
 def import_from(path: str) -> Any:
-    """Import what ``module:name`` names."""
+    """Return the object that ``module:name`` names."""
     module, _, attribute = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):
@@ -42,11 +42,11 @@ def import_from(path: str) -> Any:
     return found
 
 
-def describe_origin(thing: Any, what: LoaderOptions) -> Mapping[str, Any]:
-    """Say where a loaded model or data source comes from, for the provenance of results."""
+def describe_origin(loaded: Any, options: LoaderOptions) -> Mapping[str, Any]:
+    """Return where a loaded model or data source comes from, for the provenance of results."""
     return {
-        "name": what.name,
-        "loader": what.loader,
-        "synthetic": bool(getattr(thing, "synthetic", False)),
-        "weights": str(getattr(thing, "weights", what.options.get("package") or "")),
+        "name": options.name,
+        "loader": options.loader,
+        "synthetic": bool(getattr(loaded, "synthetic", False)),
+        "weights": str(getattr(loaded, "weights", options.options.get("package") or "")),
     }

@@ -1,8 +1,8 @@
-"""What the log's lines are about: each says which execution, workflow and stage it concerns.
+"""Attribute log lines to the execution, workflow and stage that they concern.
 
-Code that begins to work for an execution calls `bind_execution` once. From then on all lines of
+Code that starts to work for an execution calls `bind_execution` once. From then on all lines of
 that task have ``execution_id``, ``workflow`` and ``stage``, also those of Serve and of a model's
-library: in JSON as keys of their own, in text the id before a message that does not name it.
+library. JSON logs have them as keys; text logs have the id before a message that does not name it.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from ray._common.formatters import JSONFormatter
 P = ParamSpec("P")
 R = TypeVar("R")
 
-OURS = "ray.serve"
+SERVE_LOGGER = "ray.serve"
 """Name of the logger that Serve writes to the replica's file."""
-REMEMBERED = 256
+MAX_REMEMBERED = 256
 
 
 @dataclass
-class Subject:
-    """An execution that lines are about."""
+class BoundExecution:
+    """The execution that log lines concern."""
 
     execution_id: str
     workflow: str | None = None
     stage: str | None = None
     find_workflow: Callable[[], str | None] | None = None
-    """Gives the workflow when a line is written; for those who would have to read a file."""
+    """Returns the workflow when a line is written, where finding it means to read a file."""
     task: asyncio.Task[Any] | None = field(default=None, compare=False, repr=False)
-    """Who said so. What it has started may live longer, but that is about nothing any more."""
+    """Task that bound it. Tasks that outlive this one concern no execution."""
 
 
-_subject: ContextVar[Subject | None] = ContextVar("subject", default=None)
+_bound: ContextVar[BoundExecution | None] = ContextVar("bound_execution", default=None)
 _workflows: OrderedDict[str, str] = OrderedDict()
-"""Of executions that were spoken of lately, for callers that do not know."""
-_at_work: list[Subject] = []
-"""What is computed in threads whose libraries may start further ones."""
+"""Workflows of recent executions, for callers that know only the id."""
+_in_pools: list[BoundExecution] = []
+"""Executions at work in pools whose libraries may start threads of their own."""
 
 
 def bind_execution(
@@ -57,58 +57,64 @@ def bind_execution(
     *,
     find_workflow: Callable[[], str | None] | None = None,
 ) -> None:
-    """Let the rest of this task's lines be about an execution; also what Serve says of its end."""
+    """Attribute all further lines of this task to an execution, Serve's line at its end included.
+
+    Parameters
+    ----------
+    find_workflow : callable, optional
+        Returns the workflow; called at most once, when the first line is written.
+    """
     if not _is_installed():
         _install()
     if workflow is not None:
         _workflows[execution_id] = workflow
-        while len(_workflows) > REMEMBERED:
+        while len(_workflows) > MAX_REMEMBERED:
             _workflows.popitem(last=False)
     task = asyncio.current_task() if _is_in_loop() else None
-    _subject.set(Subject(execution_id, workflow, stage, find_workflow, task))
+    _bound.set(BoundExecution(execution_id, workflow, stage, find_workflow, task))
 
 
 @contextmanager
 def execution_bound(
     execution_id: str, workflow: str | None = None, stage: str | None = None
 ) -> Iterator[None]:
-    """Let lines be about an execution for a while, in a task that lives longer."""
-    before = _subject.get()
+    """Attribute the lines of the block to an execution."""
+    previous = _bound.get()
     bind_execution(execution_id, workflow, stage)
     try:
         yield
     finally:
-        _subject.set(before)
+        _bound.set(previous)
 
 
 def set_stage(stage: str | None) -> None:
-    """Say that the execution which is spoken of has come to a stage."""
-    if (subject := _subject.get()) is not None:
-        subject.stage = stage
+    """Set the stage of the bound execution, if there is one."""
+    if (bound := _bound.get()) is not None:
+        bound.stage = stage
 
 
-def current_execution() -> Subject | None:
-    """Give what lines of this thread are about now; None if no execution."""
-    subject, in_loop = _subject.get(), _is_in_loop()
-    if subject is not None:
-        # Serve makes its handles' background tasks with the first call, and keeps them.
-        is_over = in_loop and subject.task is not None and subject.task.done()
-        return None if is_over else subject
-    # A thread that a library has started knows no context, but if only one execution is at work
-    # in this process, it is that.
-    at_work = list(_at_work)
-    if in_loop or len({each.execution_id for each in at_work}) != 1:
+def current_execution() -> BoundExecution | None:
+    """Return the execution that lines of this thread concern now, if any."""
+    bound, in_loop = _bound.get(), _is_in_loop()
+    if bound is not None:
+        # Serve creates the background tasks of its handles at the first call, and keeps them.
+        is_over = in_loop and bound.task is not None and bound.task.done()
+        return None if is_over else bound
+    # Threads that a library started have no context. If a single execution is at work in this
+    # process, they belong to it.
+    in_pools = list(_in_pools)
+    if in_loop or len({each.execution_id for each in in_pools}) != 1:
         return None
-    return at_work[0]
+    return in_pools[0]
 
 
-class Threads(ThreadPoolExecutor):
-    """Threads that speak of what their caller speaks of.
+class ContextThreadPool(ThreadPoolExecutor):
+    """Threads whose lines concern the execution of their caller.
 
     Parameters
     ----------
     libraries : bool
-        Whether what runs here may start threads of its own, whose lines then belong to it, too.
+        Whether the calls may start threads of their own, whose lines then concern it, too.
     """
 
     def __init__(self, max_workers: int, thread_name_prefix: str, *, libraries: bool = False):
@@ -116,45 +122,45 @@ class Threads(ThreadPoolExecutor):
         self._libraries = libraries
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call in a thread."""
+        """Call a function in a thread, with the context of the caller."""
         context = copy_context()
 
         def call() -> R:
-            with _at_work_here() if self._libraries else nullcontext():
+            with _at_work() if self._libraries else nullcontext():
                 return fn(*args, **kwargs)
 
         return super().submit(context.run, call)
 
 
 @contextmanager
-def _at_work_here() -> Iterator[None]:
-    subject = _subject.get()
-    if subject is None:
+def _at_work() -> Iterator[None]:
+    bound = _bound.get()
+    if bound is None:
         yield
         return
-    _at_work.append(subject)
+    _in_pools.append(bound)
     try:
         yield
     finally:
-        # Another one that is equal will do: two members of an execution are.
-        _at_work.remove(subject)
+        # Removes the first equal entry, such as another member's: either will do.
+        _in_pools.remove(bound)
 
 
 def bridge_loguru() -> None:
-    """Send what Earth2Studio and user's classes tell loguru to this replica's log.
+    """Send what Earth2Studio and users' classes log through loguru to this replica's log.
 
-    Done before each execution: modules that are imported on the way replace the handlers.
+    Called before each execution: modules imported during one replace loguru's handlers.
     """
     try:
         from loguru import logger as loguru
     except ImportError:
         return
-    ours = logging.getLogger(OURS)
+    serve_logger = logging.getLogger(SERVE_LOGGER)
 
-    def pass_on(message: Any) -> None:
+    def forward(message: Any) -> None:
         record = message.record
         error = record["exception"]
-        ours.log(
+        serve_logger.log(
             record["level"].no,
             "%s",
             record["message"].strip(),
@@ -162,42 +168,42 @@ def bridge_loguru() -> None:
         )
 
     loguru.remove()
-    loguru.add(pass_on, level="INFO", format="{message}")
+    loguru.add(forward, level="INFO", format="{message}")
 
 
 class LogContextFilter(logging.Filter):
-    """Adds to every record of a logger what it is about; drops none."""
+    """Adds the bound execution to every record of a logger; drops none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Name the execution, unless the record does so by itself."""
-        subject = current_execution()
-        if subject is not None:
+        """Add execution, workflow and stage where the record does not have them."""
+        bound = current_execution()
+        if bound is not None:
             for key in ("execution_id", "stage"):
-                if getattr(record, key, None) is None and (value := getattr(subject, key)):
+                if getattr(record, key, None) is None and (value := getattr(bound, key)):
                     setattr(record, key, str(value))
-            if getattr(record, "workflow", None) is None and (found := _workflow_of(subject)):
-                record.workflow = found
+            if getattr(record, "workflow", None) is None and (workflow := _workflow_of(bound)):
+                record.workflow = workflow
         execution_id = getattr(record, "execution_id", None)
         if execution_id and not _is_json() and execution_id not in f"{record.msg} {record.args}":
             record.msg = f"{execution_id}: {record.msg}"
         return True
 
 
-class LoguruHandler(logging.Handler):
-    """Hands what other libraries log to Serve's logger, which alone writes to the file."""
+class ForwardingHandler(logging.Handler):
+    """Forwards the records of other libraries to Serve's logger, which writes the file."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand one record on."""
-        logging.getLogger(OURS).handle(record)
+        """Forward one record."""
+        logging.getLogger(SERVE_LOGGER).handle(record)
 
 
-class Lines:
-    """Stands for stdout or stderr: what is printed for an execution becomes lines of the log.
+class StdoutCapture:
+    """Replaces stdout or stderr: lines printed for an execution go to the log.
 
     Parameters
     ----------
     stream : file
-        Takes all else.
+        Receives everything else.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -208,21 +214,21 @@ class Lines:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; of a progress bar only what a line has come to."""
-        subject = current_execution()
-        if subject is None or getattr(self._thread, "logs", False):
+        """Write text; of a progress bar, which returns the carriage, only the final state."""
+        bound = current_execution()
+        if bound is None or getattr(self._thread, "is_logging", False):
             return self._stream.write(text)
-        begun, of = getattr(self._thread, "begun", ("", None))
-        *whole, rest = f"{begun if of == subject.execution_id else ''}{text}".split("\n")
-        self._thread.begun = rest.rpartition("\r")[2], subject.execution_id
-        # What goes wrong with writing the log is told on stderr: it must not come back.
-        self._thread.logs = True
+        start, execution_id = getattr(self._thread, "unfinished", ("", None))
+        *lines, rest = f"{start if execution_id == bound.execution_id else ''}{text}".split("\n")
+        self._thread.unfinished = rest.rpartition("\r")[2], bound.execution_id
+        # The logging module reports its own errors on stderr. They must not be logged again.
+        self._thread.is_logging = True
         try:
-            for line in whole:
-                if told := line.rstrip().rpartition("\r")[2]:
-                    logging.getLogger(OURS).info("%s", told)
+            for line in lines:
+                if final := line.rstrip().rpartition("\r")[2]:
+                    logging.getLogger(SERVE_LOGGER).info("%s", final)
         finally:
-            self._thread.logs = False
+            self._thread.is_logging = False
         return len(text)
 
 
@@ -234,39 +240,39 @@ def _is_in_loop() -> bool:
     return True
 
 
-def _workflow_of(subject: Subject) -> str | None:
-    if subject.workflow is None:
-        subject.workflow = _workflows.get(subject.execution_id)
-    if subject.workflow is None and (find := subject.find_workflow) is not None:
-        # Once: it may itself write a line.
-        subject.find_workflow = None
-        subject.workflow = find()
-    return subject.workflow
+def _workflow_of(bound: BoundExecution) -> str | None:
+    if bound.workflow is None:
+        bound.workflow = _workflows.get(bound.execution_id)
+    if bound.workflow is None and (find := bound.find_workflow) is not None:
+        # Cleared before the call, which may itself write a line.
+        bound.find_workflow = None
+        bound.workflow = find()
+    return bound.workflow
 
 
-def _files() -> list[logging.handlers.MemoryHandler]:
-    """Give what writes to the file of this replica; nothing where Serve does not run."""
-    handlers = logging.getLogger(OURS).handlers
+def _file_handlers() -> list[logging.handlers.MemoryHandler]:
+    """Return the handlers of this replica's log file; none outside of Serve."""
+    handlers = logging.getLogger(SERVE_LOGGER).handlers
     return [each for each in handlers if isinstance(each, logging.handlers.MemoryHandler)]
 
 
 def _is_json() -> bool:
     return any(
         each.target is not None and isinstance(each.target.formatter, JSONFormatter)
-        for each in _files()
+        for each in _file_handlers()
     )
 
 
 def _is_installed() -> bool:
-    return bool(logging.getLogger(OURS).filters)
+    return bool(logging.getLogger(SERVE_LOGGER).filters)
 
 
 def _install() -> None:
-    """Do so with all lines of this process, if it is a replica."""
-    if not _files():
+    """Attribute the lines of this process, if it is a replica."""
+    if not _file_handlers():
         return
-    logging.getLogger(OURS).addFilter(LogContextFilter())
-    logging.getLogger().addHandler(LoguruHandler())
+    logging.getLogger(SERVE_LOGGER).addFilter(LogContextFilter())
+    logging.getLogger().addHandler(ForwardingHandler())
     logging.captureWarnings(True)
-    sys.stdout, sys.stderr = Lines(sys.stdout), Lines(sys.stderr)
+    sys.stdout, sys.stderr = StdoutCapture(sys.stdout), StdoutCapture(sys.stderr)
     bridge_loguru()

@@ -1,7 +1,7 @@
-"""Every metric of ours: its name, labels and meaning. `docs/metrics.md` is the table of them.
+"""The metrics of this project: name, labels and description. `docs/metrics.md` has their table.
 
-Replicas record them through a `Recorder`; Ray gathers them from its processes and exports them on
-each node, for Prometheus, as ``ray_earth2serve_…``. Labels have few values: never an id.
+Replicas record them through a `Recorder`. Ray collects them from its processes, and exports them
+on each node for Prometheus as ``ray_earth2serve_…``. Labels have few values: never an id.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from ray.serve import metrics as serve_metrics
 
 PREFIX = "earth2serve_"
 RAY_PREFIX = "ray_"
-SERVE_LABELS = ("application", "deployment", "replica")
-"""What Serve adds to each metric: who recorded it."""
 
 _STEP_BUCKETS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-_LIFE_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10800.0)
+_EXECUTION_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10800.0)
 
 
 @dataclass(frozen=True)
@@ -28,119 +26,116 @@ class Metric:
     Parameters
     ----------
     name : str
-        Without a prefix; ends in its unit if it has one.
-    meaning : str
-        One sentence; Prometheus shows it, too.
+        Without prefix; ends in the unit, if there is one.
+    description : str
+        One sentence; Prometheus shows it.
     labels : tuple of str
-        Those that the recording code gives; Serve and Ray add theirs.
+        Labels that the recording code sets; Serve and Ray add theirs.
     """
 
     name: str
-    meaning: str
+    description: str
     labels: tuple[str, ...] = ()
 
     @property
     def exported(self) -> str:
-        """Its name as Prometheus sees it; histograms' end in ``_bucket``, ``_count``, ``_sum``."""
+        """Name in Prometheus; histograms append ``_bucket``, ``_count`` and ``_sum``."""
         return f"{RAY_PREFIX}{PREFIX}{self.name}"
 
     @property
     def kind(self) -> str:
-        """What Prometheus calls it: counter, gauge or histogram."""
+        """Type in Prometheus: counter, gauge or histogram."""
         return type(self).__name__.lower()
 
 
 class Counter(Metric):
-    """What only grows, in each process from 0."""
+    """A value that only grows, from 0 in each process."""
 
     @property
     def exported(self) -> str:
-        """Its name as Prometheus sees it: Ray appends the ending."""
+        """Name in Prometheus, with the suffix that Ray appends."""
         return f"{super().exported}_total"
 
 
 class Gauge(Metric):
-    """What goes up and down; gone soon after the process that set it."""
+    """A value that goes up and down; it disappears soon after the process that set it."""
 
 
 @dataclass(frozen=True)
 class Histogram(Metric):
-    """How often what took how long.
+    """A distribution of durations.
 
-    Ray exports how many fell into each bucket, and makes the sum up from the buckets' middles:
+    Ray exports the count of each bucket, and estimates the sum from the middles of the buckets:
     do not compute means from it.
     """
 
-    buckets: tuple[float, ...] = _LIFE_BUCKETS
+    buckets: tuple[float, ...] = _EXECUTION_BUCKETS
 
 
 MODEL_SECONDS = Counter(
     "model_seconds",
-    "Seconds of a model's thread by what it did; all states of a live replica add up to the time.",
+    "Seconds of a model's thread by activity; all states of a live replica add up to its uptime.",
     ("model", "device", "state"),
 )
 MODEL_STEP_SECONDS = Histogram(
     "model_step_seconds",
-    "Busy seconds of a model for one time step that it handed over.",
+    "Busy seconds of a model per time step that it hands over.",
     ("model", "device", "work"),
     buckets=_STEP_BUCKETS,
 )
 STEPS_WRITTEN = Counter(
-    "time_steps_written", "Time steps of members that a Packager has written.", ("workflow",)
+    "time_steps_written", "Time steps of members written by a Packager.", ("workflow",)
 )
 PACKAGER_BYTES = Counter(
     "packager_written_bytes",
-    "Bytes that a Packager has written: steps, fields that condition, checkpoints, and files "
-    "beside them.",
+    "Bytes written by a Packager: steps, conditioning fields, checkpoints and other files.",
     ("kind",),
 )
-QUEUE_DEPTH = Gauge("queue_depth", "Executions that wait.", ("workflow",))
+QUEUE_DEPTH = Gauge("queue_depth", "Executions in the queue.", ("workflow",))
 QUEUE_OLDEST = Gauge(
     "queue_oldest_wait_seconds",
-    "How long the execution that waits longest has waited; 0 if none waits.",
+    "Waiting time of the oldest execution in the queue; 0 if the queue is empty.",
     ("workflow",),
 )
 QUEUE_WAIT = Histogram(
-    "queue_wait_seconds", "How long an execution had waited when it was begun.", ("workflow",)
+    "queue_wait_seconds", "Time an execution spent in the queue before it started.", ("workflow",)
 )
-RUNNING = Gauge(
-    "executions_running", "Executions under way by their present stage.", ("workflow", "stage")
-)
+RUNNING = Gauge("executions_running", "Running executions by current stage.", ("workflow", "stage"))
 STAGE_SECONDS = Histogram(
-    "stage_seconds", "Duration of a stage that ended well.", ("workflow", "stage")
+    "stage_seconds", "Duration of a stage that succeeded.", ("workflow", "stage")
 )
 EXECUTION_SECONDS = Histogram(
     "execution_seconds",
-    "Time from the beginning of an execution to its end, for those that completed.",
+    "Time from the start of an execution to its end, for completed executions.",
     ("workflow",),
 )
 ENDED = Counter("executions_ended", "Executions by final status.", ("workflow", "status"))
 FAILURES = Counter(
     "failures",
-    "Executions that failed, by the stage that they had come to and the kind of error.",
+    "Failed executions by stage and kind of error.",
     ("workflow", "stage", "reason"),
 )
 RETRIES = Counter(
     "stage_retries",
-    "Steps of executions tried again after a process died or something was out of reach.",
+    "Steps retried after a process died or could not be reached.",
     ("stage",),
 )
 BEATS = Counter(
     "conductor_beats",
-    "Heartbeats of the Conductor: one a second while it holds the lease and reaches its store.",
+    "Heartbeats of the Conductor: one per second while it holds the lease and reaches the store.",
 )
 REFUSALS = Counter(
-    "refusals", "Requests for executions that were refused for want of room.", ("reason",)
+    "refusals", "Requests refused because the queue or the storage was full.", ("reason",)
 )
 UPLOADED_BYTES = Counter(
-    "uploaded_bytes", "Bytes of results sent to Blob Storage, of finished blocks.", ("workflow",)
+    "uploaded_bytes",
+    "Bytes of results uploaded to Blob Storage, counted by finished block.",
+    ("workflow",),
 )
-UPLOADED_OBJECTS = Counter("uploaded_objects", "Blobs of results written.", ("workflow",))
-REGISTRATIONS = Counter(
-    "registrations", "Items of a GeoCatalog created or replaced.", ("workflow",)
-)
+UPLOADED_OBJECTS = Counter("uploaded_objects", "Blobs of results uploaded.", ("workflow",))
+REGISTRATIONS = Counter("registrations", "GeoCatalog items created or replaced.", ("workflow",))
 DOWNLOADED_BYTES = Counter(
-    "downloaded_bytes", "Bytes of result files handed to HTTP clients.", ("workflow",)
+    "downloaded_bytes", "Bytes of result files sent to HTTP clients.", ("workflow",)
 )
 
 METRICS: tuple[Metric, ...] = (
@@ -167,63 +162,64 @@ METRICS: tuple[Metric, ...] = (
 
 
 class Recorder(Protocol):
-    """Takes what is measured; from any thread, in microseconds, and never raises for a value."""
+    """Records values, from any thread, within microseconds; never raises for a value."""
 
     def add(self, metric: Counter, value: float = 1.0, /, **labels: str) -> None:
-        """Count; nothing happens for 0."""
+        """Add to a counter; adding 0 has no effect."""
 
     def set(self, metric: Gauge, value: float, /, **labels: str) -> None:
-        """Say how much it is now."""
+        """Set a gauge."""
 
     def observe(self, metric: Histogram, value: float, /, **labels: str) -> None:
-        """Note one duration, in seconds."""
+        """Record one duration, in seconds."""
 
 
 class RayRecorder:
-    """Hands what is measured to Ray; where Ray does not run nobody ever reads it.
+    """Passes values to Ray; without a Ray cluster they are never read.
 
-    Ray's own objects are made with the first value, in the replica: Serve labels them by it.
+    Ray's metric objects are created with the first value, in the replica, by which Serve labels
+    them.
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-        self._making = threading.Lock()
+        self._created: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     def add(self, metric: Counter, value: float = 1.0, /, **labels: str) -> None:
-        """Count; nothing happens for 0."""
+        """Add to a counter; adding 0 has no effect."""
         if value > 0:
-            (self._made.get(metric.name) or self._make(metric)).inc(value, labels)
+            (self._created.get(metric.name) or self._create(metric)).inc(value, labels)
 
     def set(self, metric: Gauge, value: float, /, **labels: str) -> None:
-        """Say how much it is now."""
-        (self._made.get(metric.name) or self._make(metric)).set(value, labels)
+        """Set a gauge."""
+        (self._created.get(metric.name) or self._create(metric)).set(value, labels)
 
     def observe(self, metric: Histogram, value: float, /, **labels: str) -> None:
-        """Note one duration, in seconds."""
-        (self._made.get(metric.name) or self._make(metric)).observe(value, labels)
+        """Record one duration, in seconds."""
+        (self._created.get(metric.name) or self._create(metric)).observe(value, labels)
 
     def __reduce__(self) -> str:
-        # Serve pickles deployments' classes by value, with the defaults of their arguments.
+        # Serve pickles the classes of deployments by value, with their default arguments.
         return "RAY"
 
-    def _make(self, metric: Metric) -> Any:
-        given: dict[str, Any] = {
+    def _create(self, metric: Metric) -> Any:
+        options: dict[str, Any] = {
             "name": f"{PREFIX}{metric.name}",
-            "description": metric.meaning,
+            "description": metric.description,
             "tag_keys": metric.labels,
         }
-        with self._making:
-            if metric.name not in self._made:
-                made: Any
+        with self._lock:
+            if metric.name not in self._created:
+                created: Any
                 if isinstance(metric, Histogram):
-                    made = serve_metrics.Histogram(boundaries=list(metric.buckets), **given)
+                    created = serve_metrics.Histogram(boundaries=list(metric.buckets), **options)
                 elif isinstance(metric, Gauge):
-                    made = serve_metrics.Gauge(**given)
+                    created = serve_metrics.Gauge(**options)
                 else:
-                    made = serve_metrics.Counter(**given)
-                self._made[metric.name] = made
-            return self._made[metric.name]
+                    created = serve_metrics.Counter(**options)
+                self._created[metric.name] = created
+            return self._created[metric.name]
 
 
 RAY = RayRecorder()
-"""Of this process."""
+"""The recorder of this process."""

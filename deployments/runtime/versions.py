@@ -1,4 +1,4 @@
-"""Versions of the software that makes a result."""
+"""Versions of the software that computes a result."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PACKAGES = ("earth2serve", "earth2studio", "torch", "ray", "numpy", "zarr", "net
 
 @functools.cache
 def software() -> dict[str, str]:
-    """Give the versions of installed packages that decide or shape a result."""
-    found = {}
+    """Return the versions of the installed packages that affect a result, by name."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

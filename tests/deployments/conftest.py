@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from ray._common.formatters import JSONFormatter
 
-from deployments.runtime.log_context import OURS, LogContextFilter
+from deployments.runtime.log_context import SERVE_LOGGER, LogContextFilter
 from deployments.store.conductor_view import ConductorStore
 from tests.deployments.conductor.conducting_process import Journal
 from tests.emulators.azurite import Azurite
 from tests.emulators.flaky_proxy import FlakyProxy
 from workflows.delivery import Container
 
-ours = logging.getLogger(OURS)
+ours = logging.getLogger(SERVE_LOGGER)
 
 
 @pytest.fixture

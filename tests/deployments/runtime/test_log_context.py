@@ -1,4 +1,4 @@
-"""Lines of the log say which execution they are about, whoever writes them."""
+"""Log lines have the execution that they concern, no matter which code writes them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from loguru import logger as loguru
 
 from deployments.runtime.log_context import (
-    OURS,
-    Lines,
+    SERVE_LOGGER,
+    ContextThreadPool,
     LogContextFilter,
-    Threads,
+    StdoutCapture,
     bind_execution,
     bridge_loguru,
     current_execution,
@@ -26,59 +26,59 @@ from deployments.runtime.log_context import (
 )
 
 ID, OTHER = "exec_1", "exec_12"
-ours = logging.getLogger(OURS)
+serve_logger = logging.getLogger(SERVE_LOGGER)
 
 
-def about(record: logging.LogRecord) -> tuple[str | None, ...]:
+def context_of(record: logging.LogRecord) -> tuple[str | None, ...]:
     return tuple(getattr(record, key, None) for key in ("execution_id", "workflow", "stage"))
 
 
-async def test_a_task_speaks_of_its_execution_and_others_do_not(records) -> None:
-    async def life(execution_id: str) -> None:
+async def test_lines_of_a_task_concern_its_execution(records) -> None:
+    async def run(execution_id: str) -> None:
         bind_execution(execution_id, "forecast", "inference")
         await asyncio.sleep(0)
-        ours.info("said")
-        await asyncio.to_thread(ours.info, "said in a thread")
+        serve_logger.info("said")
+        await asyncio.to_thread(serve_logger.info, "said in a thread")
         set_stage("package")
-        await asyncio.create_task(asyncio.to_thread(ours.info, "said in a task of its own"))
+        await asyncio.create_task(asyncio.to_thread(serve_logger.info, "said in a task of its own"))
 
-    await asyncio.gather(life(ID), life(OTHER))
-    ours.info("said in between")
+    await asyncio.gather(run(ID), run(OTHER))
+    serve_logger.info("said in between")
     for execution_id in (ID, OTHER):
-        of_it = [record for record in records if about(record)[0] == execution_id]
-        assert [about(r)[1:] for r in of_it] == [("forecast", "inference")] * 2 + [
+        own = [record for record in records if context_of(record)[0] == execution_id]
+        assert [context_of(r)[1:] for r in own] == [("forecast", "inference")] * 2 + [
             ("forecast", "package")
         ]
-        assert of_it[0].getMessage() == f"{execution_id}: said"
-    assert about(records[-1]) == (None, None, None)
+        assert own[0].getMessage() == f"{execution_id}: said"
+    assert context_of(records[-1]) == (None, None, None)
     assert records[-1].getMessage() == "said in between"
 
 
-async def test_what_outlives_a_task_is_about_nothing_any_more(records) -> None:
-    over, started = asyncio.Event(), []
+async def test_lines_of_a_task_that_outlives_its_parent_concern_no_execution(records) -> None:
+    done, started = asyncio.Event(), []
 
     async def background() -> None:
-        ours.info("begun")
-        await over.wait()
-        ours.info("long afterwards")
+        serve_logger.info("begun")
+        await done.wait()
+        serve_logger.info("long afterwards")
 
     async def call() -> None:
         bind_execution(ID)
         started.append(asyncio.create_task(background()))
         await asyncio.sleep(0)
-        ours.info("done")
+        serve_logger.info("done")
 
     await asyncio.create_task(call())
-    over.set()
+    done.set()
     await started[0]
-    assert [about(record)[0] for record in records] == [ID, ID, None]
+    assert [context_of(record)[0] for record in records] == [ID, ID, None]
 
 
-def test_a_line_that_names_its_execution_is_left_as_it_is(records) -> None:
+def test_a_line_that_names_its_execution_is_unchanged(records) -> None:
     with execution_bound(ID):
-        ours.info("%s failed at %d %%", ID, 3)
-        ours.info("100 % of it", extra={"execution_id": ID})
-        # Arguments that do not fit are the handler's to report, as ever.
+        serve_logger.info("%s failed at %d %%", ID, 3)
+        serve_logger.info("100 % of it", extra={"execution_id": ID})
+        # The handler reports arguments that do not fit, as usual.
         broken = logging.makeLogRecord({"msg": "%d broken", "args": ("x",)})
         assert LogContextFilter().filter(broken)
     assert records[0].getMessage() == f"{ID} failed at 3 %"
@@ -86,16 +86,16 @@ def test_a_line_that_names_its_execution_is_left_as_it_is(records) -> None:
     assert current_execution() is None
 
 
-def test_what_a_record_says_by_itself_stays(records) -> None:
+def test_attributes_of_a_record_are_not_overwritten(records) -> None:
     with execution_bound(ID, "forecast", "inference"):
-        ours.info("said", extra={"execution_id": OTHER, "stage": "upload"})
-    assert about(records[0]) == (OTHER, "forecast", "upload")
+        serve_logger.info("said", extra={"execution_id": OTHER, "stage": "upload"})
+    assert context_of(records[0]) == (OTHER, "forecast", "upload")
 
 
 @pytest.mark.usefixtures("as_json")
-def test_json_has_keys_and_leaves_the_words_alone(records, tmp_path: Path) -> None:
+def test_json_has_keys_and_the_original_message(records, tmp_path: Path) -> None:
     with execution_bound(ID, "forecast", "inference"):
-        ours.warning("said")
+        serve_logger.warning("said")
     assert records[0].getMessage() == "said"
     line = (tmp_path / "replica.log").read_text()
     assert f'"execution_id": "{ID}"' in line
@@ -103,36 +103,36 @@ def test_json_has_keys_and_leaves_the_words_alone(records, tmp_path: Path) -> No
     assert '"stage": "inference"' in line
 
 
-def test_a_workflow_is_looked_for_only_when_there_is_a_line(records) -> None:
-    asked = []
+def test_the_workflow_is_looked_up_once_when_a_line_is_written(records) -> None:
+    calls = []
 
     def find() -> str:
-        asked.append(1)
-        ours.info("opening the plan")
+        calls.append(1)
+        serve_logger.info("opening the plan")
         return "found"
 
     with execution_bound("exec_unknown"):
         bind_execution("exec_unknown", find_workflow=find)
-        assert asked == []
-        ours.info("said")
-        ours.info("said again")
-    assert asked == [1]
-    assert [about(r)[1] for r in records] == [None, "found", "found"]
+        assert calls == []
+        serve_logger.info("said")
+        serve_logger.info("said again")
+    assert calls == [1]
+    assert [context_of(r)[1] for r in records] == [None, "found", "found"]
 
 
-def test_whoever_does_not_know_the_workflow_remembers_it(records) -> None:
+def test_the_workflow_of_an_execution_is_remembered(records) -> None:
     with execution_bound("exec_known", "forecast"):
         pass
     with execution_bound("exec_known"):
-        ours.info("said")
-    assert about(records[0])[1] == "forecast"
+        serve_logger.info("said")
+    assert context_of(records[0])[1] == "forecast"
 
 
-def test_threads_of_a_library_belong_to_the_only_execution_at_work(records) -> None:
+def test_threads_of_a_library_concern_the_only_execution_at_work(records) -> None:
     two_at_work = threading.Barrier(2)
 
     def library(word: str) -> None:
-        thread = threading.Thread(target=ours.info, args=(word,))
+        thread = threading.Thread(target=serve_logger.info, args=(word,))
         thread.start()
         thread.join(10)
 
@@ -142,8 +142,8 @@ def test_threads_of_a_library_belong_to_the_only_execution_at_work(records) -> N
         two_at_work.wait(10)
 
     with (
-        Threads(1, "model", libraries=True) as model,
-        Threads(1, "fetch", libraries=True) as other,
+        ContextThreadPool(1, "model", libraries=True) as model,
+        ContextThreadPool(1, "fetch", libraries=True) as other,
     ):
         with execution_bound(ID, "forecast", "inference"):
             model.submit(library, "from a thread").result(10)
@@ -153,16 +153,16 @@ def test_threads_of_a_library_belong_to_the_only_execution_at_work(records) -> N
         for each in both:
             each.result(10)
         library("nobody is at work")
-    assert about(records[0]) == (ID, "forecast", "inference")
-    assert {record.getMessage(): about(record)[0] for record in records[1:]} == {
+    assert context_of(records[0]) == (ID, "forecast", "inference")
+    assert {record.getMessage(): context_of(record)[0] for record in records[1:]} == {
         "whose?": None,
         "nobody is at work": None,
     }
 
 
-def test_what_is_printed_for_an_execution_becomes_lines(records) -> None:
+def test_text_printed_for_an_execution_is_logged(records) -> None:
     stream = io.StringIO()
-    printed = Lines(stream)
+    printed = StdoutCapture(stream)
     print("before", file=printed)
     with execution_bound(ID):
         print("two", "words", file=printed)
@@ -174,7 +174,7 @@ def test_what_is_printed_for_an_execution_becomes_lines(records) -> None:
         print("of another", file=printed)
     print("after", file=printed)
     assert stream.getvalue() == "before\nafter\n"
-    assert [(about(r)[0], r.getMessage()) for r in records] == [
+    assert [(context_of(r)[0], r.getMessage()) for r in records] == [
         (ID, f"{ID}: two words"),
         (ID, f"{ID}: 100 %"),
         (ID, f"{ID}: half a line"),
@@ -183,49 +183,54 @@ def test_what_is_printed_for_an_execution_becomes_lines(records) -> None:
     assert printed.encoding == stream.encoding
 
 
-def test_a_log_that_cannot_be_written_does_not_call_itself() -> None:
+def test_errors_of_the_logging_module_are_not_logged_again() -> None:
     stream = io.StringIO()
-    printed = Lines(stream)
+    printed = StdoutCapture(stream)
 
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             print("cannot be written", file=printed)
 
-    broken, level = Broken(), ours.level
-    ours.addHandler(broken)
-    ours.setLevel(logging.INFO)
+    broken, level = Broken(), serve_logger.level
+    serve_logger.addHandler(broken)
+    serve_logger.setLevel(logging.INFO)
     try:
         with execution_bound(ID):
             print("said", file=printed)
     finally:
-        ours.removeHandler(broken)
-        ours.setLevel(level)
+        serve_logger.removeHandler(broken)
+        serve_logger.setLevel(level)
     assert stream.getvalue() == "cannot be written\n"
 
 
-def test_outside_of_a_replica_nothing_is_changed() -> None:
-    before = (sys.stdout, sys.stderr, list(logging.getLogger().handlers), list(ours.filters))
+def test_outside_of_a_replica_nothing_is_installed() -> None:
+    before = (
+        sys.stdout,
+        sys.stderr,
+        list(logging.getLogger().handlers),
+        list(serve_logger.filters),
+    )
     with execution_bound(ID):
         assert (
             sys.stdout,
             sys.stderr,
             list(logging.getLogger().handlers),
-            list(ours.filters),
+            list(serve_logger.filters),
         ) == before
 
 
 @pytest.fixture
 def _loguru() -> Iterator[None]:
-    """Leave loguru to the tests that follow as they would find it."""
+    """Restore loguru after the test."""
     yield
     loguru.remove()
     loguru.add(sys.stderr)
 
 
 @pytest.mark.usefixtures("_loguru")
-def test_what_loguru_is_told_goes_to_our_log(records) -> None:
-    told: list[str] = []
-    loguru.add(told.append)
+def test_loguru_messages_go_to_the_log_of_serve(records) -> None:
+    messages: list[str] = []
+    loguru.add(messages.append)
     bridge_loguru()
     with execution_bound(ID, "forecast", "inference"):
         loguru.info("step {} of {{}} %s", 3)
@@ -236,10 +241,10 @@ def test_what_loguru_is_told_goes_to_our_log(records) -> None:
             loguru.exception("not written\n")
     loguru.warning("between")
     first, second, third = records
-    assert told == []
-    assert (first.name, first.levelname) == (OURS, "INFO")
+    assert messages == []
+    assert (first.name, first.levelname) == (SERVE_LOGGER, "INFO")
     assert first.getMessage() == f"{ID}: step 3 of {{}} %s"
-    assert about(first) == (ID, "forecast", "inference")
+    assert context_of(first) == (ID, "forecast", "inference")
     assert (second.getMessage(), second.levelname) == (f"{ID}: not written", "ERROR")
     assert second.exc_info is not None and isinstance(second.exc_info[1], OSError)
-    assert (third.getMessage(), about(third)[0]) == ("between", None)
+    assert (third.getMessage(), context_of(third)[0]) == ("between", None)

@@ -1,4 +1,4 @@
-"""Metrics are declared once, documented as they are, and harmless where Ray does not run."""
+"""Metrics: their declaration, their documentation, and recording without a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from deployments.runtime.metrics import (
     PREFIX,
     RAY,
     RAY_PREFIX,
-    SERVE_LABELS,
     Histogram,
     Metric,
     RayRecorder,
@@ -24,8 +23,10 @@ from deployments.runtime.metrics import (
 
 ROOT = Path(__file__).parents[3]
 DOCS = (ROOT / "docs" / "metrics.md").read_text()
+SERVE_LABELS = ("application", "deployment", "replica")
+"""Labels that Serve adds to each metric."""
 QUERIES = re.findall(r"```promql\n(.*?)\n```", DOCS, re.DOTALL)
-OURS = f"{RAY_PREFIX}{PREFIX}"
+EXPORT_PREFIX = f"{RAY_PREFIX}{PREFIX}"
 
 
 def unit(metric: Metric) -> str:
@@ -33,32 +34,34 @@ def unit(metric: Metric) -> str:
     return "s" if "seconds" in words else "bytes" if "bytes" in words else "1"
 
 
-def test_every_metric_of_the_module_is_in_its_list() -> None:
+def test_the_list_has_every_metric_of_the_module() -> None:
     declared = [value for value in vars(metrics).values() if isinstance(value, Metric)]
     assert declared == list(METRICS)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
-def test_the_table_lists_what_is_declared() -> None:
-    rows = re.findall(rf"^\| `({OURS}\w+)` \| (.*) \| (.*) \| (.*) \| (.*) \|$", DOCS, re.MULTILINE)
+def test_the_documentation_lists_every_metric() -> None:
+    rows = re.findall(
+        rf"^\| `({EXPORT_PREFIX}\w+)` \| (.*) \| (.*) \| (.*) \| (.*) \|$", DOCS, re.MULTILINE
+    )
     assert rows == [
         (
             metric.exported,
             metric.kind,
             unit(metric),
             ", ".join(f"`{label}`" for label in metric.labels),
-            metric.meaning,
+            metric.description,
         )
         for metric in METRICS
     ]
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_names_are_as_prometheus_wants_them(metric: Metric) -> None:
+def test_names_follow_the_conventions_of_prometheus(metric: Metric) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", metric.name)
-    # Ray appends it to counters, also to one that has it.
+    # Ray appends it to every counter.
     assert not metric.name.endswith("_total")
-    assert metric.meaning.endswith(".")
+    assert metric.description.endswith(".")
     assert not set(metric.labels) & {*SERVE_LABELS, "execution_id", "le", "route"}
     if isinstance(metric, Histogram):
         assert metric.name.endswith("_seconds")
@@ -66,15 +69,15 @@ def test_names_are_as_prometheus_wants_them(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_queries_ask_for_what_there_is(query: str) -> None:
+def test_documented_queries_use_existing_metrics_and_labels(query: str) -> None:
     exported = {}
     for metric in METRICS:
-        endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
-        exported |= {f"{metric.exported}{ending}": metric for ending in endings}
+        suffixes = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
+        exported |= {f"{metric.exported}{suffix}": metric for suffix in suffixes}
     names = re.findall(r"\bray_\w+", query)
     assert names
     for name in names:
-        if name.startswith(OURS):
+        if name.startswith(EXPORT_PREFIX):
             known = {*exported[name].labels, *SERVE_LABELS, "le"}
             asked = re.findall(r"by \(([^)]*)\)", query)
             assert {label.strip() for by in asked for label in by.split(",")} <= known
@@ -84,11 +87,11 @@ def test_queries_ask_for_what_there_is(query: str) -> None:
             assert f"`{re.sub('_(bucket|count)$', '', name)}" in DOCS
 
 
-def test_the_docs_have_queries() -> None:
+def test_the_documentation_has_queries() -> None:
     assert len(QUERIES) > 10
 
 
-def test_nothing_happens_where_ray_does_not_run() -> None:
+def test_recording_without_ray_has_no_effect() -> None:
     program = (
         "import ray, resource\n"
         "from deployments.runtime.metrics import *\n"
@@ -113,10 +116,10 @@ def test_nothing_happens_where_ray_does_not_run() -> None:
     assert done.stderr == ""
 
 
-def test_counting_nothing_is_allowed() -> None:
-    # Ray's counters raise for it.
+def test_adding_zero_is_allowed() -> None:
+    # Ray's own counters raise.
     RayRecorder().add(metrics.RETRIES, 0, stage="package")
 
 
-def test_the_recorder_of_a_process_is_not_copied() -> None:
+def test_pickling_yields_the_recorder_of_the_process() -> None:
     assert pickle.loads(pickle.dumps(RAY)) is RAY
