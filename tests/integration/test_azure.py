@@ -30,7 +30,7 @@ from tests.integration.azure_places import (
     manifest,
 )
 from tests.integration.serving import Server, served
-from tests.workflows.stac.schemas import validator
+from tests.workflows.stac.stac_validator import validator
 
 pytestmark = pytest.mark.ray
 

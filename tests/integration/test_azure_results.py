@@ -27,7 +27,7 @@ from tests.integration.azure_places import (
     manifest,
 )
 from tests.integration.serving import Server, served
-from tests.workflows.stac.schemas import validator
+from tests.workflows.stac.stac_validator import validator
 from workflows.stac.collection import default_collection_id
 
 pytestmark = pytest.mark.ray

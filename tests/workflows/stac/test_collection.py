@@ -9,7 +9,7 @@ import pystac
 import pytest
 
 from tests.workflows.stac.items import EVERY_PLAN, REAL, SYNTHETIC
-from tests.workflows.stac.schemas import validator
+from tests.workflows.stac.stac_validator import validator
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.stac.collection import default_collection_id, describe_collection

@@ -17,7 +17,7 @@ from tests.deployments.results.results import (
     make_plan,
 )
 from tests.workflows.stac.items import ID, SYNTHETIC, make_item
-from tests.workflows.stac.schemas import validator
+from tests.workflows.stac.stac_validator import validator
 from workflows.dataset import describe
 from workflows.grids import Grid, LambertGrid
 

@@ -18,7 +18,7 @@ from tests.deployments.results.results import (
     make_plan,
 )
 from tests.workflows.stac.items import EVERY_PLAN, ID, PLANS, REAL, SHA256, SYNTHETIC, make_item
-from tests.workflows.stac.schemas import validator
+from tests.workflows.stac.stac_validator import validator
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.stac.collection import describe_collection
