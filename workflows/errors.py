@@ -1,27 +1,31 @@
-"""The error tree.
+"""Errors that this project raises on purpose.
 
 ::
 
     Earth2ServeError
     ├── InvalidParameters        a request that can never run
-    │   └── DeliveryForbidden    it names a place to which this server may not deliver
-    ├── WorkflowNotFound         no such workflow, or not exposed
+    │   └── DeliveryForbidden    a delivery to a place that this server does not allow
+    ├── WorkflowNotFound         unknown, or not exposed
+    ├── WorkflowUnavailable      a user's workflow that is not loaded, or does not answer
     ├── ExecutionNotFound
     ├── ResultsNotFound          no such file in an execution's results
-    ├── IdempotencyConflict      same Idempotency-Key, other body
+    ├── IdempotencyConflict      an Idempotency-Key used again with another body
     ├── QueueFull
     ├── StorageFull              no room for a result, now or ever
-    ├── IllegalTransition        a state change that the life of an execution does not allow
-    ├── StaleConductor           a call that carries a superseded fencing token
+    ├── IllegalTransition        a change of state that an execution does not allow
+    ├── StaleConductor           a call with a superseded fencing token
     ├── ExecutionCancelled
-    └── StageFailed              a stage that gave up, with its reason
+    └── StageFailed              a stage that failed, with its reason
         ├── ModelUnavailable     a model that could not be loaded
-        ├── DiskFull             no room was left for what a stage writes
-        ├── UploadFailed         results that Blob Storage did not take
-        └── IngestionFailed      an item that the catalogue did not take
+        ├── DiskFull             no room for what a stage writes
+        ├── UploadFailed         results that Blob Storage did not accept
+        ├── IngestionFailed      an item that the GeoCatalog did not accept
+        └── TransientFailure     may be retried, in `deployments.runtime.failures`
 
-Errors cross process boundaries by pickle, which calls the constructor with ``args``; so every
-constructor passes on exactly what it was given.
+`serve_app` adds errors of HTTP requests below the root.
+
+Errors cross process boundaries by pickle, which calls the constructor with ``args``. Every
+constructor therefore passes exactly its own arguments to ``super().__init__``.
 """
 
 from __future__ import annotations
@@ -36,10 +40,10 @@ class Earth2ServeError(Exception):
     """Base of all errors that this project raises on purpose."""
 
     def __new__(cls, *args: Any) -> Self:
-        """Make one that pickles as the module says, whatever was imported.
+        """Create an error that pickles by its arguments, whatever else was imported.
 
-        Dask, which Earth2Studio imports, has tblib make every exception pickle its traceback and
-        all that it came from, which in a deep stack ends as a RecursionError.
+        Dask, which Earth2Studio imports, makes tblib pickle every exception with its traceback and
+        causes. From a deep stack that ends in a RecursionError.
         """
         copyreg.dispatch_table.pop(cls, None)
         return super().__new__(cls, *args)
@@ -52,7 +56,7 @@ class Problem:
     field: str
     """Dotted path below the request body, such as ``parameters.n_steps``."""
     message: str
-    """What is wrong and what would be allowed."""
+    """What is wrong and what is allowed."""
     kind: str = "value_error"
 
 
@@ -68,19 +72,45 @@ class InvalidParameters(Earth2ServeError):
 
 
 class DeliveryForbidden(InvalidParameters):
-    """A request for a delivery to a place that is not on the server's lists."""
+    """A request for a delivery to a place that is not on the server's allow-lists."""
 
 
 class WorkflowNotFound(Earth2ServeError):
     """No workflow of that name can be called here."""
 
+    def __init__(self, workflow: str) -> None:
+        super().__init__(workflow)
+        self.workflow = workflow
+
+    def __str__(self) -> str:
+        return f"workflow not found: {self.workflow[:100]}"
+
+
+class WorkflowUnavailable(Earth2ServeError):
+    """A user's workflow whose class is not imported yet, or does not answer."""
+
+    def __init__(self, workflow: str, reason: str) -> None:
+        super().__init__(workflow, reason)
+        self.workflow = workflow
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow} {self.reason}"
+
 
 class ExecutionNotFound(Earth2ServeError):
     """No execution of that id belongs to that workflow."""
 
+    def __init__(self, execution_id: str) -> None:
+        super().__init__(execution_id)
+        self.execution_id = execution_id
+
+    def __str__(self) -> str:
+        return f"execution not found: {self.execution_id[:64]}"
+
 
 class ResultsNotFound(Earth2ServeError):
-    """An execution has no such result file."""
+    """An execution has no results, or no such file among them."""
 
 
 class IdempotencyConflict(Earth2ServeError):
@@ -88,14 +118,14 @@ class IdempotencyConflict(Earth2ServeError):
 
 
 class QueueFull(Earth2ServeError):
-    """The queue is at its bound.
+    """The queue has reached its limit.
 
     Parameters
     ----------
     queued : int
         Executions waiting.
     max_size : int
-        The bound.
+        The limit.
     """
 
     def __init__(self, queued: int, max_size: int) -> None:
@@ -108,44 +138,60 @@ class QueueFull(Earth2ServeError):
 
 
 class StorageFull(Earth2ServeError):
-    """A result has no room beside what is there and what will still be written.
+    """A result does not fit beside those stored and those being written.
 
     Parameters
     ----------
     needed : int
-        Bytes that it needs at most; 0 if nobody knows.
-    left : int
-        Bytes that are left for it.
-    at_most : int
-        Bytes that there would be if no other result was kept.
+        Upper bound on the result's size, bytes; 0 if unknown.
+    available : int
+        Bytes that it may use now.
+    capacity : int
+        Bytes that it could use if no other result were kept.
     """
 
-    def __init__(self, needed: int, left: int, at_most: int) -> None:
-        super().__init__(needed, left, at_most)
+    def __init__(self, needed: int, available: int, capacity: int) -> None:
+        super().__init__(needed, available, capacity)
         self.needed = needed
-        self.left = left
-        self.at_most = at_most
+        self.available = available
+        self.capacity = capacity
 
     @property
-    def for_good(self) -> bool:
-        """Whether it would not fit either if no other result was kept."""
-        return lacks(self.needed, self.at_most)
+    def is_permanent(self) -> bool:
+        """Whether it would not fit even if no other result were kept."""
+        return not fits(self.needed, self.capacity)
 
     def __str__(self) -> str:
-        return f"{self.needed} bytes are needed for the result, {self.left} are left"
+        return f"the result needs {self.needed} bytes, {self.available} are available"
 
 
-def lacks(needed: int, left: int) -> bool:
-    """Say whether a result does not fit; one of unknown size needs more than nothing."""
-    return needed > left or left <= 0
+def fits(needed: int, available: int) -> bool:
+    """Return whether a result fits; one of unknown size (0) needs at least one byte."""
+    return available >= max(needed, 1)
 
 
 class IllegalTransition(Earth2ServeError):
-    """A state change that the life of an execution does not allow."""
+    """A change of state that an execution does not allow."""
 
 
 class StaleConductor(Earth2ServeError):
-    """A call that carries a fencing token older than one already seen."""
+    """A call with a fencing token that is older than one already seen.
+
+    Parameters
+    ----------
+    fence : int
+        Token of the call.
+    newest : int
+        The newest token seen.
+    """
+
+    def __init__(self, fence: int, newest: int) -> None:
+        super().__init__(fence, newest)
+        self.fence = fence
+        self.newest = newest
+
+    def __str__(self) -> str:
+        return f"token {self.fence} was superseded by {self.newest}"
 
 
 class ExecutionCancelled(Earth2ServeError):
@@ -153,14 +199,14 @@ class ExecutionCancelled(Earth2ServeError):
 
 
 class StageFailed(Earth2ServeError):
-    """A stage gave up.
+    """A stage failed.
 
     Parameters
     ----------
     stage : str
         Where, one of `workflows.execution.Stage`.
     reason : str
-        Why, in words for the person who asked for the forecast.
+        Why, in words for the client that asked for the forecast.
     """
 
     def __init__(self, stage: str, reason: str) -> None:
@@ -177,12 +223,12 @@ class ModelUnavailable(StageFailed):
 
 
 class DiskFull(StageFailed):
-    """A stage that had no room left for what it writes."""
+    """The disk has no room for what a stage writes."""
 
 
 class UploadFailed(StageFailed):
-    """Results that could not be uploaded."""
+    """Results could not be uploaded."""
 
 
 class IngestionFailed(StageFailed):
-    """An item that could not be registered."""
+    """An item could not be registered."""

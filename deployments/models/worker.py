@@ -130,7 +130,7 @@ class ModelWorker:
             If a newer token was seen.
         """
         if fence < self._newest_fence:
-            raise StaleConductor(f"token {fence} was superseded by {self._newest_fence}")
+            raise StaleConductor(fence, self._newest_fence)
         self._newest_fence = fence
         if self._running is not None and self._running.fence < fence:
             self._running.stop()

@@ -86,7 +86,7 @@ class BlobWork:
             raise self.gone()
         newest = max((int(name) for name in names - {_PLAN}), default=fence)
         if fence < newest:
-            raise StaleConductor(f"token {fence} was superseded by {newest}")
+            raise StaleConductor(fence, newest)
         if str(fence) not in names:
             key = f"{self._admission}/{fence}"
             self._blobs.put(key, b"", BYTES)

@@ -136,7 +136,7 @@ class DiskWork:
             raise self.gone() from None
         newest = max(seen, default=fence)
         if fence < newest:
-            raise StaleConductor(f"token {fence} was superseded by {newest}")
+            raise StaleConductor(fence, newest)
 
     def gone(self) -> StageFailed:
         """Give the error for an execution that was never begun, or has been removed.

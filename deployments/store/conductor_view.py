@@ -44,7 +44,7 @@ class ConductorStore(ExecutionStore):
         with self._writing() as connection:
             newest = connection.scalar(sa.select(sa.func.max(conductors.c.fence)))
             if newest != fence:
-                raise StaleConductor(f"token {fence} was superseded by {newest}")
+                raise StaleConductor(fence, newest)
             yield connection
 
     def issue_fence(self) -> int:

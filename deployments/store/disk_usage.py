@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from deployments.store.schema import executions
-from workflows.errors import StorageFull, lacks
+from workflows.errors import StorageFull, fits
 from workflows.execution import FINISHED, Execution, Progress, Status
 
 
@@ -46,7 +46,7 @@ def check(connection: sa.Connection, demand: Demand) -> None:
         left.append(demand.free - _total(connection, _UNWRITTEN))
     if demand.quota is not None:
         left.append(demand.quota - _total(connection, _ON_DISK))
-    if not left or not lacks(demand.needed, min(left)):
+    if not left or fits(demand.needed, min(left)):
         return
     at_most: list[int] = []
     if demand.free is not None:

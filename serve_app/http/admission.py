@@ -82,7 +82,7 @@ def accept(
     except QueueFull as full:
         raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow.name)) from None
     except StorageFull as full:
-        if not full.for_good:
+        if not full.is_permanent:
             raise _no_room(full, store, workflow.name) from None
         if isinstance(plan, Plan):
             raise _too_large(plan, workflow, _in_words(full), NO_DISK) from None
@@ -165,16 +165,16 @@ def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
 
 def _no_room(full: StorageFull, store: ExecutionStore, workflow: str) -> NoRoomNow:
     return NoRoomNow(
-        full.needed, full.left, full.at_most, _in_words(full), _usual_seconds(store, workflow)
+        full.needed, full.available, full.capacity, _in_words(full), _usual_seconds(store, workflow)
     )
 
 
 def _in_words(full: StorageFull) -> str:
     needs = f"it needs {readable_size(full.needed)} of disk, " if full.needed else ""
-    if full.for_good:
-        return f"{needs}there are {readable_size(full.at_most)} if no other result is kept"
+    if full.is_permanent:
+        return f"{needs}there are {readable_size(full.capacity)} if no other result is kept"
     return (
-        f"no room for the result now: {needs}{readable_size(full.left)} are left beside other "
+        f"no room for the result now: {needs}{readable_size(full.available)} are left beside other "
         "results and what will still be written; results that are purged or expire make room"
     )
 

@@ -137,7 +137,7 @@ class Context:
             If it does not exist or is hidden; a client cannot tell which.
         """
         if name not in self.workflows and name not in self.custom:
-            raise WorkflowNotFound(f"workflow not found: {name[:100]}")
+            raise WorkflowNotFound(name)
 
     async def workflow(self, name: str) -> Workflow:
         """Give a callable workflow.

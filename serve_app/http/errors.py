@@ -21,7 +21,6 @@ from starlette.routing import Match, Route
 from deployments.runtime.metrics import REFUSALS
 from serve_app.files.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from serve_app.http.context import context_of
-from serve_app.http.custom_workflows import WorkflowUnavailable
 from workflows.errors import (
     DeliveryForbidden,
     Earth2ServeError,
@@ -34,6 +33,7 @@ from workflows.errors import (
     ResultsNotFound,
     StorageFull,
     WorkflowNotFound,
+    WorkflowUnavailable,
 )
 
 logger = logging.getLogger("ray.serve")
@@ -179,8 +179,6 @@ def _detail(error: Exception) -> Any:
             return [_finding(["header", error.name], error.message, "value_error")]
         case IdempotencyConflict():
             return [_finding(["header", "Idempotency-Key"], str(error), "conflict")]
-        case ExecutionNotFound():
-            return f"execution not found: {str(error)[:64]}"
         case Unhealthy():
             return error.report
         case sa.exc.SQLAlchemyError():

@@ -12,7 +12,6 @@ from deployments.store.executions import Idempotency
 from serve_app.http import schemas
 from serve_app.http.admission import accept
 from serve_app.http.context import Context, context_of
-from serve_app.http.custom_workflows import WorkflowUnavailable
 from serve_app.http.errors import (
     NoWorkflowExposed,
     SeveralWorkflowsExposed,
@@ -21,6 +20,7 @@ from serve_app.http.errors import (
 from serve_app.http.json_body import RequestBody, parse_idempotency_key, parse_submit
 from serve_app.http.routes import documented, get
 from workflows.custom import CustomWorkflow
+from workflows.errors import WorkflowUnavailable
 
 logger = logging.getLogger("ray.serve")
 

@@ -52,8 +52,8 @@ def test_requests_accepted_together_cannot_overfill_the_disk(store: ConductorSto
     with pytest.raises(StorageFull) as refused:
         submit(store, Demand(needed=10, free=95))
     # Nothing of them is written yet, so all of the disk would be there without them.
-    assert (refused.value.left, refused.value.at_most) == (5, 95)
-    assert not refused.value.for_good
+    assert (refused.value.available, refused.value.capacity) == (5, 95)
+    assert not refused.value.is_permanent
 
 
 def test_what_is_written_already_counts_once(store: ConductorStore) -> None:
@@ -67,7 +67,7 @@ def test_what_is_written_already_counts_once(store: ConductorStore) -> None:
     submit(store, Demand(needed=20, free=60))
     with pytest.raises(StorageFull) as refused:
         submit(store, Demand(needed=1, free=60))
-    assert (refused.value.left, refused.value.at_most) == (0, 100)
+    assert (refused.value.available, refused.value.capacity) == (0, 100)
 
 
 def test_what_can_never_fit_is_told_apart(store: ConductorStore) -> None:
@@ -75,7 +75,7 @@ def test_what_can_never_fit_is_told_apart(store: ConductorStore) -> None:
     execution = submit(store, Demand(needed=80, free=100))
     store.claim_next(fence)
     store.update(fence, execution.execution_id, status=Status.COMPLETED, results=results(70))
-    for demand, for_good in (
+    for demand, is_permanent in (
         (Demand(needed=90, free=30), False),
         (Demand(needed=101, free=30), True),
         (Demand(needed=90, free=10**6, quota=100), False),
@@ -86,7 +86,7 @@ def test_what_can_never_fit_is_told_apart(store: ConductorStore) -> None:
     ):
         with pytest.raises(StorageFull) as refused:
             submit(store, demand)
-        assert refused.value.for_good == for_good, demand
+        assert refused.value.is_permanent == is_permanent, demand
     submit(store, Demand(needed=30, free=10**6, quota=100))
     submit(store, Demand(needed=10**9, free=None))
 

@@ -1,4 +1,4 @@
-"""Users' workflows as an ingress replica knows them, and how that comes into the store."""
+"""Users' workflows as an ingress replica sees them, and how descriptions get into the store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from deployments.conductor.readiness import ReadinessWatch
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.executions import ExecutionStore
 from serve_app.http.custom_workflows import (
-    REMEMBERED_S,
+    CACHE_S,
     CustomWorkflows,
     Validate,
-    WorkflowUnavailable,
 )
-from workflows.errors import InvalidParameters, ModelUnavailable, Problem
+from workflows.errors import InvalidParameters, ModelUnavailable, Problem, WorkflowUnavailable
 from workflows.execution import Stage
 
 
@@ -42,7 +41,7 @@ def description(text: str = "tracks of storms", **changes: Any) -> dict[str, Any
 
 
 class CountingStore(ConductorStore):
-    """Notes how often descriptions are read and written."""
+    """Records reads and writes of descriptions."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -74,18 +73,18 @@ def workflows(store: ExecutionStore, limit_s: float = 5, **validators: Validate)
     return CustomWorkflows(store, {"storms": "netcdf4"}, validators, limit_s)
 
 
-# What is known.
+# Descriptions.
 
 
-def test_only_those_of_the_settings_are_there(store: CountingStore) -> None:
+def test_only_workflows_in_the_settings_are_known(store: CountingStore) -> None:
     store.describe(store.issue_fence(), "rain", description())
     assert "storms" in workflows(store)
     assert "rain" not in workflows(store)
 
 
-def test_nothing_is_known_before_a_class_was_described(store: CountingStore) -> None:
+def test_a_workflow_is_unavailable_until_its_class_was_described(store: CountingStore) -> None:
     known = workflows(store)
-    for _ in range(2):  # nothing is remembered of that either
+    for _ in range(2):  # a missing description is not cached
         with pytest.raises(WorkflowUnavailable, match="storms is not ready.*/readiness says why"):
             known.look_up("storms")
     store.describe(store.issue_fence(), "storms", description())
@@ -98,7 +97,7 @@ def test_nothing_is_known_before_a_class_was_described(store: CountingStore) -> 
     assert found.plan(found.validate({})).output_format == "netcdf4"
 
 
-def test_a_description_is_read_now_and_then(store: CountingStore) -> None:
+def test_a_description_is_cached_for_a_while(store: CountingStore) -> None:
     fence = store.issue_fence()
     store.describe(fence, "storms", description())
     known = workflows(store)
@@ -106,17 +105,17 @@ def test_a_description_is_read_now_and_then(store: CountingStore) -> None:
     assert all(known.look_up("storms") is first for _ in range(50))
     assert store.reads == ["storms"]
 
-    # Read again it is the same workflow, for nothing has changed.
-    time.sleep(REMEMBERED_S)
+    # The description has not changed, so the workflow is the same object.
+    time.sleep(CACHE_S)
     assert known.look_up("storms") is first
     assert store.reads == ["storms", "storms"]
 
     store.describe(fence, "storms", description("tracks of strong storms"))
-    time.sleep(REMEMBERED_S)
+    time.sleep(CACHE_S)
     assert known.look_up("storms").description == "tracks of strong storms"
 
 
-# What a class says of parameters.
+# Validation by the class.
 
 
 async def check(
@@ -137,7 +136,7 @@ def answering(answer: Any) -> Callable[[Mapping[str, Any]], Awaitable[list[Probl
     return validate
 
 
-async def test_a_class_with_checks_of_its_own_is_asked(store: CountingStore) -> None:
+async def test_only_a_class_with_its_own_validation_is_asked(store: CountingStore) -> None:
     asked: list[Mapping[str, Any]] = []
 
     async def validate(values: Mapping[str, Any]) -> list[Problem]:
@@ -150,14 +149,14 @@ async def test_a_class_with_checks_of_its_own_is_asked(store: CountingStore) -> 
     assert len(asked) == 1
 
 
-async def test_what_a_class_finds_is_refused(store: CountingStore) -> None:
+async def test_problems_found_by_a_class_are_reported(store: CountingStore) -> None:
     problems = [Problem("parameters.n_steps", "an even number is needed")]
     with pytest.raises(InvalidParameters) as refused:
         await check(store, answering(problems))
     assert refused.value.problems == problems
 
 
-async def test_a_class_that_hangs_is_given_up(store: CountingStore) -> None:
+async def test_a_class_that_hangs_is_unavailable(store: CountingStore) -> None:
     cancelled = asyncio.Event()
 
     async def hang(_values: Mapping[str, Any]) -> list[Problem]:
@@ -168,16 +167,16 @@ async def test_a_class_that_hangs_is_given_up(store: CountingStore) -> None:
             raise
         return []
 
-    began = time.monotonic()
-    with pytest.raises(WorkflowUnavailable, match=r"has not checked .* within 0\.1 s"):
+    start = time.monotonic()
+    with pytest.raises(WorkflowUnavailable, match=r"did not check .* within 0\.1 s"):
         await check(store, hang, limit_s=0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
     assert cancelled.is_set()
 
 
 def raised_in_a_replica(error: Exception) -> Exception:
-    made: Exception = RayTaskError("validate", "a traceback", error).as_instanceof_cause()
-    return made
+    wrapped: Exception = RayTaskError("validate", "a traceback", error).as_instanceof_cause()
+    return wrapped
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ async def test_a_class_that_cannot_be_asked_is_unavailable(
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), raised_in_a_replica(ZeroDivisionError())])
-async def test_a_mistake_of_ours_is_not_called_unavailable(
+async def test_a_programming_error_is_not_reported_as_unavailable(
     store: CountingStore, error: Exception
 ) -> None:
     with pytest.raises(ZeroDivisionError):
