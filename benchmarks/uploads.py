@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.report import Aim, Report, ratio_of_neighbours
 from deployments.azure.options import AzureOptions
 from deployments.azure.token import TokenBridge
-from deployments.blob_uploader.deployment import BlobUploader, Uploaded, UploadJob
+from deployments.blob_uploader.deployment import BlobUploader
+from deployments.blob_uploader.messages import Uploaded, UploadJob
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.results.manifest import describe_files, hashed
 from tests.emulators.azurite import Azurite, find_azurite

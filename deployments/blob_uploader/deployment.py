@@ -11,13 +11,13 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.azure.blobs import BlobResultsOptions, Blobs
 from deployments.azure.token import TokenBridge
 from deployments.blob_uploader.container import BlobContainer
 from deployments.blob_uploader.limits import SharedLimits
+from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.blob_uploader.upload import Tally, Upload
 from deployments.blob_uploader.upload_ahead import UploadAhead
@@ -32,51 +32,6 @@ from workflows.errors import UploadFailed
 from workflows.execution import Stage
 
 logger = logging.getLogger("ray.serve")
-
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
-"""One part of a path."""
-
-
-class UploadJob(BaseModel):
-    """A result, and where it shall go."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    workflow: str = Field(pattern=_NAME)
-    execution_id: str = Field(pattern=_NAME)
-    container: Container
-
-    @property
-    def folder(self) -> str:
-        """Folder of the result, here below the results and there below the container."""
-        return f"{self.workflow}/{self.execution_id}"
-
-
-class UploadProgress(BaseModel):
-    """How much of a result is in the container, whoever brought it there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    total_bytes: int
-    files: int
-    total_files: int
-
-
-class Uploaded(BaseModel):
-    """A result that is in its container, whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str
-    """Of its folder."""
-    container: Container
-    files: int
-    bytes: int
-    uploaded_files: int
-    """How many of them were not there before."""
-    uploaded_bytes: int
-
 
 UPLOADS = 8
 """Calls of one replica at once that upload or sign; the settings add those that upload ahead."""

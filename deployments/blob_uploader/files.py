@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from deployments.results.manifest import CHECKSUMS
 from deployments.results.media_types import media_type
-from deployments.runtime.failures import TransientFailure, in_words, legible
+from deployments.runtime.failures import TransientFailure, describe_error, sanitize
 from workflows.errors import StageFailed, UploadFailed
 from workflows.execution import Stage
 
@@ -73,7 +73,9 @@ class UploadFile:
 
     def changed(self) -> UploadFailed:
         """Give the error for a file that is not any more what was described."""
-        return UploadFailed(Stage.UPLOAD, f"{legible(self.key)} has changed since it was described")
+        return UploadFailed(
+            Stage.UPLOAD, f"{sanitize(self.key)} has changed since it was described"
+        )
 
 
 def described_files(folder: Path) -> list[UploadFile]:
@@ -123,7 +125,7 @@ def described_file(folder: Path, key: str, sha256: str) -> UploadFile:
     except OSError as error:
         raise _unreadable(key, error) from None
     if os.path.realpath(path) != str(path):
-        raise UploadFailed(Stage.UPLOAD, f"{legible(key)} is a link, or lies behind one")
+        raise UploadFailed(Stage.UPLOAD, f"{sanitize(key)} is a link, or lies behind one")
     return UploadFile(key, path, size, sha256)
 
 
@@ -133,7 +135,7 @@ def _without_links(path: str, flags: int) -> int:
 
 def _unreadable(key: str, error: OSError) -> StageFailed:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UploadFailed(Stage.UPLOAD, f"{legible(key)} is missing")
+        return UploadFailed(Stage.UPLOAD, f"{sanitize(key)} is missing")
     # A mount may be away for a moment; who may not read will not.
     kind = UploadFailed if isinstance(error, PermissionError) else TransientFailure
-    return kind(Stage.UPLOAD, f"{legible(key)} cannot be read: {in_words(error)}")
+    return kind(Stage.UPLOAD, f"{sanitize(key)} cannot be read: {describe_error(error)}")

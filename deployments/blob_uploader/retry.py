@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.azure.token import TokenUnavailable
-from deployments.runtime.failures import TransientFailure, legible
+from deployments.runtime.failures import TransientFailure, sanitize
 from workflows.delivery import Container
 from workflows.errors import Earth2ServeError, StageFailed, UploadFailed
 from workflows.execution import Stage
@@ -135,7 +135,7 @@ def described(error: Exception, container: Container, role: str) -> StageFailed:
         cause = type(getattr(error, "inner_exception", None) or error).__name__
         is_away = isinstance(error, AzureError | OSError)
         reason = f"{where} {'is out of reach' if is_away else 'was called in vain'} ({cause})"
-    return kind(Stage.UPLOAD, legible(reason))
+    return kind(Stage.UPLOAD, sanitize(reason))
 
 
 def code_of(error: HttpResponseError) -> str | None:

@@ -8,16 +8,16 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.blob_uploader.deployment import UploadJob
+from deployments.blob_uploader.messages import UploadJob
 from deployments.results.delivered import begun_upload
 from deployments.runtime.failures import retry_transient
 from deployments.runtime.log_context import bind_execution
+from deployments.runtime.retries import RetryPolicy
 from workflows.execution import Execution
 
 logger = logging.getLogger("ray.serve")
 
-ATTEMPTS = 4
-PAUSE_S = 0.5
+REMOVAL = RetryPolicy(attempts=4, initial_delay_s=0.5)
 WITHDRAWALS = 2
 """At once: the uploader's places are for uploads."""
 SOON_S = 5.0
@@ -37,7 +37,7 @@ async def best_effort_cleanup(deployment: DeploymentHandle[Any], method: str, *a
             raise
 
     try:
-        await retry_transient(call, method, attempts=ATTEMPTS, pause_s=PAUSE_S)
+        await retry_transient(call, method, REMOVAL)
     except Exception:
         logger.exception("%s was in vain: files stay behind", method)
         return False

@@ -23,7 +23,8 @@ from deployments.conductor.progress import Life, ProgressTracker, written_before
 from deployments.models.messages import MemberJob, MemberProgress
 from deployments.runtime.failures import as_stage_failure
 from deployments.runtime.log_context import bind_execution, execution_bound, set_stage
-from deployments.runtime.tasks import retry_on_db_outage, shield
+from deployments.runtime.retries import retry_on_db_outage
+from deployments.runtime.tasks import shield
 from deployments.runtime.versions import software
 from deployments.store.conductor_view import ConductorStore
 from workflows.base import Plan

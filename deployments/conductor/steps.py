@@ -10,18 +10,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 from dbos import DBOS
 
-from deployments.blob_uploader.deployment import Uploaded, UploadJob
+from deployments.blob_uploader.messages import Uploaded, UploadJob
 from deployments.conductor.loop import here
 from deployments.custom_workflow.deployment import Packaging, RunJob, RunResult
-from deployments.geocatalog.deployment import Registered, Registration
+from deployments.geocatalog.messages import Registered, Registration
 from deployments.models.messages import ConditioningJob, MemberJob, NowcastJob
 from deployments.results.store import Begun
-from deployments.runtime.failures import TransientFailure
+from deployments.runtime.failures import ReplicaDied, TransientFailure
+from deployments.runtime.retries import Backoff, RetryPolicy
 from deployments.runtime.tasks import run_after, shield, task_group
 from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan
@@ -36,31 +38,32 @@ def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, TransientFailure)
 
 
-RETRY_S = 1.0
-"""Pause before the second attempt; it doubles with each further one."""
+_step = partial(DBOS.step, retries_allowed=True, should_retry=_is_retryable, preemptible=True)
 
-_step = partial(
-    DBOS.step,
-    retries_allowed=True,
-    interval_seconds=RETRY_S,
-    backoff_rate=2.0,
-    should_retry=_is_retryable,
-    preemptible=True,
-)
+
+def _retried_by(policy: RetryPolicy) -> dict[str, Any]:
+    """Return a retry policy as arguments of a DBOS step."""
+    return {
+        "max_attempts": policy.attempts,
+        "interval_seconds": policy.initial_delay_s,
+        "backoff_rate": policy.factor,
+    }
+
+
 AHEAD_AGAIN_S = 10.0
 
-ATTEMPTS = 6
-recorded = _step(max_attempts=ATTEMPTS)
+STEP = RetryPolicy(attempts=6, initial_delay_s=1.0)
+recorded = _step(**_retried_by(STEP))
 """A step whose outcome is kept: it is not run again after a crash, but may run twice during one.
 
 Six attempts, over half a minute: with four, one of 38 executions was given up that shared its
 machine with a hundred kills (tests/chaos). What kills its replica by itself fails after as many.
 """
-recorded_run = _step(max_attempts=3)
+recorded_run = _step(**_retried_by(replace(STEP, attempts=3)))
 """The same for users' code: what has ended its process thrice will do so again."""
 
 
-recorded_delivery = _step(max_attempts=5)
+recorded_delivery = _step(**_retried_by(replace(STEP, attempts=5)))
 """The same for deliveries: each attempt has gone through the client's own already."""
 
 
@@ -112,7 +115,7 @@ async def forecast_member(
 
 
 async def retry_while_progressing(
-    attempt: Callable[[Callable[[], None]], Awaitable[None]], what: str, pause_s: float = RETRY_S
+    attempt: Callable[[Callable[[], None]], Awaitable[None]], what: str, policy: RetryPolicy = STEP
 ) -> None:
     """Try something again, counting anew with each attempt that came on.
 
@@ -122,30 +125,30 @@ async def retry_while_progressing(
         Given what it calls when it has come past where all before it began.
     what : str
         For the log.
-    pause_s : float
-        Pause before the second attempt at the same place; it doubles with each further one.
+    policy : RetryPolicy
+        For the attempts at the same place.
 
     Raises
     ------
     TransientFailure
         Where none came on, at once: the step's own attempts are for that.
     """
-    left = 0
+    backoff: Backoff | None = None
 
     def progressed() -> None:
-        nonlocal left
-        left = ATTEMPTS
+        nonlocal backoff
+        backoff = Backoff(policy)
 
     while True:
         try:
             await attempt(progressed)
             return
         except TransientFailure as error:
-            left -= 1
-            if left <= 0:
+            delay_s = None if backoff is None else backoff.next_delay_s()
+            if delay_s is None:
                 raise
             logger.warning("%s goes on from its last checkpoint: %s", what, error)
-            await asyncio.sleep(pause_s * 2 ** (ATTEMPTS - 1 - left))
+            await asyncio.sleep(delay_s)
 
 
 @recorded
@@ -281,10 +284,8 @@ async def run(execution_id: str, plan: CustomPlan) -> RunResult:
                     )
                 else:
                     await here().record(execution_id, progress=told)
-    except TransientFailure as error:
-        if "Died" not in str(error):
-            raise
-        raise TransientFailure(
+    except ReplicaDied as error:
+        raise ReplicaDied(
             Stage.INFERENCE, f"the process that ran the workflow has ended: {error}"
         ) from None
     if made is None:

@@ -24,7 +24,7 @@ from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.results.disk_work import Written
-from deployments.runtime.failures import in_words, legible
+from deployments.runtime.failures import describe_error, sanitize
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import bind_execution, bridge_loguru, set_stage
 from deployments.runtime.versions import software
@@ -246,9 +246,9 @@ class _Run:
         except BaseException as error:  # a class may call sys.exit, too
             self._output.close()
             self._running.check()
-            trace = legible(traceback.format_exc())
+            trace = sanitize(traceback.format_exc())
             logger.error("%s: the workflow raised\n%s", job.execution_id, trace)
-            raise StageFailed(Stage.INFERENCE, in_words(error)[:LONGEST_REASON]) from None
+            raise StageFailed(Stage.INFERENCE, describe_error(error)[:LONGEST_REASON]) from None
 
     def _note(self, values: Mapping[str, Any]) -> None:
         self._running.check()

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from deployments.custom_workflow.earth2studio_shim import isolate_import
-from deployments.runtime.failures import legible
+from deployments.runtime.failures import sanitize
 from workflows.base import problems_of
 from workflows.custom import WorkflowDescription
 from workflows.errors import Problem
@@ -40,7 +40,7 @@ MOST_STEPS = 2**53
 
 def _words(value: Any) -> str:
     """Bound a text that every status answer will carry; what UTF-8 cannot hold is replaced."""
-    return legible(str(value)[:LONGEST_MESSAGE])
+    return sanitize(str(value)[:LONGEST_MESSAGE])
 
 
 def _step(value: Any) -> int:

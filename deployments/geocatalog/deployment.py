@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from deployments.geocatalog.client import GeoCatalogClient
+from deployments.geocatalog.messages import Registered, Registration
 from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import bind_execution
 from deployments.runtime.metrics import RAY, REGISTRATIONS, Recorder
-from workflows.base import Plan
-from workflows.dataset import Provenance
 from workflows.errors import IngestionFailed
 from workflows.execution import Stage
 from workflows.stac.collection import default_collection_id, describe_collection
@@ -24,34 +21,6 @@ from workflows.stac.item import describe_item
 from workflows.stac.renders import render_options
 
 logger = logging.getLogger("ray.serve")
-
-
-class Registration(BaseModel):
-    """Results to be made an item."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    execution_id: str
-    geo_catalog_url: str
-    collection_id: str | None = None
-    """One that is named after the workflow if None; made if it does not exist."""
-    plan: Plan
-    provenance: Provenance
-    files: Mapping[str, tuple[int, str | None]]
-    """Size in bytes and SHA-256, in hexadecimal, by key below `base_href`."""
-    base_href: str
-    """URL of the folder with the results, which the catalogue can read."""
-
-
-class Registered(BaseModel):
-    """Where the item is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    geo_catalog_url: str
-    collection_id: str
-    item_id: str
-    item_url: str
 
 
 @serve.deployment(name="GeoCatalog", max_ongoing_requests=16)

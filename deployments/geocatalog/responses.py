@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from deployments.runtime.failures import legible
+from deployments.runtime.failures import sanitize
 from workflows.errors import IngestionFailed
 from workflows.execution import Stage
 
@@ -89,4 +89,4 @@ def words_of_error(document: Any) -> str:
 
 def in_short(text: str) -> str:
     """Quote what a service says: one line, of bounded length, without what looks like a secret."""
-    return legible(_SECRETS.sub("[removed]", " ".join(text.split()))[:QUOTED])
+    return sanitize(_SECRETS.sub("[removed]", " ".join(text.split()))[:QUOTED])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
-from deployments.runtime.failures import as_stage_failure, is_transient
+from deployments.runtime.failures import as_stage_failure, retry_transient
+from deployments.runtime.retries import RetryPolicy
 from workflows.base import Conditioning, Plan
 from workflows.execution import Stage
 
-logger = logging.getLogger("ray.serve")
-
-ATTEMPTS = 5
+READ = RetryPolicy(attempts=5, initial_delay_s=1.0)
 
 
 @dataclass(frozen=True)
@@ -58,15 +56,15 @@ class InitialConditionsClient:
     ----------
     initial_conditions : DeploymentHandle or None
         Has ``read(plan, execution_id)``; None if every replica sees the same disk.
-    pause_s : float
-        What it waits for first before it asks again.
+    retries : RetryPolicy
+        How often it asks for one state.
     """
 
     def __init__(
-        self, initial_conditions: DeploymentHandle[Any] | None, *, pause_s: float = 1.0
+        self, initial_conditions: DeploymentHandle[Any] | None, *, retries: RetryPolicy = READ
     ) -> None:
         self._source = initial_conditions
-        self._pause_s = pause_s
+        self._retries = retries
         self._lock = asyncio.Lock()
         # The last one, for the further members of its execution: it may have 300 MB.
         self._last: tuple[str, Analysis] | None = None
@@ -103,12 +101,10 @@ class InitialConditionsClient:
     async def _ask(
         self, source: DeploymentHandle[Any], plan: Plan | Conditioning, execution_id: str
     ) -> Analysis:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return Analysis(*await source.read.remote(plan, execution_id))
-            except Exception as error:
-                if not is_transient(error) or attempt == ATTEMPTS:
-                    raise as_stage_failure(Stage.INITIAL_CONDITIONS, error) from None
-                logger.warning("initial conditions of %s not read: %s", execution_id, error)
-                await asyncio.sleep(self._pause_s * 2 ** (attempt - 1))
-        raise AssertionError("the last attempt has returned or raised")
+        async def read() -> Analysis:
+            return Analysis(*await source.read.remote(plan, execution_id))
+
+        try:
+            return await retry_transient(read, "reading initial conditions", self._retries)
+        except Exception as error:
+            raise as_stage_failure(Stage.INITIAL_CONDITIONS, error) from None

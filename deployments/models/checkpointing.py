@@ -13,7 +13,7 @@ from typing import Any
 from deployments.models.buffer_pool import BufferPool
 from deployments.models.messages import MemberJob
 from deployments.models.state import internal_state
-from deployments.models.write_window import ATTEMPTS, FIRST_PAUSE_S, WriteWindow
+from deployments.models.write_window import PACKAGER_CALL, WriteWindow
 from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import retry_transient
 
@@ -35,8 +35,6 @@ class Checkpoints:
         Identifies the model and the member; checkpoints of another origin are not used.
     buffers : BufferPool
         Memory for states that are being written.
-    pause_s : float
-        Delay before the first retry of reading.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class Checkpoints:
         every: int | None,
         origin: str,
         buffers: BufferPool,
-        pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self._packager = packager
         self._job = job
@@ -54,7 +51,6 @@ class Checkpoints:
         self._every = None if every is None or every >= job.plan.n_steps else every
         self._origin = origin
         self._buffers = buffers
-        self._pause_s = pause_s
         self._loop = asyncio.get_running_loop()
         self._may_exist = False
 
@@ -67,8 +63,7 @@ class Checkpoints:
             checkpoint: Checkpoint | None = await retry_transient(
                 lambda: self._packager.read_checkpoint.remote(job.execution_id, job.member),
                 "reading the checkpoint",
-                attempts=ATTEMPTS,
-                pause_s=self._pause_s,
+                PACKAGER_CALL,
             )
         except Exception:
             logger.warning(

@@ -42,7 +42,7 @@ from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
 from deployments.results.checkpoint import Checkpoint
-from deployments.runtime.failures import TransientFailure, in_words
+from deployments.runtime.failures import TransientFailure, describe_error
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import LoaderOptions, describe_origin, load
 from deployments.runtime.log_context import bind_execution
@@ -149,7 +149,7 @@ class FCN3:
             models.interpolation_failure = None
         except Exception as error:
             models.interpolation = None
-            failure = in_words(error)
+            failure = describe_error(error)
             # Logged once: loading is retried every few seconds.
             if failure != models.interpolation_failure:
                 logger.exception("model %s could not be loaded", options.name)

@@ -13,7 +13,7 @@ from deployments.models.buffer_pool import BufferPool
 from deployments.models.messages import ConditioningJob, MemberJob
 from deployments.models.state import UnusableCheckpoint, set_internal_state
 from deployments.results.checkpoint import Checkpoint
-from deployments.runtime.failures import in_words
+from deployments.runtime.failures import describe_error
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
@@ -71,7 +71,7 @@ def forecast(
             next(steps)
             set_internal_state(model, checkpoint.internal)
         except Exception as error:
-            raise UnusableCheckpoint(in_words(error)) from error
+            raise UnusableCheckpoint(describe_error(error)) from error
         first = checkpoint.step + 1
     indices: list[int] | None = None
     for index in range(first, plan.n_times):

@@ -6,7 +6,6 @@ Each step is conditioned on a field that another model computes meanwhile.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import aclosing, closing
@@ -27,21 +26,17 @@ from deployments.models.router import ROUTER
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
-from deployments.models.write_window import WriteWindow
-from deployments.runtime.failures import is_transient
+from deployments.models.write_window import PACKAGER_CALL, WriteWindow
+from deployments.runtime.failures import retry_transient
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import describe_origin, load
 from deployments.runtime.log_context import bind_execution
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 
-logger = logging.getLogger("ray.serve")
-
 Floats = NDArray[np.float32]
 Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
 
-ATTEMPTS = 5
-PAUSE_S = 0.5
 MAX_READS = 10
 """Reads of a field that was written, half a second each: a shared disk may show a file late."""
 
@@ -154,29 +149,21 @@ class StormScope:
             If the field was written and cannot be found: nothing would compute it again.
         """
         member = job.plan.conditioned_by(job.member)
-        failures = reads = 0
+        reads = 0
         while True:
-            try:
-                field: Floats | None = await self._packager.read_conditioning.remote(
-                    job.execution_id, member, step
+            field: Floats | None = await retry_transient(
+                lambda: self._packager.read_conditioning.remote(job.execution_id, member, step),
+                f"reading a conditioning field of {job.execution_id}",
+                PACKAGER_CALL,
+            )
+            if field is not None:
+                return field
+            reads += 1
+            if job.all_conditioned and reads == MAX_READS:
+                raise StageFailed(
+                    Stage.INFERENCE,
+                    f"the field that conditions step {step} of member {job.member} is lost",
                 )
-            except Exception as error:
-                failures += 1
-                if not is_transient(error) or failures == ATTEMPTS:
-                    raise
-                logger.warning(
-                    "a field of %s could not be read, retrying: %s", job.execution_id, error
-                )
-                await asyncio.sleep(PAUSE_S * 2**failures)
-            else:
-                if field is not None:
-                    return field
-                reads += 1
-                if job.all_conditioned and reads == MAX_READS:
-                    raise StageFailed(
-                        Stage.INFERENCE,
-                        f"the field that conditions step {step} of member {job.member} is lost",
-                    )
 
 
 class FieldPrefetcher:

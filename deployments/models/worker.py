@@ -15,7 +15,7 @@ from typing import Any
 
 from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.worker_job import WorkerJob
-from deployments.runtime.failures import in_words
+from deployments.runtime.failures import describe_error
 from deployments.runtime.log_context import ContextThreadPool, bridge_loguru
 from workflows.errors import ModelUnavailable, StaleConductor
 from workflows.execution import Stage
@@ -87,7 +87,7 @@ class ModelWorker:
                 self._model = await loop.run_in_executor(self._thread, self._load)
             self._failure = None
         except Exception as error:
-            failure = in_words(error)
+            failure = describe_error(error)
             # Logged once: loading is retried every few seconds.
             if failure != self._failure:
                 logger.exception("%s %s could not be loaded", self._kind, self._name)

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.runtime.failures import retry_transient
+from deployments.runtime.retries import RetryPolicy
 
 Write = Callable[[int, NDArray[np.float32]], Awaitable[Any]]
 
-ATTEMPTS = 5
-FIRST_PAUSE_S = 0.5
+PACKAGER_CALL = RetryPolicy(attempts=5, initial_delay_s=0.5)
 
 
 class WriteWindow:
@@ -30,8 +30,8 @@ class WriteWindow:
         Writes one step, ``(time_index, fields)``; may be called twice for the same step.
     size : int
         Steps that may be unwritten.
-    first_pause_s : float
-        Delay before the first retry; it doubles with each further one.
+    retries : RetryPolicy
+        Retries of the write of one step.
     release : callable, optional
         Called with the fields of every step that is written: their memory may be reused.
     written : int
@@ -42,13 +42,13 @@ class WriteWindow:
         self,
         write: Write,
         size: int,
-        first_pause_s: float = FIRST_PAUSE_S,
+        retries: RetryPolicy = PACKAGER_CALL,
         release: Callable[[NDArray[np.float32]], None] = lambda _: None,
         written: int = 0,
     ) -> None:
         self._write = write
         self._release = release
-        self._first_pause_s = first_pause_s
+        self._retries = retries
         self._slots = asyncio.Semaphore(size)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -97,8 +97,7 @@ class WriteWindow:
             await retry_transient(
                 lambda: self._write(time_index, fields),
                 f"writing step {time_index}",
-                attempts=ATTEMPTS,
-                pause_s=self._first_pause_s,
+                self._retries,
             )
             self.written += 1
             self._release(fields)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deployments.blob_uploader.deployment import Uploaded, UploadJob
-from deployments.geocatalog.deployment import Registered
+from deployments.blob_uploader.messages import Uploaded, UploadJob
+from deployments.geocatalog.messages import Registered
 from workflows.delivery import Container, Delivery
 from workflows.execution import Execution, Stage
 

@@ -1,16 +1,17 @@
-"""Which failures of a call between deployments are worth another try."""
+"""Errors of calls between deployments: which may be retried, and how they are reported."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ray.exceptions import (
+    ActorDiedError,
     GetTimeoutError,
     ObjectLostError,
+    OwnerDiedError,
     RayActorError,
     RaySystemError,
     RayTaskError,
@@ -18,15 +19,17 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from deployments.runtime.retries import RetryPolicy, retry
 from workflows.errors import DiskFull, Earth2ServeError, StageFailed
 
 logger = logging.getLogger("ray.serve")
 
 R = TypeVar("R")
 
+_PROCESS_DIED = (ActorDiedError, OwnerDiedError, WorkerCrashedError)
 _TRANSIENT = (
+    *_PROCESS_DIED,
     RayActorError,
-    WorkerCrashedError,
     ObjectLostError,
     RaySystemError,
     GetTimeoutError,
@@ -37,81 +40,77 @@ _TRANSIENT = (
 
 
 class TransientFailure(StageFailed):
-    """A stage was interrupted by the death of a process; another try may succeed."""
+    """A stage failed in a way that another attempt may not."""
+
+
+class ReplicaDied(TransientFailure):
+    """The process that ran a stage died."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether the callee died or was out of reach, rather than said no."""
+    """Return whether the callee died or was unreachable, rather than refused."""
     if isinstance(error, TransientFailure):
         return True
     return isinstance(error, _TRANSIENT) and not isinstance(error, RayTaskError)
 
 
-async def retry_transient(
-    call: Callable[[], Awaitable[R]], what: str, *, attempts: int, pause_s: float
-) -> R:
-    """Make a call again while the callee died or was out of reach.
+async def retry_transient(call: Callable[[], Awaitable[R]], what: str, policy: RetryPolicy) -> R:
+    """Repeat a call to a deployment while the callee dies or is unreachable.
 
     Parameters
     ----------
     call : callable
     what : str
-        For the log.
-    attempts : int
-    pause_s : float
-        Before the second attempt; it doubles with each further one.
+        Name of the call, for the log.
+    policy : RetryPolicy
 
     Raises
     ------
     Exception
-        What the call failed with: at once if that lasts, else at the last attempt.
+        The error of the last attempt; the first one that is not transient.
     """
-    for attempt in range(1, attempts):
-        try:
-            return await call()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            logger.warning("%s failed, again: %s", what, error)
-        await asyncio.sleep(pause_s * 2 ** (attempt - 1))
-    return await call()
+    return await retry(
+        call,
+        policy,
+        retry_if=is_transient,
+        on_retry=lambda error, _: logger.warning("%s failed, retrying: %s", what, error),
+    )
 
 
 def as_stage_failure(stage: str, error: Exception) -> Earth2ServeError:
-    """Turn what a call raised into an error of ours that survives pickling.
+    """Return the error of a call as one of our own, which survives pickling.
 
-    Ray wraps an exception of the callee into a class made on the fly, which the durable-execution
-    library could not store.
+    Ray wraps an exception of the callee in a class that it makes at run time, which DBOS could not
+    store.
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
-        # What one deployment got from another.
+        # A callee may have called another deployment in turn.
         while isinstance(cause, RayTaskError):
             cause = cause.cause
         if isinstance(cause, Earth2ServeError):
             return cause
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DiskFull(stage, in_words(cause))
-        return StageFailed(stage, in_words(cause))
+            return DiskFull(stage, describe_error(cause))
+        return StageFailed(stage, describe_error(cause))
     if isinstance(error, Earth2ServeError):
         return error
     if is_transient(error):
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return TransientFailure(stage, f"{type(error).__name__}: {first_line}")
-    return StageFailed(stage, in_words(error))
+        kind = ReplicaDied if isinstance(error, _PROCESS_DIED) else TransientFailure
+        first_line = str(error).strip().partition("\n")[0]
+        return kind(stage, f"{type(error).__name__}: {first_line}")
+    return StageFailed(stage, describe_error(error))
 
 
-def in_words(error: BaseException) -> str:
-    """Say what went wrong, for whoever asked for the forecast."""
-    # Clients read it: where the file lies is not for them.
+def describe_error(error: BaseException) -> str:
+    """Return the class and text of an error for a client, without file names."""
     text = error.strerror if isinstance(error, OSError) else None
-    return legible(f"{type(error).__name__}: {text or error}")
+    return sanitize(f"{type(error).__name__}: {text or error}")
 
 
-def legible(text: str) -> str:
-    """Replace what cannot be written everywhere.
+def sanitize(text: str) -> str:
+    """Replace the characters that UTF-8 or PostgreSQL cannot store.
 
-    Halves of characters, as in file names that are not UTF-8, are no UTF-8, and PostgreSQL takes no
-    NUL.
+    These are lone surrogates, as in file names that are not UTF-8, and NUL.
     """
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

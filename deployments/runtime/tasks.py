@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
-
 logger = logging.getLogger("ray.serve")
-
-STORE_PATIENCE_S = 60.0
-STORE_PAUSE_S = 0.5
 
 SOON_S = 0.25
 
@@ -29,23 +23,6 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
             yield group
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-
-
-async def retry_on_db_outage(call: Callable[[], Awaitable[R]]) -> R:
-    """Wait for a database that is away for a moment, as DBOS does.
-
-    A failure would be recorded, and a forecast of hours be lost to a restart of the database. If
-    it stays away the Conductor's own queries fail, and lives are stopped where they are.
-    """
-    give_up_at = time.monotonic() + STORE_PATIENCE_S
-    while True:
-        try:
-            return await call()
-        except sa.exc.OperationalError as error:
-            if time.monotonic() > give_up_at:
-                raise
-            logger.warning("the execution store does not answer, again: %s", error.orig)
-        await asyncio.sleep(STORE_PAUSE_S)
 
 
 async def shield(ending: Coroutine[Any, Any, R]) -> R:

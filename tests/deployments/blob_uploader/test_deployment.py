@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from azure.storage.blob import BlobServiceClient
 
-from deployments.blob_uploader.deployment import Uploaded, UploadJob, UploadProgress
+from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.metrics import UPLOADED_BYTES, UPLOADED_OBJECTS
 from tests.deployments.blob_uploader.uploads import (

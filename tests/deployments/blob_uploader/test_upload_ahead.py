@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployments.blob_uploader.deployment import UploadJob
+from deployments.blob_uploader.messages import UploadJob
 from deployments.results.disk import DiskStorage
 from deployments.results.store import ResultsStore
 from deployments.runtime.failures import TransientFailure

@@ -9,8 +9,9 @@ from random import Random
 from typing import Any
 
 from deployments.azure.options import AzureOptions
-from deployments.blob_uploader.deployment import BlobUploader, Uploaded, UploadJob, UploadProgress
+from deployments.blob_uploader.deployment import BlobUploader
 from deployments.blob_uploader.limits import BlobLimits
+from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.results.manifest import describe_files, hashed
 from deployments.runtime.metrics import RAY

@@ -17,9 +17,9 @@ from typing import Any
 from dbos import DBOS
 
 import deployments.conductor.deployment as conductor
-from deployments.blob_uploader.deployment import Uploaded, UploadProgress
+from deployments.blob_uploader.messages import Uploaded, UploadProgress
 from deployments.conductor.loop import ConductorLoop, conduct_here
-from deployments.geocatalog.deployment import Registered
+from deployments.geocatalog.messages import Registered
 from deployments.models.messages import MemberProgress
 from deployments.results.protocols import StoredExecution
 from deployments.results.store import Begun

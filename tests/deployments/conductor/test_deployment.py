@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 from deployments.conductor.context import Lives
 from deployments.conductor.dbos_log import capture_dbos_log
 from deployments.conductor.progress import Life, ProgressTracker
-from deployments.conductor.steps import retry_while_progressing
+from deployments.conductor.steps import STEP, retry_while_progressing
 from deployments.results.store import Begun
 from deployments.runtime.failures import TransientFailure
 from deployments.store.conductor_view import ConductorStore
@@ -225,7 +226,7 @@ async def test_attempts_are_counted_anew_where_one_came_on() -> None:
                 raise TransientFailure("inference", "ActorDiedError: it died")
 
         with suppress(TransientFailure):
-            await retry_while_progressing(attempt, "it", pause_s=0.0)
+            await retry_while_progressing(attempt, "it", replace(STEP, initial_delay_s=0.0))
         return made
 
     assert await attempts(*[5] * 20, 1) == 101

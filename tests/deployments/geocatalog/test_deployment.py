@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from deployments.azure.options import AzureOptions
-from deployments.geocatalog.deployment import GeoCatalog, Registered, Registration
+from deployments.geocatalog.deployment import GeoCatalog
+from deployments.geocatalog.messages import Registered, Registration
 from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.log_context import current_execution

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.initial_conditions.client import InitialConditionsClient, source_grid
+from deployments.initial_conditions.client import READ, InitialConditionsClient, source_grid
 from deployments.runtime.failures import TransientFailure
 from tests.deployments.conductor.conducting_process import Handle
 from tests.deployments.results.results import make_plan
@@ -82,7 +83,7 @@ async def test_failures(
     tmp_path: Path, errors: list[Exception], raised: type[Exception] | None
 ) -> None:
     source = Source(*errors)
-    analyses = InitialConditionsClient(Handle(source), pause_s=0)  # type: ignore[arg-type]
+    analyses = InitialConditionsClient(Handle(source), retries=replace(READ, initial_delay_s=0))  # type: ignore[arg-type]
     asked = analyses.find(str(tmp_path / "ifs.npy"), PLAN, "exec_1")
     if raised is None:
         assert (await asked).fields is FIELDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.models.write_window import ATTEMPTS, WriteWindow
+from deployments.models.write_window import PACKAGER_CALL, WriteWindow
 from workflows.errors import StageFailed
 
 STEP = np.zeros((1, 2, 2), np.float32)
@@ -106,14 +107,15 @@ async def test_what_can_pass_is_tried_again(error: Exception) -> None:
 
 
 async def test_what_never_passes_is_given_up() -> None:
-    disk = Disk({0: [ConnectionError(f"attempt {n}") for n in range(2 * ATTEMPTS)]})
-    window = WriteWindow(disk.write, size=1, first_pause_s=0.01)
+    attempts = PACKAGER_CALL.attempts or 0
+    disk = Disk({0: [ConnectionError(f"attempt {n}") for n in range(2 * attempts)]})
+    window = WriteWindow(disk.write, size=1, retries=replace(PACKAGER_CALL, initial_delay_s=0.01))
     disk.let(100)
     await window.put(0, STEP)
 
-    with pytest.raises(ConnectionError, match=f"attempt {ATTEMPTS - 1}"):
+    with pytest.raises(ConnectionError, match=f"attempt {attempts - 1}"):
         await window.close()
-    assert len(disk.attempts) == ATTEMPTS
+    assert len(disk.attempts) == attempts
 
 
 @pytest.mark.parametrize(
