@@ -1,1 +1,1 @@
-"""Stand-in models and data sources for machines without a GPU."""
+"""Models and data sources without weights, for machines without a GPU."""

@@ -1,4 +1,4 @@
-"""The climate of the synthetic world: zonal means, seasons, continents and the sun."""
+"""The climate of the synthetic world: zonal means, seasons, continents and sunlight."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Array = NDArray[np.float64]
 
 GRAVITY, R_DRY = 9.80665, 287.05
 
-_SURFACE = {"u10m": ("u", 0.7), "v10m": ("v", 0.7), "u100m": ("u", 0.9), "v100m": ("v", 0.9)}
+_SURFACE_WINDS = {"u10m": ("u", 0.7), "v10m": ("v", 0.7), "u100m": ("u", 0.9), "v100m": ("v", 0.9)}
 _KINDS = "uvztq"
 
-# High ground, as temperature over land: latitude, longitude, their half-widths, K.
+# Latitude, longitude, half-widths of both (degrees), and change of the 2 m temperature (K).
 _HIGHLANDS = (
     (72.0, -41.0, 8.0, 12.0, -14.0),  # Greenland
     (33.0, 88.0, 5.0, 13.0, -16.0),  # Tibet
@@ -32,29 +32,32 @@ _HIGHLANDS = (
 
 @dataclass(frozen=True)
 class Variable:
-    """What a variable's name says: its kind, pressure (hPa) and the share of it near the ground."""
+    """A variable as its name defines it."""
 
     kind: str
+    """Quantity, such as ``u`` or ``t2m``."""
     pressure: float = 1000.0
+    """hPa."""
     share: float = 1.0
+    """Share of the wind at 1000 hPa that remains near the ground."""
 
     @property
     def is_moisture(self) -> bool:
-        """Say whether it can never be negative, and varies in proportion to itself."""
+        """Whether the variable is never negative, and varies in proportion to its mean."""
         return self.kind in ("q", "tcwv")
 
 
 @functools.cache
 def variable_named(name: str) -> Variable:
-    """Read an Earth2Studio name, such as ``z500`` or ``u10m``.
+    """Return the variable of an Earth2Studio name, such as ``z500`` or ``u10m``.
 
     Raises
     ------
     ValueError
         If there is no synthetic field of that name.
     """
-    if name in _SURFACE:
-        kind, share = _SURFACE[name]
+    if name in _SURFACE_WINDS:
+        kind, share = _SURFACE_WINDS[name]
         return Variable(kind, share=share)
     if name in ("t2m", "msl", "tcwv"):
         return Variable(name)
@@ -65,17 +68,17 @@ def variable_named(name: str) -> Variable:
 
 
 def days_since_2000(time: np.datetime64) -> float:
-    """Give time as days, fractions included."""
+    """Return the days since 2000-01-01, with fractions."""
     return float((time - np.datetime64("2000-01-01T00", "s")) / np.timedelta64(1, "s")) / 86400.0
 
 
 def season(time: np.datetime64) -> float:
-    """Give the sun's declination as a share of its greatest: 1 at the June solstice."""
+    """Return the sun's declination relative to its maximum: 1 at the June solstice."""
     return float(np.sin(2 * np.pi * (days_since_2000(time) - 80.0) / 365.25))
 
 
 class Climate:
-    """Zonal means, in the season of a time.
+    """Zonal means in the season of a time.
 
     Parameters
     ----------
@@ -90,7 +93,7 @@ class Climate:
         self._sin = np.sin(np.radians(latitudes))
 
     def profile(self, variable: Variable) -> Array:
-        """Give a variable's zonal mean, shape (lat,)."""
+        """Return the zonal mean of a variable, shape (lat,)."""
         match variable.kind:
             case "u":
                 return variable.share * self._wind(variable.pressure)
@@ -119,25 +122,30 @@ class Climate:
         return np.asarray(warm + 9.0 * self._season * self._sin * np.abs(self._sin))
 
     def _temperature(self, pressure: Array) -> Array:
-        """Give temperature by pressure, shape (pressure, lat), of troposphere and stratosphere."""
+        """Return temperature, K, shape (pressure, lat), of troposphere and stratosphere."""
         height = -7.4 * np.log(pressure / 1000.0)  # km
         below = self._surface() - (6.3 - 1.6 * self._sin**4) * height
         above = 194.0 + 24.0 * self._sin**2 + 1.2 * np.maximum(height - 15.0, 0.0)
         return np.asarray(4.0 * np.logaddexp(below / 4.0, above / 4.0))
 
     def _humidity(self, pressure: Array) -> Array:
-        """Give specific humidity, shape (pressure, lat), from relative humidity (Bolton 1980)."""
+        """Return specific humidity, shape (pressure, lat), from relative humidity.
+
+        References
+        ----------
+        Bolton 1980, Monthly Weather Review 108, eq. 10.
+        """
         celsius = self._temperature(pressure) - 273.15
         saturated = 0.622 * 6.112 * np.exp(17.67 * celsius / (celsius + 243.5)) / pressure
         rain_belt = 5.0 * self._season
         dry = np.exp(-(((np.abs(self._north - rain_belt) - 24.0) / 9.0) ** 2))
         relative = 0.82 * (pressure / 1000.0) ** 0.9 * (1.0 - 0.35 * dry)
-        # Air that rose through the cold tropopause is dry, however warm it is above.
+        # Air that rose through the cold tropopause stays dry in the warmer stratosphere.
         freeze_dried = 2.6e-6 + 0.6 * (pressure / 1000.0) ** 6
         return np.asarray(np.minimum(relative * saturated, np.minimum(freeze_dried, 0.024)))
 
     def _pressure(self) -> Array:
-        """Give mean sea level pressure: trough, subtropical highs, subpolar lows."""
+        """Return mean sea level pressure, Pa: trough, subtropical highs, subpolar lows."""
         north = self._north
         highs = 850.0 * (_bump(north, 33, 12) + _bump(north, -31, 11))
         lows = -900.0 * _bump(north, 62, 11) - 2700.0 * _bump(north, -65, 11)
@@ -161,7 +169,7 @@ class Climate:
 
 
 class Ground:
-    """What does not drift with the weather: the sun and the continents, in the air at 2 m.
+    """The part of the 2 m temperature that does not drift: sunlight and continents.
 
     Parameters
     ----------
@@ -184,9 +192,9 @@ class Ground:
         self._highlands = (highlands * self._land).astype(np.float32)
 
     def temperature(self, time: np.datetime64) -> Floats:
-        """Give departures from the zonal mean, K, shape (lat, lon)."""
+        """Return the departure from the zonal mean, K, shape (lat, lon)."""
         noon = 180.0 - 360.0 * (days_since_2000(time) % 1.0)
-        # The warmest hour comes two hours after noon.
+        # The warmest hour is two hours after noon.
         hour = np.cos(np.radians(self._longitudes - noon - 30.0)).astype(np.float32)
         summer = 13.0 * season(time) * self._sin * np.abs(self._sin) + 2.0 * self._cos**4
         departure = summer.astype(np.float32)[:, None] * self._land
@@ -197,12 +205,12 @@ class Ground:
 
 @functools.lru_cache(maxsize=4)
 def ground(n_lat: int, n_lon: int) -> Ground:
-    """Give the ground of a grid, computed once."""
+    """Return the ground of a grid, computed once."""
     return Ground(np.linspace(90.0, -90.0, n_lat), np.linspace(0.0, 360.0, n_lon, endpoint=False))
 
 
 def _smooth_land(latitudes: Array, longitudes: Array) -> Floats:
-    """Give the share of land within about a degree, shape (lat, lon)."""
+    """Return the share of land within about one degree, shape (lat, lon)."""
     share = np.zeros((len(latitudes), len(longitudes)), dtype=np.float32)
     for north in (-0.6, 0.0, 0.6):
         for east in (-0.6, 0.0, 0.6):
@@ -215,5 +223,5 @@ def _bump(north: Array, centre: float, half_width: float) -> Array:
 
 
 def _integral(values: Array, along: Array) -> Array:
-    """(level, lat), (level,) -> (lat,), by trapezoids."""
+    """Integrate values of shape (level, lat) along (level,) by the trapezoidal rule."""
     return np.asarray(np.diff(along) @ (values[1:] + values[:-1]) / 2)

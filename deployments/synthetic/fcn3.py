@@ -1,7 +1,7 @@
-"""Weight-free stand-ins for a model and its data source, for laptops and tests.
+"""Synthetic FCN3 and IFS, for laptops and tests: no weights and no downloads.
 
-They have the coordinates and variables of the real ones, and say of themselves that they are
-synthetic. Nothing here imports torch or Earth2Studio, which take most of a minute.
+They have the coordinates and variables of the real ones, and are marked as synthetic. Nothing here
+imports torch or Earth2Studio, which take most of a minute.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Coords = OrderedDict[str, NDArray[Any]]
 Times = datetime | Sequence[datetime] | NDArray[np.datetime64]
 Names = str | Sequence[str] | NDArray[np.str_]
 
-_WORLD_SEED = 2512  # of the one synthetic world that every analysis shows
+_WORLD_SEED = 2512  # all analyses show the same world
 _FOUR_WEEKS = 2 * np.pi / 28.0  # rad/day
 
 
 class SyntheticIFS:
-    """Analyses of a made-up world, with Earth2Studio's ``DataSource`` interface.
+    """Analyses of a synthetic world, with Earth2Studio's ``DataSource`` interface.
 
     Every field is a function of valid time, variable and coordinates alone.
 
     Parameters
     ----------
     n_lat, n_lon : int
-        Grid, from 90 to -90 degrees north and from 0 degrees east.
+        Size of the grid, from 90 to -90 degrees north and from 0 degrees east.
     """
 
     synthetic = True
@@ -47,7 +47,7 @@ class SyntheticIFS:
         self.lon = np.linspace(0.0, 360.0, n_lon, endpoint=False)
 
     def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Give fields, float32, dims (time, variable, lat, lon).
+        """Return fields, float32, dims (time, variable, lat, lon).
 
         Raises
         ------
@@ -56,13 +56,13 @@ class SyntheticIFS:
         """
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
-        wanted = [climate.variable_named(name) for name in names]
+        variables = [climate.variable_named(name) for name in names]
         fields = np.empty((len(times), len(names), len(self.lat), len(self.lon)), np.float32)
-        for moment, of_time in zip(times, fields, strict=True):
-            waves = self._waves(moment)
-            means = climate.Climate(self.lat, moment)
-            for item, field in zip(wanted, of_time, strict=True):
-                self._fill(field, item, waves, means, moment)
+        for valid, of_time in zip(times, fields, strict=True):
+            waves = self._waves(valid)
+            means = climate.Climate(self.lat, valid)
+            for item, field in zip(variables, of_time, strict=True):
+                self._fill(field, item, waves, means, valid)
         return xr.DataArray(
             fields,
             dims=("time", "variable", "lat", "lon"),
@@ -70,7 +70,7 @@ class SyntheticIFS:
         )
 
     async def fetch(self, time: Times, variable: Names) -> xr.DataArray:
-        """Give what calling the source gives."""
+        """Return what calling the source returns."""
         return self(time, variable)
 
     def _fill(
@@ -91,35 +91,35 @@ class SyntheticIFS:
             field += climate.ground(*field.shape).temperature(time)
 
     def _waves(self, time: np.datetime64) -> weather.Waves:
-        """Give the world's waves: they drift together, and slowly change while they do."""
+        """Return the waves of the world, which drift together and slowly change."""
         rng = np.random.default_rng(_WORLD_SEED)
         psi = weather.draw(rng, weather.wind_spectrum())
         tracer = weather.draw(rng, weather.spectrum(peak=9.0, slope=-2.0))
         degree = np.arange(weather.WAVENUMBERS + 1)
-        # Small waves change sooner than large ones.
+        # Small waves change faster than large ones.
         rates = rng.standard_normal(psi.shape) * _FOUR_WEEKS * (degree / 10.0) ** 0.7
         drift = np.radians(weather.DRIFT) * np.arange(weather.WAVENUMBERS + 1)[:, None]
-        turned = np.exp(-1j * (drift + rates) * climate.days_since_2000(time))
-        return weather.harmonics(len(self.lat)).waves(psi * turned, tracer * turned)
+        rotation = np.exp(-1j * (drift + rates) * climate.days_since_2000(time))
+        return weather.harmonics(len(self.lat)).waves(psi * rotation, tracer * rotation)
 
 
 class SyntheticFCN3:
-    """A made-up model with FCN3's coordinates and Earth2Studio's ``PrognosticModel`` interface.
+    """A synthetic model with FCN3's coordinates and Earth2Studio's ``PrognosticModel`` interface.
 
-    The state drifts eastwards, the ground stays, and a disturbance that depends on the seed alone
-    grows upon it: members part within days and stay apart as far as weather differs.
+    The state drifts eastward over fixed ground, and a perturbation that depends only on the seed
+    grows: members diverge within days, up to the natural variability of weather.
 
     Parameters
     ----------
     device : str
-        Taken for the interface; there is nothing to move.
+        Ignored; part of the interface.
     n_lat, n_lon : int
-        Grid, as in `SyntheticIFS`.
+        Size of the grid, as in `SyntheticIFS`.
     """
 
     synthetic = True
     numpy_native = True
-    """States are numpy arrays, not torch tensors."""
+    """States are NumPy arrays, not torch tensors."""
     weights = "none (synthetic)"
 
     def __init__(self, device: str = "cpu", *, n_lat: int = 721, n_lon: int = 1440) -> None:
@@ -133,23 +133,23 @@ class SyntheticFCN3:
         return "synthetic fcn3"
 
     def to(self, device: Any) -> SyntheticFCN3:
-        """Stay where it is."""
+        """Return the model: there is nothing to move."""
         return self
 
     def set_rng(self, seed: int = 333, reset: bool = True) -> None:
-        """Set the seed of the iterators that are made from now on.
+        """Set the seed of iterators that are created from now on.
 
         Parameters
         ----------
         seed : int
             Not negative.
         reset : bool
-            Taken for the interface: there is no state that could go on.
+            Ignored; part of the interface.
         """
         self._seed = seed
 
     def input_coords(self) -> Coords:
-        """Give the coordinates of a state."""
+        """Return the coordinates of a state."""
         return OrderedDict(
             batch=np.empty(0),
             time=np.empty(0),
@@ -160,7 +160,7 @@ class SyntheticFCN3:
         )
 
     def output_coords(self, input_coords: Coords) -> Coords:
-        """Give the coordinates one step after others.
+        """Return the coordinates of the next step.
 
         Raises
         ------
@@ -176,36 +176,37 @@ class SyntheticFCN3:
         return coords
 
     def internal_state(self) -> dict[str, NDArray[Any]]:
-        """Give what the next step of the running iterator depends on."""
+        """Return what the next step of the running iterator depends on."""
         run = self._run
         return {"initial": run.initial, "start": run.start, "step": np.array(run.step)}
 
-    def set_internal_state(self, kept: Mapping[str, NDArray[Any]]) -> None:
-        """Let the running iterator go on where another one was."""
+    def set_internal_state(self, internal: Mapping[str, NDArray[Any]]) -> None:
+        """Continue the running iterator from the state of another one."""
         run = self._run
-        run.initial, run.start, run.step = kept["initial"], kept["start"], int(kept["step"])
+        run.initial, run.start = internal["initial"], internal["start"]
+        run.step = int(internal["step"])
 
     def __call__(self, x: Floats, coords: Coords) -> tuple[Floats, Coords]:
-        """Give the state one step later."""
+        """Return the state one step later."""
         steps = self.create_iterator(x, coords)
         next(steps)
         return next(steps)
 
     def create_iterator(self, x: Floats, coords: Coords) -> Iterator[tuple[Floats, Coords]]:
-        """Step through time, for ever; the first yield is the initial condition.
+        """Return an endless iterator over time, from the initial conditions.
 
         Parameters
         ----------
         x : ndarray, shape (..., time, lead_time, variable, lat, lon)
-            Kept until the iterator is gone, and never written to.
+            Referenced by the iterator, and never written to.
         coords : mapping
-            One entry per dimension, in order. There is one lead time.
+            One entry per dimension, in order, with one lead time.
 
         Returns
         -------
         iterator
-            Of state and coordinates. From the second on the state is one array, overwritten at
-            each step: copy what shall stay.
+            Yields state and coordinates. From the second on, the state is one array that each
+            step overwrites.
 
         Raises
         ------
@@ -221,37 +222,37 @@ class SyntheticFCN3:
     def _steps(self, x: Floats, coords: Coords, seed: int) -> Iterator[tuple[Floats, Coords]]:
         run = self._run = _Run(x, coords["time"] + coords["lead_time"][0], 0)
         yield x, coords.copy()
-        # A batch dimension may be named without being there.
+        # The coordinates may name a batch dimension that the state does not have.
         time_axis = list(coords)[-x.ndim :].index("time")
         members = [
-            (place, place[time_axis], Perturbation(seed, number, self.variables, x.shape[-2:]))
-            for number, place in enumerate(np.ndindex(x.shape[:-3]))
+            (index, index[time_axis], Perturbation(seed, number, self.variables, x.shape[-2:]))
+            for number, index in enumerate(np.ndindex(x.shape[:-3]))
         ]
         state = np.empty_like(x, order="C")
         while True:
             run.step += 1
             coords = self.output_coords(coords)
-            for place, time, disturbance in members:
-                disturbance.advance(run.initial[place], state[place], run.step, run.start[time])
+            for index, time, perturbation in members:
+                perturbation.advance(run.initial[index], state[index], run.step, run.start[time])
             self._run = run
             yield state, coords.copy()
 
 
 @dataclass
 class _Run:
-    """How far an iterator is."""
+    """The progress of an iterator."""
 
     initial: Floats
     start: Any
-    """Valid times, as an array."""
+    """Valid times of `initial`, as an array."""
     step: int
 
 
 def load_ifs(*, n_lat: int = 721, n_lon: int = 1440) -> SyntheticIFS:
-    """Load the synthetic data source, for the settings' ``loader: synthetic``."""
+    """Return the data source of the settings' ``loader: synthetic``."""
     return SyntheticIFS(n_lat=n_lat, n_lon=n_lon)
 
 
 def load_fcn3(device: str = "cpu", *, n_lat: int = 721, n_lon: int = 1440) -> SyntheticFCN3:
-    """Load the synthetic model, for the settings' ``loader: synthetic``."""
+    """Return the model of the settings' ``loader: synthetic``."""
     return SyntheticFCN3(device, n_lat=n_lat, n_lon=n_lon)

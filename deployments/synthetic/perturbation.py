@@ -1,4 +1,4 @@
-"""What tells the members of a synthetic ensemble apart, and how their weather drifts."""
+"""The difference between members of a synthetic ensemble, and the drift of their weather."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from deployments.synthetic.weather import Floats
 from workflows.fcn3 import STEP_HOURS
 
 STEP = np.timedelta64(STEP_HOURS, "h")
-WAVENUMBERS = 8  # few, as their number decides what a step costs
-_ONE_THREAD = 480_000  # multiplications; OpenBLAS takes a second thread from 2 x 262144
+WAVENUMBERS = 8  # their number determines the cost of a step
+_ONE_THREAD = 480_000  # multiplications; OpenBLAS uses a second thread from 2 x 262144
 
 
 class Perturbation:
-    """What one seed does to a state.
+    """The perturbation of one seed.
 
     Parameters
     ----------
     seed, number : int
-        Seed, and which of the states in a batch.
+        Seed, and index of the state in a batch.
     variables : ndarray of str
     shape : tuple of int
-        Latitudes and longitudes.
+        Numbers of latitudes and longitudes.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Perturbation:
         self._ground = climate.ground(n_lat, n_lon)
         m = np.arange(WAVENUMBERS)
         rng = np.random.default_rng([seed, number])
-        # Two patterns that turn at different rates, so that the shape of their sum changes.
+        # Two patterns that drift at different rates, so that the shape of their sum changes.
         self._rates = rng.uniform([[-0.5], [-1.2]], [[0.1], [-0.5]], (2, len(m)))  # rad/day
         patterns = []
         for _ in range(2):
@@ -42,7 +42,7 @@ class Perturbation:
             tracer = weather.draw(rng, weather.spectrum(peak=9.0, slope=-2.0))[: len(m)]
             waves = weather.harmonics(n_lat).waves(psi, tracer)
             patterns.append(np.stack([self._bounded(waves, item) for item in self._items]))
-        # Shape (variable, lat, pattern and real or imaginary part and wavenumber).
+        # Shape (variable, lat, pattern x real or imaginary part x wavenumber).
         self._modes = np.concatenate([weather.as_real(pattern) for pattern in patterns], axis=-1)
         self._profiles = np.empty((*self._modes.shape[:2], 2 * len(m)), np.float32)
         self._basis = weather.longitude_basis(np.arange(n_lon) * 360.0 / n_lon, m)
@@ -52,23 +52,30 @@ class Perturbation:
         profile = waves.profile(variable)
         if not variable.is_moisture:
             return profile
-        # Two patterns together stay below 0.8 of the moisture that is there.
-        most = float(np.abs(profile).sum(axis=-1).max())
-        return np.asarray(profile * np.float32(0.4 / max(most, 0.4)))
+        # The sum of two patterns stays below 0.8 of the moisture.
+        largest = float(np.abs(profile).sum(axis=-1).max())
+        return np.asarray(profile * np.float32(0.4 / max(largest, 0.4)))
 
     def advance(self, initial: Floats, state: Floats, step: int, start: np.datetime64) -> None:
-        """Fill a state, shape (variable, lat, lon), `step` steps after the initial one."""
+        """Write the state `step` steps after the initial one into `state`.
+
+        Parameters
+        ----------
+        initial, state : ndarray, shape (variable, lat, lon)
+        start : datetime64
+            Valid time of `initial`.
+        """
         days = float(step * STEP / np.timedelta64(1, "D"))
         n_lon = initial.shape[-1]
-        # Counted from the start: on a coarse grid a step is less than a cell.
+        # Relative to the start: on a coarse grid one step is less than a cell.
         shift = round(weather.DRIFT * days / 360.0 * n_lon) % n_lon
         growth = days**1.5 / (days**1.5 + 5.0**1.5)
-        np.matmul(self._modes, self._turned(days, growth), out=self._profiles)
+        np.matmul(self._modes, self._rotation(days, growth), out=self._profiles)
         for item, profile, before, after in zip(
             self._items, self._profiles, initial, state, strict=True
         ):
             if item.is_moisture:
-                profile[:, 0] += 1.0  # wavenumber 0: times one plus the disturbance
+                profile[:, 0] += 1.0  # wavenumber 0: multiply by one plus the perturbation
             self._spread(profile, after)
             combine = np.multiply if item.is_moisture else np.add
             combine(after[:, shift:], before[:, : n_lon - shift], out=after[:, shift:])
@@ -80,20 +87,20 @@ class Perturbation:
                 after -= np.roll(self._ground.temperature(start), shift, axis=-1)
 
     def _spread(self, profile: Floats, field: Floats) -> None:
-        """Multiply a profile by the basis, some rows at a time.
+        """Multiply a profile by the basis, in blocks of rows.
 
-        Small products stay on this thread: OpenBLAS would share larger ones among threads, which
-        gains little here and costs much where several replicas share the cores.
+        OpenBLAS uses several threads for large products, which gains little here and costs a lot
+        where several replicas share the cores.
         """
         rank, n_lon = self._basis.shape
         rows = min(len(field), max(1, _ONE_THREAD // (rank * n_lon)))
         even = len(field) // rows * rows
-        blocks = (even // rows, rows, -1)  # a view: nothing is copied
+        blocks = (even // rows, rows, -1)
         np.matmul(profile[:even].reshape(blocks), self._basis, out=field[:even].reshape(blocks))
         np.matmul(profile[even:], self._basis, out=field[even:])
 
-    def _turned(self, days: float, growth: float) -> Floats:
-        """Give what turns modes into profiles, shape (4 wavenumber, 2 wavenumber)."""
+    def _rotation(self, days: float, growth: float) -> Floats:
+        """Return the matrix from modes to profiles, shape (4 wavenumber, 2 wavenumber)."""
         blocks = []
         for rates in self._rates:
             real, imaginary = np.diag(np.cos(rates * days)), np.diag(np.sin(rates * days))

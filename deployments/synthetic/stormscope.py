@@ -1,8 +1,7 @@
-"""Weight-free stand-ins for what a conditioned nowcast needs, for laptops and tests.
+"""Synthetic StormScope, satellite, and interpolation to hours, for laptops and tests.
 
-An interpolation to hourly steps, a satellite and a StormScope. They have the coordinates and
-variables of the real ones, and say of themselves that they are synthetic. Nothing here imports
-torch or Earth2Studio.
+They have the coordinates and variables of the real ones, and are marked as synthetic. Nothing here
+imports torch or Earth2Studio.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ HOUR = np.timedelta64(1, "h")
 
 
 class SyntheticInterpolation:
-    """Hours between the steps of another model, by straight lines, of one variable.
+    """Linear interpolation of one variable between the steps of another model, to hours.
 
     Parameters
     ----------
     px_model : SyntheticFCN3
-        With steps of 6 hours.
+        Steps by 6 hours.
 
     Raises
     ------
     ValueError
-        If the model is none of ours: straight lines between real forecasts are no forecast.
+        If the model is not synthetic: a linear interpolation of real forecasts is no forecast.
     """
 
     synthetic = True
@@ -45,23 +44,23 @@ class SyntheticInterpolation:
 
     def __init__(self, px_model: Any) -> None:
         if not getattr(px_model, "numpy_native", False):
-            raise ValueError("the synthetic interpolation goes with the synthetic FCN3 alone")
+            raise ValueError("the synthetic interpolation works only with the synthetic FCN3")
         self._model = px_model
-        self._place = [str(name) for name in px_model.input_coords()["variable"]].index(
+        self._index = [str(name) for name in px_model.input_coords()["variable"]].index(
             CONDITIONING_VARIABLE
         )
 
     def to(self, device: Any) -> SyntheticInterpolation:
-        """Stay where it is."""
+        """Return the model: there is nothing to move."""
         return self
 
     def input_coords(self) -> Coords:
-        """Give the coordinates of the other model's state."""
+        """Return the coordinates of the other model's state."""
         coords: Coords = self._model.input_coords()
         return coords
 
     def output_coords(self, input_coords: Coords) -> Coords:
-        """Give the coordinates an hour later; like the real one's they lack the south pole."""
+        """Return the coordinates an hour later, without the south pole as in the real one."""
         coords = input_coords.copy()
         coords["lead_time"] = coords["lead_time"][-1:] + HOUR
         coords["variable"] = np.array([CONDITIONING_VARIABLE])
@@ -69,35 +68,35 @@ class SyntheticInterpolation:
         return coords
 
     def create_iterator(self, x: Floats, coords: Coords) -> Iterator[tuple[Floats, Coords]]:
-        """Step through time by hours; what was given is overwritten at the next hour."""
+        """Return an iterator over hours; each hour overwrites the field of the previous one."""
         steps = self._model.create_iterator(x, coords)
-        state, given = next(steps)
-        last = self._chosen(state)
-        now = self.output_coords(given)
-        now["lead_time"] = given["lead_time"].copy()
-        yield last, now.copy()
+        state, step_coords = next(steps)
+        last = self._field(state)
+        hour_coords = self.output_coords(step_coords)
+        hour_coords["lead_time"] = step_coords["lead_time"].copy()
+        yield last, hour_coords.copy()
         field = np.empty_like(last)
         for state, _ in steps:
-            following = self._chosen(state)
+            following = self._field(state)
             for hour in range(1, 7):
                 field[...] = last + (following - last) * np.float32(hour / 6)
-                now["lead_time"] = now["lead_time"] + HOUR
-                yield field, now.copy()
+                hour_coords["lead_time"] = hour_coords["lead_time"] + HOUR
+                yield field, hour_coords.copy()
             last = following
 
-    def _chosen(self, state: Floats) -> Floats:
-        return state[..., self._place : self._place + 1, :-1, :].copy()
+    def _field(self, state: Floats) -> Floats:
+        return state[..., self._index : self._index + 1, :-1, :].copy()
 
 
 class SyntheticGOES:
-    """Images of a made-up sky, with Earth2Studio's ``DataSource`` interface.
+    """Images of a synthetic sky, with Earth2Studio's ``DataSource`` interface.
 
     Parameters
     ----------
     satellite : str
-        Taken for the interface: both see the same.
+        Ignored: all satellites see the same.
     grid : LambertGrid
-        Where its points lie: those of the model, so that nothing is regridded.
+        Points of the images: the model's, so that nothing is regridded.
     """
 
     synthetic = True
@@ -106,13 +105,13 @@ class SyntheticGOES:
         self._sky = clouds.Sky(grid)
 
     def __call__(self, time: Any, variable: Any) -> xr.DataArray:
-        """Give images, float32, dims (time, variable, y, x); NaN where the satellite cannot see."""
+        """Return images, float32, dims (time, variable, y, x); NaN outside of the view."""
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
         unknown = [name for name in names if name not in VARIABLES]
         if unknown:
             raise ValueError(f"unknown variables: {', '.join(unknown)}")
-        images = np.stack([self._image(moment, names) for moment in times])
+        images = np.stack([self._image(valid, names) for valid in times])
         grid = self._sky.grid
         return xr.DataArray(
             images,
@@ -126,31 +125,31 @@ class SyntheticGOES:
         )
 
     async def fetch(self, time: Any, variable: Any) -> xr.DataArray:
-        """Give what calling the source gives."""
+        """Return what calling the source returns."""
         return self(time, variable)
 
     def _image(self, time: np.datetime64, names: list[str]) -> Floats:
         channels = self._sky.channels(self._sky.cover(time), time)
         image = channels[[VARIABLES.index(name) for name in names]]
-        return np.where(self._sky.seen, image, np.float32(np.nan))
+        return np.where(self._sky.in_view, image, np.float32(np.nan))
 
 
 class SyntheticStormScope:
-    """A made-up nowcast with the interface of Earth2Studio's ``StormScopeGOES``.
+    """A synthetic nowcast with the interface of Earth2Studio's ``StormScopeGOES``.
 
-    Clouds drift with the geostrophic wind of the field that conditions them, and change by what
-    depends on the seed alone.
+    Clouds drift with the geostrophic wind of the conditioning field, and change at random as the
+    seed determines.
 
     Parameters
     ----------
     device : str
-        Taken for the interface; there is nothing to move.
+        Ignored; part of the interface.
     grid : LambertGrid
     """
 
     synthetic = True
     numpy_native = True
-    """States are numpy arrays, not torch tensors."""
+    """States are NumPy arrays, not torch tensors."""
     weights = "none (synthetic)"
 
     def __init__(self, device: str = "cpu", *, grid: LambertGrid | None = None) -> None:
@@ -162,7 +161,7 @@ class SyntheticStormScope:
         self.output_times = np.array([HOUR])
         self.y, self.x = grid.y(), grid.x()
         self.latitudes, self.longitudes = grid.latitudes(), grid.longitudes() % 360.0
-        self.valid_mask = self._sky.seen
+        self.valid_mask = self._sky.in_view
         self._nearest: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
         self.set_rng(0)
 
@@ -170,15 +169,15 @@ class SyntheticStormScope:
         return "synthetic stormscope"
 
     def to(self, device: Any) -> SyntheticStormScope:
-        """Stay where it is."""
+        """Return the model: there is nothing to move."""
         return self
 
     def set_rng(self, seed: int) -> None:
-        """Begin a sequence of random numbers."""
+        """Start a sequence of random numbers."""
         self._rng = np.random.default_rng(seed)
 
     def input_coords(self) -> Coords:
-        """Give the coordinates of a state."""
+        """Return the coordinates of a state."""
         return OrderedDict(
             batch=np.empty(0),
             time=np.empty(0),
@@ -189,25 +188,26 @@ class SyntheticStormScope:
         )
 
     def build_conditioning_interpolator(self, latitudes: Any, longitudes: Any) -> None:
-        """Find the nearest of a regular grid's points for each of the model's."""
+        """Find the nearest point of a regular grid for each point of the model."""
         lat, lon = np.asarray(latitudes), np.asarray(longitudes)
         row = np.rint((self.latitudes - lat[0]) / (lat[1] - lat[0])).astype(np.intp)
         column = np.rint((self.longitudes - lon[0]) / (lon[1] - lon[0])).astype(np.intp)
         self._nearest = np.clip(row, 0, lat.size - 1), column % lon.size
 
     def build_input_interpolator(self, latitudes: Any, longitudes: Any) -> None:
-        """Refuse other grids than the model's own.
+        """Refuse grids other than the model's own.
 
         Raises
         ------
         ValueError
+            Always: images on the model's grid need no interpolator.
         """
-        raise ValueError("the synthetic StormScope takes images on its own grid alone")
+        raise ValueError("the synthetic StormScope accepts only images on its own grid")
 
     def prep_input(
         self, x: Floats, coords: Coords, conditioning: bool = False
     ) -> tuple[Floats, Coords]:
-        """Bring fields to the model's grid, zero where the satellite cannot see."""
+        """Return fields on the model's grid; zero outside of the satellite's view."""
         coords = coords.copy()
         if conditioning and "lat" in coords:
             if self._nearest is None:
@@ -221,13 +221,13 @@ class SyntheticStormScope:
     def call_with_conditioning(
         self, x: Floats, coords: Coords, conditioning: Floats, conditioning_coords: Coords
     ) -> tuple[Floats, Coords]:
-        """Give the state an hour later."""
+        """Return the state an hour later."""
         x, coords = self.prep_input(x, coords)
         field, _ = self.prep_input(conditioning, conditioning_coords, conditioning=True)
         coords = coords.copy()
         coords["lead_time"] = coords["lead_time"] + HOUR
         time = coords["time"][0] + coords["lead_time"][-1]
-        cover = self._sky.cover_seen(x[0, 0, 0, VARIABLES.index("abi13c")])
+        cover = self._sky.cover_from(x[0, 0, 0, VARIABLES.index("abi13c")])
         moved = self._sky.drift(cover, field[0, 0, 0, 0])
         changed = np.clip(moved + self._sky.change(self._rng), 0, 1)
         channels = self._sky.channels(changed, time)
@@ -237,20 +237,20 @@ class SyntheticStormScope:
     def next_input(
         self, pred: Floats, pred_coords: Coords, x: Floats, x_coords: Coords
     ) -> tuple[Floats, Coords]:
-        """Give what was predicted."""
+        """Return the prediction as the next input."""
         return pred, pred_coords.copy()
 
 
 def load_interpolation(device: str = "cpu", *, px_model: Any) -> SyntheticInterpolation:
-    """Load the synthetic interpolation, for the settings' ``loader: synthetic``."""
+    """Return the interpolation of the settings' ``loader: synthetic``."""
     return SyntheticInterpolation(px_model)
 
 
 def load_goes(*, satellite: str, **grid: Any) -> SyntheticGOES:
-    """Load the synthetic satellite, for the settings' ``loader: synthetic``."""
+    """Return the satellite of the settings' ``loader: synthetic``."""
     return SyntheticGOES(satellite, LambertGrid(**grid))
 
 
 def load_stormscope(device: str = "cpu", **grid: Any) -> SyntheticStormScope:
-    """Load the synthetic model, for the settings' ``loader: synthetic``."""
+    """Return the model of the settings' ``loader: synthetic``."""
     return SyntheticStormScope(device, grid=LambertGrid(**grid))

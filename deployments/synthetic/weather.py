@@ -1,9 +1,9 @@
-"""Made-up weather: balanced waves of spherical harmonics on a zonal climate.
+"""Synthetic weather: balanced waves of spherical harmonics on a zonal climate.
 
-One streamfunction drives everything, so that fields agree with each other: winds follow its
-gradient, heights and pressure are lowest inside cyclones on both hemispheres, warm air moves
-ahead of the lows. All of it is separable, (lat, k) @ (k, lon), which makes a global field a
-matrix product of some milliseconds.
+One streamfunction drives all variables, so that they are consistent: winds follow its gradient,
+heights and pressure are lowest in cyclones on both hemispheres, and warm air moves ahead of the
+lows. Everything is separable, (lat, k) @ (k, lon), so a global field is one matrix product of a few
+milliseconds.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Complex = NDArray[np.complex64]
 
 EARTH_RADIUS, OMEGA = 6.371e6, 7.292e-5
 DRIFT = 10.0
-"""Degrees of longitude per day by which all waves move eastwards."""
+"""Eastward drift of all waves, degrees per day."""
 WAVENUMBERS = 80
 
 # By pressure: eddy wind (m/s, root mean square over the storm tracks), eddy temperature (K), and
-# westward tilt of the waves (degrees), as troughs lean into the cold air.
+# westward tilt of the waves with height (degrees).
 _LEVELS = np.log([50.0, 100.0, 200.0, 250.0, 300.0, 500.0, 700.0, 850.0, 1000.0])
 _EDDY_WIND = (11.0, 14.0, 21.0, 24.0, 23.0, 16.0, 12.0, 10.0, 9.0)
 _EDDY_TEMPERATURE = (-1.5, -2.0, -2.5, -0.5, 2.0, 3.5, 4.0, 4.5, 4.5)
-_PSI_SCALE = 12.0  # streamfunction (Earth radii) to unit variance: waves of about that number
+_PSI_SCALE = 12.0  # streamfunction (Earth radii) to unit variance; the typical wavenumber
 _TILT = (12.0, 12.0, 12.0, 12.0, 11.0, 8.0, 5.0, 2.0, 0.0)
 
 
 class Waves:
-    """A streamfunction's profile for each zonal wavenumber, and the fields that balance it.
+    """Profiles of a streamfunction, and of the variables that balance it.
 
-    A profile is complex, shape (lat, wavenumber); the field is the real part of its sum over
-    ``exp(i m lon)``. The scale is that of 1 m/s of wind, root mean square.
+    A profile is complex, shape (lat, wavenumber). Its field is the real part of its sum over
+    ``exp(i m lon)``. The scale is 1 m/s of wind, root mean square.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class Waves:
         Degrees north.
     wavenumbers : ndarray, shape (wavenumber,)
     psi, slope, tracer : ndarray, shape (lat, wavenumber)
-        Streamfunction, its derivative to the latitude, both in metres of Earth's radius, and a
-        second pattern for moisture, of unit variance.
+        Streamfunction and its derivative by latitude, in Earth radii, and a second pattern for
+        moisture, of unit variance.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Waves:
         self._psi, self._slope, self._tracer = psi, slope, tracer
 
     def profile(self, variable: Variable) -> Complex:
-        """Give a variable's departure from its climate, in its units; of moisture, relative."""
+        """Return a variable's departure from its climate: relative for moisture, else absolute."""
         level = np.log(variable.pressure)
         wind = np.interp(level, _LEVELS, _EDDY_WIND) * variable.share
         tilt = float(np.interp(level, _LEVELS, _TILT))
@@ -77,14 +77,14 @@ class Waves:
             case "msl":
                 field = 1.25 * wind * 2 * OMEGA * EARTH_RADIUS * self._sin * self._psi
             case "t" | "t2m":
-                # A ridge is warm: high streamfunction in the north, low in the south.
+                # Ridges are warm: high streamfunction in the north, low in the south.
                 warm = np.interp(level, _LEVELS, _EDDY_TEMPERATURE) * (
                     0.7 if variable.kind == "t2m" else 1.0
                 )
                 field = warm * _PSI_SCALE * np.tanh(3.0 * self._sin) * self._psi
                 tilt += 7.0
             case _:
-                # Poleward winds are moist, and bands lean eastwards towards the poles.
+                # Poleward winds are moist, and bands lean eastward towards the poles.
                 poleward = 1j * self._m * self._psi / self._cos * np.tanh(3.0 * self._sin)
                 field = 0.45 * poleward + (0.2 + 0.35 * self._sin**2) * self._tracer
                 field = field * np.exp(-0.9j * self._m * self._sin**2)
@@ -93,9 +93,9 @@ class Waves:
 
 
 def moisten(departure: Floats, mean: Floats) -> None:
-    """Turn a relative departure of moisture into moisture, in place.
+    """Convert a relative departure of moisture to moisture, in place.
 
-    It lies between nothing and 1.6 times the mean: air cannot hold any amount.
+    The result lies between 0 and 1.6 times the mean, since air saturates.
     """
     np.multiply(departure, -2.5, out=departure)
     np.exp(departure, out=departure)
@@ -105,12 +105,12 @@ def moisten(departure: Floats, mean: Floats) -> None:
 
 
 class Harmonics:
-    """Spherical harmonics on a set of latitudes, weighted to the storm tracks.
+    """Spherical harmonics with more weight on the storm tracks.
 
     Parameters
     ----------
     n_lat : int
-        Latitudes from 90 to -90.
+        Number of latitudes, from 90 to -90.
     """
 
     def __init__(self, n_lat: int) -> None:
@@ -123,12 +123,12 @@ class Harmonics:
         self._plain = np.ascontiguousarray(plain, dtype=np.float32)
 
     def waves(self, psi: NDArray[np.complex128], tracer: NDArray[np.complex128]) -> Waves:
-        """Sum harmonics into profiles.
+        """Return the profiles of given coefficients.
 
         Parameters
         ----------
         psi, tracer : ndarray, shape (wavenumber, degree)
-            Coefficients for wavenumbers from 0; fewer than `WAVENUMBERS` are taken as all.
+            Coefficients for wavenumbers from 0; missing wavenumbers count as zero.
         """
         m = np.arange(psi.shape[0])
         return Waves(
@@ -142,50 +142,50 @@ class Harmonics:
 
 @functools.lru_cache(maxsize=4)
 def harmonics(n_lat: int) -> Harmonics:
-    """Give the harmonics of a grid, computed once."""
+    """Return the harmonics of a grid, computed once."""
     return Harmonics(n_lat)
 
 
 def spectrum(peak: float, slope: float) -> Array:
-    """Give amplitudes by degree, shape (degree,), of a red spectrum with unit variance.
+    """Return the amplitudes of a red spectrum with unit variance, shape (degree,).
 
     Parameters
     ----------
     peak : float
         Degree with the most variance.
     slope : float
-        Power law of the variance beyond it, as in -3.
+        Exponent of the variance beyond the peak, such as -3.
     """
     degree = np.arange(WAVENUMBERS + 1.0)
     power = degree**2 / (1 + (degree / peak) ** 2) ** (1 - slope / 2)
-    # The last degrees fade out, or the cut-off would ring.
+    # The highest degrees fade out: a sharp cut-off would ring.
     power *= np.exp(-((degree / (0.8 * WAVENUMBERS)) ** 8))
-    # A degree's variance is shared among its 2 l + 1 harmonics.
+    # Each degree shares its variance among 2 l + 1 harmonics.
     return np.asarray(np.sqrt(power / power.sum() / (2 * degree + 1)))
 
 
 def wind_spectrum() -> Array:
-    """Give amplitudes of a streamfunction (Earth radii) whose wind has unit variance."""
+    """Return the amplitudes of a streamfunction (Earth radii) whose wind has unit variance."""
     degree = np.arange(WAVENUMBERS + 1.0)
     return spectrum(peak=11.0, slope=-3.0) / np.maximum(np.sqrt(degree * (degree + 1)), 1.0)
 
 
 def draw(rng: np.random.Generator, amplitudes: Array) -> NDArray[np.complex128]:
-    """Draw coefficients, shape (wavenumber, degree)."""
+    """Return random coefficients, shape (wavenumber, degree)."""
     shape = (WAVENUMBERS + 1, WAVENUMBERS + 1)
     drawn = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
     return np.asarray(np.triu(drawn) * amplitudes)
 
 
 def longitude_basis(longitudes: Array, wavenumbers: NDArray[np.int_]) -> Floats:
-    """Give ``cos m lon`` and ``-sin m lon``, shape (2 wavenumber, lon): see `as_real`."""
+    """Return ``cos m lon`` and ``-sin m lon``, shape (2 wavenumber, lon); see `as_real`."""
     angle = np.radians(longitudes)[None, :] * wavenumbers[:, None]
     return np.concatenate([np.cos(angle), -np.sin(angle)]).astype(np.float32)
 
 
 def on_longitudes(profile: Complex, n_lon: int) -> Floats:
-    """Give the field of a profile, shape (lat, lon), longitudes from 0 eastwards."""
-    # A grid too coarse for the waves takes its points from a finer one.
+    """Return the field of a profile, shape (lat, lon), longitudes from 0 eastward."""
+    # A grid that is too coarse for the waves is sampled from a finer one.
     finer = -(-2 * profile.shape[-1] // n_lon)
     halves = profile * np.where(np.arange(profile.shape[-1]) == 0, 1.0, 0.5).astype(np.float32)
     field = np.fft.irfft(halves, finer * n_lon, axis=-1, norm="forward")
@@ -193,12 +193,12 @@ def on_longitudes(profile: Complex, n_lon: int) -> Floats:
 
 
 def as_real(profile: Complex) -> Floats:
-    """Lay real and imaginary parts side by side, shape (..., 2 wavenumber)."""
+    """Return real and imaginary parts side by side, shape (..., 2 wavenumber)."""
     return np.concatenate([profile.real, profile.imag], axis=-1).astype(np.float32, copy=False)
 
 
 def _sum(coefficients: NDArray[np.complex128], basis: Floats) -> Complex:
-    """(m, l), (m, l, lat) -> (lat, m)."""
+    """Sum over the degree: (m, l), (m, l, lat) -> (lat, m)."""
     n = coefficients.shape[0]
     parts = np.stack([coefficients.real, coefficients.imag], axis=1).astype(np.float32)
     summed = parts @ basis[:n]  # (m, 2, lat)
@@ -206,22 +206,24 @@ def _sum(coefficients: NDArray[np.complex128], basis: Floats) -> Complex:
 
 
 def _storm_tracks(phi: Array) -> Array:
-    # Smooth across the poles, where the derivative is taken on both sides.
+    # Smooth across the poles, where derivatives use both sides.
     middle = np.abs(np.degrees(np.arcsin(np.sin(phi))))
     return np.asarray(0.35 + 1.25 * np.exp(-(((middle - 50.0) / 17.0) ** 2)))
 
 
 def _legendre(phi: Array) -> Array:
-    """Give associated Legendre functions, shape (m, l, lat), of unit mean square with exp(i m lon).
+    """Return associated Legendre functions, shape (m, l, lat).
+
+    With exp(i m lon) they have unit mean square.
 
     References
     ----------
-    Holmes & Featherstone 2002, Journal of Geodesy 76, eq. 11: the standard forward recursion in
-    the degree.
+    Holmes & Featherstone 2002, Journal of Geodesy 76, eq. 11: the standard forward recursion by
+    degree.
     """
     n = WAVENUMBERS + 1
     x, y = np.sin(phi), np.cos(phi)
-    p = np.zeros((n, n, len(phi)))  # degree first while the recursion goes through degrees
+    p = np.zeros((n, n, len(phi)))  # degree first during the recursion
     p[0, 0] = 1.0
     for m in range(1, n):
         p[m, m] = np.sqrt((2 * m + 1) / (2 * m)) * y * p[m - 1, m - 1]

@@ -1,3 +1,5 @@
+"""The synthetic FCN3 and its data source: interface, reproducibility and plausible weather."""
+
 import asyncio
 import hashlib
 import subprocess
@@ -45,7 +47,7 @@ def weighted_rms(field, latitudes):
 
 
 class TestSyntheticIFS:
-    def test_has_the_form_of_a_data_source(self):
+    def test_has_the_interface_of_a_data_source(self):
         source = load_ifs(n_lat=9, n_lon=12)
         times = [datetime(2025, 1, 1), datetime(2025, 1, 1, 6)]
         found = source(times, ["t2m", "z500"])
@@ -58,24 +60,24 @@ class TestSyntheticIFS:
         assert found.time.values.tolist() == np.array(times, "datetime64[ns]").tolist()
         assert source.synthetic
 
-    def test_takes_single_values_and_awaits(self):
+    def test_accepts_single_values_and_can_be_awaited(self):
         source = SyntheticIFS(n_lat=8, n_lon=16)
         one = source(datetime(2025, 1, 1), "msl")
         assert one.shape == (1, 1, 8, 16)
         xr.testing.assert_identical(one, asyncio.run(source.fetch(START, np.array(["msl"]))))
 
-    def test_a_field_depends_on_time_and_name_alone(self):
-        apart = analysis(variables=["q700"], time=START + np.timedelta64(6, "h"))
+    def test_a_field_depends_only_on_time_and_name(self):
+        single = analysis(variables=["q700"], time=START + np.timedelta64(6, "h"))
         together = SyntheticIFS(n_lat=8, n_lon=16)(
             [START, START + np.timedelta64(6, "h")], ["t2m", "q700", "u10m"]
         )
-        np.testing.assert_array_equal(together.values[1, 1], apart.values[0, 0])
-        assert not np.array_equal(together.values[0, 1], apart.values[0, 0])
+        np.testing.assert_array_equal(together.values[1, 1], single.values[0, 0])
+        assert not np.array_equal(together.values[0, 1], single.values[0, 0])
 
     def test_grids_show_the_same_world(self):
         fine = analysis(91, 180, ["t2m", "u500", "tcwv"]).values[0]
         coarse = analysis(31, 60, ["t2m", "u500", "tcwv"]).values[0]
-        # Land is a yes or no at the points around; all else is smooth.
+        # The land mask is sampled at discrete points; everything else is smooth.
         np.testing.assert_allclose(coarse, fine[:, ::3, ::3], rtol=1e-4, atol=1e-3)
 
     @pytest.mark.parametrize("name", ["sst", "x500", "z0", "z5000", "u", ""])
@@ -108,7 +110,7 @@ class TestSyntheticIFS:
                 low, high = bounds[name]
                 assert low < field.min() < field.max() < high, (name, month)
 
-    def test_every_variable_is_finite_and_alive(self):
+    def test_every_variable_is_finite_and_varies(self):
         found = analysis(31, 60)
         assert np.isfinite(found.values).all()
         assert (found.values.std(axis=-1).max(axis=-1) > 0).all()
@@ -118,7 +120,7 @@ class TestSyntheticIFS:
         found = analysis(31, 60, names)
         assert (np.diff(found.values[0], axis=0) > 0).all()
 
-    def test_it_looks_like_weather(self):
+    def test_seasons_jets_and_storm_tracks_are_realistic(self):
         winter = analysis(91, 180, ["t2m", "msl", "u250", "tcwv"]).values[0]
         summer = analysis(91, 180, ["t2m"], np.datetime64("2025-07-01", "ns")).values[0, 0]
         lat = np.linspace(90, -90, 91)
@@ -127,11 +129,11 @@ class TestSyntheticIFS:
         assert summer.mean(axis=-1)[:20].mean() > t2m[:20].mean() + 8
         assert 25 < lat[:45][jet[:45].argmax()] < 50
         assert moisture[45] > 5 * moisture[10]
-        # Lows and highs of several wavenumbers, where the storms are.
+        # Lows and highs of several wavenumbers along the storm track.
         storms = np.abs(np.fft.rfft(winter[1, 15:25], axis=-1))[:, 1:]
         assert (storms[:, :12].mean(axis=0) > 0.1 * storms.max()).sum() >= 4
 
-    def test_cyclones_turn_the_right_way(self):
+    def test_cyclones_rotate_in_the_right_direction(self):
         z, u, v = analysis(91, 180, ["z500", "u500", "v500"]).values[0].astype(float)
         for rows in (slice(15, 30), slice(61, 76)):
             phi = np.radians(np.linspace(90, -90, 91)[rows])[:, None]
@@ -151,12 +153,12 @@ class TestSyntheticFCN3:
         x, coords = initial()
         kept = x.copy()
         steps = load_fcn3("cuda", n_lat=8, n_lon=16).create_iterator(x, coords)
-        given, given_coords = next(steps)
-        assert np.array_equal(given, kept)
-        assert given_coords["lead_time"].tolist() == coords["lead_time"].tolist()
+        state, state_coords = next(steps)
+        assert np.array_equal(state, kept)
+        assert state_coords["lead_time"].tolist() == coords["lead_time"].tolist()
         for _ in range(3):
             next(steps)
-        assert np.array_equal(x, kept), "the input was written to"
+        assert np.array_equal(x, kept), "the input was overwritten"
 
     def test_coordinates_follow_the_steps(self):
         x, coords = initial()
@@ -185,14 +187,14 @@ class TestSyntheticFCN3:
         with pytest.raises(ValueError, match="does not fit"):
             SyntheticFCN3(n_lat=8, n_lon=16).create_iterator(x[..., :-1], coords)
 
-    def test_it_says_that_it_is_synthetic(self):
+    def test_is_marked_as_synthetic(self):
         model = SyntheticFCN3()
         assert model.synthetic and model.numpy_native
         assert "synthetic" in model.weights
         assert model.to("cuda:0") is model
 
     @pytest.mark.parametrize("grid", GRIDS)
-    def test_the_same_seed_gives_the_same_arrays(self, grid):
+    def test_the_same_seed_yields_the_same_arrays(self, grid):
         state = initial(*grid)
         alone = run(SyntheticFCN3(n_lat=grid[0], n_lon=grid[1]), 7, 5, state)
         used = SyntheticFCN3(n_lat=grid[0], n_lon=grid[1])
@@ -200,32 +202,32 @@ class TestSyntheticFCN3:
         np.random.seed(1)
         np.testing.assert_array_equal(run(used, 7, 5, state), alone)
 
-    def test_interleaved_members_do_not_disturb_each_other(self):
+    def test_interleaved_members_do_not_affect_each_other(self):
         x, coords = initial()
         model = SyntheticFCN3(n_lat=8, n_lon=16)
         iterators, seeds = [], (3, 4, 5)
         for seed in seeds:
             model.set_rng(seed=seed)
             iterators.append(model.create_iterator(x, coords))
-        taken = [[], [], []]
-        for turn in (0, 1, 1, 2, 0, 2, 2, 1, 0):
-            taken[turn].append(next(iterators[turn])[0][0, 0].copy())
-        for seed, fields in zip(seeds, taken, strict=True):
+        steps = [[], [], []]
+        for member in (0, 1, 1, 2, 0, 2, 2, 1, 0):
+            steps[member].append(next(iterators[member])[0][0, 0].copy())
+        for seed, fields in zip(seeds, steps, strict=True):
             alone = run(SyntheticFCN3(n_lat=8, n_lon=16), seed, 2, (x, coords))
             np.testing.assert_array_equal(np.stack(fields), alone)
 
-    def test_another_process_gives_the_same_arrays(self):
+    def test_another_process_yields_the_same_arrays(self):
         code = (
             "import hashlib, sys; sys.path.insert(0, '.');"
             "from tests.deployments.synthetic.test_fcn3 import *;"
             "print(hashlib.sha256("
             "run(SyntheticFCN3(n_lat=8, n_lon=16), 11, 2, initial()).tobytes()).hexdigest())"
         )
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        here = run(SyntheticFCN3(n_lat=8, n_lon=16), 11, 2, initial())
-        assert said.stdout.strip() == hashlib.sha256(here.tobytes()).hexdigest(), said.stderr
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        steps = run(SyntheticFCN3(n_lat=8, n_lon=16), 11, 2, initial())
+        assert other.stdout.strip() == hashlib.sha256(steps.tobytes()).hexdigest(), other.stderr
 
-    def test_members_part_gradually_and_not_without_end(self):
+    def test_members_diverge_gradually_up_to_a_bound(self):
         state = initial(31, 60)
         model = SyntheticFCN3(n_lat=31, n_lon=60)
         one, other = run(model, 1, 120, state), run(model, 2, 120, state)
@@ -233,10 +235,12 @@ class TestSyntheticFCN3:
         expected = {"t2m": (0.01, 8), "u10m": (0.01, 8), "msl": (2, 2_000), "tcwv": (0.005, 15)}
         for name, (least, most) in expected.items():
             index = VARIABLES.index(name)
-            apart = [weighted_rms(one[n, index] - other[n, index], lat) for n in (0, 1, 8, 40, 120)]
-            assert apart[0] == 0
-            assert least < apart[1] < apart[2] < apart[3] < most, (name, apart)
-            assert apart[4] < 2.5 * apart[3], (name, apart)
+            spread = [
+                weighted_rms(one[n, index] - other[n, index], lat) for n in (0, 1, 8, 40, 120)
+            ]
+            assert spread[0] == 0
+            assert least < spread[1] < spread[2] < spread[3] < most, (name, spread)
+            assert spread[4] < 2.5 * spread[3], (name, spread)
 
     def test_long_forecasts_stay_plausible(self):
         state = initial(31, 60)
@@ -255,25 +259,25 @@ class TestSyntheticFCN3:
             field = last[names.index(name)]
             assert low < field.min() < field.max() < high, name
 
-    def test_negative_moisture_does_not_pass(self):
+    def test_negative_moisture_is_clipped(self):
         x, coords = initial()
         index = VARIABLES.index("q500")
         x[..., index, :, :] -= x[..., index, :, :].mean()
-        run_on = SyntheticFCN3(n_lat=8, n_lon=16)(x, coords)[0]
-        assert x[..., index, :, :].min() < 0 <= run_on[..., index, :, :].min()
+        step = SyntheticFCN3(n_lat=8, n_lon=16)(x, coords)[0]
+        assert x[..., index, :, :].min() < 0 <= step[..., index, :, :].min()
 
-    def test_weather_drifts_eastwards_and_the_ground_stays(self):
+    def test_weather_drifts_eastward_over_fixed_ground(self):
         x, coords = initial(91, 180)
         after = run(SyntheticFCN3(n_lat=91, n_lon=180), 1, 4, (x, coords))[4]
         z500, t2m = VARIABLES.index("z500"), VARIABLES.index("t2m")
         expected = np.roll(x[0, 0, z500], 5, axis=-1)  # a day: 10 degrees, 2 degrees a cell
         scale = (x[0, 0, z500] - x[0, 0, z500].mean(-1, keepdims=True)).std()
         assert np.abs(after[z500] - expected).std() < 0.25 * scale
-        # Greenland is as cold against the sea around it a day later.
+        # Greenland stays the coldest place of its latitude for a day.
         row, greenland, drifted = 9, 159, 164
-        deep = x[0, 0, t2m, row].argmin()
-        assert abs(int(after[t2m, row].argmin()) - int(deep)) <= 2
-        assert abs(int(deep) - greenland) < abs(int(deep) - drifted)
+        coldest = x[0, 0, t2m, row].argmin()
+        assert abs(int(after[t2m, row].argmin()) - int(coldest)) <= 2
+        assert abs(int(coldest) - greenland) < abs(int(coldest) - drifted)
 
     def test_a_forecast_approaches_the_analysis_of_its_time(self):
         x, coords = initial(31, 60)
@@ -291,19 +295,19 @@ class TestSyntheticFCN3:
         if len(lead) == 2:
             x = np.stack([x, x])
             coords = OrderedDict(batch=np.arange(2), **coords)
-        given, after = SyntheticFCN3(n_lat=8, n_lon=16)(x, coords)
-        assert given.shape == x.shape and given.dtype == np.float32
+        state, after = SyntheticFCN3(n_lat=8, n_lon=16)(x, coords)
+        assert state.shape == x.shape and state.dtype == np.float32
         assert list(after) == list(coords)
         if len(lead) == 2:
             first = run(SyntheticFCN3(n_lat=8, n_lon=16), 333, 1, initial())[1]
-            np.testing.assert_array_equal(given[0, 0, 0], first)
-            assert not np.array_equal(given[0], given[1]), "members of a batch must differ"
+            np.testing.assert_array_equal(state[0, 0, 0], first)
+            assert not np.array_equal(state[0], state[1]), "members of a batch must differ"
 
 
-def test_importing_takes_neither_torch_nor_earth2studio():
+def test_importing_does_not_import_torch_or_earth2studio():
     code = (
         "import sys, deployments.synthetic.fcn3, deployments.packager.preview;"
         "print([m for m in ('torch', 'earth2studio', 'ray', 'matplotlib') if m in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert said.stdout.strip() == "[]", said.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.strip() == "[]", process.stderr
