@@ -123,5 +123,5 @@ def _write(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
             while left := size - file.tell():
                 file.write(random.randbytes(min(left, 1 << 24)))
     described = (hashed(folder / key, key) for key in sizes)
-    totals = describe_files(described, (), folder / "checksums.sha256", EXECUTION)["totals"]
-    return totals["files"], totals["bytes"]
+    totals = describe_files(described, (), folder / "checksums.sha256", EXECUTION).totals
+    return totals.files, totals.bytes

@@ -80,7 +80,8 @@ class Origin(BaseModel):
 class Provenance(BaseModel):
     """Where a result comes from; what the global attributes say of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Not "forbid": plans and manifests of earlier releases have keys that are no longer used.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     model: Origin
     data_source: Origin
@@ -88,7 +89,6 @@ class Provenance(BaseModel):
     """Models and data source of the forecast that conditions this one."""
     software: Mapping[str, str] = {}
     """Versions of what computed the result, by package; ``earth2serve`` among them."""
-    institution: str = ""
     references: str = PROJECT_URL
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
@@ -230,8 +230,6 @@ def _global_attributes(
             f"{package} {number}" for package, number in provenance.software.items()
         ),
     }
-    if provenance.institution:
-        attributes["institution"] = provenance.institution
     if provenance.synthetic:
         attributes["title"] = f"Synthetic data in place of a {model.name} forecast from {start}"
         attributes["comment"] = (

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from workflows.errors import IllegalTransition
+from workflows.manifest import Manifest
 
 
 class Status(StrEnum):
@@ -119,8 +120,8 @@ class Execution(BaseModel):
     purge_requested: bool = False
     retries: int = 0
     """How often it was asked to go on after it had failed."""
-    results: dict[str, Any] | None = None
-    """The manifest, once packaged: see `deployments.packager.deployment`."""
+    results: Manifest | None = None
+    """What it delivers, once its results are described."""
     revision: int = 0
     """Rises with every change; what a long poll waits for."""
 
@@ -135,4 +136,20 @@ class Execution(BaseModel):
         """Whether its results are whole, and nothing but their delivery can be missing."""
         return self.results is not None and (
             self.stage in DELIVERING or self.status == Status.COMPLETED
+        )
+
+    def manifest(self, results: Manifest, status: Status = Status.COMPLETED) -> Manifest:
+        """Return the manifest of results that are complete now, with what this record says."""
+        ended = datetime.now(UTC)
+        started = self.started_at or self.created_at
+        return results.model_copy(
+            update={
+                "request_id": self.execution_id,
+                "workflow_name": self.workflow,
+                "status": str(status),
+                "created_at": self.created_at,
+                "completion_time": ended,
+                "execution_time_seconds": (ended - started).total_seconds(),
+                "parameters": self.parameters,
+            }
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workflows.delivery import Container
+from workflows.delivery import Container, Delivery
+from workflows.execution import Execution, Stage
+from workflows.manifest import Manifest, UploadTotals
 
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 """One component of a path."""
@@ -23,6 +25,24 @@ class UploadJob(BaseModel):
     def folder(self) -> str:
         """Folder of the result, below the results folder here and below the container there."""
         return f"{self.workflow}/{self.execution_id}"
+
+    @classmethod
+    def unfinished(cls, execution: Execution) -> UploadJob | None:
+        """Return the upload of an execution that may have begun but has not ended, if any.
+
+        Chunks of a Zarr store are uploaded while others are still computed.
+        """
+        delivery = Delivery.model_validate(execution.plan.get("delivery") or {})
+        # An expired execution has no results any more that would say what was uploaded.
+        passed = execution.stage is not None and Stage.UPLOAD.is_before(execution.stage)
+        is_uploaded = execution.results is not None and execution.results.uploaded is not None
+        if delivery.container is None or passed or is_uploaded:
+            return None
+        return cls(
+            workflow=execution.workflow,
+            execution_id=execution.execution_id,
+            container=delivery.container,
+        )
 
 
 class UploadProgress(BaseModel):
@@ -49,3 +69,9 @@ class Uploaded(BaseModel):
     uploaded_files: int
     """Files that this call uploaded; the others were there already."""
     uploaded_bytes: int
+
+    def added_to(self, manifest: Manifest) -> Manifest:
+        """Return a manifest with what was uploaded, and where it lies."""
+        folder = self.url.removeprefix(f"{self.container.url}/")
+        totals = UploadTotals(files=self.files, bytes=self.bytes)
+        return manifest.in_container(self.container, folder).model_copy(update={"uploaded": totals})

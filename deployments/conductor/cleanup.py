@@ -9,7 +9,6 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from deployments.blob_uploader.messages import UploadJob
-from deployments.results.delivered import begun_upload
 from deployments.runtime.failures import retry_transient
 from deployments.runtime.log_context import bind_execution
 from deployments.runtime.retries import RetryPolicy
@@ -64,7 +63,7 @@ class Withdrawals:
     def begin(self, execution: Execution) -> None:
         """Begin with what an execution has left, if there can be any."""
         execution_id = execution.execution_id
-        job = begun_upload(execution)
+        job = UploadJob.unfinished(execution)
         if job is None or self._uploader is None or execution_id in self.running:
             return
         task = asyncio.create_task(

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -31,6 +30,7 @@ from workflows.base import Plan
 from workflows.custom import CustomPlan, is_custom
 from workflows.errors import DiskFull, StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
+from workflows.manifest import Manifest
 
 logger = logging.getLogger("ray.serve")
 
@@ -203,7 +203,7 @@ class Lives:
         self,
         execution_id: str,
         stage: Stage,
-        results: dict[str, Any],
+        results: Manifest,
         progress: Progress | None,
     ) -> None:
         """Record that results are whole, and that their delivery has come to a stage."""
@@ -215,28 +215,27 @@ class Lives:
                 stage=execution.stage if ahead else stage,
                 status=Status.PENDING_RESULTS,
                 progress=progress,
-                results=_manifest(execution, results, datetime.now(UTC)),
+                results=execution.manifest(results),
             )
 
-    async def keep(self, execution_id: str, results: dict[str, Any], progress: Progress) -> None:
+    async def keep(self, execution_id: str, results: Manifest, progress: Progress) -> None:
         """Record results of an execution that is about to fail: they can be had all the same."""
         execution = await self._read(execution_id)
         if execution.status not in FINISHED:
-            manifest = _manifest(execution, results, datetime.now(UTC))
             await self.record(
                 execution_id,
                 stage=Stage.PACKAGE,
                 progress=progress,
-                results=manifest | {"status": str(Status.FAILED)},
+                results=execution.manifest(results, Status.FAILED),
             )
 
     async def complete(
-        self, execution_id: str, results: dict[str, Any], progress: Progress | None = None
+        self, execution_id: str, results: Manifest, progress: Progress | None = None
     ) -> None:
         """Record the results and that all is done; twice is harmless."""
         execution = await self._read(execution_id)
         if execution.status not in FINISHED:
-            manifest = _manifest(execution, results, datetime.now(UTC))
+            manifest = execution.manifest(results)
             await self.record(
                 execution_id,
                 status=Status.COMPLETED,
@@ -244,7 +243,7 @@ class Lives:
                 progress=progress,
                 results=manifest,
             )
-            log_completed(execution_id, manifest["execution_time_seconds"])
+            log_completed(execution_id, cast(float, manifest.execution_time_seconds))
         await best_effort_cleanup(self._deployments["packager"], "clean", execution_id)
 
     async def record(self, execution_id: str, **values: Any) -> None:
@@ -367,21 +366,6 @@ def _plan_of(execution: Execution) -> Plan | CustomPlan:
     if is_custom(execution.plan):
         return CustomPlan.model_validate(execution.plan)
     return Plan.model_validate(execution.plan)
-
-
-def _manifest(execution: Execution, results: dict[str, Any], ended: datetime) -> dict[str, Any]:
-    started = execution.started_at or execution.created_at
-    return {
-        **results,
-        "request_id": execution.execution_id,
-        "workflow_name": execution.workflow,
-        "status": str(Status.COMPLETED),
-        "created_at": execution.created_at.isoformat(),
-        "completion_time": ended.isoformat(),
-        "execution_time_seconds": (ended - started).total_seconds(),
-        "parameters": execution.parameters,
-        "storage_type": "server",
-    }
 
 
 def _conditioned_on(plan: Plan) -> tuple[str, ...]:

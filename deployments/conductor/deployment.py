@@ -34,26 +34,24 @@ from deployments.conductor.steps import (
     uploading_ahead,
 )
 from deployments.custom_workflow.deployment import RunResult
-from deployments.results import delivered
 from deployments.runtime.gpus import hide_gpus
 from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan
 from workflows.delivery import Delivery
 from workflows.errors import StageFailed
 from workflows.execution import Progress, Stage, Status
+from workflows.manifest import Manifest
 
 
 @DBOS.workflow(name="execute", max_recovery_attempts=None)
-async def execute(
-    execution_id: str, attempt: int = 0, packaged: dict[str, Any] | None = None
-) -> None:
+async def execute(execution_id: str, attempt: int = 0, packaged: Manifest | None = None) -> None:
     """Carry one execution from its plan to a finished, delivered result.
 
     Parameters
     ----------
     attempt : int
         How often the execution had been tried before.
-    packaged : dict, optional
+    packaged : Manifest, optional
         The results, if all that is left to do is to deliver them.
     """
     async with here().life_of(execution_id, attempt) as plan:
@@ -72,7 +70,7 @@ async def execute(
         await finish(execution_id, results, progress)
 
 
-async def run_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
+async def run_forecast(execution_id: str, plan: Plan) -> Manifest:
     """Carry a forecast of ours from initial conditions to described results."""
     await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
     begun, initial_conditions = await run_concurrently(
@@ -89,7 +87,7 @@ async def run_forecast(execution_id: str, plan: Plan) -> dict[str, Any]:
     return await package(execution_id)
 
 
-async def run_nowcast(execution_id: str, plan: Plan, conditioning: Conditioning) -> dict[str, Any]:
+async def run_nowcast(execution_id: str, plan: Plan, conditioning: Conditioning) -> Manifest:
     """Carry a forecast that another one conditions: field by field, while both are computed."""
     await here().enter(execution_id, Stage.INITIAL_CONDITIONS)
     begun, satellite_image, analysis = await run_concurrently(
@@ -130,23 +128,23 @@ async def deliver(
     execution_id: str,
     plan: Plan | CustomPlan,
     delivery: Delivery,
-    results: dict[str, Any],
+    results: Manifest,
     progress: Progress | None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Bring results to Azure: first the files, then the item that refers to them.
 
     From here on the results stay, however the delivery goes: `results` grows by what was done, so
     that a retry goes on behind it.
     """
     here().freed(execution_id)
-    if delivery.container is not None and "uploaded" not in results:
+    if delivery.container is not None and results.uploaded is None:
         await here().enter_delivery(execution_id, Stage.UPLOAD, results, progress)
         uploaded = await upload(execution_id, plan.workflow, delivery.container)
-        results = results | delivered.of_upload(uploaded, results)
+        results = uploaded.added_to(results)
     if delivery.geo_catalog_url is not None and isinstance(plan, Plan):
         await here().enter_delivery(execution_id, Stage.REGISTER, results, progress)
         registered = await register(execution_id, plan, delivery, results)
-        results = results | delivered.of_registration(registered)
+        results = registered.added_to(results)
     return results
 
 

@@ -26,6 +26,7 @@ from deployments.conductor.retention import Retention
 from deployments.runtime.log_context import bind_execution
 from deployments.store.conductor_view import ConductorStore
 from workflows.execution import FINISHED, Execution
+from workflows.manifest import Manifest
 
 logger = logging.getLogger("ray.serve")
 
@@ -70,7 +71,7 @@ class ConductorLoop:
 
     def __init__(
         self,
-        execute: Callable[[str, int, dict[str, Any] | None], Coroutine[Any, Any, None]],
+        execute: Callable[[str, int, Manifest | None], Coroutine[Any, Any, None]],
         deployments: dict[str, DeploymentHandle[Any]],
         components: dict[str, str],
         *,

@@ -27,9 +27,11 @@ from deployments.runtime.retries import Backoff, RetryPolicy
 from deployments.runtime.tasks import run_after, shield, task_group
 from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan
+from workflows.dataset import Provenance
 from workflows.delivery import Container, Delivery
 from workflows.errors import StageFailed
 from workflows.execution import Progress, Stage, Status
+from workflows.manifest import Manifest
 
 logger = logging.getLogger("ray.serve")
 
@@ -193,9 +195,11 @@ async def export(execution_id: str) -> None:
 
 
 @recorded
-async def package(execution_id: str) -> dict[str, Any]:
+async def package(execution_id: str) -> Manifest:
     """Draw a map, check that the result is whole, and describe its files."""
-    results: dict[str, Any] = await here().call(Stage.PACKAGE, "packager", "finish", execution_id)
+    results: Manifest = await here().call(
+        Stage.PACKAGE, "packager", "describe_result", execution_id
+    )
     return results
 
 
@@ -243,7 +247,7 @@ async def _upload_ahead(job: UploadJob) -> None:
 
 @recorded_delivery
 async def register(
-    execution_id: str, plan: Plan, delivery: Delivery, results: dict[str, Any]
+    execution_id: str, plan: Plan, delivery: Delivery, results: Manifest
 ) -> Registered:
     """Make the results an item of a GeoCatalog; twice makes it once."""
     registration = Registration(
@@ -251,9 +255,9 @@ async def register(
         geo_catalog_url=str(delivery.geo_catalog_url),
         collection_id=delivery.collection_id,
         plan=plan,
-        provenance=results["provenance"],
-        files=results["assets"],
-        base_href=results["blob_folder_url"],
+        provenance=cast(Provenance, results.provenance),
+        files=results.assets or {},
+        base_href=str(results.blob_folder_url),
     )
     registered: Registered = await here().call(
         Stage.REGISTER, "geocatalog", "register", registration, fenced=False
@@ -299,9 +303,7 @@ async def keep(execution_id: str, made: RunResult) -> None:
     await shield(here().keep(execution_id, made.results, made.progress))
 
 
-async def finish(
-    execution_id: str, results: dict[str, Any], progress: Progress | None = None
-) -> None:
+async def finish(execution_id: str, results: Manifest, progress: Progress | None = None) -> None:
     """Say that the results can be had; once that has begun, a cancel comes too late.
 
     Not recorded: the execution's own record says that this was done.

@@ -31,6 +31,7 @@ from deployments.runtime.versions import software
 from workflows.custom import CustomPlan
 from workflows.errors import Earth2ServeError, ModelUnavailable, Problem, StageFailed
 from workflows.execution import Progress, Stage
+from workflows.manifest import CustomProvenance, Manifest
 
 logger = logging.getLogger("ray.serve")
 
@@ -66,8 +67,7 @@ class RunResult(BaseModel):
 
     kind: Literal["result"] = "result"
     progress: Progress
-    results: dict[str, Any]
-    """The manifest's part about files, see `deployments.results.manifest.describe_files`."""
+    results: Manifest
     shortcoming: str | None
     """Why these results are not what was asked for; None if they are."""
 
@@ -264,17 +264,17 @@ class _Run:
         if self._folder is None or self._output is None:
             raise RuntimeError("nothing was run")
         backend = self._output.backend
-        described = self._folder.deliver(self._known)
-        described["warnings"] += [
-            f"{name}: everything written is NaN" for name in backend.without_values()
-        ]
+        (files, totals), warnings = self._folder.deliver(self._known)
+        warnings += [f"{name}: everything written is NaN" for name in backend.without_values()]
         return RunResult(
             progress=self.progress(),
-            results=described
-            | {
-                "device": "cuda" if has_gpu() else "cpu",
-                "provenance": {"workflow": self._options.path, "software": software()},
-            },
+            results=Manifest(
+                output_files=files,
+                totals=totals,
+                warnings=tuple(warnings),
+                device="cuda" if has_gpu() else "cpu",
+                provenance=CustomProvenance(workflow=self._options.path, software=software()),
+            ),
             shortcoming=self._shortcoming,
         )
 

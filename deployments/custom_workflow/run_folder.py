@@ -12,17 +12,25 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from deployments.results.disk_result import NETCDF, ZARR
 from deployments.results.disk_work import DiskWork, Written
-from deployments.results.manifest import CHECKSUMS, MAX_LISTED, describe_files, hashed
+from deployments.results.manifest import CHECKSUMS, MAX_LISTED, Listing, describe_files, hashed
 from deployments.runtime.files import remove_tree
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 """What the download routes refuse in a path; a line break would also split a checksum's line."""
+
+
+class DeliveredFiles(NamedTuple):
+    """What became of the files of a run."""
+
+    listing: Listing
+    warnings: list[str]
+    """Which files were not delivered, and why."""
 
 
 class RunFolder:
@@ -55,18 +63,13 @@ class RunFolder:
 
     def deliver(
         self, known: Mapping[Path, Written], max_listed: int = MAX_LISTED
-    ) -> dict[str, Any]:
+    ) -> DeliveredFiles:
         """Describe all files and make them the result.
 
         Parameters
         ----------
         known : mapping of Path to Written
             Size and checksum of files that need not be read for them.
-
-        Returns
-        -------
-        dict
-            As `deployments.results.manifest.describe_files` gives it, with ``warnings``.
 
         Raises
         ------
@@ -83,7 +86,7 @@ class RunFolder:
         whole = [key for key in files if not _is_minor(key)]
         looks = [self._look(key) for key in files]
         try:
-            described = describe_files(
+            listing = describe_files(
                 self._described(whole, known),
                 self._described(chunks, known),
                 self.path / CHECKSUMS,
@@ -109,7 +112,7 @@ class RunFolder:
             # Removed in the meantime: nobody would look for this any more.
             remove_tree(self._result)
             raise
-        return described | {"warnings": warnings}
+        return DeliveredFiles(listing, warnings)
 
     @property
     def is_empty(self) -> bool:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from workflows.base import Plan
 from workflows.dataset import Provenance
+from workflows.manifest import Manifest
 
 
 class Registration(BaseModel):
@@ -36,3 +37,13 @@ class Registered(BaseModel):
     collection_id: str
     item_id: str
     item_url: str
+
+    def added_to(self, manifest: Manifest) -> Manifest:
+        """Return a manifest that says where the item is."""
+        return manifest.model_copy(
+            update={
+                "geo_catalog_url": self.geo_catalog_url,
+                "geocatalog_collection_id": self.collection_id,
+                "geocatalog_stac_feature_id": self.item_id,
+            }
+        )

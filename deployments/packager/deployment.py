@@ -20,7 +20,6 @@ from deployments.azure.blobs import BlobResultsOptions
 from deployments.packager.catalog_keeper import CatalogUpdater
 from deployments.packager.preview import render
 from deployments.packager.stac_catalog import StaticCatalog
-from deployments.results import delivered
 from deployments.results.blob import BlobStorage
 from deployments.results.blob_result import result_folder
 from deployments.results.checkpoint import Checkpoint
@@ -35,6 +34,7 @@ from workflows.base import Plan
 from workflows.dataset import Provenance, variable_attributes
 from workflows.execution import Stage
 from workflows.grids import LambertGrid
+from workflows.manifest import Manifest
 from workflows.stac.collection import default_collection_id
 from workflows.stac.item import ITEM, describe_item
 
@@ -200,15 +200,13 @@ class Packager:
             export.exception()
             raise
 
-    async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
+    async def describe_result(self, execution_id: str, fence: int) -> Manifest:
         """Draw a map, check that the result is whole and describe it, also as a STAC item.
 
         Returns
         -------
-        dict
-            Files as `describe_files` returns them, ``provenance``, and what a catalogue refers
-            to as ``assets``: size and SHA-256 by key. Of results in a container also where they
-            lie there.
+        Manifest
+            Files, provenance and assets; for results in a container also where they lie there.
 
         Raises
         ------
@@ -216,9 +214,9 @@ class Packager:
             If a step is missing.
         """
         self._bind_execution(execution_id, Stage.PACKAGE)
-        return await asyncio.to_thread(self._finish, execution_id, fence)
+        return await asyncio.to_thread(self._describe_result, execution_id, fence)
 
-    def _finish(self, execution_id: str, fence: int) -> dict[str, Any]:
+    def _describe_result(self, execution_id: str, fence: int) -> Manifest:
         plan, provenance = self._results.recorded(execution_id)
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
         # A field that is gone was drawn before: its Zarr is removed after the export.
@@ -240,14 +238,15 @@ class Packager:
             base_href=".",
         )
         self._results.add_file(execution_id, fence, ITEM, json.dumps(item, indent=1).encode())
-        described = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, ITEM])
+        files, totals = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, ITEM])
+        manifest = Manifest(output_files=files, totals=totals, provenance=provenance, assets=assets)
         if self._blob is not None:
             folder = result_folder(plan.workflow, execution_id)
-            described |= delivered.in_container(self._blob.container, folder, described)
+            manifest = manifest.in_container(self._blob.container, folder)
         self._refresh_catalog(plan.workflow)
         beside = sum(size for key, (size, _) in assets.items() if key != ZARR)
         self._metrics.add(PACKAGER_BYTES, beside, kind="file")
-        return described | {"provenance": provenance.model_dump(mode="json"), "assets": assets}
+        return manifest
 
     async def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""

@@ -6,13 +6,21 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from deployments.results.disk_work import Written
+from workflows.manifest import OutputFile, Totals
 
 CHECKSUMS = "checksums.sha256"
 MAX_LISTED = 10_000
 """A manifest with more files than this lists only those that tell what there is."""
+
+
+class Listing(NamedTuple):
+    """The files of a result, as its manifest names them."""
+
+    output_files: tuple[OutputFile, ...]
+    totals: Totals
 
 
 def describe_files(
@@ -21,8 +29,8 @@ def describe_files(
     checksums: Path,
     execution_id: str,
     max_listed: int = MAX_LISTED,
-) -> dict[str, Any]:
-    """Write the checksums of delivered files and give the manifest's part about them.
+) -> Listing:
+    """Write the checksums of delivered files and return what the manifest says of them.
 
     Parameters
     ----------
@@ -35,16 +43,10 @@ def describe_files(
         Where to write the checksums, in the form that ``sha256sum -c`` reads.
     execution_id : str
         Comes before every key in the list, where the peer's clients expect it.
-
-    Returns
-    -------
-    dict
-        ``output_files``: path, size and sha256 of each; ``totals``: how many files and bytes there
-        are, how many are listed, and whether that left any out.
     """
     files = size = 0
 
-    def lines(group: Iterable[Written], listed: list[dict[str, Any]]) -> Iterator[bytes]:
+    def lines(group: Iterable[Written], listed: list[OutputFile]) -> Iterator[bytes]:
         nonlocal files, size
         for file in group:
             files += 1
@@ -53,8 +55,8 @@ def describe_files(
                 listed.append(_entry(file, execution_id))
             yield f"{file.sha256}  {file.key}\n".encode()
 
-    output_files: list[dict[str, Any]] = []
-    chunk_files: list[dict[str, Any]] = []
+    output_files: list[OutputFile] = []
+    chunk_files: list[OutputFile] = []
     digest = hashlib.sha256()
     with checksums.open("wb") as sums:
         for line in chain(lines(whole, output_files), lines(chunks, chunk_files)):
@@ -67,19 +69,12 @@ def describe_files(
     truncated = files > max_listed
     if not truncated:
         output_files += chunk_files
-    return {
-        "output_files": output_files,
-        "totals": {
-            "files": files,
-            "bytes": size,
-            "listed": len(output_files),
-            "truncated": truncated,
-        },
-    }
+    totals = Totals(files=files, bytes=size, listed=len(output_files), truncated=truncated)
+    return Listing(tuple(output_files), totals)
 
 
-def _entry(file: Written, execution_id: str) -> dict[str, Any]:
-    return {"path": f"{execution_id}/{file.key}", "size": file.size, "sha256": file.sha256}
+def _entry(file: Written, execution_id: str) -> OutputFile:
+    return OutputFile(path=f"{execution_id}/{file.key}", size=file.size, sha256=file.sha256)
 
 
 def hashed(path: Path, key: str) -> Written:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from deployments.results.checkpoint import Checkpoint
 from deployments.results.disk_work import Written
-from deployments.results.manifest import MAX_LISTED, describe_files
+from deployments.results.manifest import MAX_LISTED, Listing, describe_files
 from deployments.results.netcdf import follow
 from deployments.results.protocols import Result, Storage, StoredExecution, Work
 from workflows.base import Plan
@@ -289,18 +289,13 @@ class ResultsStore:
         found = (result.described(_name(name)) for name in names)
         return {asset.key: asset for asset in (result.data(), *found)}
 
-    def finish(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> dict[str, Any]:
+    def finish(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> Listing:
         """Check that the result is whole and describe its files; a NetCDF request loses its Zarr.
 
         Parameters
         ----------
         extra : sequence of str
             Names of files that `add_file` put there; they are delivered, too.
-
-        Returns
-        -------
-        dict
-            As `deployments.results.manifest.describe_files` gives it.
 
         Raises
         ------

@@ -24,6 +24,7 @@ from deployments.store.schema import (
 from workflows.custom import is_custom
 from workflows.errors import ExecutionNotFound, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
+from workflows.manifest import Manifest
 
 
 class Waiting(NamedTuple):
@@ -168,7 +169,7 @@ class ConductorStore(ExecutionStore):
         stage: Stage | None = None,
         progress: Progress | None = None,
         error_message: str | None = None,
-        results: dict[str, Any] | None = None,
+        results: Manifest | None = None,
     ) -> Execution:
         """Record what became of an execution; a finished state also notes when.
 
@@ -184,7 +185,7 @@ class ConductorStore(ExecutionStore):
             "stage": stage,
             "progress": progress and progress.model_dump(mode="json"),
             "error_message": error_message,
-            "results": results,
+            "results": results and results.model_dump(mode="json"),
         }
         values: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
         with self._fenced(fence) as connection:

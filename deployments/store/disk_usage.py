@@ -7,7 +7,6 @@ together say what is left. Once it has results they take what their manifest say
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import sqlalchemy as sa
 from deployments.store.schema import executions
 from workflows.errors import StorageFull, fits
 from workflows.execution import FINISHED, Execution, Progress, Status
+from workflows.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def changed(
     execution: Execution,
     status: Status | None,
     progress: Progress | None,
-    results: Mapping[str, Any] | None,
+    results: Manifest | None,
 ) -> dict[str, Any]:
     """Give the columns that change with an execution, as far as they do."""
     if status == Status.CANCELLED:
         # What was packaged before is removed as well, and nobody shall be told of it.
         return {**NOTHING, "results": None}
     if results is not None:
-        return {"disk_bytes": size_of(results), "unwritten_bytes": 0}
+        return {"disk_bytes": results.bytes, "unwritten_bytes": 0}
     if execution.results is not None:
         return {}
     if status in FINISHED:
@@ -97,13 +97,6 @@ def changed(
         unwritten = executions.c.disk_bytes * sa.literal(left, sa.Double)
         return {"unwritten_bytes": sa.cast(unwritten, sa.BigInteger)}
     return {}
-
-
-def size_of(results: Mapping[str, Any]) -> int:
-    """Read in a manifest how many bytes its files have."""
-    if "totals" in results:
-        return int(results["totals"]["bytes"])
-    return sum(file.get("size") or 0 for file in results.get("output_files", ()))
 
 
 def _sum(column: sa.Column[Any]) -> sa.Select[Any]:

@@ -373,7 +373,9 @@ class ExecutionStore:
                 progress=execution.progress.model_dump(mode="json")
                 if packaged and execution.progress
                 else None,
-                results=execution.results if packaged else None,
+                results=execution.results.model_dump(mode="json")
+                if packaged and execution.results
+                else None,
                 error_message=None,
                 started_at=None,
                 ended_at=None,

@@ -165,7 +165,8 @@ def create_tables(connection: sa.Connection) -> None:
 def row_of(execution: Execution) -> dict[str, Any]:
     """Give the columns of a record."""
     row = execution.model_dump()
-    row["progress"] = execution.progress and execution.progress.model_dump(mode="json")
+    for name, document in (("progress", execution.progress), ("results", execution.results)):
+        row[name] = document and document.model_dump(mode="json")
     return row
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from workflows.execution import FINISHED, Execution, Stage, Status
+from workflows.manifest import Manifest
 
 
 class _Body(BaseModel):
@@ -160,15 +161,13 @@ def status_body(execution: Execution, position: int | None) -> dict[str, Any]:
 
 
 def results_body(execution: Execution) -> dict[str, Any]:
-    """Tell the results of an execution: the stored manifest and how the execution ended."""
+    """Return the results of an execution: its manifest and how it ended."""
     return {
         "request_id": execution.execution_id,
         "workflow_name": execution.workflow,
         "created_at": execution.created_at.isoformat(),
         "parameters": execution.parameters,
-        "output_files": [],
-        "storage_type": "server",
-        **(execution.results or {}),
+        **(execution.results or Manifest(output_files=())).model_dump(mode="json"),
         "status": execution.status,
         "completion_time": execution.ended_at and execution.ended_at.isoformat(),
         "execution_time_seconds": _seconds(execution),
@@ -181,10 +180,9 @@ def _seconds(execution: Execution) -> float | None:
     return (execution.ended_at - execution.started_at).total_seconds()
 
 
-def _summary(results: dict[str, Any]) -> dict[str, Any]:
-    files = results.get("output_files", [])
+def _summary(results: Manifest) -> dict[str, Any]:
     return {
-        "output_files": len(files),
-        "total_bytes": sum(file.get("size") or 0 for file in files),
-        "storage_type": results.get("storage_type", "server"),
+        "output_files": len(results.output_files),
+        "total_bytes": sum(file.size for file in results.output_files),
+        "storage_type": results.storage_type,
     }

@@ -14,11 +14,12 @@ from deployments.runtime.metrics import RAY, Recorder
 from deployments.store.conductor_view import ConductorStore
 from serve_app.http.ingress import IngressOptions, create_app
 from workflows.execution import Execution, Progress, Stage, Status
+from workflows.manifest import Manifest
 
 WORKFLOW = "foundry_fcn3_workflow"
 URL = f"/v1/infer/{WORKFLOW}"
 MANIFEST = {
-    "output_files": [{"path": "ID/results.zarr/zarr.json", "size": 12}],
+    "output_files": [{"path": "ID/results.zarr/zarr.json", "size": 12, "sha256": "f" * 64}],
     "storage_type": "server",
     "device": "cpu",
 }
@@ -51,7 +52,12 @@ class Conductor:
         )
 
     def package(self, execution_id: str) -> None:
-        self.store.update(self.fence, execution_id, status=Status.PENDING_RESULTS, results=MANIFEST)
+        self.store.update(
+            self.fence,
+            execution_id,
+            status=Status.PENDING_RESULTS,
+            results=Manifest.model_validate(MANIFEST),
+        )
 
     def complete(self, execution_id: str) -> None:
         self.package(execution_id)

@@ -85,7 +85,7 @@ def _container_of(context: Context, execution: Execution) -> Container | None:
     """Give the container that holds the execution's results; None if they lie here alone."""
     if context.options.blob_results is not None:
         return context.options.blob_results.container
-    if "uploaded" not in (execution.results or {}):
+    if execution.results is None or execution.results.uploaded is None:
         return None
     return Container.model_validate(execution.plan["delivery"]["container"])
 

@@ -23,9 +23,10 @@ from deployments.geocatalog.messages import Registered
 from deployments.models.messages import MemberProgress
 from deployments.results.protocols import StoredExecution
 from deployments.results.store import Begun
+from workflows.dataset import Origin, Provenance
+from workflows.manifest import Manifest, OutputFile
 
 DEPLOYMENTS = ("packager", "initial_conditions", "fcn3", "blob_uploader", "geocatalog")
-PROVENANCE = {"model": {"name": "fcn3"}, "data_source": {"name": "ifs"}}
 
 
 class Response:
@@ -137,13 +138,13 @@ class StandIns:
     async def export_netcdf(self, execution_id: str, fence: int) -> None:
         await self._call("export", execution_id)
 
-    async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
-        await self._call("finish", execution_id)
-        return {
-            "output_files": [{"path": f"{execution_id}/results.zarr/zarr.json", "size": 1}],
-            "assets": {"results.zarr": (1, None)},
-            "provenance": PROVENANCE,
-        }
+    async def describe_result(self, execution_id: str, fence: int) -> Manifest:
+        await self._call("describe_result", execution_id)
+        return Manifest(
+            output_files=(OutputFile(path=f"{execution_id}/results.zarr/zarr.json", size=1),),
+            assets={"results.zarr": (1, None)},
+            provenance=Provenance(model=Origin(name="fcn3"), data_source=Origin(name="ifs")),
+        )
 
     async def upload(self, job: Any) -> AsyncIterator[UploadProgress | Uploaded]:
         for sent in (10, 20):

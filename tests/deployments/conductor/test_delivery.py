@@ -29,12 +29,13 @@ from workflows import Execution, FCN3Workflow, Status
 from workflows.delivery import Delivery, parse_container
 from workflows.errors import DiskFull, IngestionFailed, StageFailed, UploadFailed
 from workflows.execution import Stage, new_execution_id
+from workflows.manifest import Manifest
 
 WORKFLOW = FCN3Workflow()
 CONTAINER = parse_container("https://weather.blob.core.windows.net/data/forecasts")
 CATALOG = "https://earth.geocatalog.example"
 BOTH = Delivery(container=CONTAINER, geo_catalog_url=CATALOG)
-COMPUTED = ["begin 0", "member 0", "finish"]
+COMPUTED = ["begin 0", "member 0", "describe_result"]
 """And before, in any order, `create` and `fetch`."""
 
 
@@ -111,7 +112,7 @@ async def test_results_are_uploaded_then_registered(
         "geocatalog_collection_id": "collection",
         "geocatalog_stac_feature_id": f"item-{execution_id}",
     }
-    assert expected.items() <= done.results.items()
+    assert expected.items() <= done.results.model_dump(mode="json").items()
 
 
 @pytest.mark.parametrize(
@@ -129,9 +130,9 @@ async def test_only_what_is_asked_for_is_done(
     lines: list[str],
 ) -> None:
     class InBlob(StandIns):
-        async def finish(self, execution_id: str, fence: int) -> dict[str, Any]:
-            found = await super().finish(execution_id, fence)
-            return found | {"blob_folder_url": "https://weather.blob.core.windows.net/results/x"}
+        async def describe_result(self, execution_id: str, fence: int) -> Manifest:
+            manifest = await super().describe_result(execution_id, fence)
+            return manifest.in_container(CONTAINER, "x")
 
     execution_id = submit(store, delivery)
     async with conducts(store_url, InBlob(journal)):
@@ -211,7 +212,9 @@ async def test_what_failed_before_its_delivery_begins_anew(
     journal: Journal,
 ) -> None:
     execution_id = submit(store, BOTH)
-    stand_ins = StandIns(journal, before={"finish": refuse(1, UploadFailed("package", "no disk"))})
+    stand_ins = StandIns(
+        journal, before={"describe_result": refuse(1, UploadFailed("package", "no disk"))}
+    )
     async with conducts(store_url, stand_ins) as conducting:
         failed = await until(store, execution_id, finished)
         assert (failed.stage, failed.results) == ("package", None)
@@ -236,7 +239,7 @@ async def test_a_retry_begins_when_the_attempt_before_has_let_go(
         await removed.wait()
 
     execution_id = submit(store, Delivery())
-    before = {"finish": refuse(1, DiskFull("package", "no disk")), "purge": purge}
+    before = {"describe_result": refuse(1, DiskFull("package", "no disk")), "purge": purge}
     async with conducts(store_url, StandIns(journal, before=before)) as conducting:
         await until(store, execution_id, finished)
         store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
@@ -484,4 +487,6 @@ async def test_a_conductor_that_dies_while_it_delivers_is_succeeded(
         done = await until(store, execution_id, finished)
     assert done.status == Status.COMPLETED, done.error_message
     lines = journal.lines()
-    assert [lines.count(line) for line in ("member 0", "finish", "upload", "register")] == [1] * 4
+    assert [
+        lines.count(line) for line in ("member 0", "describe_result", "upload", "register")
+    ] == [1] * 4

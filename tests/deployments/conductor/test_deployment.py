@@ -67,17 +67,17 @@ async def test_a_life_goes_through_its_stages_in_order(
         done = await until(store, execution_id, finished)
     assert done.status == Status.COMPLETED
     assert done.results is not None
-    assert done.results["status"] == "completed"
-    assert done.results["completion_time"]
+    assert done.results.status == "completed"
+    assert done.results.completion_time is not None
     assert done.progress is not None
     assert done.progress.members == (3, 3, 3)
     assert done.progress.current_step == done.progress.total_steps == 9
     lines = journal.lines()
     assert sorted(lines) == sorted(
-        ["create", "fetch", "export", "finish", "clean"]
+        ["create", "fetch", "export", "describe_result", "clean"]
         + [f"{word} {m}" for word in ("begin", "member") for m in range(3)]
     )
-    assert lines.index("finish") > max(lines.index(f"member {m}") for m in range(3))
+    assert lines.index("describe_result") > max(lines.index(f"member {m}") for m in range(3))
     assert lines.index("begin 0") > max(lines.index("create"), lines.index("fetch"))
 
 

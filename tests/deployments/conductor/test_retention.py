@@ -156,7 +156,7 @@ async def test_what_failed_or_was_cancelled_expires_too(
     async def refuse(_: str) -> None:
         raise StageFailed("package", "the disk is full")
 
-    keeping = Keeping(journal, tmp_path, before={"finish": refuse})
+    keeping = Keeping(journal, tmp_path, before={"describe_result": refuse})
     failed, cancelled = submit(store), submit(store)
     store.request_cancel(WORKFLOW, cancelled)
     async with conducts(store_url, keeping, housekeeping=EXPIRING):
@@ -263,7 +263,7 @@ def test_what_crashes_have_left_is_removed_and_nothing_else(
             raise StageFailed("package", "the disk is full")
 
     failed, completed, removed = submit(store), submit(store), submit(store)
-    keeping = Keeping(journal, tmp_path, step_s=0.05, before={"finish": fail_one})
+    keeping = Keeping(journal, tmp_path, step_s=0.05, before={"describe_result": fail_one})
     asyncio.run(carry(store_url, keeping, store, failed, completed, removed))
     # As a purge does, but for DBOS's record.
     store.remove(store.issue_fence(), removed)
@@ -323,7 +323,7 @@ async def test_whole_members_of_a_failed_one_stay_for_a_retry(
     execution_id, other = submit(store), submit(store)
     with store.engine.begin() as connection:
         connection.execute(sa.update(executions).values(disk_bytes=80, unwritten_bytes=80))
-    keeping = Keeping(journal, tmp_path, before={"finish": fail})
+    keeping = Keeping(journal, tmp_path, before={"describe_result": fail})
     options = SWEEPING.model_copy(update={"keep_failed_s": keep_failed_s})
     async with conducts(store_url, keeping, housekeeping=options):
         assert (await until(store, execution_id, finished)).status == Status.FAILED
@@ -362,7 +362,7 @@ def test_a_retry_waits_until_what_was_left_is_removed(
         raise StageFailed("package", "the disk is full")
 
     execution_id = submit(store)
-    failing = Keeping(journal, tmp_path, before={"finish": fail})
+    failing = Keeping(journal, tmp_path, before={"describe_result": fail})
     asyncio.run(carry(store_url, failing, store, execution_id))
     failing.plant_all(execution_id)
     keeping = Keeping(journal, tmp_path)

@@ -14,9 +14,10 @@ import pytest
 from deployments.custom_workflow.run_folder import RunFolder
 from deployments.results.disk import DiskStorage
 from deployments.results.disk_work import Written
-from deployments.results.manifest import CHECKSUMS
+from deployments.results.manifest import CHECKSUMS, Listing
 from deployments.results.store import ResultsStore
 from workflows.errors import StageFailed, StaleConductor
+from workflows.manifest import OutputFile, Totals
 
 ID = "exec_1_00000000"
 WORKFLOW = "storms"
@@ -80,19 +81,19 @@ def test_everything_in_the_folder_is_delivered_with_size_and_checksum(server: Se
     delivered = server.delivered()
     checksums = delivered.pop(CHECKSUMS)
     assert delivered == FILES
-    listed = {file["path"]: (file["size"], file["sha256"]) for file in described["output_files"]}
-    assert len(listed) == len(described["output_files"])
+    listed = {file.path: (file.size, file.sha256) for file in described.listing.output_files}
+    assert len(listed) == len(described.listing.output_files)
     assert listed == {
         f"{ID}/{name}": (len(content), hashlib.sha256(content).hexdigest())
         for name, content in {**FILES, CHECKSUMS: checksums}.items()
     }
-    assert described["totals"] == {
-        "files": len(FILES) + 1,
-        "bytes": sum(map(len, FILES.values())) + len(checksums),
-        "listed": len(FILES) + 1,
-        "truncated": False,
-    }
-    assert described["warnings"] == []
+    assert described.listing.totals == Totals(
+        files=len(FILES) + 1,
+        bytes=sum(map(len, FILES.values())) + len(checksums),
+        listed=len(FILES) + 1,
+        truncated=False,
+    )
+    assert described.warnings == []
     assert sorted(server.verify()) == sorted(FILES)
 
 
@@ -101,7 +102,9 @@ def test_what_is_known_of_a_file_is_not_read_again(server: Server) -> None:
     chunk = "results.zarr/t2m/c.0.0"
     known = {folder.path / chunk: Written("another key", 5, "f" * 64)}
     described = folder.deliver(known)
-    assert {"path": f"{ID}/{chunk}", "size": 5, "sha256": "f" * 64} in described["output_files"]
+    assert (
+        OutputFile(path=f"{ID}/{chunk}", size=5, sha256="f" * 64) in described.listing.output_files
+    )
     assert f"{'f' * 64}  {chunk}\n" in (server.result / CHECKSUMS).read_text()
 
 
@@ -155,9 +158,9 @@ def test_what_cannot_be_delivered_is_left_out_and_told(server: Server, case: str
     make(folder.path / name)
 
     described = folder.deliver({})
-    (warning,) = described["warnings"]
+    (warning,) = described.warnings
     assert reason in warning
-    listed = [file["path"] for file in described["output_files"]]
+    listed = [file.path for file in described.listing.output_files]
     assert listed == [f"{ID}/{CHECKSUMS}", f"{ID}/tracks/a.csv"]
     assert server.verify() == ["tracks/a.csv"]
 
@@ -168,14 +171,14 @@ def test_the_folder_of_results_may_be_a_link_itself(tmp_path: Path) -> None:
     server = Server(tmp_path / "data")
     folder = server.run({"tracks/a.csv": b"abc"})
     (folder.path / "latest.csv").symlink_to("tracks/a.csv")
-    assert folder.deliver({})["warnings"] == []
+    assert folder.deliver({}).warnings == []
     assert server.delivered().keys() == {"tracks/a.csv", "latest.csv", CHECKSUMS}
 
 
 def test_an_absolute_link_would_break_by_the_move(server: Server) -> None:
     folder = server.run({"a.csv": b"a"})
     (folder.path / "x").symlink_to(folder.path / "a.csv")
-    (warning,) = folder.deliver({})["warnings"]
+    (warning,) = folder.deliver({}).warnings
     assert warning.startswith("x: a link by an absolute path")
 
 
@@ -183,12 +186,10 @@ def test_a_link_inside_is_delivered_as_the_file_that_it_names(server: Server) ->
     folder = server.run({"tracks/a.csv": b"abc"})
     (folder.path / "latest.csv").symlink_to("tracks/a.csv")
     described = folder.deliver({})
-    assert described["warnings"] == []
-    assert described["output_files"][0] == {
-        "path": f"{ID}/latest.csv",
-        "size": 3,
-        "sha256": hashlib.sha256(b"abc").hexdigest(),
-    }
+    assert described.warnings == []
+    assert described.listing.output_files[0] == OutputFile(
+        path=f"{ID}/latest.csv", size=3, sha256=hashlib.sha256(b"abc").hexdigest()
+    )
     assert (server.result / "latest.csv").read_bytes() == b"abc"
     assert sorted(server.verify()) == ["latest.csv", "tracks/a.csv"]
 
@@ -339,10 +340,10 @@ def many(n_whole: int, n_deep: int) -> dict[str, bytes]:
     return whole | {f"results.zarr/t2m/c.{i}": b"chunk" for i in range(n_deep)}
 
 
-def totals(described: dict[str, Any]) -> tuple[int, int, bool]:
-    found = described["totals"]
-    assert found["listed"] == len(described["output_files"])
-    return found["files"], found["listed"], found["truncated"]
+def totals(listing: Listing) -> tuple[int, int, bool]:
+    found = listing.totals
+    assert found.listed == len(listing.output_files)
+    return found.files, found.listed, found.truncated
 
 
 @pytest.mark.parametrize(
@@ -355,9 +356,9 @@ def test_the_list_of_many_files_is_bounded(
     files = many(n_whole, n_deep)
     described = server.run(files).deliver({}, max_listed=10)
     n_files = len(files) + 1
-    assert totals(described) == (n_files, listed, n_files > 10)
+    assert totals(described.listing) == (n_files, listed, n_files > 10)
     # The checksums name all of them, and are always in the list themselves.
-    assert f"{ID}/{CHECKSUMS}" in [file["path"] for file in described["output_files"]]
+    assert f"{ID}/{CHECKSUMS}" in [file.path for file in described.listing.output_files]
     assert sorted(server.verify()) == sorted(files)
 
 
@@ -366,7 +367,7 @@ def test_of_many_files_the_metadata_of_zarr_and_what_lies_on_top_are_listed(
 ) -> None:
     files = {**FILES, "tracks/zarr.json": b"", **many(0, 100)}
     described = server.run(files).deliver({}, max_listed=20)
-    assert {file["path"].removeprefix(f"{ID}/") for file in described["output_files"]} == {
+    assert {file.path.removeprefix(f"{ID}/") for file in described.listing.output_files} == {
         "notes.txt",
         "empty.bin",
         "results.zarr/zarr.json",

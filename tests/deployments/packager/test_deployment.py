@@ -42,7 +42,7 @@ async def test_a_step_that_is_written_twice_counts_once(
     steps = len(plan.seeds) * plan.n_times
     assert measured.total(STEPS_WRITTEN, workflow=plan.workflow) == steps
     assert measured.total(PACKAGER_BYTES, kind="step") == steps * fields.nbytes
-    described = await packs.finish(EXECUTION, 1)
-    beside = [size for key, (size, _) in described["assets"].items() if key != "results.zarr"]
+    described = await packs.describe_result(EXECUTION, 1)
+    beside = [size for key, (size, _) in described.assets.items() if key != "results.zarr"]
     assert len(beside) == 2
     assert measured.total(PACKAGER_BYTES, kind="file") == sum(beside)

@@ -25,6 +25,7 @@ from tests.deployments.results.results import (
 from workflows.base import Plan
 from workflows.errors import StageFailed, StaleConductor
 from workflows.grids import Grid
+from workflows.manifest import Totals
 
 ID = "exec_1_00000000"
 
@@ -251,9 +252,9 @@ def test_fields_that_are_all_missing_are_written(store: ResultsStore) -> None:
     plan = make_plan(seeds=(1,), n_steps=0)
     store.create(plan, ID, PROVENANCE, 1)
     store.write_step(ID, 1, 0, 0, np.full((2, 5, 8), np.nan, np.float32))
-    totals = store.finish(ID, 1)["totals"]
+    totals = store.finish(ID, 1).totals
     # Of 8 arrays and the group; coordinates; fields; checksums.
-    assert totals["files"] == 9 + 6 + 2 + 1
+    assert totals.files == 9 + 6 + 2 + 1
 
 
 def test_other_precision_and_strides_are_converted(store: ResultsStore) -> None:
@@ -438,23 +439,23 @@ def test_the_manifest_names_every_file(
     description = store.finish(ID, 1, extra=["preview.png"])
     folder = place.folder(plan.workflow, ID)
     assert (folder / "preview.png").read_bytes() == b"a map"
-    listed = {file["path"]: file for file in description["output_files"]}
+    listed = {file.path: file for file in description.output_files}
     on_disk = {
         f"{ID}/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()
     }
     assert set(listed) == set(on_disk)
     for name, path in on_disk.items():
         content = path.read_bytes()
-        assert listed[name]["size"] == len(content)
-        assert listed[name]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert listed[name].size == len(content)
+        assert listed[name].sha256 == hashlib.sha256(content).hexdigest()
     first = "results.zarr/zarr.json" if output_format == "zarr" else "results.nc"
-    assert description["output_files"][0]["path"] == f"{ID}/{first}"
-    assert description["totals"] == {
-        "files": len(on_disk),
-        "bytes": sum(path.stat().st_size for path in on_disk.values()),
-        "listed": len(on_disk),
-        "truncated": False,
-    }
+    assert description.output_files[0].path == f"{ID}/{first}"
+    assert description.totals == Totals(
+        files=len(on_disk),
+        bytes=sum(path.stat().st_size for path in on_disk.values()),
+        listed=len(on_disk),
+        truncated=False,
+    )
     check = subprocess.run(
         ["sha256sum", "--strict", "-c", "checksums.sha256"], cwd=folder, capture_output=True
     )
@@ -468,18 +469,18 @@ def test_the_manifest_of_many_files_is_bounded(place: Place) -> None:
     store.create(plan, ID, PROVENANCE, 1)
     write_all(store, plan)
     description = store.finish(ID, 1)
-    paths = [file["path"] for file in description["output_files"]]
+    paths = [file.path for file in description.output_files]
     assert f"{ID}/results.zarr/t2m/zarr.json" in paths
     assert f"{ID}/checksums.sha256" in paths
     assert not any("/t2m/c." in path for path in paths)
     folder = place.folder(plan.workflow, ID)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert description["totals"] == {
-        "files": len(files),
-        "bytes": sum(path.stat().st_size for path in files),
-        "listed": len(paths),
-        "truncated": True,
-    }
+    assert description.totals == Totals(
+        files=len(files),
+        bytes=sum(path.stat().st_size for path in files),
+        listed=len(paths),
+        truncated=True,
+    )
     checksums = (folder / "checksums.sha256").read_text().splitlines()
     assert len(checksums) == len(files) - 1
 

@@ -17,12 +17,14 @@ from tests.deployments.conductor.conducting import on_both_databases
 from tests.deployments.store.test_executions import WORKFLOW, new
 from workflows.errors import ExecutionNotFound, IdempotencyConflict, StorageFull
 from workflows.execution import Execution, Progress, Stage, Status
+from workflows.manifest import Manifest, Totals
 
 pytestmark = on_both_databases
 
 
-def results(size: int) -> dict[str, Any]:
-    return {"output_files": [], "totals": {"bytes": size}}
+def results(size: int) -> Manifest:
+    totals = Totals(files=0, bytes=size, listed=0, truncated=False)
+    return Manifest(output_files=(), totals=totals)
 
 
 def submit(store: ConductorStore, demand: Demand, **values: Any) -> Execution:

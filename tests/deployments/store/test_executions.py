@@ -19,9 +19,11 @@ from workflows.errors import (
     StaleConductor,
 )
 from workflows.execution import Execution, Progress, Stage, Status, new_execution_id
+from workflows.manifest import Manifest, OutputFile
 
 WORKFLOW = "foundry_fcn3_workflow"
 NOW = datetime.now(UTC)
+MANIFEST = Manifest(output_files=(OutputFile(path="x/größe.nc", size=30, sha256="0"),))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -246,13 +248,11 @@ def test_a_life_ends_with_its_results(store: ConductorStore) -> None:
     running = store.update(fence, execution.execution_id, stage=Stage.INFERENCE, progress=progress)
     assert (running.stage, running.progress, running.ended_at) == (Stage.INFERENCE, progress, None)
     store.update(fence, execution.execution_id, status=Status.PENDING_RESULTS)
-    done = store.update(
-        fence, execution.execution_id, status=Status.COMPLETED, results={"files": ["größe"]}
-    )
+    done = store.update(fence, execution.execution_id, status=Status.COMPLETED, results=MANIFEST)
     assert done.ended_at is not None and done.started_at is not None
     assert done.started_at <= done.ended_at
     assert store.get(WORKFLOW, execution.execution_id) == done
-    assert done.results == {"files": ["größe"]}
+    assert done.results == MANIFEST
     assert store.unfinished() == []
 
 
@@ -492,11 +492,10 @@ def fail(store: ConductorStore, fence: int, execution_id: str, **values: Any) ->
 def test_what_failed_at_its_delivery_goes_on_there(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
-    results = {"output_files": []}
-    fail(store, fence, execution.execution_id, stage=Stage.REGISTER, results=results)
+    fail(store, fence, execution.execution_id, stage=Stage.REGISTER, results=MANIFEST)
     queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
     assert (queued.status, queued.stage, queued.retries) == (Status.QUEUED, Stage.REGISTER, 1)
-    assert (queued.error_message, queued.ended_at, queued.results) == (None, None, results)
+    assert (queued.error_message, queued.ended_at, queued.results) == (None, None, MANIFEST)
     claimed = store.claim_next(fence)
     assert claimed is not None and claimed.is_packaged
     assert (claimed.status, claimed.stage) == (Status.RUNNING, Stage.REGISTER)
@@ -506,7 +505,7 @@ def test_what_failed_before_begins_anew(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     # A user's class that falls short of what was asked for leaves results, but not those.
-    fail(store, fence, execution.execution_id, stage=Stage.PACKAGE, results={"output_files": []})
+    fail(store, fence, execution.execution_id, stage=Stage.PACKAGE, results=MANIFEST)
     queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
     assert (queued.stage, queued.results, queued.progress) == (None, None, None)
     claimed = store.claim_next(fence)
@@ -553,14 +552,11 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(store: ConductorSto
         each.close()
 
 
-PACKAGED = {"output_files": [{"path": "x/results.nc", "size": 30, "sha256": "0"}]}
-
-
 def test_a_cancel_while_it_is_delivered_takes_the_results_along(store: ConductorStore) -> None:
     [execution] = submit(store, new())
     fence = store.issue_fence()
     store.claim_next(fence)
-    store.update(fence, execution.execution_id, status=Status.PENDING_RESULTS, results=PACKAGED)
+    store.update(fence, execution.execution_id, status=Status.PENDING_RESULTS, results=MANIFEST)
     cancelled = store.update(fence, execution.execution_id, status=Status.CANCELLED)
     assert cancelled.results is None
     assert store.read(execution.execution_id).results is None
@@ -577,7 +573,7 @@ def test_a_cancel_of_what_waits_for_another_delivery_takes_the_results_along(
         execution.execution_id,
         status=Status.PENDING_RESULTS,
         stage=Stage.UPLOAD,
-        results=PACKAGED,
+        results=MANIFEST,
     )
     store.update(fence, execution.execution_id, status=Status.FAILED, error_message="no route")
     assert store.request_retry(WORKFLOW, execution.execution_id, max_queued=9).results is not None

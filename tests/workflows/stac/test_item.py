@@ -175,7 +175,7 @@ def test_unknown_properties_are_omitted() -> None:
     )
     item = make_item(make_plan(variables=("mystery",)), unknown)
     pystac.Item.from_dict(item).validate(validator())
-    missing = {"earth2serve:synthetic", "version", "processing:software", "renders", "providers"}
+    missing = {"earth2serve:synthetic", "version", "processing:software", "renders"}
     assert not missing & set(item["properties"])
     assert not [url for url in item["stac_extensions"] if "/version/" in url or "/render/" in url]
 

@@ -9,6 +9,7 @@ from serve_app.http.schemas import StatusBody
 from tests.serve_app.conftest import URL, WORKFLOW, Service
 from workflows.delivery import DeliveryRules, parse_container
 from workflows.execution import Stage, Status
+from workflows.manifest import Manifest, UploadTotals
 
 DATA = "https://weather.blob.core.windows.net/data"
 CATALOG = "https://earth.geocatalog.example"
@@ -60,7 +61,7 @@ async def test_a_server_without_azure_takes_no_request_for_a_delivery(service, n
     assert (await submit(service, **{name: None})).status_code == 200
 
 
-async def fail(service: Service, stage: Stage, results: dict[str, Any] | None) -> str:
+async def fail(service: Service, stage: Stage, results: Manifest | None) -> str:
     execution_id = (await submit(service)).json()["execution_id"]
     service.conductor.start()
     service.store.update(
@@ -81,7 +82,7 @@ async def test_retry_queues_what_has_failed(serve):
         nudges.append(1)
 
     service = serve(nudge)
-    execution_id = await fail(service, Stage.REGISTER, {"output_files": []})
+    execution_id = await fail(service, Stage.REGISTER, Manifest(output_files=()))
     nudges.clear()
     answer = await service.client.post(f"{URL}/{execution_id}/retry")
     assert answer.status_code == 202
@@ -111,7 +112,7 @@ async def test_a_retry_has_to_find_room_in_the_queue(serve):
 
 async def test_files_can_be_had_while_they_are_delivered(service):
     execution_id = await service.completed({"results.nc": b"abc"})
-    other = await fail(service, Stage.UPLOAD, {"output_files": []})
+    other = await fail(service, Stage.UPLOAD, Manifest(output_files=()))
     folder = service.options.results_dir / WORKFLOW
     (folder / other).mkdir()
     (folder / other / "results.nc").write_bytes(b"abc")
@@ -137,7 +138,7 @@ async def test_a_link_is_made_for_the_answer_and_kept_nowhere(serve, store):
     answer = await submit(signing, container_url=DATA)
     execution_id = answer.json()["execution_id"]
     signing.conductor.start()
-    manifest = {"output_files": [], "uploaded": {"files": 1, "bytes": 1}}
+    manifest = Manifest(output_files=(), uploaded=UploadTotals(files=1, bytes=1))
     store.update(signing.conductor.fence, execution_id, results=manifest, status=Status.COMPLETED)
     found = (await signing.client.get(f"{URL}/{execution_id}/results")).json()
     assert found["signed_url"] == f"{DATA}/x?sig=secret"
