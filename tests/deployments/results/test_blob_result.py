@@ -20,6 +20,7 @@ from deployments.azure.blobs import BlobResultsOptions, Blobs
 from deployments.azure.errors import blob_failure, is_untrusted, status_and_code
 from deployments.results.blob import BlobStorage
 from deployments.results.checkpoint import Checkpoint
+from deployments.results.manifest import Listing
 from deployments.results.store import ResultsStore
 from deployments.runtime.failures import TransientFailure, is_transient
 from tests.deployments.results.places import Blob, options_for
@@ -37,7 +38,7 @@ def blob(azurite: Azurite, tmp_path: Path) -> Blob:
     return Blob(azurite, tmp_path)
 
 
-def carry_through(store: ResultsStore, plan: Plan, fence: int = 1) -> dict[str, Any]:
+def carry_through(store: ResultsStore, plan: Plan, fence: int = 1) -> Listing:
     store.create(plan, ID, PROVENANCE, fence)
     write_all(store, plan, fence)
     if plan.output_format == "netcdf4":
@@ -122,8 +123,8 @@ def test_killed_at_any_change_the_next_one_finishes(blob: Blob, output_format: s
         with pytest.raises(Dead):
             carry_through(mortal(blob, at)[0], plan)
         described = carry_through(store, plan, 2)
-        assert described["totals"]["files"] == whole["totals"]["files"]
-        listed = {file["path"].removeprefix(f"{ID}/") for file in described["output_files"]}
+        assert described.totals.files == whole.totals.files
+        listed = {file.path.removeprefix(f"{ID}/") for file in described.output_files}
         start = f"results/{plan.workflow}/{ID}/"
         assert {f"{start}{name}" for name in listed} == {
             key for key in blob.keys(ID) if key.startswith(start)

@@ -14,6 +14,7 @@ import xarray as xr
 
 import deployments
 from deployments.results.disk import DiskStorage
+from deployments.results.manifest import Listing
 from deployments.results.store import ResultsStore
 from tests.deployments.results.results import PROVENANCE, expected, fields, make_plan
 from workflows.base import Plan
@@ -24,7 +25,7 @@ KILLS = 40
 """Lines at which each test kills, spread evenly over all that are executed."""
 
 
-def carry_through(root: Path, plan: Plan, fence: int) -> dict[str, Any]:
+def carry_through(root: Path, plan: Plan, fence: int) -> Listing:
     # Small fields are written by the calling thread, which is the one that is killed.
     store = ResultsStore(DiskStorage(root / "results", root / "work"))
     store.create(plan, ID, PROVENANCE, fence)
@@ -89,10 +90,10 @@ def test_killed_at_any_line_the_next_one_finishes(tmp_path: Path, output_format:
     for at in range(1, total, total // KILLS):
         root = tmp_path / str(at)
         killed += run_killed(lambda root=root: carry_through(root, plan, 1), at) == 77  # type: ignore[misc]
-        listed = carry_through(root, plan, 2)["output_files"]
+        listed = carry_through(root, plan, 2).output_files
         folder = root / "results" / plan.workflow / ID
         on_disk = {f"{ID}/{p.relative_to(folder)}" for p in folder.rglob("*") if p.is_file()}
-        assert {file["path"] for file in listed} == on_disk
+        assert {file.path for file in listed} == on_disk
         check = subprocess.run(
             ["sha256sum", "--strict", "--quiet", "-c", "checksums.sha256"], cwd=folder
         )
