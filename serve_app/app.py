@@ -28,7 +28,8 @@ from deployments.models.options import FCN3Options, StormScopeOptions
 from deployments.models.stormscope import StormScope
 from deployments.packager.deployment import WRITERS, Packager
 from deployments.runtime.import_path import LoaderOptions
-from serve_app.http.ingress import Ingress, IngressOptions
+from serve_app.http.deployment import Ingress
+from serve_app.http.options import IngressOptions
 from serve_app.settings.preflight import check_certificates, check_installed, check_nodes
 from serve_app.settings.section import SYNTHETIC
 from serve_app.settings.sections import (

@@ -1,12 +1,12 @@
-"""Bearer tokens: who may call.
+"""Bearer tokens of the callers.
 
-The tokens file holds one line for each caller, ``name:sha256``, where sha256 is the hex digest of
-the token; empty lines and lines that start with ``#`` are skipped. A fresh token with its line::
+The tokens file holds one line per caller, ``name:sha256``, where sha256 is the hex digest of the
+token. Empty lines and lines that start with ``#`` are skipped. Print a new token and its line::
 
     python -m serve_app.auth NAME
 
-Tokens are drawn with 256 bits, so that a plain digest cannot be reversed. The file is read again
-when it changes: a line that is added or removed counts from the next request on.
+Tokens have 256 random bits, so a plain digest cannot be reversed. A change of the file takes
+effect at the next request.
 """
 
 from __future__ import annotations
@@ -19,34 +19,28 @@ import re
 import secrets
 from pathlib import Path
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from serve_app.http.errors import json_response
-
 logger = logging.getLogger("ray.serve")
 
-OPEN_PATHS = frozenset({"/liveness"})
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _LINE = re.compile(r"([A-Za-z0-9._@-]{1,64}):([0-9a-fA-F]{64})")
 
 
 class MalformedTokensFile(ValueError):
-    """A tokens file that cannot be used, with the line that is wrong."""
+    """A tokens file cannot be used; the message names the line."""
 
 
 def new_token(name: str) -> tuple[str, str]:
-    """Draw a token.
+    """Return a new random token and its line for the tokens file.
 
     Parameters
     ----------
     name : str
-        Whose it is: 1 to 64 letters, digits, '.', '_', '@' or '-'.
+        Name of the caller: 1 to 64 letters, digits, '.', '_', '@' or '-'.
 
     Returns
     -------
     token : str
-        For the caller; it is kept nowhere else.
+        For the caller; it is stored nowhere.
     line : str
         For the tokens file.
     """
@@ -57,12 +51,12 @@ def new_token(name: str) -> tuple[str, str]:
 
 
 def read_tokens(path: Path) -> tuple[tuple[str, str], ...]:
-    """Read a tokens file, as pairs of name and digest.
+    """Return the entries of a tokens file, as pairs of name and digest.
 
     Raises
     ------
     MalformedTokensFile
-        Naming the file and the line, never what stands there.
+        With the file and the line number, never the content of the line.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -75,18 +69,18 @@ def read_tokens(path: Path) -> tuple[tuple[str, str], ...]:
             continue
         match = _LINE.fullmatch(text)
         if match is None:
-            raise MalformedTokensFile(f"{path}:{number}: name:sha256 in hex is needed")
+            raise MalformedTokensFile(f"{path}:{number}: must be name:sha256, in hexadecimal")
         entries.append((match[1], match[2].lower()))
     if not entries:
-        raise MalformedTokensFile(f"{path}: names no token, so nobody could call")
+        raise MalformedTokensFile(f"{path}: contains no token, so nobody could call")
     return tuple(entries)
 
 
 class Tokens:
-    """The tokens of a file, read again when it changes.
+    """Tokens of a file that is reread when it changes.
 
-    A file that becomes unreadable or malformed while the server runs changes nothing: the tokens
-    read last stay valid and the log says so.
+    If the file becomes unreadable or malformed while the server runs, the tokens read last stay
+    valid and an error is logged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,15 +89,15 @@ class Tokens:
         self._entries = read_tokens(path)
 
     def name_of(self, token: str) -> str | None:
-        """Give the name that a token belongs to; None if it is unknown."""
+        """Return the name that a token belongs to; None if the token is unknown."""
         self._refresh()
         presented = _digest(token)
-        found = None
+        match = None
         for name, digest in self._entries:
-            # No early exit: the time taken tells nothing about the entries.
+            # No early exit: the time must not depend on which entry matches.
             if hmac.compare_digest(digest, presented):
-                found = name
-        return found
+                match = name
+        return match
 
     def _refresh(self) -> None:
         signature = self._sign()
@@ -113,7 +107,7 @@ class Tokens:
         try:
             self._entries = read_tokens(self._path)
         except MalformedTokensFile as error:
-            logger.error("tokens file not taken over, the old tokens stay valid: %s", error)
+            logger.error("tokens file ignored, the previous tokens stay valid: %s", error)
 
     def _sign(self) -> tuple[int, int, int] | None:
         try:
@@ -123,42 +117,17 @@ class Tokens:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-class BearerAuth:
-    """Answer 401 to whoever has no valid token; liveness stays open."""
-
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
-        self._app = app
-        self._tokens = tokens
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
-            await self._app(scope, receive, send)
-            return
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            challenge, detail = "Bearer", "a bearer token is needed"
-        elif self._tokens.name_of(token) is None:
-            challenge, detail = 'Bearer error="invalid_token"', "the bearer token is not valid"
-        else:
-            await self._app(scope, receive, send)
-            return
-        response = json_response({"detail": detail}, 401, {"WWW-Authenticate": challenge})
-        await response(scope, receive, send)
-
-
 def _digest(token: str) -> str:
-    # Headers arrive as Latin-1; any text has a digest, and no odd one matches.
+    # Headers are decoded as Latin-1, so a token can hold any character.
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def main() -> None:
-    """Print a fresh token and its line for the tokens file."""
+    """Print a new token and its line for the tokens file."""
     parser = argparse.ArgumentParser(
-        prog="python -m serve_app.auth", description="Draw a bearer token."
+        prog="python -m serve_app.auth", description="Create a bearer token."
     )
-    parser.add_argument("name", help="whose token it is")
+    parser.add_argument("name", help="name of the caller")
     arguments = parser.parse_args()
     try:
         token, line = new_token(arguments.name)

@@ -1,4 +1,4 @@
-"""Every refusal of a request, before anything is queued."""
+"""Admission of requests: every check before an execution is queued."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ from pydantic import BaseModel
 
 from deployments.store.disk_usage import Demand
 from deployments.store.executions import ExecutionStore, Idempotency, Submitted
-from serve_app.http.context import Context, IngressOptions
-from serve_app.http.errors import NO_DISK, NoRoomNow, TryLater
+from serve_app.http.context import Context
+from serve_app.http.errors import DISK_TOO_SMALL, QueueFullForNow, StorageFullForNow
 from serve_app.http.json_body import RequestBody
+from serve_app.http.options import IngressOptions
 from workflows.base import Plan, Workflow
 from workflows.custom import is_custom
 from workflows.errors import InvalidParameters, Problem, QueueFull, StorageFull
 from workflows.execution import Execution, Status, new_execution_id
 
-UNKNOWN_RETRY_S = 30
-"""Retry-After while no execution has ended yet."""
-LONGEST_RETRY_S = 600
-REDUCIBLE = (
+DEFAULT_RETRY_S = 30
+"""Retry-After as long as no execution has completed."""
+MAX_RETRY_S = 600
+SIZE_PARAMETERS = (
     *("n_steps", "n_samples", "seeds"),
     *("n_samples_stormscope", "seeds_stormscope", "variables"),
 )
-"""Parameters that decide how large a result is."""
+"""Parameters that determine the size of a result."""
 
 
-def accept(
+def submit(
     context: Context, workflow: Workflow, body: RequestBody, idempotency_key: str | None
 ) -> Submitted:
-    """Check a request and queue it; blocks on disk and store.
+    """Check a request and queue it; blocks on the disk and the store.
 
     Raises
     ------
     InvalidParameters
-        If it can never run, or its result is too large; DeliveryForbidden if it asks for a
-        delivery to a place that is not allowed.
-    TryLater
-        If the queue is full.
-    NoRoomNow
-        If its result does not fit beside those that are there or will be written.
+        If it can never run, or its result is too large.
+    DeliveryForbidden
+        If it asks for a delivery to a place that is not allowed.
+    QueueFullForNow
+    StorageFullForNow
+        If its result does not fit beside what exists or will be written.
     IdempotencyConflict
-        If the key came with another body.
+        If the key was used with another body.
     """
     store, options = context.store, context.options
     idempotency = Idempotency(idempotency_key, body.digest) if idempotency_key else None
-    # Looked for first: a repeated request is answered even if a new one could not be taken.
+    # First, so that a repeated request is answered even if a new one would be refused.
     if idempotency is not None and (known := store.replay(workflow.name, idempotency)):
         return known
     parameters = workflow.validate(body.parameters)
@@ -79,29 +80,28 @@ def accept(
             idempotency=idempotency,
             demand=_demand(options, plan),
         )
-    except QueueFull as full:
-        raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow.name)) from None
-    except StorageFull as full:
-        if not full.is_permanent:
-            raise _no_room(full, store, workflow.name) from None
+    except QueueFull as error:
+        raise _queue_full(error, store, workflow.name) from None
+    except StorageFull as error:
+        if not error.is_permanent:
+            raise _storage_full(error, store, workflow.name) from None
         if isinstance(plan, Plan):
-            raise _too_large(plan, workflow, _in_words(full), NO_DISK) from None
+            raise _too_large(plan, workflow, _describe(error), DISK_TOO_SMALL) from None
         raise InvalidParameters(
-            [Problem("parameters", "no disk is left for results", NO_DISK)]
+            [Problem("parameters", "the disk has no space for results", DISK_TOO_SMALL)]
         ) from None
 
 
-def accept_again(context: Context, workflow: str, execution_id: str) -> Execution:
-    """Queue an execution that has failed; blocks on the store.
+def retry(context: Context, workflow: str, execution_id: str) -> Execution:
+    """Queue a failed execution again; blocks on the store.
 
     Raises
     ------
     ExecutionNotFound
     IllegalTransition
         If it has not failed.
-    TryLater
-        If the queue is full.
-    NoRoomNow
+    QueueFullForNow
+    StorageFullForNow
         If its result does not fit beside the others.
     """
     store, options = context.store, context.options
@@ -114,32 +114,36 @@ def accept_again(context: Context, workflow: str, execution_id: str) -> Executio
             max_queued=options.max_queued,
             demand=_demand(options, plan),
         )
-    except QueueFull as full:
-        raise TryLater(full.queued, full.max_size, _usual_seconds(store, workflow)) from None
-    except StorageFull as full:
-        raise _no_room(full, store, workflow) from None
+    except QueueFull as error:
+        raise _queue_full(error, store, workflow) from None
+    except StorageFull as error:
+        raise _storage_full(error, store, workflow) from None
 
 
-def _usual_seconds(store: ExecutionStore, workflow: str) -> int:
-    """Estimate when a place is free: the usual length of an execution."""
-    recent = store.list_executions(workflow, statuses=[Status.COMPLETED], limit=5)
-    lengths = [
-        (execution.ended_at - execution.started_at).total_seconds()
-        for execution in recent
-        if execution.started_at and execution.ended_at
-    ]
-    if not lengths:
-        return UNKNOWN_RETRY_S
-    return min(max(math.ceil(statistics.median(lengths)), 1), LONGEST_RETRY_S)
+def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
+    # The output size of a custom workflow is unknown until it runs, and is checked then.
+    return Demand(
+        needed=plan.disk_bytes if isinstance(plan, Plan) else 0,
+        free=free_bytes(options.results_dir, options.min_free_bytes)
+        if options.blob_results is None
+        else None,
+        quota=options.quota_bytes,
+    )
 
 
-def readable_size(size: float) -> str:
-    """Give a number of bytes in words, decimal units."""
-    units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.3g} {units[0]}"
+def free_bytes(folder: Path, reserve: int) -> int:
+    """Return the bytes that results may still occupy on a folder's disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Need not exist yet.
+    reserve : int
+        Bytes to keep free.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return max(shutil.disk_usage(folder).free - reserve, 0)
 
 
 def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
@@ -152,48 +156,58 @@ def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
         )
 
 
-def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
-    # How much a user's class will write only the class knows; that is checked when it says so.
-    return Demand(
-        needed=plan.disk_bytes if isinstance(plan, Plan) else 0,
-        free=free_bytes(options.results_dir, options.min_free_bytes)
-        if options.blob_results is None
-        else None,
-        quota=options.quota_bytes,
-    )
-
-
-def _no_room(full: StorageFull, store: ExecutionStore, workflow: str) -> NoRoomNow:
-    return NoRoomNow(
-        full.needed, full.available, full.capacity, _in_words(full), _usual_seconds(store, workflow)
-    )
-
-
-def _in_words(full: StorageFull) -> str:
-    needs = f"it needs {readable_size(full.needed)} of disk, " if full.needed else ""
-    if full.is_permanent:
-        return f"{needs}there are {readable_size(full.capacity)} if no other result is kept"
-    return (
-        f"no room for the result now: {needs}{readable_size(full.available)} are left beside other "
-        "results and what will still be written; results that are purged or expire make room"
-    )
-
-
-def free_bytes(folder: Path, reserve: int) -> int:
-    """Give what results may still take of a folder's disk; the folder need not exist yet."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return max(shutil.disk_usage(folder).free - reserve, 0)
-
-
 def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> InvalidParameters:
-    sizes = (
+    size = (
         f"{len(plan.seeds)} members x {plan.n_times} times x {len(plan.variables)} variables x "
         f"{readable_size(plan.field_bytes)} = {readable_size(plan.output_bytes)}"
     )
-    reducible = [name for name in REDUCIBLE if name in workflow.parameters.model_fields]
-    return InvalidParameters(
-        [
-            Problem("parameters", f"{sizes}: {reason}; reduce {', '.join(reducible)}", kind),
-        ]
+    reducible = [name for name in SIZE_PARAMETERS if name in workflow.parameters.model_fields]
+    message = f"{size}: {reason}; reduce {', '.join(reducible)}"
+    return InvalidParameters([Problem("parameters", message, kind)])
+
+
+def _queue_full(error: QueueFull, store: ExecutionStore, workflow: str) -> QueueFullForNow:
+    return QueueFullForNow(error.queued, error.max_size, _retry_after_s(store, workflow))
+
+
+def _storage_full(error: StorageFull, store: ExecutionStore, workflow: str) -> StorageFullForNow:
+    return StorageFullForNow(
+        error.needed,
+        error.available,
+        error.capacity,
+        _describe(error),
+        _retry_after_s(store, workflow),
     )
+
+
+def _describe(error: StorageFull) -> str:
+    needs = f"it needs {readable_size(error.needed)} of disk; " if error.needed else ""
+    if error.is_permanent:
+        return f"{needs}{readable_size(error.capacity)} are available even without other results"
+    return (
+        f"no space for the result at the moment: {needs}{readable_size(error.available)} are left "
+        "beside other results and what will still be written; purge results or wait until some "
+        "expire"
+    )
+
+
+def _retry_after_s(store: ExecutionStore, workflow: str) -> int:
+    """Return the typical duration of an execution, as an estimate of when one will finish."""
+    recent = store.list_executions(workflow, statuses=[Status.COMPLETED], limit=5)
+    durations = [
+        (execution.ended_at - execution.started_at).total_seconds()
+        for execution in recent
+        if execution.started_at and execution.ended_at
+    ]
+    if not durations:
+        return DEFAULT_RETRY_S
+    return min(max(math.ceil(statistics.median(durations)), 1), MAX_RETRY_S)
+
+
+def readable_size(size: float) -> str:
+    """Return a number of bytes as text, in decimal units."""
+    units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"

@@ -1,7 +1,4 @@
-"""Links with which anybody can read one execution's blobs for a while, without a BlobUploader.
-
-Where results lie in Blob Storage anyway, each ingress replica signs by itself.
-"""
+"""Signed links to blobs, made in the ingress where results are stored in Blob Storage."""
 
 from __future__ import annotations
 
@@ -13,34 +10,34 @@ from deployments.results.blob_result import result_folder
 from workflows.delivery import Container
 
 LIMITS = BlobLimits(attempts=2, blocks_in_flight=1, request_timeout_s=3.0)
-"""Somebody waits for the answer, which is right without a link."""
+"""Short, because a client waits and the response is complete without a link."""
 
 
 class BlobLinks:
-    """Signs links, as `serve_app.http.context.Sign` describes it.
+    """Signs links to the blobs of executions, see `serve_app.http.context.Sign`.
 
     Parameters
     ----------
     azure : AzureOptions
-        Who this server is.
+        Identity of this server.
     """
 
     def __init__(self, azure: AzureOptions) -> None:
         self._azure = azure
         self._token = TokenBridge(azure)
-        self._crew = SharedLimits.of(LIMITS)
+        self._limits = SharedLimits.of(LIMITS)
 
     async def __call__(
         self, container: Container, workflow: str, execution_id: str, lifetime_s: float
     ) -> str:
-        """Give a URL; put the name of a file between its path and its query.
+        """Return a URL to which a file's name can be added, between its path and its query.
 
         Raises
         ------
         UploadFailed
             If Blob Storage refuses to sign.
         """
-        opened = BlobContainer(container, self._azure, self._token, LIMITS, self._crew)
+        opened = BlobContainer(container, self._azure, self._token, LIMITS, self._limits)
         try:
             return await opened.signed_url(result_folder(workflow, execution_id), lifetime_s)
         finally:

@@ -1,14 +1,14 @@
-"""Which error becomes which HTTP status. Routes raise; this table answers.
+"""HTTP errors: the status of each error class, and the handlers that build the response.
 
-Bodies are always ``{"detail": …}``: a list of ``{loc, msg, type}`` where a part of the request is
-wrong, text or an object otherwise. They never hold paths of the server, SQL or tracebacks.
+Routes raise; `STATUS_CODES` decides the status. Bodies are always ``{"detail": …}``: a list of
+``{loc, msg, type}`` if parts of the request are invalid, text or an object otherwise. They never
+contain paths of the server, SQL or tracebacks.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ from starlette.routing import Match, Route
 from deployments.runtime.metrics import REFUSALS
 from serve_app.files.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from serve_app.http.context import context_of
+from serve_app.http.responses import json_response
 from workflows.errors import (
     DeliveryForbidden,
     Earth2ServeError,
@@ -38,15 +39,17 @@ from workflows.errors import (
 
 logger = logging.getLogger("ray.serve")
 
-STORE_RETRY_S = 5
+RETRY_AFTER_S = 5
+"""Retry-After of errors that pass by themselves, such as a database that is restarting."""
 MAX_PROBLEMS = 50
-NO_DISK = "insufficient_storage"
-"""Type of the problem of a request that no disk here could ever hold."""
 MAX_MESSAGE = 1000
+"""Characters of one message."""
+DISK_TOO_SMALL = "insufficient_storage"
+"""Problem type of a request whose result could never fit on this server's disk."""
 
 
 class InvalidHeader(Earth2ServeError):
-    """A request header that cannot be used."""
+    """A request header is invalid."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(name, message)
@@ -55,7 +58,7 @@ class InvalidHeader(Earth2ServeError):
 
 
 class BodyTooLarge(Earth2ServeError):
-    """A request body above the bound."""
+    """A request body exceeds the limit, in bytes."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -66,19 +69,19 @@ class BodyTooLarge(Earth2ServeError):
 
 
 class UnsupportedMediaType(Earth2ServeError):
-    """A request body that says it is no JSON."""
+    """A request body is declared to be something other than JSON."""
 
 
 class NoWorkflowExposed(Earth2ServeError):
-    """A submit that names no workflow, where none is exposed."""
+    """A submit names no workflow, and none is exposed."""
 
 
 class SeveralWorkflowsExposed(Earth2ServeError):
-    """A submit that names no workflow, where there is a choice."""
+    """A submit names no workflow, and several are exposed."""
 
 
-class TryLater(QueueFull):
-    """The queue is full, with a guess when it will not be."""
+class QueueFullForNow(QueueFull):
+    """The queue is full; carries an estimate of when it will not be."""
 
     def __init__(self, queued: int, max_size: int, retry_after_s: int) -> None:
         super().__init__(queued, max_size)
@@ -86,14 +89,14 @@ class TryLater(QueueFull):
         self.retry_after_s = retry_after_s
 
 
-class NoRoomNow(StorageFull):
-    """A result has no room beside others, which need not stay; with a guess when to ask again."""
+class StorageFullForNow(StorageFull):
+    """A result does not fit beside others that may be removed; carries when to try again."""
 
     def __init__(
-        self, needed: int, left: int, at_most: int, reason: str, retry_after_s: int
+        self, needed: int, available: int, capacity: int, reason: str, retry_after_s: int
     ) -> None:
-        super().__init__(needed, left, at_most)
-        self.args = (needed, left, at_most, reason, retry_after_s)
+        super().__init__(needed, available, capacity)
+        self.args = (needed, available, capacity, reason, retry_after_s)
         self.reason = reason
         self.retry_after_s = retry_after_s
 
@@ -102,18 +105,17 @@ class NoRoomNow(StorageFull):
 
 
 class Unhealthy(Earth2ServeError):
-    """The server cannot do its work; carries what was found."""
+    """The server cannot work; carries the body of the response."""
 
     def __init__(self, report: dict[str, Any]) -> None:
         super().__init__(report)
         self.report = report
 
 
-STATUS: dict[type[Exception], int] = {
+STATUS_CODES: dict[type[Exception], int] = {
+    InvalidPath: 400,
     DeliveryForbidden: 403,
-    InvalidParameters: 422,
-    InvalidHeader: 422,
-    IdempotencyConflict: 422,
+    ForbiddenPath: 403,
     WorkflowNotFound: 404,
     ExecutionNotFound: 404,
     ResultsNotFound: 404,
@@ -121,51 +123,44 @@ STATUS: dict[type[Exception], int] = {
     SeveralWorkflowsExposed: 409,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
-    TryLater: 429,
-    NoRoomNow: 503,
-    ForbiddenPath: 403,
-    InvalidPath: 400,
+    InvalidParameters: 422,
+    InvalidHeader: 422,
+    IdempotencyConflict: 422,
+    QueueFullForNow: 429,
+    StorageFullForNow: 503,
     ResultsUnavailable: 503,
     WorkflowUnavailable: 503,
     NoWorkflowExposed: 503,
     Unhealthy: 503,
-    # SQLite: locked, disk full; PostgreSQL: away. And no connection left in the pool.
+    # SQLite: locked, disk full; PostgreSQL: unreachable. TimeoutError: connection pool exhausted.
     sa.exc.OperationalError: 503,
     sa.exc.TimeoutError: 503,
 }
 
 
-def json_response(
-    body: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Answer with JSON, as quickly as that goes."""
-    content = json.dumps(body, separators=(",", ":")).encode()
-    return Response(content, status, headers, media_type="application/json")
-
-
-def install(app: FastAPI) -> None:
-    """Make an application answer errors by the table."""
-    for kind in STATUS:
-        app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(RequestValidationError, _refuse_request)
-    app.add_exception_handler(HTTPException, _answer_http)
+def add_exception_handlers(app: FastAPI) -> None:
+    """Make an application answer errors as `STATUS_CODES` says."""
+    for error_class in STATUS_CODES:
+        app.add_exception_handler(error_class, _answer)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    if reason := _want_of_room(error):
+    if reason := _refusal_reason(error):
         context_of(request).metrics.add(REFUSALS, reason=reason)
-    kind = next(kind for kind in type(error).__mro__ if kind in STATUS)
-    return json_response({"detail": _detail(error)}, STATUS[kind], _headers(error))
+    status = next(STATUS_CODES[c] for c in type(error).__mro__ if c in STATUS_CODES)
+    return json_response({"detail": _detail(error)}, status, _headers(error))
 
 
-def _want_of_room(error: Exception) -> str | None:
-    """Say what a request for an execution found no room in; None if that is not what is wrong."""
+def _refusal_reason(error: Exception) -> str | None:
+    """Return the `REFUSALS` label of a request refused for lack of capacity; None for others."""
     match error:
-        case TryLater():
+        case QueueFullForNow():
             return "queue_full"
-        case NoRoomNow():
+        case StorageFullForNow():
             return "disk_full"
-        case InvalidParameters() if any(p.kind == NO_DISK for p in error.problems):
+        case InvalidParameters() if any(p.kind == DISK_TOO_SMALL for p in error.problems):
             return "disk_too_small"
         case _:
             return None
@@ -174,7 +169,7 @@ def _want_of_room(error: Exception) -> str | None:
 def _detail(error: Exception) -> Any:
     match error:
         case InvalidParameters():
-            return [_problem(problem) for problem in error.problems[:MAX_PROBLEMS]]
+            return [_finding_of(problem) for problem in error.problems[:MAX_PROBLEMS]]
         case InvalidHeader():
             return [_finding(["header", error.name], error.message, "value_error")]
         case IdempotencyConflict():
@@ -182,24 +177,24 @@ def _detail(error: Exception) -> Any:
         case Unhealthy():
             return error.report
         case sa.exc.SQLAlchemyError():
-            # Its text holds the statement and its values; those go to the log alone.
-            logger.error("the execution store does not answer", exc_info=error)
-            return "the execution store does not answer at the moment; try again"
+            # Its text contains the statement and its values, which only the log may show.
+            logger.error("the execution store is not available", exc_info=error)
+            return "the execution store is not available at the moment; try again"
         case _:
             return str(error)
 
 
 def _headers(error: Exception) -> dict[str, str] | None:
     match error:
-        case TryLater() | NoRoomNow():
+        case QueueFullForNow() | StorageFullForNow():
             return {"Retry-After": str(error.retry_after_s)}
         case Unhealthy() | ResultsUnavailable() | WorkflowUnavailable() | sa.exc.SQLAlchemyError():
-            return {"Retry-After": str(STORE_RETRY_S)}
+            return {"Retry-After": str(RETRY_AFTER_S)}
         case _:
             return None
 
 
-def _problem(problem: Problem) -> dict[str, Any]:
+def _finding_of(problem: Problem) -> dict[str, Any]:
     parts = problem.field.split(".") if problem.field else []
     location = [int(part) if part.isdecimal() and len(part) < 10 else part[:100] for part in parts]
     return _finding(["body", *location], problem.message, problem.kind)
@@ -209,8 +204,8 @@ def _finding(location: Sequence[str | int], message: str, kind: str) -> dict[str
     return {"loc": list(location), "msg": message[:MAX_MESSAGE], "type": kind}
 
 
-async def _refuse_request(_request: Request, error: Any) -> Response:
-    # Unlike FastAPI's own handler it does not send the input back.
+async def _answer_validation_error(_request: Request, error: Any) -> Response:
+    # Unlike FastAPI's own handler, this does not echo the input.
     findings = [
         _finding(found["loc"], found["msg"], found["type"])
         for found in error.errors()[:MAX_PROBLEMS]
@@ -218,7 +213,7 @@ async def _refuse_request(_request: Request, error: Any) -> Response:
     return json_response({"detail": findings}, 422)
 
 
-async def _answer_http(request: Request, error: Any) -> Response:
+async def _answer_http_exception(request: Request, error: Any) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed_methods(request))
@@ -226,7 +221,7 @@ async def _answer_http(request: Request, error: Any) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Collect the methods of all routes of a path; Starlette names the first route's alone."""
+    """Return the methods of all routes of a path; Starlette names those of the first route only."""
     return sorted(
         {
             method

@@ -1,7 +1,7 @@
-"""Request bodies: strict JSON, with every refusal naming what is wrong.
+"""Request bodies: strict JSON, with errors that name what is wrong.
 
-`json.loads` alone takes NaN, keeps the last of two equal keys, lets half a surrogate pair pass and
-turns 1e999 into infinity; none of these has a meaning that both sides would agree on.
+`json.loads` alone accepts NaN, keeps the last of two equal keys, accepts a lone surrogate and turns
+1e999 into infinity. Client and server could read each of these differently.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAX_DEPTH = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class _DuplicateName(Exception):
+class _DuplicateKey(Exception):
     pass
 
 
 @dataclass(frozen=True)
 class RequestBody:
-    """A submit's body, decoded."""
+    """Decoded body of a submit."""
 
     parameters: dict[str, Any]
     digest: str
-    """SHA-256 of its canonical JSON: the same for bodies that mean the same."""
+    """SHA-256 of its canonical JSON, equal for equivalent bodies."""
 
 
 def parse_submit(raw: bytes, content_type: str | None) -> RequestBody:
@@ -42,58 +42,59 @@ def parse_submit(raw: bytes, content_type: str | None) -> RequestBody:
     Parameters
     ----------
     raw : bytes
-        The body, already bounded in size.
+        The body; its size has been checked.
     content_type : str or None
-        Its declared type; none is taken for JSON.
+        Its declared type; None means JSON.
 
     Raises
     ------
     UnsupportedMediaType
-        If it is declared to be something else than JSON.
+        If it is declared to be something other than JSON.
     InvalidParameters
-        If it is not strict JSON or has another shape.
+        If it is not strict JSON or has another structure.
     """
     if content_type is not None and not _is_json(content_type):
         raise UnsupportedMediaType("the body must be JSON, with Content-Type: application/json")
     body, canonical = _decode(raw)
     if not isinstance(body, dict):
-        raise _refusal("", 'a JSON object is needed, as in {"parameters": {}}', "dict_type")
+        raise _refusal("", 'must be a JSON object, as in {"parameters": {}}', "dict_type")
     unknown = [name for name in body if name != "parameters"]
     if unknown:
         raise InvalidParameters(
             [
-                Problem(name, "unknown; only parameters is allowed", "extra_forbidden")
+                Problem(name, "unknown key; only parameters is allowed", "extra_forbidden")
                 for name in unknown
             ]
         )
     parameters = body.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise _refusal("parameters", "a JSON object is needed", "dict_type")
+        raise _refusal("parameters", "must be a JSON object", "dict_type")
     return RequestBody(parameters, hashlib.sha256(canonical).hexdigest())
 
 
 def parse_idempotency_key(values: list[str]) -> str | None:
-    """Check the values of the Idempotency-Key header; None if there are none.
+    """Return the value of the Idempotency-Key header; None if it is absent.
 
     Raises
     ------
     InvalidHeader
-        If there are several, or one is not 1 to 255 printable ASCII characters.
+        If there are several values, or the value is not 1 to 255 printable ASCII characters.
     """
     if not values:
         return None
     key = values[0]
     if len(values) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not _is_printable(key):
         raise InvalidHeader(
-            "Idempotency-Key", f"one value of 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+            "Idempotency-Key",
+            f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters",
         )
     return key
 
 
 def _decode(raw: bytes) -> tuple[Any, bytes]:
-    """Decode strict JSON; give it with its canonical form."""
+    """Return the value of a strict JSON text, and its canonical form."""
     if not raw.strip():
-        raise _refusal("", 'a JSON body is needed, as in {"parameters": {}}', "missing")
+        raise _refusal("", 'a JSON body is required, as in {"parameters": {}}', "missing")
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -105,29 +106,29 @@ def _decode(raw: bytes) -> tuple[Any, bytes]:
         )
         encoded = canonical.encode("utf-8")
     except json.JSONDecodeError as error:
-        raise _refusal("", f"not JSON: {error}", "json_invalid") from None
+        raise _refusal("", f"invalid JSON: {error}", "json_invalid") from None
     except UnicodeDecodeError as error:
-        raise _refusal("", f"not UTF-8 at byte {error.start}", "json_invalid") from None
+        raise _refusal("", f"invalid UTF-8 at byte {error.start}", "json_invalid") from None
     except RecursionError:
         raise _refusal("", "nested too deeply", "json_invalid") from None
-    except _DuplicateName as error:
-        raise _refusal("", f"{str(error)[:100]!r} is given twice", "json_invalid") from None
-    except ValueError:  # what `dumps` and `encode` refuse
-        raise InvalidParameters(list(_unusable(value, []))) from None
+    except _DuplicateKey as error:
+        raise _refusal("", f"duplicate key {str(error)[:100]!r}", "json_invalid") from None
+    except ValueError:  # from `dumps` or `encode`
+        raise InvalidParameters(list(_unencodable(value, []))) from None
     if _too_deep(value):
         raise _refusal("", "nested too deeply", "json_invalid")
     return value, encoded
 
 
 def _too_deep(value: Any) -> bool:
-    """Say whether lists and objects lie deeper in each other than those can handle who follow."""
+    """Return whether nesting exceeds what validation can handle, which recurses."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
-            entry
-            for each in level
-            if isinstance(each, (dict, list))
-            for entry in (each.values() if isinstance(each, dict) else each)
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
         ]
         if not level:
             return False
@@ -140,32 +141,32 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise _DuplicateName(name)
+                raise _DuplicateKey(name)
             seen.add(name)
     return value
 
 
 def _integer(text: str) -> float:
-    # Python refuses to read longer integers, and nothing here needs them.
+    # Python refuses to parse integers of more than 4300 digits.
     return int(text) if len(text) <= MAX_DIGITS else math.inf
 
 
-def _unusable(value: Any, path: list[str]) -> Iterator[Problem]:
-    """Find numbers and strings that JSON cannot hold or UTF-8 cannot encode."""
+def _unencodable(value: Any, path: list[str]) -> Iterator[Problem]:
+    """Yield the numbers that JSON cannot express and the strings that UTF-8 cannot encode."""
     match value:
         case dict() | list() if len(path) > MAX_DEPTH:
             yield Problem("", "nested too deeply", "json_invalid")
         case dict():
             for name, entry in value.items():
-                yield from _unusable(name, path)
-                yield from _unusable(entry, [*path, name])
+                yield from _unencodable(name, path)
+                yield from _unencodable(entry, [*path, name])
         case list():
             for index, entry in enumerate(value):
-                yield from _unusable(entry, [*path, str(index)])
+                yield from _unencodable(entry, [*path, str(index)])
         case float() if not math.isfinite(value):
-            yield Problem(".".join(path), "a finite number is needed", "finite_number")
+            yield Problem(".".join(path), "must be a finite number", "finite_number")
         case str() if _SURROGATE.search(value):
-            yield Problem(".".join(path), "half a surrogate pair", "string_unicode")
+            yield Problem(".".join(path), "contains a lone surrogate", "string_unicode")
 
 
 def _is_json(content_type: str) -> bool:

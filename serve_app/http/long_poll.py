@@ -1,7 +1,6 @@
-"""Waiting for an execution to change, for any number of clients with one reader.
+"""Long polling: one reader of the store wakes any number of waiting requests.
 
-A replica reads the revisions of all awaited executions in one query, and only while somebody
-waits.
+A replica reads the state of all awaited executions in one query, and only while requests wait.
 """
 
 from __future__ import annotations
@@ -19,161 +18,162 @@ from workflows.execution import FINISHED, Execution
 INTERVAL_S = 0.02
 
 
-class Seen(NamedTuple):
-    """What can be told of an execution without reading it whole."""
+class ExecutionState(NamedTuple):
+    """State of an execution that is cheap to read."""
 
     revision: int | None
-    """None if the execution is gone."""
+    """None if the execution has been removed."""
     position: int | None
-    """Executions ahead of it in the queue; None if it does not wait."""
+    """Number of executions ahead of it in the queue; None unless it is queued."""
 
 
-class RevisionStore(Protocol):
-    """The part of the execution store that is watched."""
+class StateStore(Protocol):
+    """The part of the execution store that long polling reads."""
 
     def revisions(self, execution_ids: Sequence[str]) -> dict[str, int]:
-        """Read the revisions of many executions at once; missing ones are left out."""
+        """Return the revisions of the executions that exist, by id."""
 
     def position(self, execution: Execution) -> int | None:
-        """Count the queued executions ahead of this one; None if it does not wait."""
+        """Return the number of executions ahead of one in the queue; None unless it is queued."""
 
 
-@dataclass(eq=False)
-class _Waiter:
-    execution: Execution
-    position: int | None
-    changed: asyncio.Future[None] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-    def look(self, now: Seen) -> None:
-        moved = self.position is not None and now.position != self.position
-        if (now.revision != self.execution.revision or moved) and not self.changed.done():
-            self.changed.set_result(None)
-
-
-class ChangeWatcher:
-    """Wakes those who wait for an execution to change.
-
-    Parameters
-    ----------
-    look : callable
-        Reads what there is to see of executions, see `look_at`; a failure reaches all who wait.
-    interval_s : float
-        Time between two looks.
-    """
-
-    def __init__(
-        self,
-        look: Callable[[Sequence[Execution]], Awaitable[Mapping[str, Seen]]],
-        interval_s: float = INTERVAL_S,
-    ) -> None:
-        self._look = look
-        self._interval_s = interval_s
-        self._waiters: set[_Waiter] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def waiting(self) -> int:
-        """Number of those who wait."""
-        return len(self._waiters)
-
-    async def wait(self, execution: Execution, position: int | None, timeout_s: float) -> None:
-        """Wait until an execution is no longer as it was seen, at most `timeout_s`.
-
-        Parameters
-        ----------
-        execution : Execution
-            As the caller knows it.
-        position : int or None
-            The position that the caller knows; None if it does not matter.
-        """
-        waiter = _Waiter(execution, position)
-        self._waiters.add(waiter)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._watch(), name="long poll")
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await waiter.changed
-        finally:
-            self._waiters.discard(waiter)
-
-    async def wait_finished(
-        self, execution: Execution, read: Callable[[], Awaitable[Execution]], timeout_s: float
-    ) -> Execution:
-        """Wait until an execution has finished, at most `timeout_s`; give it as it is then."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while execution.status not in FINISHED:
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0:
-                break
-            await self.wait(execution, None, left)
-            execution = await read()
-        return execution
-
-    async def wait_gone(self, execution: Execution, timeout_s: float) -> bool:
-        """Wait until an execution is forgotten, at most `timeout_s`; tell whether it is."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while (left := deadline - asyncio.get_running_loop().time()) > 0:
-            revision = (await self._look([execution]))[execution.execution_id].revision
-            if revision is None:
-                return True
-            await self.wait(execution.model_copy(update={"revision": revision}), None, left)
-        return False
-
-    async def close(self) -> None:
-        """Stop watching; who still waits, waits until its time is over."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        while self._waiters:
-            await asyncio.sleep(self._interval_s)
-            waiters = list(self._waiters)
-            if not waiters:
-                break
-            distinct = {waiter.execution.execution_id: waiter.execution for waiter in waiters}
-            try:
-                now = await self._look(list(distinct.values()))
-            except Exception as error:  # each request answers for itself, by the error table
-                for waiter in waiters:
-                    if not waiter.changed.done():
-                        waiter.changed.set_exception(error)
-                continue
-            for waiter in waiters:
-                waiter.look(now[waiter.execution.execution_id])
-
-
-def look_at(store: RevisionStore, executions: Sequence[Execution]) -> dict[str, Seen]:
-    """Read what there is to see of some executions, by id."""
+def read_states(store: StateStore, executions: Sequence[Execution]) -> dict[str, ExecutionState]:
+    """Return the current states of executions, by id."""
     revisions = store.revisions([execution.execution_id for execution in executions])
     return {
-        execution.execution_id: Seen(
+        execution.execution_id: ExecutionState(
             revisions.get(execution.execution_id),
-            # Only queued executions have one, at most as many as the queue holds.
+            # One query each, but for queued executions only: at most the length of the queue.
             store.position(execution),
         )
         for execution in executions
     }
 
 
+@dataclass(eq=False)
+class _PendingRequest:
+    execution: Execution
+    position: int | None
+    changed: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def update(self, state: ExecutionState) -> None:
+        moved = self.position is not None and state.position != self.position
+        if (state.revision != self.execution.revision or moved) and not self.changed.done():
+            self.changed.set_result(None)
+
+
+class ChangeWatcher:
+    """Wakes requests when the executions that they wait for change.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the states of executions by id, see `read_states`. An error is raised in every
+        waiting request.
+    interval_s : float
+        Time between two reads.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[Execution]], Awaitable[Mapping[str, ExecutionState]]],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._read = read
+        self._interval_s = interval_s
+        self._pending: set[_PendingRequest] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pending(self) -> int:
+        """Number of waiting requests."""
+        return len(self._pending)
+
+    async def wait(self, execution: Execution, position: int | None, timeout_s: float) -> None:
+        """Wait until an execution differs from what the caller knows, at most `timeout_s`.
+
+        Parameters
+        ----------
+        execution : Execution
+            The execution as the caller knows it.
+        position : int or None
+            Its position in the queue as the caller knows it; None ignores changes of the position.
+        """
+        request = _PendingRequest(execution, position)
+        self._pending.add(request)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch(), name="long poll")
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await request.changed
+        finally:
+            self._pending.discard(request)
+
+    async def wait_finished(
+        self, execution: Execution, reread: Callable[[], Awaitable[Execution]], timeout_s: float
+    ) -> Execution:
+        """Return an execution once it has finished, or as it is after `timeout_s`."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while execution.status not in FINISHED:
+            remaining = deadline - asyncio.get_running_loop().time()
+            if remaining <= 0:
+                break
+            await self.wait(execution, None, remaining)
+            execution = await reread()
+        return execution
+
+    async def wait_removed(self, execution: Execution, timeout_s: float) -> bool:
+        """Wait until an execution has been removed; return False after `timeout_s`."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (remaining := deadline - asyncio.get_running_loop().time()) > 0:
+            revision = (await self._read([execution]))[execution.execution_id].revision
+            if revision is None:
+                return True
+            await self.wait(execution.model_copy(update={"revision": revision}), None, remaining)
+        return False
+
+    async def close(self) -> None:
+        """Stop reading; requests that still wait run into their timeouts."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while self._pending:
+            await asyncio.sleep(self._interval_s)
+            requests = list(self._pending)
+            if not requests:
+                break
+            distinct = {request.execution.execution_id: request.execution for request in requests}
+            try:
+                states = await self._read(list(distinct.values()))
+            except Exception as error:  # raised in each request, which answers by the error table
+                for request in requests:
+                    if not request.changed.done():
+                        request.changed.set_exception(error)
+                continue
+            for request in requests:
+                request.update(states[request.execution.execution_id])
+
+
 async def while_connected(request: Request, waiting: Awaitable[None]) -> None:
-    """Wait for something, but no longer than the client does."""
-    wanted = asyncio.ensure_future(waiting)
-    left = asyncio.create_task(_disconnect(request))
+    """Await `waiting`, but cancel it if the client disconnects."""
+    task = asyncio.ensure_future(waiting)
+    disconnect = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({wanted, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        left.cancel()
-        if not wanted.done():
-            wanted.cancel()
-        await asyncio.gather(wanted, left, return_exceptions=True)
-    if not wanted.cancelled():
-        wanted.result()
+        disconnect.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
+    if not task.cancelled():
+        task.result()
 
 
-async def _disconnect(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

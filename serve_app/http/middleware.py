@@ -1,4 +1,4 @@
-"""What happens around every request, as plain ASGI: `BaseHTTPMiddleware` costs a task each."""
+"""Middleware in plain ASGI: `BaseHTTPMiddleware` costs a task per request."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.http.errors import BodyTooLarge, json_response
+from serve_app.auth import Tokens
+from serve_app.http.errors import BodyTooLarge
+from serve_app.http.responses import json_response
 
 logger = logging.getLogger("ray.serve")
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+OPEN_PATHS = frozenset({"/liveness"})
+"""Paths that need no token."""
 
 
 class UnexpectedErrors:
-    """Answer an error that nobody expected with a reference, and log it under that reference."""
+    """Answers unhandled exceptions with 500 and a reference, under which they are logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,26 +33,26 @@ class UnexpectedErrors:
             return
         started = False
 
-        async def watched(message: Message) -> None:
+        async def track_start(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, track_start)
         except Exception:
             reference = secrets.token_hex(6)
             logger.exception(
                 "internal error %s: %s %s", reference, scope["method"], scope["path"][:200]
             )
             if started:
-                raise  # the server cuts the connection, so that a partial body is seen as such
+                raise  # the server closes the connection, so the client sees a truncated body
             response = json_response({"detail": "internal error", "reference": reference}, 500)
             await response(scope, receive, send)
 
 
 class HeadWithoutBody:
-    """Drop the bodies of answers to HEAD; their headers stay those of GET."""
+    """Drops the bodies of responses to HEAD and keeps the headers of GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -59,16 +63,16 @@ class HeadWithoutBody:
             await self._app(scope, receive, send)
             return
 
-        async def bare(message: Message) -> None:
+        async def drop_body(message: Message) -> None:
             if message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
-        await self._app(scope, receive, bare)
+        await self._app(scope, receive, drop_body)
 
 
 class BodyLimit:
-    """Refuse request bodies above a size, whether they announce it or not."""
+    """Refuses request bodies above a size, whether or not they announce it."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -86,7 +90,7 @@ class BodyLimit:
             return
         received = 0
 
-        async def bounded() -> Message:
+        async def receive_bounded() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -94,15 +98,40 @@ class BodyLimit:
                 raise BodyTooLarge(self._limit)
             return message
 
-        await self._app(scope, bounded, send)
+        await self._app(scope, receive_bounded, send)
+
+
+class BearerAuth:
+    """Answers 401 to requests without a valid token, except on `OPEN_PATHS`."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            challenge, detail = "Bearer", "a bearer token is required"
+        elif self._tokens.name_of(token) is None:
+            challenge, detail = 'Bearer error="invalid_token"', "the bearer token is not valid"
+        else:
+            await self._app(scope, receive, send)
+            return
+        response = json_response({"detail": detail}, 401, {"WWW-Authenticate": challenge})
+        await response(scope, receive, send)
 
 
 class SameSiteWrites:
-    """Refuse what a foreign web page makes its visitor's browser send.
+    """Refuses writes that a foreign web page makes through its visitor's browser.
 
-    Without it any page could submit to, or delete from, a server on its visitor's own machine:
-    the browser keeps the answer from the page, but the request has been made. Browsers say with
-    ``Sec-Fetch-Site`` where a request comes from; other clients do not send it.
+    Otherwise any page could submit to, or delete from, a server on its visitor's own machine: CORS
+    hides the response from the page but does not prevent the request. Browsers state the origin of
+    a request in ``Sec-Fetch-Site``; other clients do not send that header.
     """
 
     def __init__(self, app: ASGIApp, allow_origins: Collection[str]) -> None:

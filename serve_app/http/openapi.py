@@ -1,4 +1,4 @@
-"""The OpenAPI description, freed of what FastAPI assumes and this server does not do."""
+"""The OpenAPI description, without what FastAPI assumes and this server does not do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastapi.openapi.utils import get_openapi
 
 
 def describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:
-    """Describe an application.
+    """Return the OpenAPI description of an application.
 
     Parameters
     ----------
     with_tokens : bool
-        Whether bearer tokens are asked for.
+        Whether the application requires bearer tokens.
     """
     description = get_openapi(
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
@@ -22,12 +22,12 @@ def describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:
     components = description["components"]
     for path, operations in description["paths"].items():
         for operation in operations.values():
-            answers = operation["responses"]
-            # FastAPI adds one wherever there are parameters, even if no text can be wrong.
-            if "HTTPValidationError" in str(answers.get("422")):
-                del answers["422"]
+            responses = operation["responses"]
+            # FastAPI adds one to every operation with parameters, even if any text is valid.
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
             if not with_tokens or path == "/liveness":
-                del answers["401"]
+                del responses["401"]
             else:
                 operation["security"] = [{"bearer": []}]
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -1,6 +1,6 @@
-"""HTTP bodies: how an execution is told to a client, and the models that OpenAPI shows.
+"""HTTP bodies: models for OpenAPI, and the functions that build the bodies.
 
-Answers are built as plain dictionaries, for speed; tests hold them against the models.
+Responses are built as plain dictionaries, for speed; tests validate them against the models.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class _Body(BaseModel):
 
 
 class SubmitRequest(_Body):
-    """What to compute."""
+    """A request to compute something."""
 
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="Parameters of the workflow, see its schema; what is left out gets a default.",
+        description="Parameters of the workflow, see its schema. Missing ones take their defaults.",
     )
 
 
@@ -32,20 +32,22 @@ class SubmitBody(_Body):
 
     workflow_name: str
     execution_id: str
-    status: Status = Field(description="queued; further on if an Idempotency-Key was replayed.")
-    position: int | None = Field(description="Executions ahead of it in the queue.")
+    status: Status = Field(
+        description="queued, or a later status if an Idempotency-Key was replayed."
+    )
+    position: int | None = Field(description="Number of executions ahead of it in the queue.")
     message: str
     timestamp: datetime
 
 
 class ProgressBody(_Body):
-    """How far an execution is."""
+    """Progress of an execution."""
 
     progress: str
-    current_step: int = Field(description="Time steps finished, over all members.")
+    current_step: int = Field(description="Completed time steps, over all members.")
     total_steps: int
     error_message: str | None
-    members: list[int] = Field(description="Time steps finished, per member.")
+    members: list[int] = Field(description="Completed time steps, by member.")
     steps_per_member: int
 
 
@@ -55,38 +57,42 @@ class StatusBody(_Body):
     workflow_name: str
     execution_id: str
     status: Status
-    stage: Stage | None = Field(description="Where inside its life it is, or where it failed.")
-    position: int | None = Field(description="Executions ahead of it in the queue, while queued.")
+    stage: Stage | None = Field(description="Current stage, or the stage that failed.")
+    position: int | None = Field(
+        description="Number of executions ahead of it in the queue, while queued."
+    )
     progress: ProgressBody | None
-    start_time: datetime = Field(description="When it was accepted; once it runs, when it began.")
+    start_time: datetime = Field(description="Time of acceptance; once it runs, time of its start.")
     end_time: datetime | None
     execution_time_seconds: float | None
     error_message: str | None
-    metadata: dict[str, Any] = Field(description="parameters, and results_summary at the end.")
-    revision: int = Field(description="Rises with every change; see the query of the same name.")
+    metadata: dict[str, Any] = Field(description="parameters, and results_summary once finished.")
+    revision: int = Field(
+        description="Increases with every change; see the query parameter of the same name."
+    )
 
 
 class ListBody(_Body):
     """One page of executions, newest first."""
 
     executions: list[StatusBody]
-    next: str | None = Field(description="Value of `before` for the page that follows.")
+    next: str | None = Field(description="Value of `before` for the next page.")
 
 
 class WorkflowsBody(_Body):
-    """Workflows and what they do."""
+    """Workflows and their descriptions."""
 
     workflows: dict[str, str]
 
 
 class ErrorBody(_Body):
-    """Why a request was not answered."""
+    """An error."""
 
     detail: Any
 
 
 class FindingBody(_Body):
-    """One thing that is wrong with a request."""
+    """One problem with a request."""
 
     loc: list[str | int]
     msg: str
@@ -94,7 +100,7 @@ class FindingBody(_Body):
 
 
 class FindingsBody(_Body):
-    """All that is wrong with a request."""
+    """Problems with a request."""
 
     detail: list[FindingBody]
 
@@ -120,18 +126,18 @@ class ReadinessBody(HealthBody):
 
 
 class LivenessBody(_Body):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["alive"]
 
 
 def now() -> str:
-    """Give the present time, ISO 8601 in UTC."""
+    """Return the current time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat()
 
 
 def status_body(execution: Execution, position: int | None) -> dict[str, Any]:
-    """Tell an execution, as `StatusBody` describes it."""
+    """Return the status of an execution, see `StatusBody`."""
     progress = execution.progress
     metadata: dict[str, Any] = {"parameters": execution.parameters}
     if execution.results is not None and execution.status in FINISHED:

@@ -1,7 +1,6 @@
-"""The status of executions, told again only when it has changed.
+"""Cache of status responses, so that polling is cheap.
 
-Clients poll. Between two changes each poll costs the read of one revision, whatever the size of
-the manifest that hangs on the execution.
+Between two changes of an execution, a poll reads its revision only, however large its manifest.
 """
 
 from __future__ import annotations
@@ -14,71 +13,70 @@ from deployments.store.executions import ExecutionStore
 from serve_app.http.schemas import status_body
 from workflows.execution import Execution
 
-REMEMBERED = 1024
+CACHED_EXECUTIONS = 1024
 
 
-class Observation(NamedTuple):
-    """One execution as a client is told of it."""
+class StatusSnapshot(NamedTuple):
+    """Status of an execution at one revision."""
 
     execution: Execution
     """Without its results, which can be large."""
     position: int | None
     body: bytes
-    """The answer to a request for its status, JSON."""
-    packaged: bool
-    """Whether there are results to be had."""
+    """JSON body of the status response."""
+    has_results: bool
 
     @property
     def revision(self) -> int:
-        """Give the revision that was seen."""
+        """Revision of the execution."""
         return self.execution.revision
 
 
 class StatusCache:
-    """Tells the status of executions; thread-safe.
+    """Caches the status of executions; thread-safe.
 
     Parameters
     ----------
     store : ExecutionStore
     size : int
-        Executions that are remembered.
+        Number of executions to keep.
     """
 
-    def __init__(self, store: ExecutionStore, size: int = REMEMBERED) -> None:
+    def __init__(self, store: ExecutionStore, size: int = CACHED_EXECUTIONS) -> None:
         self._store = store
         self._size = size
-        self._known: dict[tuple[str, str], Observation] = {}
+        self._snapshots: dict[tuple[str, str], StatusSnapshot] = {}
         self._lock = Lock()
 
-    def look(self, workflow: str, execution_id: str) -> Observation:
-        """Tell the status of an execution as it is now.
+    def get(self, workflow: str, execution_id: str) -> StatusSnapshot:
+        """Return the current status of an execution.
 
         Raises
         ------
         ExecutionNotFound
-            If that workflow has no such execution.
+            If the workflow has no such execution.
         """
         key = workflow, execution_id
-        known = self._known.get(key)
+        cached = self._snapshots.get(key)
         if (
-            known is not None
-            and self._store.revision(execution_id) == known.revision
-            # A position changes with the executions ahead, not with one's own revision.
-            and self._store.position(known.execution) == known.position
+            cached is not None
+            and self._store.revision(execution_id) == cached.revision
+            # The position depends on the executions ahead, not on this one's revision.
+            and self._store.position(cached.execution) == cached.position
         ):
-            return known
+            return cached
         execution = self._store.get(workflow, execution_id)
         position = self._store.position(execution)
         body = json.dumps(status_body(execution, position), separators=(",", ":")).encode()
-        packaged = execution.results is not None
-        bare = execution.model_copy(update={"results": None})
-        seen = Observation(bare, position, body, packaged)
-        self._remember(key, seen)
-        return seen
+        has_results = execution.results is not None
+        without_results = execution.model_copy(update={"results": None})
+        snapshot = StatusSnapshot(without_results, position, body, has_results)
+        self._keep(key, snapshot)
+        return snapshot
 
-    def _remember(self, key: tuple[str, str], seen: Observation) -> None:
+    def _keep(self, key: tuple[str, str], snapshot: StatusSnapshot) -> None:
         with self._lock:
-            self._known.pop(key, None)
-            self._known[key] = seen
-            if len(self._known) > self._size:
-                del self._known[next(iter(self._known))]
+            self._snapshots.pop(key, None)
+            self._snapshots[key] = snapshot
+            if len(self._snapshots) > self._size:
+                del self._snapshots[next(iter(self._snapshots))]

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 
 from deployments.runtime.metrics import RAY, Recorder
 from deployments.store.conductor_view import ConductorStore
-from serve_app.http.ingress import IngressOptions, create_app
+from serve_app.http.create_app import create_app
+from serve_app.http.options import IngressOptions
 from workflows.execution import Execution, Progress, Stage, Status
 from workflows.manifest import Manifest
 

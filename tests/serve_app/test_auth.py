@@ -42,7 +42,7 @@ async def test_everything_but_liveness_needs_a_token(serve, issued):
         answer = await client.request(method, url)
         assert answer.status_code == 401, (method, url)
         assert answer.headers["www-authenticate"] == "Bearer"
-        assert method == "HEAD" or answer.json() == {"detail": "a bearer token is needed"}
+        assert method == "HEAD" or answer.json() == {"detail": "a bearer token is required"}
     answer = await client.get("/v1/infer/workflows", headers=bearer(token))
     assert answer.status_code == 200
     assert (await client.post(URL, json={}, headers=bearer(token))).status_code == 200

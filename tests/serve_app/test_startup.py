@@ -86,7 +86,7 @@ def told(answers: list[tuple[int, dict[str, Any]]]) -> list[str]:
 
 
 def test_ready_is_said_once() -> None:
-    assert told([(404, {}), unready("fcn3: not looked at yet"), (200, {})]) == ["ready: URL"]
+    assert told([(404, {}), unready("fcn3: not checked yet"), (200, {})]) == ["ready: URL"]
 
 
 def test_a_server_with_tokens_is_ready_when_it_asks_for_one() -> None:

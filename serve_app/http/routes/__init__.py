@@ -1,4 +1,4 @@
-"""The HTTP routes. They raise; `serve_app.http.errors` answers."""
+"""The HTTP routes, and how to declare them. `serve_app.http.errors` handles what they raise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Awaitable[Response]])
 
 
 def get(router: APIRouter, path: str, **documentation: Any) -> Callable[[Endpoint], Endpoint]:
-    """Declare a GET route that answers HEAD too; OpenAPI shows GET alone."""
+    """Declare a GET route that also answers HEAD, which OpenAPI does not show."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
         router.get(path, **documentation)(endpoint)
@@ -24,16 +24,24 @@ def get(router: APIRouter, path: str, **documentation: Any) -> Callable[[Endpoin
     return declare
 
 
-def documented(
-    body: type[Any] | None, *errors: int, status: int = 200, text: str = "Successful Response"
-) -> dict[int | str, dict[str, Any]]:
-    """Describe a route's answers for OpenAPI: its own, and errors in our shape."""
-    answers: dict[int | str, dict[str, Any]] = {
+def documented(body: type[Any] | None, *errors: int) -> dict[int | str, dict[str, Any]]:
+    """Return the description of a route's responses for OpenAPI.
+
+    Parameters
+    ----------
+    body : type or None
+        Model of the body with status 200.
+    *errors : int
+        Statuses of errors besides 401, with bodies as in `serve_app.http.errors`.
+    """
+    responses: dict[int | str, dict[str, Any]] = {
         code: {
             "description": HTTPStatus(code).phrase,
             "model": FindingsBody if code == 422 else ErrorBody,
         }
         for code in (401, *errors)
     }
-    answers[status] = {"description": text} | ({} if body is None else {"model": body})
-    return answers
+    responses[200] = {"description": "Successful Response"}
+    if body is not None:
+        responses[200]["model"] = body
+    return responses

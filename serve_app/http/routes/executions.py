@@ -1,4 +1,4 @@
-"""The life of an execution as its client sees it: listed, followed, ended."""
+"""Status of executions, and requests to cancel, retry or remove them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from pydantic import AfterValidator
 
 from deployments.runtime.metrics import ENDED
 from deployments.store.executions import ExecutionStore
-from serve_app.http import schemas
-from serve_app.http.admission import accept_again
+from serve_app.http import admission, schemas
 from serve_app.http.context import context_of
-from serve_app.http.errors import json_response
 from serve_app.http.long_poll import while_connected
+from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
 from workflows.execution import FINISHED, Execution, Status
 
 router = APIRouter(prefix="/v1/infer", tags=["executions"])
 
-LONGEST_WAIT_S = 60
+MAX_WAIT_S = 60
 CANCEL_WAIT_S = 2.0
 PURGE_WAIT_S = 5.0
-LONGEST_PAGE = 200
+MAX_PAGE = 200
 
 
-def _zoned(value: datetime) -> datetime:
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+def _with_zone(value: datetime | None) -> datetime | None:
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
-Moment = Annotated[datetime | None, AfterValidator(lambda value: value and _zoned(value))]
+Time = Annotated[datetime | None, AfterValidator(_with_zone)]
 Wait = Annotated[
     float,
     Query(
         ge=0,
-        le=LONGEST_WAIT_S,
+        le=MAX_WAIT_S,
         allow_inf_nan=False,
         description="Seconds to wait for a change before answering.",
     ),
@@ -46,8 +45,8 @@ KnownRevision = Annotated[
     Query(
         ge=0,
         lt=2**63,
-        description="The revision that the client has seen: with `wait`, an execution that has "
-        "changed since is answered at once, so that no change falls between two calls.",
+        description="Last revision that the client has seen. With `wait`, a newer revision is "
+        "returned at once, so that no change between two calls is missed.",
     ),
 ]
 
@@ -64,32 +63,34 @@ async def status(
     wait: Wait = 0.0,
     revision: KnownRevision = None,
 ) -> Response:
-    """Tell how far an execution is, at once or when it has changed."""
+    """Return the status of an execution, at once or after its next change."""
     context = context_of(request)
-    seen = await context.observe(workflow, execution_id)
-    if wait and seen.execution.status not in FINISHED and revision in (None, seen.revision):
-        await while_connected(request, context.changes.wait(seen.execution, seen.position, wait))
-        seen = await context.observe(workflow, execution_id)
-    return Response(seen.body, media_type="application/json")
+    snapshot = await context.status(workflow, execution_id)
+    unchanged = revision in (None, snapshot.revision)
+    if wait and unchanged and snapshot.execution.status not in FINISHED:
+        change = context.changes.wait(snapshot.execution, snapshot.position, wait)
+        await while_connected(request, change)
+        snapshot = await context.status(workflow, execution_id)
+    return Response(snapshot.body, media_type="application/json")
 
 
 @get(router, "/{workflow}", responses=documented(schemas.ListBody, 404, 422, 503))
 async def list_executions(
     request: Request,
     workflow: str,
-    status: Annotated[Sequence[Status], Query(description="Any of these.")] = (),
-    created_after: Annotated[Moment, Query(description="At or after; UTC without a zone.")] = None,
-    created_before: Annotated[Moment, Query(description="Before; UTC without a zone.")] = None,
-    limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50,
+    status: Annotated[Sequence[Status], Query(description="Any of these statuses.")] = (),
+    created_after: Annotated[Time, Query(description="At or after; UTC if it has no zone.")] = None,
+    created_before: Annotated[Time, Query(description="Before; UTC if it has no zone.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[
         str | None,
-        Query(pattern="^[A-Za-z0-9_-]{1,64}$", description="`next` of the page before."),
+        Query(pattern="^[A-Za-z0-9_-]{1,64}$", description="`next` of the previous page."),
     ] = None,
 ) -> Response:
     """List the executions of a workflow, newest first."""
     context = context_of(request)
     context.check_workflow(workflow)
-    found = await context.read(
+    executions = await context.read(
         context.store.list_executions,
         workflow,
         statuses=status,
@@ -98,7 +99,7 @@ async def list_executions(
         limit=limit + 1,
         before=before,
     )
-    page = found[:limit]
+    page = executions[:limit]
     positions = await context.read(_positions, context.store, page)
     return json_response(
         {
@@ -106,7 +107,7 @@ async def list_executions(
                 schemas.status_body(execution, position)
                 for execution, position in zip(page, positions, strict=True)
             ],
-            "next": page[-1].execution_id if len(found) > limit else None,
+            "next": page[-1].execution_id if len(executions) > limit else None,
         }
     )
 
@@ -115,8 +116,8 @@ async def list_executions(
     "/{workflow}/{execution_id}",
     responses=documented(schemas.StatusBody, 404, 409, 422, 503)
     | {
-        202: {"model": schemas.StatusBody, "description": "Asked for; not done yet"},
-        204: {"description": "Removed, with its results"},
+        202: {"model": schemas.StatusBody, "description": "Requested; not done yet"},
+        204: {"description": "Removed with its results"},
     },
 )
 async def delete(
@@ -124,29 +125,29 @@ async def delete(
     workflow: str,
     execution_id: str,
     purge: Annotated[
-        bool, Query(description="Remove a finished execution with its results.")
+        bool, Query(description="Remove a finished execution and its results.")
     ] = False,
 ) -> Response:
-    """Cancel an execution that has not finished; with `purge`, remove one that has."""
+    """Cancel an execution; with `purge`, remove a finished one."""
     context = context_of(request)
     context.check(workflow, execution_id)
     store, changes = context.store, context.changes
     if purge:
-        doomed = await context.write(store.request_purge, workflow, execution_id)
+        purged = await context.write(store.request_purge, workflow, execution_id)
         context.nudge()
-        if await changes.wait_gone(doomed, PURGE_WAIT_S):
+        if await changes.wait_removed(purged, PURGE_WAIT_S):
             return Response(status_code=204)
-        return json_response(schemas.status_body(doomed, None), 202)
-    asked = await context.write(store.request_cancel, workflow, execution_id)
-    if asked.status in FINISHED:
-        # It waited still: the Conductor, which counts the others, never had it.
-        context.metrics.add(ENDED, workflow=workflow, status=asked.status)
+        return json_response(schemas.status_body(purged, None), 202)
+    cancelled = await context.write(store.request_cancel, workflow, execution_id)
+    if cancelled.status in FINISHED:
+        # It was still queued, so the Conductor, which counts the others, never saw it.
+        context.metrics.add(ENDED, workflow=workflow, status=cancelled.status)
     context.nudge()
-    ended = await changes.wait_finished(
-        asked, lambda: context.read(store.get, workflow, execution_id), CANCEL_WAIT_S
+    execution = await changes.wait_finished(
+        cancelled, lambda: context.read(store.get, workflow, execution_id), CANCEL_WAIT_S
     )
-    code = 200 if ended.status in FINISHED else 202
-    return json_response(schemas.status_body(ended, None), code)
+    code = 200 if execution.status in FINISHED else 202
+    return json_response(schemas.status_body(execution, None), code)
 
 
 @router.post(
@@ -156,10 +157,10 @@ async def delete(
     | {202: {"model": schemas.StatusBody, "description": "Queued again"}},
 )
 async def retry(request: Request, workflow: str, execution_id: str) -> Response:
-    """Let a failed execution go on: at its delivery, or with the members that are not whole."""
+    """Continue a failed execution: its delivery, or the members that are not complete."""
     context = context_of(request)
     context.check(workflow, execution_id)
-    queued = await context.write(accept_again, context, workflow, execution_id)
+    queued = await context.write(admission.retry, context, workflow, execution_id)
     context.nudge()
     position = await context.read(context.store.position, queued)
     return json_response(schemas.status_body(queued, position), 202)

@@ -1,12 +1,15 @@
-"""Whether the server is alive, works and can be used, and how busy it is."""
+"""Health, readiness, liveness and metrics."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.http import readiness, schemas
+from serve_app.http import schemas
 from serve_app.http.context import context_of
-from serve_app.http.errors import Unhealthy, json_response
+from serve_app.http.errors import Unhealthy
+from serve_app.http.metrics import exposition
+from serve_app.http.readiness import unhealthy_reason, workflow_readiness
+from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
 
 router = APIRouter(tags=["health"])
@@ -14,27 +17,32 @@ router = APIRouter(tags=["health"])
 
 @get(router, "/health", responses=documented(schemas.HealthBody, 503))
 async def health(request: Request) -> Response:
-    """Tell whether the execution store answers and the Conductor works."""
+    """Check that the execution store is available and the Conductor works."""
     context = context_of(request)
-    reason = await context.read(readiness.problem, context.store)
+    reason = await context.read(unhealthy_reason, context.store)
     if reason:
         raise Unhealthy({"status": "unhealthy", "timestamp": schemas.now(), "reason": reason})
     return json_response({"status": "healthy", "timestamp": schemas.now()})
 
 
 @get(router, "/readiness", responses=documented(schemas.ReadinessBody, 503))
-async def ready(request: Request) -> Response:
-    """Tell whether every exposed workflow can run, and if not why."""
+async def readiness(request: Request) -> Response:
+    """Check that every exposed workflow can run; the reasons say what prevents it."""
     context = context_of(request)
-    report = await context.read(readiness.of_workflows, context)
-    if not all(entry["ready"] for entry in report.values()):
-        raise Unhealthy({"status": "unhealthy", "timestamp": schemas.now(), "workflows": report})
-    return json_response({"status": "healthy", "timestamp": schemas.now(), "workflows": report})
+    report = await context.read(workflow_readiness, context)
+    body = {
+        "status": "healthy",
+        "timestamp": schemas.now(),
+        "workflows": {name: state.model_dump() for name, state in report.items()},
+    }
+    if not all(state.ready for state in report.values()):
+        raise Unhealthy({**body, "status": "unhealthy"})
+    return json_response(body)
 
 
 @get(router, "/liveness", responses=documented(schemas.LivenessBody))
 async def liveness(_request: Request) -> Response:
-    """Tell that this process answers; needs no token."""
+    """Check that this process is alive; needs no token."""
     return json_response({"status": "alive"})
 
 
@@ -44,7 +52,7 @@ async def liveness(_request: Request) -> Response:
     responses=documented(None, 503) | {200: {"content": {"text/plain": {}}, "description": "Text"}},
 )
 async def metrics(request: Request) -> Response:
-    """Tell counts of executions, in Prometheus' text format."""
+    """Return metrics of executions, in Prometheus' text format."""
     context = context_of(request)
-    text = await context.read(readiness.metrics, context)
+    text = await context.read(exposition, context)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

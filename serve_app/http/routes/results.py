@@ -1,4 +1,4 @@
-"""What an execution has made: the manifest and the files."""
+"""Results of executions: the manifest and the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deployments.runtime.metrics import DOWNLOADED_BYTES
 from serve_app.files.serving import ResultFile
 from serve_app.http import schemas
 from serve_app.http.context import Context, context_of
-from serve_app.http.errors import json_response
+from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
 from workflows.delivery import Container
 from workflows.errors import ResultsNotFound
@@ -29,18 +29,18 @@ router = APIRouter(prefix="/v1/infer", tags=["results"])
     | {202: {"model": schemas.ErrorBody, "description": "Not finished yet"}},
 )
 async def results(request: Request, workflow: str, execution_id: str) -> Response:
-    """Give the manifest: which files there are and how they came about."""
+    """Return the manifest: the result files and their provenance."""
     context = context_of(request)
     execution = await context.execution(workflow, execution_id)
     if execution.status not in FINISHED:
         pending = {
-            "message": f"the execution is {execution.status}; ask again later",
+            "message": f"the execution is {execution.status}; try again later",
             "status": execution.status,
             "timestamp": schemas.now(),
         }
         return json_response({"detail": pending}, 202)
-    _check_available(execution, packaged=execution.results is not None)
-    return json_response(schemas.results_body(execution) | await _link(context, execution))
+    _check_available(execution, has_results=execution.results is not None)
+    return json_response(schemas.results_body(execution) | await _signed_url(context, execution))
 
 
 @get(
@@ -54,35 +54,34 @@ async def results(request: Request, workflow: str, execution_id: str) -> Respons
     },
 )
 async def result_file(request: Request, workflow: str, execution_id: str, path: str) -> Response:
-    """Give a result file, whole or in ranges; paths are those of the manifest."""
+    """Return a result file, whole or in ranges, by its path in the manifest."""
     context = context_of(request)
-    # Not read anew: a reader of Zarr asks for thousands of files, and the record is as large as
-    # the manifest.
-    seen = await context.observe(workflow, execution_id)
-    _check_available(seen.execution, packaged=seen.packaged)
-    # In the manifest paths begin with the execution's id, as Earth2Studio's clients expect.
+    # From the cache: a Zarr reader asks for thousands of files, and the record holds the manifest.
+    snapshot = await context.status(workflow, execution_id)
+    _check_available(snapshot.execution, has_results=snapshot.has_results)
+    # Paths in the manifest start with the execution id, as Earth2Studio's clients expect.
     relative = path.removeprefix(f"{execution_id}/")
     folder = context.results(workflow, execution_id)
-    sent = partial(context.metrics.add, DOWNLOADED_BYTES, workflow=workflow)
-    return await ResultFile.open(folder, relative, request, sent)
+    count = partial(context.metrics.add, DOWNLOADED_BYTES, workflow=workflow)
+    return await ResultFile.open(folder, relative, request, count)
 
 
-async def _link(context: Context, execution: Execution) -> dict[str, str]:
-    """Give a link to the execution's blobs, made for this answer and kept nowhere."""
+async def _signed_url(context: Context, execution: Execution) -> dict[str, str]:
+    """Return a signed link to the execution's blobs, as a part of the body; empty without one."""
     lifetime_s, container = context.options.signed_url_s, _container_of(context, execution)
     if context.sign is None or lifetime_s is None or container is None:
         return {}
     try:
         url = await context.sign(container, execution.workflow, execution.execution_id, lifetime_s)
     except Exception as error:
-        # The files can be had from here, and the rest of the answer is right.
-        logger.warning("no link to the blobs of %s: %r", execution.execution_id, error)
+        # The rest of the response is still correct, and this server serves the files, too.
+        logger.warning("cannot sign a link to the blobs of %s: %r", execution.execution_id, error)
         return {}
     return {"signed_url": url}
 
 
 def _container_of(context: Context, execution: Execution) -> Container | None:
-    """Give the container that holds the execution's results; None if they lie here alone."""
+    """Return the container that holds the execution's results; None if only this server does."""
     if context.options.blob_results is not None:
         return context.options.blob_results.container
     if execution.results is None or execution.results.uploaded is None:
@@ -90,17 +89,16 @@ def _container_of(context: Context, execution: Execution) -> Container | None:
     return Container.model_validate(execution.plan["delivery"]["container"])
 
 
-def _check_available(execution: Execution, *, packaged: bool) -> None:
-    """Refuse what was never packaged, or is gone.
+def _check_available(execution: Execution, *, has_results: bool) -> None:
+    """Raise ResultsNotFound if an execution has no results, or has them no longer.
 
-    They can be had while they are delivered, and stay if that fails.
+    Results are available during their delivery, and also if it fails.
     """
-    if packaged and execution.status not in (Status.CANCELLED, Status.EXPIRED):
+    if has_results and execution.status not in (Status.CANCELLED, Status.EXPIRED):
         return
     if execution.status == Status.EXPIRED:
         raise ResultsNotFound(
-            "no results any more: they have expired, which this server lets them do some time "
-            "after the execution's end"
+            "the results have expired: this server removes them some time after an execution's end"
         )
     reason = f": {execution.error_message}" if execution.error_message else ""
     raise ResultsNotFound(f"no results, the execution is {execution.status}{reason}")

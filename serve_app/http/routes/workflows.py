@@ -1,4 +1,4 @@
-"""What can be computed, and asking for it."""
+"""The workflows, and requests to run them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from fastapi import APIRouter, Header, Request, Response
 
 from deployments.runtime.log_context import bind_execution
 from deployments.store.executions import Idempotency
-from serve_app.http import schemas
-from serve_app.http.admission import accept
+from serve_app.http import admission, schemas
 from serve_app.http.context import Context, context_of
 from serve_app.http.errors import (
     NoWorkflowExposed,
     SeveralWorkflowsExposed,
-    json_response,
 )
 from serve_app.http.json_body import RequestBody, parse_idempotency_key, parse_submit
+from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
 from workflows.custom import CustomWorkflow
 from workflows.errors import WorkflowUnavailable
@@ -36,40 +35,42 @@ _BODY = {
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="1 to 255 printable ASCII characters. The same key with the same body gives "
-        "the same execution for 24 hours, however often it is sent."
+        description="1 to 255 printable ASCII characters. For 24 hours, the same key with the same "
+        "body returns the same execution, however often it is sent."
     ),
 ]
 
 
 @get(router, "/workflows", responses=documented(schemas.WorkflowsBody))
 async def list_workflows(request: Request) -> Response:
-    """List the workflows that can be called, with what they do."""
+    """List the exposed workflows with their descriptions."""
     context = context_of(request)
     listed = {}
     for name in context.options.exposed:
         try:
             listed[name] = (await context.workflow(name)).description
         except WorkflowUnavailable:
-            listed[name] = ""  # only its class knows it
+            listed[name] = ""  # only its class has a description
     return json_response({"workflows": listed})
 
 
 @get(router, "/workflows/{workflow}/schema", responses=documented(dict[str, Any], 404, 503))
 async def workflow_schema(request: Request, workflow: str) -> Response:
-    """Give the JSON schema of a workflow's parameters."""
+    """Return the JSON schema of a workflow's parameters."""
     return json_response((await context_of(request).workflow(workflow)).schema)
 
 
 @router.post("", responses=_SUBMITTED | documented(schemas.SubmitBody, 409), openapi_extra=_BODY)
 async def submit_to_only(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Ask for an execution, where exactly one workflow is exposed."""
+    """Submit a request to the only exposed workflow."""
     context = context_of(request)
     exposed = context.options.exposed
     if not exposed:
-        raise NoWorkflowExposed("no workflow is exposed here")
+        raise NoWorkflowExposed("no workflow is exposed")
     if len(exposed) > 1:
-        raise SeveralWorkflowsExposed(f"name one of the workflows: {', '.join(exposed)}")
+        raise SeveralWorkflowsExposed(
+            f"several workflows are exposed; name one of {', '.join(exposed)}"
+        )
     return await _submit(context, exposed[0], request)
 
 
@@ -77,7 +78,7 @@ async def submit_to_only(request: Request, idempotency_key: IdempotencyKey = Non
 async def submit(
     request: Request, workflow: str, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Ask for an execution. It is queued; its status tells how it goes on."""
+    """Submit a request to a workflow; it is queued as an execution."""
     return await _submit(context_of(request), workflow, request)
 
 
@@ -86,11 +87,11 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
     key = parse_idempotency_key(request.headers.getlist("idempotency-key"))
     body = parse_submit(await request.body(), request.headers.get("content-type"))
     if isinstance(workflow, CustomWorkflow):
-        await _have_checked(context, workflow, body, key)
-    submitted = await context.write(accept, context, workflow, body, key)
+        await _validate_in_class(context, workflow, body, key)
+    submitted = await context.write(admission.submit, context, workflow, body, key)
     execution = submitted.execution
     if not submitted.replayed:
-        # Whoever waits ahead has nudged, and the Conductor claims until nobody waits.
+        # Executions ahead were nudged for, and the Conductor claims until the queue is empty.
         if not submitted.position:
             context.nudge()
         bind_execution(execution.execution_id, name)
@@ -108,15 +109,15 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
     )
 
 
-async def _have_checked(
+async def _validate_in_class(
     context: Context, workflow: CustomWorkflow, body: RequestBody, key: str | None
 ) -> None:
-    """Have a class with checks of its own look at what was not accepted before."""
+    """Have a class with its own validation check a request, unless the request is a replay."""
     if not workflow.own_validation:
         return
     if key is not None:
-        repeated = Idempotency(key, body.digest)
-        if await context.read(context.store.replay, workflow.name, repeated):
+        idempotency = Idempotency(key, body.digest)
+        if await context.read(context.store.replay, workflow.name, idempotency):
             return
     values = workflow.validate(body.parameters).model_dump(mode="json", exclude_unset=True)
     await context.custom.check(workflow, values)

@@ -1,3 +1,5 @@
+"""Long polling: what wakes a request, and how often the store is read."""
+
 import asyncio
 import time
 from collections.abc import Sequence
@@ -5,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from serve_app.http.long_poll import ChangeWatcher, Seen
+from serve_app.http.long_poll import ChangeWatcher, ExecutionState
 from workflows.execution import Execution, Status
 
 
@@ -21,93 +23,96 @@ def execution(execution_id="exec_1_00000001", revision=0, status=Status.RUNNING)
     )
 
 
-class Record:
-    """What the store would say, and how often it was asked."""
+class States:
+    """Stands in for the store; records each read."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Seen] = {}
-        self.looks: list[list[str]] = []
-        self.failure: Exception | None = None
+        self.states: dict[str, ExecutionState] = {}
+        self.reads: list[list[str]] = []
+        self.error: Exception | None = None
 
-    async def look(self, executions: Sequence[Execution]) -> dict[str, Seen]:
-        self.looks.append([e.execution_id for e in executions])
-        if self.failure:
-            raise self.failure
-        return {e.execution_id: self.seen[e.execution_id] for e in executions}
+    async def read(self, executions: Sequence[Execution]) -> dict[str, ExecutionState]:
+        self.reads.append([e.execution_id for e in executions])
+        if self.error:
+            raise self.error
+        return {e.execution_id: self.states[e.execution_id] for e in executions}
 
-
-@pytest.fixture
-def record():
-    return Record()
+    def set(self, execution: Execution, revision: int | None, position: int | None = None) -> None:
+        self.states[execution.execution_id] = ExecutionState(revision, position)
 
 
 @pytest.fixture
-async def watcher(record):
-    watcher = ChangeWatcher(record.look, interval_s=0.01)
+def states():
+    return States()
+
+
+@pytest.fixture
+async def watcher(states):
+    watcher = ChangeWatcher(states.read, interval_s=0.01)
     yield watcher
     await watcher.close()
 
 
-async def waiting(watcher, awaited, position=None, timeout_s=5.0):
+async def wait(watcher, awaited, position=None, timeout_s=5.0):
     start = time.monotonic()
     await watcher.wait(awaited, position, timeout_s)
     return time.monotonic() - start
 
 
-async def test_wakes_at_a_new_revision(record, watcher):
+async def test_a_new_revision_wakes_a_request(states, watcher):
     awaited = execution()
-    record.seen[awaited.execution_id] = Seen(0, None)
-    task = asyncio.create_task(waiting(watcher, awaited))
+    states.set(awaited, revision=0)
+    task = asyncio.create_task(wait(watcher, awaited))
     await asyncio.sleep(0.05)
     assert not task.done()
-    record.seen[awaited.execution_id] = Seen(1, None)
+    states.set(awaited, revision=1)
     assert await task < 1
 
 
-async def test_wakes_at_a_new_position_and_at_the_end_of_existence(record, watcher):
+async def test_a_new_position_and_a_removal_wake_a_request(states, watcher):
     awaited = execution(status=Status.QUEUED)
-    record.seen[awaited.execution_id] = Seen(0, 2)
-    assert await waiting(watcher, awaited, position=3) < 1
-    record.seen[awaited.execution_id] = Seen(None, None)
-    assert await waiting(watcher, awaited) < 1
+    states.set(awaited, revision=0, position=2)
+    assert await wait(watcher, awaited, position=3) < 1
+    states.set(awaited, revision=None)
+    assert await wait(watcher, awaited) < 1
 
 
-async def test_gives_up_in_time(record, watcher):
+async def test_a_request_times_out(states, watcher):
     awaited = execution()
-    record.seen[awaited.execution_id] = Seen(0, None)
-    assert 0.1 <= await waiting(watcher, awaited, timeout_s=0.1) < 1
-    assert watcher.waiting == 0
+    states.set(awaited, revision=0)
+    assert 0.1 <= await wait(watcher, awaited, timeout_s=0.1) < 1
+    assert watcher.pending == 0
 
 
-async def test_one_look_serves_all_and_none_is_made_for_nobody(record, watcher):
+async def test_one_read_serves_all_requests_and_none_happens_without_requests(states, watcher):
     awaited = execution()
-    record.seen[awaited.execution_id] = Seen(0, None)
-    await asyncio.gather(*(waiting(watcher, awaited, timeout_s=0.1) for _ in range(50)))
-    assert len(record.looks) <= 12
-    assert set(map(tuple, record.looks)) == {(awaited.execution_id,)}
-    looks = len(record.looks)
+    states.set(awaited, revision=0)
+    await asyncio.gather(*(wait(watcher, awaited, timeout_s=0.1) for _ in range(50)))
+    assert len(states.reads) <= 12
+    assert set(map(tuple, states.reads)) == {(awaited.execution_id,)}
+    reads = len(states.reads)
     await asyncio.sleep(0.1)
-    assert len(record.looks) == looks
+    assert len(states.reads) == reads
 
 
-async def test_a_failure_reaches_all_who_wait_and_the_next_is_served(record, watcher):
+async def test_a_failed_read_fails_all_requests_but_not_the_next_one(states, watcher):
     awaited = execution()
-    record.failure = OSError("no store")
+    states.error = OSError("no store")
     outcomes = await asyncio.gather(
-        *(waiting(watcher, awaited) for _ in range(3)), return_exceptions=True
+        *(wait(watcher, awaited) for _ in range(3)), return_exceptions=True
     )
     assert [str(outcome) for outcome in outcomes] == ["no store"] * 3
-    record.failure = None
-    record.seen[awaited.execution_id] = Seen(1, None)
-    assert await waiting(watcher, awaited) < 1
+    states.error = None
+    states.set(awaited, revision=1)
+    assert await wait(watcher, awaited) < 1
 
 
-async def test_who_goes_leaves_nothing_behind(record, watcher):
+async def test_a_cancelled_request_is_forgotten(states, watcher):
     awaited = execution()
-    record.seen[awaited.execution_id] = Seen(0, None)
-    task = asyncio.create_task(waiting(watcher, awaited))
+    states.set(awaited, revision=0)
+    task = asyncio.create_task(wait(watcher, awaited))
     await asyncio.sleep(0.03)
-    assert watcher.waiting == 1
+    assert watcher.pending == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert watcher.waiting == 0
+    assert watcher.pending == 0

@@ -14,10 +14,11 @@ from schemathesis.checks import CHECKS, load_all_checks, not_a_server_error
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.executions import Submitted
 from deployments.store.schema import conductors
-from serve_app.http.admission import accept
+from serve_app.http.admission import submit
 from serve_app.http.context import Context
-from serve_app.http.ingress import IngressOptions, create_app
+from serve_app.http.create_app import create_app
 from serve_app.http.json_body import parse_submit
+from serve_app.http.options import IngressOptions
 from tests.serve_app.conftest import WORKFLOW, Conductor
 from workflows.execution import Status
 
@@ -64,7 +65,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
 
 
 def _submit(context: Context) -> Submitted:
-    return accept(context, context.workflows[WORKFLOW], parse_submit(b"{}", None), None)
+    return submit(context, context.workflows[WORKFLOW], parse_submit(b"{}", None), None)
 
 
 def test_nothing_answers_5xx(app: FastAPI) -> None:

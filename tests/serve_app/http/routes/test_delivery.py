@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.http.ingress import create_app
+from serve_app.http.create_app import create_app
 from serve_app.http.schemas import StatusBody
 from tests.serve_app.conftest import URL, WORKFLOW, Service
 from workflows.delivery import DeliveryRules, parse_container

@@ -168,10 +168,10 @@ async def test_a_client_that_goes_leaves_no_waiter(service):
     request = asyncio.create_task(service.app(scope, receive, send))
     changes = service.app.state.context.changes
     await asyncio.sleep(0.2)
-    assert changes.waiting == 1
+    assert changes.pending == 1
     gone.set()
     await asyncio.wait_for(request, 2)
-    assert changes.waiting == 0
+    assert changes.pending == 0
 
 
 async def test_an_execution_that_vanishes_while_polled(service):

@@ -51,7 +51,7 @@ async def test_readiness_is_that_of_each_workflow(service):
     answer = await service.client.get("/readiness")
     assert answer.status_code == 503
     reason = answer.json()["detail"]["workflows"][WORKFLOW]["reason"]
-    assert reason == "fcn3: not looked at yet; ifs: not looked at yet"
+    assert reason == "fcn3: not checked yet; ifs: not checked yet"
 
     look(service, "fcn3", True)
     look(service, "ifs", False, "no route to host")

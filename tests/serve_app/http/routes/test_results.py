@@ -65,8 +65,7 @@ async def test_results_expire(service):
         answer = await service.client.get(url)
         assert answer.status_code == 404
         assert answer.json()["detail"] == (
-            "no results any more: they have expired, which this server lets them do some time "
-            "after the execution's end"
+            "the results have expired: this server removes them some time after an execution's end"
         )
     # Nothing is left in the answers of what was known of it a moment before.
     status = (await service.client.get(f"{URL}/{execution_id}/status")).json()

@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.metrics import REFUSALS
-from serve_app.http.ingress import IngressOptions, create_app
+from serve_app.http.create_app import create_app
+from serve_app.http.options import IngressOptions
 from serve_app.http.schemas import ListBody, StatusBody, SubmitBody, WorkflowsBody
 from tests.measured import Measured
 from tests.serve_app.conftest import URL, WORKFLOW, Service
@@ -180,7 +181,7 @@ async def test_a_result_for_which_there_is_no_room_now_may_come_again(serve):
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "30"
     assert answer.json()["detail"].startswith(
-        "no room for the result now: it needs 230 kB of disk, 70.2 kB are left"
+        "no space for the result at the moment: it needs 230 kB of disk; 70.2 kB are left"
     )
     # What can never fit is wrong for good.
     larger = {"parameters": {**request["parameters"], "n_samples": 8}}

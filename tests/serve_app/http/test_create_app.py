@@ -1,13 +1,12 @@
+"""The assembled application: nudges, PostgreSQL, and its options."""
+
 import asyncio
-import os
-import subprocess
-import sys
 
 import pytest
-from fastapi import FastAPI
 
 from deployments.store.conductor_view import ConductorStore
-from serve_app.http.ingress import Ingress, IngressOptions, create_app
+from serve_app.http.create_app import create_app
+from serve_app.http.options import IngressOptions
 from tests.serve_app.conftest import URL, WORKFLOW, Service
 
 
@@ -103,25 +102,3 @@ def test_options_refuse_relative_paths_and_unknown_names():
         values = {"store_url": "sqlite://", "results_dir": "/r", "exposed": ()}
         with pytest.raises(ValueError, match="absolute path|Extra inputs"):
             IngressOptions.model_validate({**values, "max_output_bytes": 1, **changes})
-
-
-@pytest.mark.filterwarnings("ignore:coroutine.*__del__")  # Serve awaits it, nobody else does
-async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    options = IngressOptions(
-        store_url=f"sqlite:///{tmp_path}/store.db",
-        results_dir=tmp_path,
-        exposed=(WORKFLOW,),
-        max_output_bytes=1,
-    )
-    assert Ingress.name == "Ingress"
-    kind = Ingress.func_or_class
-    replica = kind.__new__(kind)
-    await replica.__init__(options, None)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    assert isinstance(replica.__serve_build_asgi_app__(), FastAPI)
-
-
-def test_the_ingress_does_without_torch():
-    code = "import sys, serve_app.http.ingress; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,157 @@
+"""Assembly of the HTTP API as a FastAPI application; needs no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import cast
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from deployments.runtime.metrics import RAY, Recorder
+from deployments.store.executions import ExecutionStore
+from serve_app.auth import Tokens
+from serve_app.files.blob import BlobResults
+from serve_app.files.disk import DiskResults
+from serve_app.http.blob_links import BlobLinks
+from serve_app.http.context import Context, Sign
+from serve_app.http.custom_workflows import CustomWorkflows, Validate
+from serve_app.http.errors import add_exception_handlers
+from serve_app.http.long_poll import ChangeWatcher, read_states
+from serve_app.http.middleware import (
+    BearerAuth,
+    BodyLimit,
+    HeadWithoutBody,
+    SameSiteWrites,
+    UnexpectedErrors,
+)
+from serve_app.http.nudger import Nudge, Nudger
+from serve_app.http.openapi import describe
+from serve_app.http.options import IngressOptions
+from serve_app.http.routes import executions, health, results, workflows
+from serve_app.http.status_cache import StatusCache
+from workflows import WORKFLOWS
+from workflows.base import Workflow
+from workflows.grids import Grid, LambertGrid
+
+Catalogue = Mapping[str, Callable[[Grid, LambertGrid], Workflow]]
+"""Constructor of each workflow, by name."""
+
+BUILT_IN = cast(Catalogue, WORKFLOWS)  # all take both grids, which their base does not declare
+
+
+def create_app(
+    options: IngressOptions,
+    store: ExecutionStore,
+    nudge: Nudge | None = None,
+    validators: Mapping[str, Validate] = MappingProxyType({}),
+    catalogue: Catalogue = BUILT_IN,
+    sign: Sign | None = None,
+    metrics: Recorder = RAY,
+) -> FastAPI:
+    """Return the HTTP API as an ASGI application.
+
+    Parameters
+    ----------
+    options : IngressOptions
+    store : ExecutionStore
+        The caller closes it.
+    nudge : callable, optional
+        Asks the Conductor to look at the queue. Requests neither wait for it nor fail with it.
+    validators : mapping, optional
+        For each custom workflow, the call that validates parameters in its replica.
+    catalogue : mapping, optional
+        Constructors of the built-in workflows.
+    sign : callable, optional
+        Signs links to blobs. If results are stored in a container, the default signs them in this
+        process.
+    metrics : Recorder
+
+    Raises
+    ------
+    MalformedTokensFile
+        If the tokens file is unusable.
+    """
+    nudger = Nudger(nudge)
+    blob = options.blob_results
+    if blob is not None:
+        sign = sign or BlobLinks(blob.azure)
+    changes = ChangeWatcher(lambda awaited: context.read(read_states, store, awaited))
+    context = Context(
+        options=options,
+        store=store,
+        workflows={
+            name: catalogue[name](options.grid, options.regional_grid)
+            for name in options.callable
+            if name not in options.custom
+        },
+        custom=CustomWorkflows(store, options.custom, validators, options.validation_limit_s),
+        statuses=StatusCache(store),
+        changes=changes,
+        results=DiskResults(options.results_dir) if blob is None else BlobResults(blob),
+        sign=sign if options.signed_url_s else None,
+        nudge=nudger,
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await changes.close()
+
+    app = FastAPI(
+        title="earth2serve",
+        summary="Weather forecasts by NVIDIA Earth2Studio models",
+        docs_url=None,  # both pages load their scripts from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        middleware=_middleware(options),
+    )
+    app.state.context = context
+    add_exception_handlers(app)
+    # The routes themselves: an included router costs a second search on every request.
+    # Workflows come first, so that /v1/infer/workflows is not taken for a workflow's name.
+    for module in (workflows, executions, results, health):
+        app.router.routes.extend(module.router.routes)
+    description = describe(app, with_tokens=options.tokens_file is not None)
+    app.openapi = lambda: description  # type: ignore[method-assign]
+    return app
+
+
+def _middleware(options: IngressOptions) -> list[Middleware]:
+    """Return the middleware, outermost first."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=options.allow_origins,
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Idempotency-Key",
+            "If-Match",
+            "If-None-Match",
+            "If-Range",
+            "Range",
+        ],
+        expose_headers=[
+            "Accept-Ranges",
+            "Content-Disposition",
+            "Content-Range",
+            "ETag",
+            "Idempotency-Replayed",
+            "Retry-After",
+        ],
+    )
+    return [
+        # Outside authentication: browsers send no token with a preflight.
+        *([cors] if options.allow_origins else []),
+        Middleware(UnexpectedErrors),
+        Middleware(HeadWithoutBody),
+        *([Middleware(BearerAuth, Tokens(options.tokens_file))] if options.tokens_file else []),
+        Middleware(SameSiteWrites, options.allow_origins),
+        Middleware(BodyLimit, options.max_body_bytes),
+    ]
