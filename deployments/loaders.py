@@ -1,4 +1,4 @@
-"""Loaders of real models and data sources: ``loader: "deployments.loaders:…"`` in the settings."""
+"""Loaders of real models and data sources, for the settings: ``loader: deployments.loaders:…``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from workflows.fcn3 import LEVELS
 
 
 def fcn3(device: str, *, package: str | None = None) -> Any:
-    """Load FCN3.
+    """Return FCN3 on a device.
 
     Parameters
     ----------
     device : str
         ``cuda`` or ``cpu``.
     package : str, optional
-        Folder with the weights, or a URL that Earth2Studio's `Package` takes (``hf://``,
-        ``ngc://``, ``s3://``); NVIDIA's weights on Hugging Face by default, pinned to the
+        Folder with the weights, or a URL that Earth2Studio's `Package` accepts (``hf://``,
+        ``ngc://``, ``s3://``). By default NVIDIA's weights on Hugging Face, pinned to the
         revision that Earth2Studio names.
 
     Raises
@@ -35,35 +35,35 @@ def fcn3(device: str, *, package: str | None = None) -> Any:
     source = _package(package, FCN3)
     model = FCN3.load_model(source)
     model.package = source
-    return _ready(model, device, source)
+    return _prepare(model, device, source)
 
 
 def hourly(
     device: str, *, px_model: Any, package: str | None = None, orography: str | None = None
 ) -> Any:
-    """Load what makes FCN3's steps hourly: surface pressure and InterpModAFNO.
+    """Return the interpolation of FCN3 to hours: derived surface pressure and InterpModAFNO.
 
     Parameters
     ----------
     device : str
         ``cuda`` or ``cpu``.
     px_model : FCN3
-        The model whose steps it interpolates, as `fcn3` gives it.
+        Model whose steps are interpolated, as `fcn3` returns it.
     package : str, optional
-        Folder or URL with InterpModAFNO's weights, as in `fcn3`; NVIDIA's on NGC by default.
+        Folder or URL with InterpModAFNO's weights, as in `fcn3`. By default NVIDIA's on NGC.
     orography : str, optional
-        NetCDF file with the surface geopotential in ``Z``; the one in FCN3's package by default.
+        NetCDF file with the surface geopotential in ``Z``. By default that of FCN3's package.
 
     Raises
     ------
     FileNotFoundError
         If `package` is a local folder that does not exist.
     ValueError
-        If FCN3 was loaded by another loader and no `orography` is given.
+        If another loader loaded FCN3, and `orography` is missing.
     """
     _check_folder(package, "InterpModAFNO")
     if orography is None and not hasattr(px_model, "package"):
-        raise ValueError("give orography: this FCN3 does not tell where its package is")
+        raise ValueError("set orography: the package of this FCN3 is unknown")
     import torch
     import xarray as xr
     from earth2studio.models.dx import DerivedSurfacePressure
@@ -81,7 +81,7 @@ def hourly(
     model = InterpModAFNO.load_model(
         source, px_model=DiagnosticWrapper(px_model=px_model, dx_model=pressure)
     )
-    return _ready(model, device, source)
+    return _prepare(model, device, source)
 
 
 def stormscope(
@@ -91,16 +91,16 @@ def stormscope(
     model_name: str = "6km_60min_natten_cos_zenith_input_eoe_v2",
     **options: Any,
 ) -> Any:
-    """Load StormScope-GOES.
+    """Return StormScope-GOES on a device.
 
     Parameters
     ----------
     device : str
         ``cuda`` or ``cpu``.
     package : str, optional
-        Folder or URL with the weights, as in `fcn3`; NVIDIA's on Hugging Face by default.
+        Folder or URL with the weights, as in `fcn3`. By default NVIDIA's on Hugging Face.
     model_name : str
-        Variant in the package; one that steps by hours from a single image.
+        Variant in the package. It must step by hours from a single image.
     **options
         For ``StormScopeGOES.load_model``, such as ``compile``.
 
@@ -113,20 +113,20 @@ def stormscope(
     from earth2studio.models.px.stormscope import StormScopeBase, StormScopeGOES
 
     source = _package(package, StormScopeBase)
-    # Conditioning is given at each call: a source that is set on the model is everybody's.
+    # Each call brings its conditioning: a source set on the model is shared by all members.
     model = StormScopeGOES.load_model(
         source, model_name=model_name, conditioning_data_source=None, **options
     )
-    return _ready(model, device, source)
+    return _prepare(model, device, source)
 
 
 def ifs(**options: Any) -> Any:
-    """Open ECMWF's IFS analyses on the Planetary Computer.
+    """Return a source of ECMWF's IFS analyses on the Planetary Computer.
 
     Parameters
     ----------
     **options
-        For Earth2Studio's ``PlanetaryComputerECMWFOpenDataIFS``. By default nothing stays cached:
+        For Earth2Studio's ``PlanetaryComputerECMWFOpenDataIFS``. By default nothing is cached:
         initial conditions are kept with the execution.
     """
     from earth2studio.data import PlanetaryComputerECMWFOpenDataIFS
@@ -135,7 +135,7 @@ def ifs(**options: Any) -> Any:
 
 
 def goes(*, satellite: str, **options: Any) -> Any:
-    """Open images of a GOES satellite on the Planetary Computer, of the contiguous United States.
+    """Return a source of GOES images of the contiguous United States on the Planetary Computer.
 
     Parameters
     ----------
@@ -151,17 +151,17 @@ def goes(*, satellite: str, **options: Any) -> Any:
 
 
 def source_per_call(kind: type, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
-    """Give a data source that is made anew for each call, with a folder of its own.
+    """Return a data source that creates a new instance, with a folder of its own, for each call.
 
-    Earth2Studio's sources on the Planetary Computer download into one folder, whichever of them it
-    is, and remove that after each call unless they keep it: two at once remove each other's.
+    All of Earth2Studio's sources on the Planetary Computer download into one folder, and remove it
+    after each call unless they cache: two concurrent calls remove each other's files.
 
     Parameters
     ----------
     kind : type
-        One of those sources.
+        Class of the source.
     options : mapping
-        For its constructor.
+        Keyword arguments for its constructor.
     """
     options = {"cache": False, "verbose": False, **options}
 
@@ -174,7 +174,7 @@ def source_per_call(kind: type, options: Mapping[str, Any]) -> Callable[[Any, An
             shared.parent.mkdir(parents=True, exist_ok=True)
             return tempfile.mkdtemp(prefix="fetch-", dir=shared.parent)
 
-    WithOwnFolder(**options)  # what is wrong with the options shall show now
+    WithOwnFolder(**options)  # raises if the options are invalid
 
     def fetch(time: Any, variable: Any) -> Any:
         return WithOwnFolder(**options)(time, variable)
@@ -184,7 +184,7 @@ def source_per_call(kind: type, options: Mapping[str, Any]) -> Callable[[Any, An
 
 def _check_folder(package: str | None, model: str) -> None:
     if package is not None and "://" not in package and not Path(package).is_dir():
-        raise FileNotFoundError(f"there is no folder {package} with {model}'s weights")
+        raise FileNotFoundError(f"the folder {package} with {model}'s weights does not exist")
 
 
 def _package(package: str | None, model: Any) -> Any:
@@ -193,7 +193,7 @@ def _package(package: str | None, model: Any) -> Any:
     return model.load_default_package() if package is None else Package(package)
 
 
-def _ready(model: Any, device: str, source: Any) -> Any:
+def _prepare(model: Any, device: str, source: Any) -> Any:
     model.to(device)
     model.eval()
     model.weights = str(source.root)

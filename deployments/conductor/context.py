@@ -28,6 +28,7 @@ from deployments.runtime.versions import software
 from deployments.store.conductor_view import ConductorStore
 from workflows.base import Plan
 from workflows.custom import CustomPlan, is_custom
+from workflows.dataset import Origin
 from workflows.errors import DiskFull, StageFailed, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 from workflows.manifest import Manifest
@@ -70,8 +71,8 @@ class Lives:
     ) -> None:
         self.fence = 0
         """Our token; goes along with every call that changes something."""
-        self.descriptions: dict[str, dict[str, Any]] = {}
-        """What models and data sources say of themselves, by name."""
+        self.origins: dict[str, Origin] = {}
+        """Origins of the models and data sources that are ready, by name."""
         self.running: dict[str, Life] = {}
         self.removing: dict[str, asyncio.Event] = {}
         """What an earlier attempt has left and is just being removed; set when that is done."""
@@ -266,13 +267,14 @@ class Lives:
     def provenance(self, plan: Plan) -> dict[str, Any]:
         """Say what computes a plan: model, data source and software."""
         return {
-            "model": self.descriptions.get(plan.model, {"name": plan.model}),
-            "data_source": self.descriptions.get(plan.data_source, {"name": plan.data_source}),
-            "conditioned_on": [
-                self.descriptions.get(name, {"name": name}) for name in _conditioned_on(plan)
-            ],
+            "model": self._origin(plan.model),
+            "data_source": self._origin(plan.data_source),
+            "conditioned_on": [self._origin(name) for name in _conditioned_on(plan)],
             "software": software(),
         }
+
+    def _origin(self, name: str) -> Origin:
+        return self.origins.get(name) or Origin(name=name)
 
     def serves(self, deployment: str) -> bool:
         """Say whether this server has a deployment; a plan may be older than its settings."""

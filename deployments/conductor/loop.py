@@ -112,7 +112,9 @@ class ConductorLoop:
             turns=MemberScheduler(replicas or {}),
             in_turn=in_turn,
         )
-        self._watch = ReadinessWatch(components, deployments, self._store, self.lives, asleep)
+        self._watch = ReadinessWatch(
+            components, deployments, self._store, self.lives.write, self.lives.origins, asleep
+        )
         self._housekeeping = Retention(
             self._store, deployments["packager"], self.lives, housekeeping or RetentionOptions()
         )

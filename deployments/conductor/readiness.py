@@ -1,10 +1,10 @@
-"""The watch over models and data sources; what they say of themselves makes up readiness."""
+"""Check periodically whether models, data sources and users' workflows can be used."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,32 +13,36 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.conductor.context import Lives
 from deployments.runtime.failures import as_stage_failure
 from deployments.store.conductor_view import ConductorStore
+from workflows.custom import WorkflowDescription
+from workflows.dataset import Origin
+from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
 
-FIRST_PAUSE_S = 0.5
+FIRST_INTERVAL_S = 0.5
 INTERVAL_S = 10.0
 TIMEOUT_S = 30.0
 
 
 class ReadinessWatch:
-    """Asks models and data sources what they are, and keeps and records their answers.
+    """Asks every component whether it can be used, and records the answers.
 
     Parameters
     ----------
     components : dict of str to str
-        Models and data sources, and the deployment that serves each.
+        Models, data sources and users' workflows, with the deployment that serves each.
     deployments : dict of str to DeploymentHandle
-    store : ConductedStore
-        Gets the readiness.
-    lives : Lives
-        Get the descriptions.
-    asleep : callable, optional
-        Gives the deployments that have no replica since there is nothing to do. They are not
-        asked: that would start one, and what was known of them stays.
+    store : ConductorStore
+    write : callable
+        Calls a method of the store with the fencing token, in a thread.
+    origins : mapping of str to Origin
+        Receives the origin of each component that is ready; an entry is removed when its
+        component stops being ready.
+    scaled_to_zero : callable, optional
+        Returns the deployments that autoscaling has left without a replica. Their components keep
+        their last status: a call would start a replica.
     """
 
     def __init__(
@@ -46,88 +50,86 @@ class ReadinessWatch:
         components: dict[str, str],
         deployments: dict[str, DeploymentHandle[Any]],
         store: ConductorStore,
-        lives: Lives,
-        asleep: Callable[[], Collection[str]] = lambda: (),
+        write: Callable[..., Awaitable[Any]],
+        origins: MutableMapping[str, Origin],
+        scaled_to_zero: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
-        self._asleep = asleep
         self._components = components
         self._deployments = deployments
         self._store = store
-        self._lives = lives
-        self._described: dict[str, Any] = {}
+        self._write = write
+        self._origins = origins
+        self._scaled_to_zero = scaled_to_zero
+        self._descriptions: dict[str, WorkflowDescription] = {}
 
     async def run(self) -> None:
-        """Look at all of them now and then, until cancelled."""
-        pause = FIRST_PAUSE_S
+        """Check all components periodically, until cancelled."""
+        interval = FIRST_INTERVAL_S
         while True:
-            asleep = await self._who_sleeps()
-            looked_at = (name for name in self._components if not self._sleeps(name, asleep))
-            await asyncio.gather(*map(self._look_at, looked_at))
-            await asyncio.sleep(pause)
-            pause = INTERVAL_S
+            idle = await self._idle_deployments()
+            checked = (name for name in self._components if not self._is_idle(name, idle))
+            await asyncio.gather(*map(self._check, checked))
+            await asyncio.sleep(interval)
+            interval = INTERVAL_S
 
-    async def _who_sleeps(self) -> Collection[str]:
+    async def _idle_deployments(self) -> Collection[str]:
         try:
-            return await asyncio.to_thread(self._asleep)
+            return await asyncio.to_thread(self._scaled_to_zero)
         except (RayError, RayServeException) as error:
-            # Serve's controller is away for a moment: all are asked, as if nobody slept.
-            logger.warning("which models are scaled to zero is not known: %s", error)
+            # Serve's controller is away for a moment. Treat every deployment as running.
+            logger.warning("cannot tell which models are scaled to zero: %s", error)
             return ()
 
-    def _sleeps(self, component: str, asleep: Collection[str]) -> bool:
-        # Once it has to say what it is, and whether it can be loaded.
-        if not asleep or component not in self._lives.descriptions:
+    def _is_idle(self, component: str, idle: Collection[str]) -> bool:
+        # A component that was never ready is asked, even if that starts a replica.
+        if not idle or component not in self._origins:
             return False
-        return self._deployments[self._components[component]].deployment_id.name in asleep
+        return self._deployments[self._components[component]].deployment_id.name in idle
 
-    async def _look_at(self, component: str) -> None:
+    async def _check(self, component: str) -> None:
+        status = await self._ask(component)
+        if status is None:
+            return
+        try:
+            if isinstance(status, Ready):
+                self._origins[component] = status.origin
+            else:
+                self._origins.pop(component, None)
+            if status.description not in (None, self._descriptions.get(component)):
+                description = status.description
+                await self._write(self._store.describe, component, description.model_dump())
+                self._descriptions[component] = description
+            await self._write(self._store.set_readiness, component, status)
+        except sa.exc.SQLAlchemyError as error:
+            # The next check records it.
+            logger.warning("readiness of %s could not be recorded: %s", component, error)
+
+    async def _ask(self, component: str) -> ComponentStatus | None:
+        """Return the status of a component; None if it is busy, so that its last one stands."""
         deployment = self._deployments[self._components[component]]
         arguments = (component,) if self._components[component] != component else ()
-        known = self._lives.descriptions
         try:
-            found = await asyncio.wait_for(
-                _awaited(deployment.describe.remote(*arguments)), TIMEOUT_S
-            )
-            # A user's workflow can tell what it is while it cannot run yet.
-            reason = found.pop("unready", None)
-            described = found.pop("description", None)
-            ready = reason is None
-            if ready:
-                known[component] = found
-            if described is not None and described != self._described.get(component):
-                await self._lives.write(self._store.describe, component, described)
-                self._described[component] = described
+            response = deployment.check_readiness.remote(*arguments)
+            status: ComponentStatus = await asyncio.wait_for(_result(response), TIMEOUT_S)
+            return status
         except TimeoutError:
-            # Busy with work: what was known stays.
-            if component in known:
-                return
-            ready = False
-            reason = f"{component} is still being loaded, or waits for a GPU or CPU"
-        except sa.exc.SQLAlchemyError as error:
-            logger.warning("description of %s could not be recorded: %s", component, error)
-            return
+            if component in self._origins:
+                return None
+            return NotReady(reason=f"{component} is still being loaded, or waits for a GPU or CPU")
         except Exception as error:
-            ready, reason = False, str(as_stage_failure("readiness", error))
-            known.pop(component, None)
-        try:
-            await self._lives.write(
-                self._store.set_readiness, component, ready=ready, reason=reason
-            )
-        except sa.exc.SQLAlchemyError as error:
-            # The next look tells it; without this there would be none.
-            logger.warning("readiness of %s could not be recorded: %s", component, error)
+            return NotReady(reason=str(as_stage_failure("readiness", error)))
 
 
 def scaled_to_zero() -> set[str]:
-    """Name the deployments of this application that autoscaling has left without a replica."""
-    found = serve.status().applications.get(serve.get_replica_context().app_name)
-    deployments = {} if found is None else found.deployments
+    """Return the deployments of this application that autoscaling has left without a replica."""
+    application = serve.status().applications.get(serve.get_replica_context().app_name)
+    deployments = {} if application is None else application.deployments
     return {
         name
-        for name, each in deployments.items()
-        if each.status == "HEALTHY" and not each.replica_states
+        for name, deployment in deployments.items()
+        if deployment.status == "HEALTHY" and not deployment.replica_states
     }
 
 
-async def _awaited(response: Any) -> Any:
+async def _result(response: Any) -> Any:
     return await response

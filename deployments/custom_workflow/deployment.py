@@ -28,10 +28,12 @@ from deployments.runtime.failures import describe_error, sanitize
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import bind_execution, bridge_loguru, set_stage
 from deployments.runtime.versions import software
-from workflows.custom import CustomPlan
+from workflows.custom import CustomPlan, WorkflowDescription
+from workflows.dataset import Origin
 from workflows.errors import Earth2ServeError, ModelUnavailable, Problem, StageFailed
 from workflows.execution import Progress, Stage
 from workflows.manifest import CustomProvenance, Manifest
+from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
 
@@ -88,7 +90,7 @@ class CustomWorkflow:
     async def __init__(self, options: CustomWorkflowOptions) -> None:  # type: ignore[misc]
         self._options = options
         self._class: UserClass | None = None
-        self._description: dict[str, Any] | None = None
+        self._description: WorkflowDescription | None = None
         self._replica = ModelWorker(
             options.name,
             partial(guard_user_code, self._load),
@@ -106,7 +108,7 @@ class CustomWorkflow:
         try:
             await self._replica.model()
         except ModelUnavailable:
-            # Logged where it happened; `describe` tells it and tries again.
+            # Logged where it happened; `check_readiness` reports it and retries.
             self._try_again_at = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
@@ -123,7 +125,7 @@ class CustomWorkflow:
                 f"the class calls itself {self._class.name!r}, which could not be read in its "
                 f"source: set workflows.custom[].name to that"
             )
-        self._description = self._class.describe().model_dump()
+        self._description = self._class.describe()
         with isolate_import(options.work_dir / SCRATCH):
             instance = self._class.make(options.config)
         # Imported now, or the first job would wait for it.
@@ -131,19 +133,17 @@ class CustomWorkflow:
         bridge_loguru()
         return instance
 
-    async def describe(self) -> dict[str, Any]:
-        """Say what this workflow is, as far as that is known, and why it cannot run if so."""
+    async def check_readiness(self) -> ComponentStatus:
+        """Return whether the class can be run; retries a load that failed."""
         reason = self._replica.failure
         if not self._loading.done():
             reason = reason or "it is still being loaded"
         elif reason is not None and time.monotonic() >= self._try_again_at:
             self._loading = asyncio.create_task(self._try_to_load())
-        return {
-            "name": self._options.name,
-            "loader": self._options.path,
-            "unready": reason,
-            "description": self._description,
-        }
+        if reason is not None:
+            return NotReady(reason=reason, description=self._description)
+        origin = Origin(name=self._options.name, loader=self._options.path)
+        return Ready(origin=origin, description=self._description)
 
     async def validate(self, parameters: Mapping[str, Any]) -> list[Problem]:
         """Have the class check parameters by its own code; gives what is wrong.

@@ -1,4 +1,4 @@
-"""Initial conditions for a model's replica: from the disk, or from the deployment that has them."""
+"""Initial conditions for a replica of a model, from the disk or from InitialConditions."""
 
 from __future__ import annotations
 
@@ -26,83 +26,84 @@ class Analysis:
     fields: NDArray[np.float32]
     """Shape (variable, lat, lon) or (variable, y, x); may be read-only."""
     points: NDArray[np.float64] | None = None
-    """Latitudes and longitudes, shape (2, y, x), of fields on a grid of their own."""
+    """Latitudes and longitudes, shape (2, y, x), of fields on the source's grid."""
 
 
 def source_grid(fields: Path) -> Path:
-    """Give the file with latitudes and longitudes of fields, float64, shape (2, y, x)."""
+    """Return the path of the latitudes and longitudes of fields, float64, shape (2, y, x)."""
     return fields.with_suffix(".grid.npy")
 
 
 def open_analysis(fields: Path) -> Analysis:
-    """Open files as InitialConditions leaves them; whoever removes them then does no harm.
+    """Open the files of InitialConditions; they may be removed afterwards.
 
     Raises
     ------
     FileNotFoundError
-        If they are not there.
+        If they do not exist.
     """
-    found = np.load(fields, mmap_mode="r")
+    mapped = np.load(fields, mmap_mode="r")
     try:
-        return Analysis(found, np.load(source_grid(fields)))
+        return Analysis(mapped, np.load(source_grid(fields)))
     except FileNotFoundError:
-        return Analysis(found)
+        return Analysis(mapped)
 
 
 class InitialConditionsClient:
-    """Finds initial conditions, also where the disk is not the one that they were written to.
+    """Finds initial conditions, whether or not this machine shares the disk they are on.
 
     Parameters
     ----------
     initial_conditions : DeploymentHandle or None
-        Has ``read(plan, execution_id)``; None if every replica sees the same disk.
+        None if all replicas share a disk.
     retries : RetryPolicy
-        How often it asks for one state.
+        Retries of a call to InitialConditions.
     """
 
     def __init__(
         self, initial_conditions: DeploymentHandle[Any] | None, *, retries: RetryPolicy = READ
     ) -> None:
-        self._source = initial_conditions
+        self._deployment = initial_conditions
         self._retries = retries
         self._lock = asyncio.Lock()
-        # The last one, for the further members of its execution: it may have 300 MB.
-        self._last: tuple[str, Analysis] | None = None
+        # Only the latest, for the other members of its execution: a state can have 300 MB.
+        self._latest: tuple[str, Analysis] | None = None
 
     async def find(self, path: str, plan: Plan | Conditioning, execution_id: str) -> Analysis:
-        """Give a state without holding the event loop.
+        """Return a state without blocking the event loop.
 
         Parameters
         ----------
         path : str
-            Where InitialConditions has put it.
+            Path that InitialConditions returned.
         plan : Plan or Conditioning
-            What it is the start of.
+            Plan that starts from the state.
         execution_id : str
 
         Raises
         ------
         FileNotFoundError
-            If it is not there, and nobody to ask.
+            If the file does not exist, although all replicas share a disk.
         StageFailed
-            If InitialConditions does not give it.
+            If InitialConditions fails.
         """
         try:
             return await asyncio.to_thread(open_analysis, Path(path))
         except FileNotFoundError:
-            if self._source is None:
+            if self._deployment is None:
                 raise
         async with self._lock:
-            if self._last is None or self._last[0] != path:
-                self._last = None
-                self._last = path, await self._ask(self._source, plan, execution_id)
-            return self._last[1]
+            if self._latest is None or self._latest[0] != path:
+                # Frees the previous state before the next one arrives.
+                self._latest = None
+                self._latest = path, await self._read(self._deployment, plan, execution_id)
+            return self._latest[1]
 
-    async def _ask(
-        self, source: DeploymentHandle[Any], plan: Plan | Conditioning, execution_id: str
+    async def _read(
+        self, deployment: DeploymentHandle[Any], plan: Plan | Conditioning, execution_id: str
     ) -> Analysis:
         async def read() -> Analysis:
-            return Analysis(*await source.read.remote(plan, execution_id))
+            return Analysis(*await deployment.read.remote(plan, execution_id))
 
         try:
             return await retry_transient(read, "reading initial conditions", self._retries)

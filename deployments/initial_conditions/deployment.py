@@ -1,4 +1,4 @@
-"""InitialConditions: analysed states from a data source, kept on disk for the models."""
+"""The InitialConditions deployment: fetches analysed states into files for the models."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.initial_conditions.client import open_analysis, source_grid
+from deployments.initial_conditions.fields import (
+    Floats,
+    on_model_grid,
+    on_source_grid,
+    select_variables,
+)
 from deployments.initial_conditions.options import SourceOptions
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.files import remove_tree
 from deployments.runtime.gpus import hide_gpus
-from deployments.runtime.import_path import describe_origin, load
+from deployments.runtime.import_path import load, origin_of
 from deployments.runtime.log_context import ContextThreadPool, bind_execution, bridge_loguru
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
 from workflows.grids import Grid
+from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
-
-Floats = NDArray[np.float32]
-
-COORDINATE_TOLERANCE = 1e-4
-"""Degrees by which a source's grid may differ from the model's: float32 coordinates do."""
 
 
 @serve.deployment(name="InitialConditions", max_ongoing_requests=4)
@@ -40,12 +42,12 @@ class InitialConditions:
     Parameters
     ----------
     sources : list of SourceOptions
-        Data sources with Earth2Studio's interface, by name.
+        Data sources with Earth2Studio's interface.
     work_dir : Path
-        Folder for working files. Models' replicas that do not see it call `read`.
+        Folder for working files. Replicas of models that do not share it call `read`.
     keep : int, optional
-        Executions whose states are kept, those of the others are removed; nothing else may lie in
-        `work_dir` then. None if somebody else removes them.
+        Number of executions whose states are kept; `work_dir` may contain nothing else then. None
+        if the states are removed with the executions' working files.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -61,19 +63,19 @@ class InitialConditions:
             await asyncio.to_thread(self._load, name)
 
     def _load(self, name: str) -> None:
-        """Load a source; a failure is kept as the reason why it cannot be used."""
+        """Load a source; an error is kept, not raised."""
         try:
             self._sources[name] = load(self._options[name])
             self._failures.pop(name, None)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-            # Once: it is tried again every few seconds.
+            # Logged once: loading is retried every few seconds.
             if failure != self._failures.get(name):
                 logger.exception("data source %s could not be loaded", name)
             self._failures[name] = failure
 
-    async def describe(self, name: str) -> dict[str, Any]:
-        """Say where a source's data come from; tries again to load one that failed.
+    async def _source(self, name: str) -> Any:
+        """Return a data source; retries a load that failed.
 
         Raises
         ------
@@ -87,40 +89,50 @@ class InitialConditions:
                 Stage.INITIAL_CONDITIONS,
                 f"data source {name} could not be loaded: {self._failures[name]}",
             )
-        return dict(describe_origin(self._sources[name], self._options[name]))
+        return self._sources[name]
+
+    async def check_readiness(self, name: str) -> ComponentStatus:
+        """Return whether a data source can be used; retries a load that failed."""
+        try:
+            source = await self._source(name)
+        except ModelUnavailable as error:
+            return NotReady(reason=error.reason)
+        return Ready(origin=origin_of(source, self._options[name]))
 
     async def fetch(self, plan: Plan | Conditioning, execution_id: str) -> str:
-        """Fetch the state at the plan's start and keep it as a file.
+        """Fetch the state at the plan's start into a file, unless it exists.
 
         Returns
         -------
         str
             Path of a ``.npy`` file, float32, shape (variable, lat, lon), in the order of
-            ``plan.input_variables``. For a model on a map of its own the fields are those of the
-            source, (variable, y, x); `source_grid` gives the file with their coordinates.
+            ``plan.input_variables``. For a model with a regional grid the fields are those of the
+            source, shape (variable, y, x); `source_grid` is the file with their coordinates.
 
         Raises
         ------
         StageFailed
-            If the source fails, or what it gives does not fit the model.
+            If the source fails, or its fields do not fit the model.
         """
         workflow = plan.workflow if isinstance(plan, Plan) else None
         bind_execution(execution_id, workflow, Stage.INITIAL_CONDITIONS)
-        await self.describe(plan.data_source)
+        source = await self._source(plan.data_source)
         target = self._work_dir / execution_id / f"{plan.data_source}.npy"
         if not await asyncio.to_thread(target.exists):
-            # The thread of a source that hangs cannot be ended, but nobody waits for it any more.
-            # It is not one of the loop's own: those are few, and all else here needs them.
+            # A thread of its own: a source that hangs blocks its thread for good, and the threads
+            # of the event loop are few.
             limit_s = self._options[plan.data_source].timeout_s
             thread = ContextThreadPool(1, plan.data_source, libraries=True)
-            fetched = asyncio.get_running_loop().run_in_executor(thread, self._fetch, plan, target)
+            fetched = asyncio.get_running_loop().run_in_executor(
+                thread, _fetch, source, plan, target
+            )
             thread.shutdown(wait=False)
             try:
                 await asyncio.wait_for(fetched, limit_s)
             except TimeoutError:
                 raise StageFailed(
                     Stage.INITIAL_CONDITIONS,
-                    f"{plan.data_source} gave no data for {plan.start()} within {limit_s:g} s",
+                    f"{plan.data_source} returned no data for {plan.start()} within {limit_s:g} s",
                 ) from None
             if self._keep is not None:
                 await asyncio.to_thread(_keep_newest, self._work_dir, self._keep)
@@ -129,12 +141,14 @@ class InitialConditions:
     async def read(
         self, plan: Plan | Conditioning, execution_id: str
     ) -> tuple[Floats, NDArray[np.float64] | None]:
-        """Give what `fetch` keeps, for a replica on another machine; fetches it again if need be.
+        """Return a state to a replica on another machine; fetches it if necessary.
 
         Returns
         -------
-        tuple
-            Fields, and the coordinates of those on a map of their own.
+        fields : ndarray
+            As in the file of `fetch`.
+        points : ndarray, shape (2, y, x), or None
+            Latitudes and longitudes of fields on the source's grid.
 
         Raises
         ------
@@ -143,159 +157,86 @@ class InitialConditions:
         """
         path = Path(await self.fetch(plan, execution_id))
         try:
-            found = await asyncio.to_thread(open_analysis, path)
+            analysis = await asyncio.to_thread(open_analysis, path)
         except FileNotFoundError:
             raise TransientFailure(
-                Stage.INITIAL_CONDITIONS, "the initial conditions were removed meanwhile"
+                Stage.INITIAL_CONDITIONS, "the initial conditions were removed before the read"
             ) from None
-        return found.fields, found.points
-
-    def _fetch(self, plan: Plan | Conditioning, target: Path) -> None:
-        bridge_loguru()
-        # Not after the download: the folder of an execution that has ended meanwhile is gone.
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            found = self._sources[plan.data_source](
-                np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
-            )
-        except (Exception, SystemExit) as error:
-            raise (TransientFailure if may_pass(error) else StageFailed)(
-                Stage.INITIAL_CONDITIONS,
-                f"{plan.data_source} gave no data for {plan.start()}: "
-                f"{type(error).__name__}: {error}",
-            ) from error
-        points: NDArray[np.float64] | None = None
-        try:
-            found = _of_one_time(plan, found)
-            if isinstance(plan.grid, Grid):
-                fields = _on_the_models_grid(plan, plan.grid, found)
-            else:
-                fields, points = _on_its_own_grid(plan, found)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise StageFailed(
-                Stage.INITIAL_CONDITIONS,
-                f"what {plan.data_source} gave for {plan.start()} is not to be used: "
-                f"{type(error).__name__}: {error}",
-            ) from error
-        if points is not None:
-            # First: the fields are what others look for.
-            _put(source_grid(target), points)
-        _put(target, fields)
+        return analysis.fields, analysis.points
 
 
-CLIENTS = {"obstore", "pystac_client", "aiohttp", "httpx", "requests", "urllib3", "botocore"}
-"""Packages whose errors, and what they are the cause of, tell of a network."""
+def _fetch(source: Any, plan: Plan | Conditioning, target: Path) -> None:
+    bridge_loguru()
+    # Before the download: afterwards it could recreate the folder of an execution that has ended.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source_fields = source(
+            np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
+        )
+    except (Exception, SystemExit) as error:
+        raise (TransientFailure if is_network_error(error) else StageFailed)(
+            Stage.INITIAL_CONDITIONS,
+            f"{plan.data_source} returned no data for {plan.start()}: "
+            f"{type(error).__name__}: {error}",
+        ) from error
+    points: NDArray[np.float64] | None = None
+    try:
+        selected = select_variables(plan, source_fields)
+        if isinstance(plan.grid, Grid):
+            fields = on_model_grid(plan, plan.grid, selected)
+        else:
+            fields, points = on_source_grid(plan, selected)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StageFailed(
+            Stage.INITIAL_CONDITIONS,
+            f"the data of {plan.data_source} for {plan.start()} cannot be used: "
+            f"{type(error).__name__}: {error}",
+        ) from error
+    if points is not None:
+        # Written first, since readers look for the fields.
+        _write(source_grid(target), points)
+    _write(target, fields)
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Say whether another try may help: a network passes, a date without data does not."""
+NETWORK_CLIENTS = {
+    "obstore",
+    "pystac_client",
+    "aiohttp",
+    "httpx",
+    "requests",
+    "urllib3",
+    "botocore",
+}
+"""Packages whose errors are network errors."""
+
+
+def is_network_error(error: BaseException | None) -> bool:
+    """Return whether an error, or one of its causes, is one of the network, which may pass."""
     while error is not None:
         if isinstance(error, FileNotFoundError) or "NotFound" in type(error).__name__:
             return False
-        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENTS:
+        if (
+            isinstance(error, OSError)
+            or type(error).__module__.partition(".")[0] in NETWORK_CLIENTS
+        ):
             return True
-        # Sources wrap what their clients raise.
+        # Sources wrap the errors of their clients.
         error = error.__cause__
     return False
 
 
 def _keep_newest(folder: Path, n: int) -> None:
-    """Remove what was fetched for all executions but the last ones."""
-    ages = []
+    """Remove the states of all executions but the newest."""
+    by_age = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
-            ages.append((path.stat().st_mtime_ns, path))
-    for _, path in sorted(ages)[:-n]:
+            by_age.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(by_age)[:-n]:
         remove_tree(path)
 
 
-def _put(target: Path, array: NDArray[Any]) -> None:
+def _write(target: Path, array: NDArray[Any]) -> None:
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     with partial.open("wb") as file:
         np.save(file, array)
     partial.replace(target)
-
-
-def _of_one_time(plan: Plan | Conditioning, found: Any) -> Any:
-    """Bring a source's answer into the order of the plan's variables."""
-    for dim in ("lead_time", "time"):
-        if dim in found.dims:
-            found = found.isel({dim: 0})
-    found = found.transpose("variable", ...)
-    names = [str(name) for name in found["variable"].values]
-    lacking = [name for name in plan.input_variables if name not in names]
-    if lacking:
-        raise StageFailed(
-            Stage.INITIAL_CONDITIONS,
-            f"{plan.data_source} gave no {', '.join(lacking[:5])} at {plan.start()}",
-        )
-    if names != list(plan.input_variables):
-        found = found.sel(variable=list(plan.input_variables))
-    return found
-
-
-def _on_the_models_grid(plan: Plan | Conditioning, grid: Grid, found: Any) -> Floats:
-    """Take fields as the model needs them, or say why they do not fit."""
-    found = found.transpose("variable", "lat", "lon")
-    for name, wanted in (("lat", grid.latitudes()), ("lon", grid.longitudes())):
-        given = np.asarray(found[name], dtype=np.float64)
-        if given.shape != wanted.shape or np.abs(given - wanted).max() > COORDINATE_TOLERANCE:
-            raise StageFailed(
-                Stage.INITIAL_CONDITIONS,
-                f"{plan.data_source} has {given.size} values of {name} from {given[0]:g} to "
-                f"{given[-1]:g}, the model needs {wanted.size} from {wanted[0]:g} to "
-                f"{wanted[-1]:g}",
-            )
-    fields = np.ascontiguousarray(found.values, dtype=np.float32)
-    spoilt = [
-        name
-        for name, field in zip(plan.input_variables, fields, strict=True)
-        if not np.isfinite(field).all()
-    ]
-    if spoilt:
-        raise StageFailed(
-            Stage.INITIAL_CONDITIONS,
-            f"{plan.data_source} has missing values in {', '.join(spoilt[:5])} at {plan.start()}",
-        )
-    return fields
-
-
-def _on_its_own_grid(plan: Plan | Conditioning, found: Any) -> tuple[Floats, NDArray[np.float64]]:
-    """Take fields and their coordinates as the source has them; the model brings them to its own.
-
-    Points without a value are common at the rim of a satellite's view. Whether they matter only
-    the model can say.
-    """
-    along = []
-    for name in ("lat", "lon"):
-        # GOES has its coordinates under these names: they are no dimensions.
-        one = next((found[n] for n in (f"_{name}", name) if n in found.coords), None)
-        if one is None or not np.isfinite(one).any():
-            raise StageFailed(
-                Stage.INITIAL_CONDITIONS, f"{plan.data_source} does not say where its points lie"
-            )
-        along.append(one)
-    points = [np.asarray(one, np.float64) for one in along]
-    dims = along[0].dims
-    if len(dims) == 1:
-        dims = (*dims, *along[1].dims)
-        points = list(np.meshgrid(*points, indexing="ij"))
-    found = found.transpose("variable", *dims)
-    fields = np.ascontiguousarray(found.values, dtype=np.float32)
-    if points[0].shape != fields.shape[1:] or points[1].shape != fields.shape[1:]:
-        raise StageFailed(
-            Stage.INITIAL_CONDITIONS,
-            f"{plan.data_source} has fields of shape {fields.shape[1:]} but coordinates of shapes "
-            f"{points[0].shape} and {points[1].shape}",
-        )
-    empty = [
-        name
-        for name, field in zip(plan.input_variables, fields, strict=True)
-        if not np.isfinite(field).any()
-    ]
-    if empty:
-        raise StageFailed(
-            Stage.INITIAL_CONDITIONS,
-            f"{plan.data_source} has no value in {', '.join(empty[:5])} at {plan.start()}",
-        )
-    return fields, np.stack(points)

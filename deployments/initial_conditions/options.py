@@ -6,6 +6,7 @@ from deployments.runtime.import_path import LoaderOptions
 
 
 class SourceOptions(LoaderOptions):
-    """A data source, and how long one fetch may take."""
+    """A data source."""
 
     timeout_s: float
+    """Seconds that one fetch may take."""

@@ -1,1 +1,1 @@
-"""Load a model on a GPU, roll out one member at a time, and hand over each step."""
+"""Loads a model on a GPU, rolls out one member at a time, and hands over each step."""

@@ -44,11 +44,13 @@ from deployments.models.write_window import WriteWindow
 from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import TransientFailure, describe_error
 from deployments.runtime.gpus import has_gpu, hide_gpus
-from deployments.runtime.import_path import LoaderOptions, describe_origin, load
+from deployments.runtime.import_path import LoaderOptions, load, origin_of
 from deployments.runtime.log_context import bind_execution
 from workflows.base import Conditioning, Plan
+from workflows.dataset import Origin
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
+from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
 
@@ -160,27 +162,28 @@ class FCN3:
             self._load_interpolation(models, options)
             offload(*models.on_gpu)
 
-    async def describe(self, name: str | None = None) -> dict[str, Any]:
-        """Return the origin of a model, for the provenance of results.
+    async def check_readiness(self, name: str | None = None) -> ComponentStatus:
+        """Return whether a model can be used; retries a load that failed.
 
         Parameters
         ----------
         name : str, optional
             ``interpolation`` for the interpolation; FCN3 by default.
-
-        Raises
-        ------
-        ModelUnavailable
-            If it could not be loaded, with the reason.
         """
+        try:
+            return Ready(origin=await self._origin(name))
+        except ModelUnavailable as error:
+            return NotReady(reason=error.reason)
+
+    async def _origin(self, name: str | None) -> Origin:
         models: LoadedModels = await self._worker.model()
         options = self._options.interpolation
         if name is None or options is None or name != options.name:
-            return dict(describe_origin(models.fcn3, self._options.loader))
+            return origin_of(models.fcn3, self._options.loader)
         # Not while a job runs: the caller would wait for its end.
         if models.interpolation is None and not self._worker.is_busy:
             await self._worker.load_more(lambda models: self._retry_interpolation(models, options))
-        return dict(describe_origin(models.require_interpolation(), options))
+        return origin_of(models.require_interpolation(), options)
 
     async def forecast_member(self, job: MemberJob) -> AsyncGenerator[MemberProgress]:
         """Compute a member, and yield how many of its steps are written.
@@ -198,9 +201,8 @@ class FCN3:
             attempt starts from the beginning.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        models: LoadedModels = await self._worker.model()
-        model = dict(describe_origin(models.fcn3, self._options.loader))
-        origin = json.dumps([model, job.execution_id, job.member])
+        model = await self._origin(None)
+        origin = json.dumps([model.model_dump(), job.execution_id, job.member])
         checkpoints = Checkpoints(
             self._packager, job, self._options.checkpoint_steps, origin, self._checkpoint_buffers
         )

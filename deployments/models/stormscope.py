@@ -29,10 +29,11 @@ from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import PACKAGER_CALL, WriteWindow
 from deployments.runtime.failures import retry_transient
 from deployments.runtime.gpus import has_gpu, hide_gpus
-from deployments.runtime.import_path import describe_origin, load
+from deployments.runtime.import_path import load, origin_of
 from deployments.runtime.log_context import bind_execution
-from workflows.errors import StageFailed
+from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
+from workflows.readiness import ComponentStatus, NotReady, Ready
 
 Floats = NDArray[np.float32]
 Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
@@ -86,16 +87,13 @@ class StormScope:
             offload(model)
         return nowcaster
 
-    async def describe(self) -> dict[str, Any]:
-        """Return the origin of the model, for the provenance of results.
-
-        Raises
-        ------
-        ModelUnavailable
-            If it could not be loaded, with the reason.
-        """
-        nowcaster: Nowcaster = await self._worker.model()
-        return dict(describe_origin(nowcaster.model, self._options.loader))
+    async def check_readiness(self) -> ComponentStatus:
+        """Return whether the model can be used; retries a load that failed."""
+        try:
+            nowcaster: Nowcaster = await self._worker.model()
+        except ModelUnavailable as error:
+            return NotReady(reason=error.reason)
+        return Ready(origin=origin_of(nowcaster.model, self._options.loader))
 
     async def nowcast_member(self, job: NowcastJob) -> AsyncGenerator[MemberProgress]:
         """Compute a member, and yield how many of its steps are written.

@@ -31,10 +31,12 @@ from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bind_execution
 from deployments.runtime.metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
 from workflows.base import Plan
-from workflows.dataset import Provenance, variable_attributes
+from workflows.dataset import Origin, Provenance, variable_attributes
+from workflows.errors import StageFailed
 from workflows.execution import Stage
 from workflows.grids import LambertGrid
 from workflows.manifest import Manifest
+from workflows.readiness import ComponentStatus, NotReady, Ready
 from workflows.stac.collection import default_collection_id
 from workflows.stac.item import ITEM, describe_item
 
@@ -84,16 +86,13 @@ class Packager:
         # Of their own: an export waits for steps, and would keep a thread from writing them.
         self._exports = ContextThreadPool(EXPORTS, "export")
 
-    async def describe(self, place: str) -> dict[str, Any]:
-        """Say where results lie, for readiness.
-
-        Raises
-        ------
-        StageFailed
-            If they cannot lie there now.
-        """
-        await asyncio.to_thread(self._results.look)
-        return {"name": place}
+    async def check_readiness(self, place: str) -> ComponentStatus:
+        """Return whether results can be written to where they are stored."""
+        try:
+            await asyncio.to_thread(self._results.look)
+        except StageFailed as error:
+            return NotReady(reason=error.reason)
+        return Ready(origin=Origin(name=place))
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from workflows.dataset import Origin
 
 
 class LoaderOptions(BaseModel):
@@ -42,11 +43,11 @@ def import_from(path: str) -> Any:
     return found
 
 
-def describe_origin(loaded: Any, options: LoaderOptions) -> Mapping[str, Any]:
+def origin_of(loaded: Any, options: LoaderOptions) -> Origin:
     """Return where a loaded model or data source comes from, for the provenance of results."""
-    return {
-        "name": options.name,
-        "loader": options.loader,
-        "synthetic": bool(getattr(loaded, "synthetic", False)),
-        "weights": str(getattr(loaded, "weights", options.options.get("package") or "")),
-    }
+    return Origin(
+        name=options.name,
+        loader=options.loader,
+        weights=str(getattr(loaded, "weights", options.options.get("package") or "")),
+        synthetic=bool(getattr(loaded, "synthetic", False)),
+    )

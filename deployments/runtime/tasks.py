@@ -1,4 +1,4 @@
-"""Helpers for asyncio tasks: group them, shield them from cancellation, delay them."""
+"""Run asyncio tasks as a group, to their end, or after a delay."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 logger = logging.getLogger("ray.serve")
-
-SOON_S = 0.25
 
 R = TypeVar("R")
 
@@ -25,9 +23,9 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise failed.exceptions[0] from None
 
 
-async def shield(ending: Coroutine[Any, Any, R]) -> R:
-    """Carry something to its end, whatever cancels the caller meanwhile."""
-    task = asyncio.ensure_future(ending)
+async def shield(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine to its end and return its result; ignores cancellation of the caller."""
+    task = asyncio.ensure_future(coroutine)
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait({task})
@@ -36,26 +34,25 @@ async def shield(ending: Coroutine[Any, Any, R]) -> R:
 
 @asynccontextmanager
 async def run_after(
-    pause_s: float = SOON_S,
+    delay_s: float = 0.25,
 ) -> AsyncIterator[Callable[[Callable[[], Awaitable[None]]], None]]:
-    """Give what does something after a pause, unless the block has ended by then.
+    """Yield a function that schedules a call after a delay, unless the block ends before that.
 
-    What has begun is waited for at the end of the block.
+    The end of the block waits for calls that have started. Their errors are logged, not raised.
     """
-    over = asyncio.Event()
+    ended = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def wait(call: Callable[[], Awaitable[None]]) -> None:
+    async def call_after_delay(call: Callable[[], Awaitable[None]]) -> None:
         try:
-            await asyncio.wait_for(over.wait(), pause_s)
+            await asyncio.wait_for(ended.wait(), delay_s)
         except TimeoutError:
             await call()
 
     try:
-        yield lambda call: tasks.append(asyncio.ensure_future(wait(call)))
+        yield lambda call: tasks.append(asyncio.ensure_future(call_after_delay(call)))
     finally:
-        over.set()
+        ended.set()
         for failure in await asyncio.gather(*tasks, return_exceptions=True):
             if failure is not None:
-                # It was a word on the way; how the block ends is not for it to change.
-                logger.warning("something that was due meanwhile failed: %r", failure)
+                logger.warning("a delayed call failed: %r", failure)

@@ -25,6 +25,7 @@ from workflows.custom import is_custom
 from workflows.errors import ExecutionNotFound, StaleConductor
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 from workflows.manifest import Manifest
+from workflows.readiness import ComponentStatus, NotReady, Ready
 
 
 class Waiting(NamedTuple):
@@ -63,11 +64,13 @@ class ConductorStore(ExecutionStore):
         with self._fenced(fence) as connection:
             connection.execute(sa.update(conductors).values(heartbeat_at=datetime.now(UTC)))
 
-    def set_readiness(
-        self, fence: int, component: str, *, ready: bool, reason: str | None = None
-    ) -> None:
-        """Record whether a model or data source can be used."""
-        values = {"ready": ready, "reason": reason, "checked_at": datetime.now(UTC)}
+    def set_readiness(self, fence: int, component: str, status: ComponentStatus) -> None:
+        """Record whether a component can be used."""
+        values = {
+            "ready": isinstance(status, Ready),
+            "reason": status.reason if isinstance(status, NotReady) else None,
+            "checked_at": datetime.now(UTC),
+        }
         insert = sqlite.insert if self.is_sqlite else postgresql.insert
         with self._fenced(fence) as connection:
             connection.execute(

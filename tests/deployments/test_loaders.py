@@ -1,4 +1,4 @@
-"""Loading by import path, and models from package folders with the real wrappers."""
+"""Real models and data sources, with small packages instead of NVIDIA's weights."""
 
 from __future__ import annotations
 
@@ -18,51 +18,20 @@ import xarray as xr
 from deployments import loaders
 from deployments.models.fcn3_rollout import check_interpolation
 from deployments.models.stormscope_rollout import prepare
-from deployments.runtime.import_path import LoaderOptions, describe_origin, load
+from deployments.runtime.import_path import LoaderOptions, origin_of
 from workflows.fcn3 import VARIABLES
 from workflows.grids import Grid, LambertGrid
 from workflows.stormscope import VARIABLES as CHANNELS
 
 
-class Thing:
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    @classmethod
-    def opened(cls, **options: Any) -> Thing:
-        return cls(opened=True, **options)
+def options(loader: str) -> LoaderOptions:
+    return LoaderOptions(name="model", loader=loader)
 
 
-def what(loader: str, **options: Any) -> LoaderOptions:
-    return LoaderOptions(name="thing", loader=loader, options=options)
-
-
-def test_calls_what_the_path_names_with_its_options() -> None:
-    made = load(what(f"{__name__}:Thing", a=1), device="cpu")
-    assert made.options == {"a": 1, "device": "cpu"}
-
-
-def test_a_path_may_go_through_a_class() -> None:
-    assert load(what(f"{__name__}:Thing.opened", a=1)).options == {"opened": True, "a": 1}
-
-
-@pytest.mark.parametrize(
-    ("loader", "error"),
-    [("no_such_module:load", ModuleNotFoundError), (f"{__name__}:missing", AttributeError)],
-)
-def test_a_path_that_leads_nowhere_says_so(loader: str, error: type[Exception]) -> None:
-    with pytest.raises(error, match="no_such_module|missing"):
-        load(what(loader))
-
-
-def test_what_is_not_said_to_be_synthetic_is_real() -> None:
-    described = describe_origin(Thing(), what("a:b", package="/weights/fcn3"))
-    assert described["synthetic"] is False
-    assert described["weights"] == "/weights/fcn3"
-
-
-def test_a_folder_without_weights_is_named_before_anything_is_imported(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/none with FCN3's weights"):
+def test_a_missing_folder_is_refused_before_anything_is_imported(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=f"{tmp_path}/none with FCN3's weights does not exist"
+    ):
         loaders.fcn3("cpu", package=f"{tmp_path}/none")
 
 
@@ -74,11 +43,11 @@ def test_fcn3_is_loaded_from_a_folder(tmp_path: Path) -> None:
     assert tuple(model.input_coords()["variable"]) == VARIABLES
     assert not model.training
     assert {str(parameter.device) for parameter in model.parameters()} == {"cpu"}
-    assert describe_origin(model, what("deployments.loaders:fcn3"))["weights"] == str(tmp_path)
+    assert origin_of(model, options("deployments.loaders:fcn3")).weights == str(tmp_path)
 
 
 @pytest.mark.models
-def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="config.json"):
         loaders.fcn3("cpu", package=str(tmp_path))
 
@@ -90,16 +59,16 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
         (partial(loaders.hourly, px_model=None), "InterpModAFNO"),
     ],
 )
-def test_other_folders_without_weights_are_named_as_well(
+def test_missing_folders_of_other_models_are_refused(
     tmp_path: Path, loader: Any, model: str
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/none with {model}'s"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none with {model}'s weights"):
         loader("cpu", package=f"{tmp_path}/none")
 
 
-def test_an_fcn3_that_does_not_tell_its_package_needs_an_orography() -> None:
-    with pytest.raises(ValueError, match="give orography"):
-        loaders.hourly("cpu", px_model=Thing())
+def test_an_fcn3_of_unknown_package_needs_an_orography() -> None:
+    with pytest.raises(ValueError, match="set orography"):
+        loaders.hourly("cpu", px_model=object())
 
 
 @pytest.mark.models
@@ -128,7 +97,7 @@ def test_stormscope_is_loaded_from_a_folder(tmp_path: Path) -> None:
     for prefix, size in (("goes", len(CHANNELS)), ("era5", 2)):
         np.save(tmp_path / f"{prefix}_means.npy", np.arange(size, dtype=np.float32))
         np.save(tmp_path / f"{prefix}_stds.npy", np.ones(size, np.float32))
-    # The whole of HRRR, as the package has it.
+    # All of HRRR's grid, as in the package.
     hrrr = LambertGrid(
         n_y=1059,
         n_x=1799,
@@ -140,14 +109,12 @@ def test_stormscope_is_loaded_from_a_folder(tmp_path: Path) -> None:
     np.save(tmp_path / "lon.npy", hrrr.longitudes())
     model = loaders.stormscope("cpu", package=str(tmp_path))
 
-    # The grid of the settings by default is what Earth2Studio cuts out.
+    # The default grid of the settings is the part that Earth2Studio selects.
     prepared = prepare(model, LambertGrid(), Grid(n_lat=19, n_lon=36), CHANNELS)
     assert prepared.model.conditioning_data_source is None
     assert not model.training
     assert float(model.conditioning_means.flatten()[0]) == 1.0
-    assert describe_origin(model, what("deployments.loaders:stormscope"))["weights"] == str(
-        tmp_path
-    )
+    assert origin_of(model, options("deployments.loaders:stormscope")).weights == str(tmp_path)
 
 
 @pytest.mark.models
@@ -171,22 +138,22 @@ def test_the_interpolation_is_loaded_around_fcn3_from_folders(tmp_path: Path) ->
     (pressure,) = model.px_model.dx_model
     assert float(pressure.surface_geopotential[-1, -1]) == 50_000
     assert not model.training
-    weights = describe_origin(model, what("deployments.loaders:hourly"))["weights"]
+    weights = origin_of(model, options("deployments.loaders:hourly")).weights
     assert weights == str(interpolation)
 
 
 @pytest.mark.models
-def test_two_fetches_at_once_keep_out_of_each_others_way(
+def test_concurrent_fetches_do_not_remove_each_others_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from earth2studio.data.planetary_computer import _PlanetaryComputerData
 
-    # Read by Earth2Studio, which has no other way to be told.
+    # Earth2Studio has no other setting for the folder.
     monkeypatch.setenv("EARTH2STUDIO_DATA_CACHE", str(tmp_path))
     both = threading.Barrier(2)
 
     class Downloads(_PlanetaryComputerData):
-        """The real class but for what comes over the network."""
+        """The real class without its downloads."""
 
         def __init__(self, cache: bool, verbose: bool) -> None:
             self._cache, self._async_timeout = cache, 60

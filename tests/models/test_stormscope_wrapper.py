@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments.initial_conditions.deployment import source_grid
+from deployments.initial_conditions.client import source_grid
 from deployments.models.fcn3_rollout import check_interpolation, conditioning_fields
 from deployments.models.messages import ConditioningJob, NowcastJob
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare

@@ -25,6 +25,7 @@ from deployments.results.protocols import StoredExecution
 from deployments.results.store import Begun
 from workflows.dataset import Origin, Provenance
 from workflows.manifest import Manifest, OutputFile
+from workflows.readiness import Ready
 
 DEPLOYMENTS = ("packager", "initial_conditions", "fcn3", "blob_uploader", "geocatalog")
 
@@ -110,8 +111,8 @@ class StandIns:
             await self._before[method](*args)
         self._journal.note(line)
 
-    async def describe(self, *_: Any) -> dict[str, Any]:
-        return {"name": "stand-in", "synthetic": True}
+    async def check_readiness(self, *_: Any) -> Ready:
+        return Ready(origin=Origin(name="stand-in", synthetic=True))
 
     async def create(self, plan: Any, execution_id: str, *_: Any) -> Begun:
         await self._call("create", execution_id)

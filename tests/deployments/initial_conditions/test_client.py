@@ -1,4 +1,4 @@
-"""Initial conditions come from the disk where that is the same, and by a handle where not."""
+"""Initial conditions from a shared disk, or from a deployment on another machine."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ class Source:
         return FIELDS, POINTS
 
 
-async def test_what_is_on_the_disk_is_opened(tmp_path: Path) -> None:
+async def test_opens_files_on_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "goes16.npy"
     np.save(path, FIELDS)
     source = Source()
-    analyses = InitialConditionsClient(Handle(source))  # type: ignore[arg-type]
-    found = await analyses.find(str(path), PLAN, "exec_1")
+    client = InitialConditionsClient(Handle(source))  # type: ignore[arg-type]
+    found = await client.find(str(path), PLAN, "exec_1")
     assert found.points is None
     np.save(source_grid(path), POINTS)
-    with_points = await analyses.find(str(path), PLAN, "exec_1")
-    # Whoever cleans up does not disturb one who has begun.
+    with_points = await client.find(str(path), PLAN, "exec_1")
+    # Open files survive their removal.
     path.unlink()
     np.testing.assert_array_equal(found.fields, FIELDS)
     np.testing.assert_array_equal(with_points.points, POINTS)
     assert source.asked == []
 
 
-async def test_what_is_not_is_asked_for_once(tmp_path: Path) -> None:
+async def test_reads_a_missing_file_from_the_deployment_once(tmp_path: Path) -> None:
     source = Source()
-    analyses = InitialConditionsClient(Handle(source))  # type: ignore[arg-type]
+    client = InitialConditionsClient(Handle(source))  # type: ignore[arg-type]
     elsewhere = [str(tmp_path / name) for name in ("1.npy", "1.npy", "2.npy", "1.npy")]
-    members = (analyses.find(path, PLAN, Path(path).stem) for path in elsewhere[:2])
-    found = await asyncio.gather(*members)
+    members = (client.find(path, PLAN, Path(path).stem) for path in elsewhere[:2])
+    states = await asyncio.gather(*members)
     assert source.asked == ["1"]
-    assert all(each.fields is FIELDS and each.points is POINTS for each in found)
-    # Only the last one is kept: they are large.
+    assert all(each.fields is FIELDS and each.points is POINTS for each in states)
+    # Only the latest is kept: states are large.
     for path in elsewhere[2:]:
-        await analyses.find(path, PLAN, Path(path).stem)
+        await client.find(path, PLAN, Path(path).stem)
     assert source.asked == ["1", "2", "1"]
 
 
-async def test_without_anybody_to_ask_it_is_missing(tmp_path: Path) -> None:
+async def test_without_a_deployment_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await InitialConditionsClient(None).find(str(tmp_path / "ifs.npy"), PLAN, "exec_1")
 
@@ -74,20 +74,20 @@ async def test_without_anybody_to_ask_it_is_missing(tmp_path: Path) -> None:
     ("errors", "raised"),
     [
         ([ConnectionError("lost")], None),
-        ([StageFailed("initial_conditions", "ifs gave no data")], StageFailed),
+        ([StageFailed("initial_conditions", "ifs returned no data")], StageFailed),
         ([TransientFailure("initial_conditions", "busy")] * 5, TransientFailure),
         ([KeyError("a")], StageFailed),
     ],
 )
-async def test_failures(
+async def test_transient_errors_are_retried(
     tmp_path: Path, errors: list[Exception], raised: type[Exception] | None
 ) -> None:
     source = Source(*errors)
-    analyses = InitialConditionsClient(Handle(source), retries=replace(READ, initial_delay_s=0))  # type: ignore[arg-type]
-    asked = analyses.find(str(tmp_path / "ifs.npy"), PLAN, "exec_1")
+    client = InitialConditionsClient(Handle(source), retries=replace(READ, initial_delay_s=0))  # type: ignore[arg-type]
+    found = client.find(str(tmp_path / "ifs.npy"), PLAN, "exec_1")
     if raised is None:
-        assert (await asked).fields is FIELDS
+        assert (await found).fields is FIELDS
     else:
         with pytest.raises(raised):
-            await asked
+            await found
     assert source.errors == []

@@ -1,4 +1,4 @@
-"""Initial conditions: what a source gives is checked, kept whole, and fetched once."""
+"""InitialConditions outside of Serve: fetched once, checked, and written atomically."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from deployments.initial_conditions.deployment import InitialConditions, may_pass, source_grid
+from deployments.initial_conditions.client import source_grid
+from deployments.initial_conditions.deployment import InitialConditions, is_network_error
 from deployments.initial_conditions.options import SourceOptions
 from deployments.runtime.failures import is_transient
 from tests.deployments.results.results import make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.grids import Grid
+from workflows.readiness import NotReady, Ready
 
 INPUT = ("t2m", "z500", "q50")
 GRID = Grid(n_lat=5, n_lon=8)
@@ -29,17 +31,17 @@ EXECUTION = "exec_1"
 
 
 class Source:
-    """Gives fields that tell their variable, time and place.
+    """Returns fields with a different value at every point.
 
     Parameters
     ----------
     spoil : mapping of str to float
-        Variables and the value that one of their points has.
+        Variables, and the value of one of their points.
     error : str, optional
-        What every answer fails with.
+        Text of the error of every call.
     """
 
-    made: list[Source] = []
+    instances: list[Source] = []
 
     def __init__(
         self,
@@ -54,30 +56,30 @@ class Source:
         self._lat = np.asarray(coords.get("lat", GRID.latitudes()))
         self._lon = np.asarray(coords.get("lon", GRID.longitudes()))
         self._dims = coords.get("dims", ("time", "variable", "lat", "lon"))
-        self.asked: list[tuple[Any, Any]] = []
-        Source.made.append(self)
+        self.calls: list[tuple[Any, Any]] = []
+        Source.instances.append(self)
 
     def __call__(self, time: Any, variable: Any) -> xr.DataArray:
-        self.asked.append((time, variable))
+        self.calls.append((time, variable))
         if self._error is not None:
             raise self._kind(self._error)
         shape = (1, len(variable), self._lat.size, self._lon.size)
         fields = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
         for name, value in self._spoil.items():
             fields[0, variable.index(name), 1, 2] = value
-        found = xr.DataArray(
+        array = xr.DataArray(
             fields,
             dims=("time", "variable", "lat", "lon"),
             coords={"time": time, "variable": variable, "lat": self._lat, "lon": self._lon},
         )
         if "lead_time" in self._dims:
-            found = found.expand_dims(lead_time=[np.timedelta64(0, "h")])
-        return found.transpose(*self._dims)
+            array = array.expand_dims(lead_time=[np.timedelta64(0, "h")])
+        return array.transpose(*self._dims)
 
 
 @pytest.fixture(autouse=True)
 def no_sources() -> None:
-    Source.made.clear()
+    Source.instances.clear()
 
 
 async def deployed(
@@ -89,24 +91,24 @@ async def deployed(
     **options: Any,
 ) -> Any:
     deployment = InitialConditions.func_or_class  # type: ignore[attr-defined]
-    made = deployment.__new__(deployment)
+    replica = deployment.__new__(deployment)
     source = SourceOptions(name=name, loader=loader, options=options, timeout_s=timeout_s)
-    await made.__init__([source], folder, keep)
-    return made
+    await replica.__init__([source], folder, keep)
+    return replica
 
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-async def test_keeps_the_state_that_the_model_needs(tmp_path: Path) -> None:
+async def test_writes_the_state_that_the_model_needs(tmp_path: Path) -> None:
     path = await (await deployed(tmp_path)).fetch(PLAN, EXECUTION)
 
     kept = np.load(path)
     assert kept.dtype == np.float32
     assert kept.shape == (3, 5, 8)
     assert np.array_equal(kept.ravel(), np.arange(3 * 5 * 8))
-    ((time, variables),) = Source.made[0].asked
+    ((time, variables),) = Source.instances[0].calls
     assert list(time) == [np.datetime64("2025-01-01T06")]
     assert variables == list(INPUT)
     assert files(tmp_path) == [f"{EXECUTION}/ifs.npy"]
@@ -116,14 +118,14 @@ async def test_keeps_the_state_that_the_model_needs(tmp_path: Path) -> None:
     "dims",
     [("lon", "time", "lat", "variable"), ("time", "lead_time", "variable", "lat", "lon")],
 )
-async def test_takes_dimensions_in_any_order(tmp_path: Path, dims: tuple[str, ...]) -> None:
+async def test_accepts_dimensions_in_any_order(tmp_path: Path, dims: tuple[str, ...]) -> None:
     path = await (await deployed(tmp_path, dims=dims)).fetch(PLAN, EXECUTION)
 
     assert np.array_equal(np.load(path).ravel(), np.arange(3 * 5 * 8))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-async def test_missing_values_are_refused_by_name(tmp_path: Path, value: float) -> None:
+async def test_missing_values_are_refused(tmp_path: Path, value: float) -> None:
     source = await deployed(tmp_path, spoil={"z500": value, "q50": value})
     with pytest.raises(StageFailed, match="ifs has missing values in z500, q50 at 2025-01-01T06"):
         await source.fetch(PLAN, EXECUTION)
@@ -153,30 +155,30 @@ async def test_single_precision_coordinates_are_the_same_grid(tmp_path: Path) ->
     assert await (await deployed(tmp_path, **single)).fetch(plan, EXECUTION)
 
 
-async def test_a_source_that_fails_is_a_reason(tmp_path: Path) -> None:
+async def test_an_error_of_the_source_fails_the_stage(tmp_path: Path) -> None:
     source = await deployed(tmp_path, error="503 Slow down")
-    with pytest.raises(StageFailed, match="ifs gave no data for 2025.*OSError: 503 Slow down") as e:
+    with pytest.raises(StageFailed, match="ifs returned no data for 2025.*503 Slow down") as e:
         await source.fetch(PLAN, EXECUTION)
     assert e.value.stage == "initial_conditions"
     assert not isinstance(e.value, ModelUnavailable)
 
 
 @pytest.mark.parametrize(
-    ("kind", "passes"),
+    ("kind", "is_retried"),
     [("OSError", True), ("TimeoutError", True), ("FileNotFoundError", False), ("KeyError", False)],
 )
-async def test_what_may_pass_is_tried_again(tmp_path: Path, kind: str, passes: bool) -> None:
+async def test_network_errors_are_transient(tmp_path: Path, kind: str, is_retried: bool) -> None:
     source = await deployed(tmp_path, error="not now", kind=kind)
     with pytest.raises(StageFailed, match="not now") as e:
         await source.fetch(PLAN, EXECUTION)
-    assert is_transient(e.value) is passes
+    assert is_transient(e.value) is is_retried
 
 
-class FromAClient(Exception):
-    """What a client of an object store raises."""
+class ClientError(Exception):
+    """Stands in for an error of an object store's client."""
 
 
-FromAClient.__module__ = "obstore.exceptions"
+ClientError.__module__ = "obstore.exceptions"
 
 
 def wrapped(cause: Exception) -> Exception:
@@ -186,24 +188,26 @@ def wrapped(cause: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
+    ("error", "expected"),
     [
-        (FromAClient(), True),
-        (wrapped(FromAClient()), True),
+        (ClientError(), True),
+        (wrapped(ClientError()), True),
         (wrapped(ConnectionResetError()), True),
         (wrapped(FileNotFoundError()), False),
         (wrapped(ValueError()), False),
     ],
     ids=repr,
 )
-def test_what_a_source_wraps_decides_whether_it_may_pass(error: Exception, passes: bool) -> None:
-    assert may_pass(error) is passes
+def test_the_cause_of_an_error_tells_whether_the_network_failed(
+    error: Exception, expected: bool
+) -> None:
+    assert is_network_error(error) is expected
 
 
-async def test_a_source_that_lacks_a_variable_is_a_reason(tmp_path: Path) -> None:
+async def test_a_missing_variable_fails_the_stage(tmp_path: Path) -> None:
     plan = PLAN.model_copy(update={"input_variables": ("t2m", "u10m")})
     source = await deployed(tmp_path, loader=f"{__name__}:only_t2m")
-    with pytest.raises(StageFailed, match="ifs gave no u10m at 2025-01-01T06"):
+    with pytest.raises(StageFailed, match="ifs returned no u10m at 2025-01-01T06"):
         await source.fetch(plan, EXECUTION)
 
 
@@ -212,7 +216,7 @@ def only_t2m() -> Any:
     return lambda time, variable: source(time, ["t2m"])
 
 
-async def test_variables_come_in_the_order_of_the_model(tmp_path: Path) -> None:
+async def test_variables_are_written_in_the_order_of_the_model(tmp_path: Path) -> None:
     path = await (await deployed(tmp_path, loader=f"{__name__}:backwards")).fetch(PLAN, EXECUTION)
 
     assert np.array_equal(np.load(path).ravel(), np.arange(3 * 5 * 8))
@@ -223,22 +227,22 @@ def backwards() -> Any:
     return lambda time, variable: source(time, variable).isel(variable=slice(None, None, -1))
 
 
-async def test_a_source_that_hangs_is_given_up(tmp_path: Path) -> None:
+async def test_a_fetch_that_hangs_times_out(tmp_path: Path) -> None:
     source = await deployed(tmp_path, loader=f"{__name__}:hanging", timeout_s=0.1)
-    with pytest.raises(StageFailed, match=r"ifs gave no data for 2025.* within 0\.1 s"):
+    with pytest.raises(StageFailed, match=r"ifs returned no data for 2025.* within 0\.1 s"):
         await source.fetch(PLAN, EXECUTION)
-    # What it gives in the end is not kept: the execution has failed and was cleaned up.
+    # Its late result is dropped: the execution has failed, and its folder was removed.
     (tmp_path / EXECUTION).rmdir()
     await asyncio.sleep(0.8)
     assert not (tmp_path / EXECUTION).exists()
 
 
-async def test_sources_that_hang_take_no_thread_from_the_others(tmp_path: Path) -> None:
+async def test_hanging_sources_do_not_block_the_threads_of_the_event_loop(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as threads:
         asyncio.get_running_loop().set_default_executor(threads)
-        enough = tmp_path / "enough"
+        release = tmp_path / "release"
         hangs = await deployed(
-            tmp_path / "hangs", loader=f"{__name__}:hanging", timeout_s=0.05, until=str(enough)
+            tmp_path / "hangs", loader=f"{__name__}:hanging", timeout_s=0.05, until=str(release)
         )
         works = await deployed(tmp_path / "works")
         try:
@@ -246,11 +250,11 @@ async def test_sources_that_hang_take_no_thread_from_the_others(tmp_path: Path) 
                 await hangs.fetch(PLAN, EXECUTION)
             assert await asyncio.wait_for(works.fetch(PLAN, EXECUTION), 60)
         finally:
-            enough.touch()
+            release.touch()
 
 
 def hanging(until: str | None = None) -> Any:
-    """Make a source that hangs for half a second, or until a file is there."""
+    """Return a source that hangs for half a second, or until a file exists."""
     source = Source()
 
     def call(time: Any, variable: Any) -> xr.DataArray:
@@ -262,35 +266,36 @@ def hanging(until: str | None = None) -> Any:
     return call
 
 
-async def test_a_source_that_cannot_be_loaded_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_loading_a_source_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     source = await deployed(tmp_path / "work", loader="a_source_to_come:load")
-    for call in (source.describe("ifs"), source.fetch(PLAN, EXECUTION)):
-        with pytest.raises(ModelUnavailable, match="ifs .*No module named 'a_source_to_come'"):
-            await call
+    status = await source.check_readiness("ifs")
+    assert isinstance(status, NotReady)
+    assert "No module named 'a_source_to_come'" in status.reason
+    with pytest.raises(ModelUnavailable, match="ifs .*No module named 'a_source_to_come'"):
+        await source.fetch(PLAN, EXECUTION)
 
     module = tmp_path / "a_source_to_come.py"
     module.write_text(f"from {__name__} import Source\n\ndef load():\n    return Source()\n")
     try:
-        described = await source.describe("ifs")
-        assert described["loader"] == "a_source_to_come:load"
+        status = await source.check_readiness("ifs")
+        assert isinstance(status, Ready)
+        assert status.origin.loader == "a_source_to_come:load"
         assert await source.fetch(PLAN, EXECUTION)
     finally:
         sys.modules.pop("a_source_to_come", None)
 
 
-async def test_is_fetched_once_also_by_another_replica(tmp_path: Path) -> None:
-    first, second = await deployed(tmp_path), await deployed(tmp_path, error="not asked")
+async def test_replicas_share_a_fetched_state(tmp_path: Path) -> None:
+    first, second = await deployed(tmp_path), await deployed(tmp_path, error="must not be called")
     path = await first.fetch(PLAN, EXECUTION)
 
     assert await first.fetch(PLAN, EXECUTION) == path
     assert await second.fetch(PLAN, EXECUTION) == path
-    assert [len(source.asked) for source in Source.made] == [1, 0]
+    assert [len(source.calls) for source in Source.instances] == [1, 0]
 
 
-async def test_calls_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+async def test_concurrent_calls_leave_one_complete_file(tmp_path: Path) -> None:
     source = await deployed(tmp_path)
     paths = await asyncio.gather(*(source.fetch(PLAN, EXECUTION) for _ in range(8)))
 
@@ -299,7 +304,7 @@ async def test_calls_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     assert files(tmp_path) == [f"{EXECUTION}/ifs.npy"]
 
 
-async def test_a_file_that_was_not_finished_is_fetched_anew(tmp_path: Path) -> None:
+async def test_a_partial_file_is_ignored(tmp_path: Path) -> None:
     source = await deployed(tmp_path)
     folder = tmp_path / EXECUTION
     folder.mkdir()
@@ -309,21 +314,21 @@ async def test_a_file_that_was_not_finished_is_fetched_anew(tmp_path: Path) -> N
     assert np.load(path).shape == (3, 5, 8)
 
 
-async def test_every_execution_has_its_own(tmp_path: Path) -> None:
+async def test_executions_do_not_share_states(tmp_path: Path) -> None:
     source = await deployed(tmp_path)
     later: Plan = PLAN.model_copy(update={"start_time": PLAN.end_time()})
 
     assert await source.fetch(PLAN, EXECUTION) != await source.fetch(later, "exec_2")
-    assert [asked[0][0] for asked in Source.made[0].asked] == [PLAN.start(), later.start()]
+    assert [call[0][0] for call in Source.instances[0].calls] == [PLAN.start(), later.start()]
 
 
-# What a regional model gets: the source's own grid.
+# Regional models get fields on the source's grid.
 
 REGIONAL = make_nowcast_plan(variables=("abi13c",))
 
 
 class Satellite:
-    """A square image whose first row is the northernmost, whatever the order of its dimensions."""
+    """A square image with its northernmost row first, and dimensions in any order."""
 
     def __init__(self, dims: tuple[str, ...] = ("y", "x"), curved: bool = True) -> None:
         self._dims, self._curved = dims, curved
@@ -369,7 +374,7 @@ def nothing() -> Any:
 
 
 @pytest.mark.parametrize("loader", ["curved", "transposed", "regular_transposed"])
-async def test_an_image_keeps_its_points(tmp_path: Path, loader: str) -> None:
+async def test_an_image_keeps_the_coordinates_of_its_points(tmp_path: Path, loader: str) -> None:
     source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
     path = Path(await source.fetch(REGIONAL, EXECUTION))
     (image,), (lat, lon) = np.load(path), np.load(source_grid(path))
@@ -380,30 +385,32 @@ async def test_an_image_keeps_its_points(tmp_path: Path, loader: str) -> None:
     ("loader", "reason"),
     [
         ("nowhere", "goes16 has no value in abi13c"),
-        ("ends_the_process", "goes16 gave no data for .*: SystemExit: 3"),
-        ("nothing", "what goes16 gave for .* is not to be used: AttributeError"),
+        ("ends_the_process", "goes16 returned no data for .*: SystemExit: 3"),
+        ("nothing", "the data of goes16 for .* cannot be used: AttributeError"),
     ],
 )
-async def test_an_image_that_is_none_is_a_reason(tmp_path: Path, loader: str, reason: str) -> None:
+async def test_an_unusable_image_fails_the_stage(tmp_path: Path, loader: str, reason: str) -> None:
     source = await deployed(tmp_path, loader=f"{__name__}:{loader}", name="goes16")
     with pytest.raises(StageFailed, match=reason):
         await source.fetch(REGIONAL, EXECUTION)
 
 
-async def test_gives_what_it_has_fetched_and_fetches_again_what_is_gone(tmp_path: Path) -> None:
+async def test_read_returns_the_state_and_fetches_it_again_if_it_was_removed(
+    tmp_path: Path,
+) -> None:
     source = await deployed(tmp_path)
     path = Path(await source.fetch(PLAN, EXECUTION))
     fields, points = await source.read(PLAN, EXECUTION)
     assert np.array_equal(fields, np.load(path))
     assert points is None
-    assert len(Source.made[0].asked) == 1
+    assert len(Source.instances[0].calls) == 1
     await asyncio.to_thread(path.unlink)
     fields, _ = await source.read(PLAN, EXECUTION)
     assert np.array_equal(fields, np.load(path))
-    assert len(Source.made[0].asked) == 2
+    assert len(Source.instances[0].calls) == 2
 
 
-async def test_keeps_only_the_last_ones_if_nobody_else_removes_them(tmp_path: Path) -> None:
+async def test_keeps_only_the_newest_states(tmp_path: Path) -> None:
     source = await deployed(tmp_path, keep=2)
     for execution_id in ("exec_1", "exec_2", "exec_3"):
         await source.fetch(PLAN, execution_id)

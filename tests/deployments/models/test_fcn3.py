@@ -17,8 +17,10 @@ from tests.deployments.models.fcn3_replicas import (
     outcome,
     plain_loop,
 )
+from workflows.dataset import Origin
 from workflows.errors import ModelUnavailable, StageFailed, StaleConductor
 from workflows.grids import Grid
+from workflows.readiness import NotReady, Ready
 
 
 @pytest.fixture
@@ -38,13 +40,15 @@ async def test_concurrent_jobs_do_not_affect_each_other(
         assert np.array_equal(steps, plain_loop(job))
 
 
-async def test_describes_the_origin_of_its_model(replica: Any) -> None:
-    assert await replica.describe() == {
-        "name": "fcn3",
-        "loader": "deployments.synthetic.fcn3:load_fcn3",
-        "synthetic": True,
-        "weights": "none (synthetic)",
-    }
+async def test_reports_the_origin_of_its_model(replica: Any) -> None:
+    assert await replica.check_readiness() == Ready(
+        origin=Origin(
+            name="fcn3",
+            loader="deployments.synthetic.fcn3:load_fcn3",
+            synthetic=True,
+            weights="none (synthetic)",
+        )
+    )
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
@@ -87,8 +91,9 @@ async def test_an_older_conductor_is_refused(replica: Any, analysis: Path) -> No
 async def test_a_model_that_does_not_fit_is_unavailable(packager: Packager, analysis: Path) -> None:
     replica = await make_replica(packager, grid=Grid(n_lat=7, n_lon=8))
 
-    with pytest.raises(ModelUnavailable, match="6 values of lat"):
-        await replica.describe()
+    status = await replica.check_readiness()
+    assert isinstance(status, NotReady)
+    assert "6 values of lat" in status.reason
     with pytest.raises(ModelUnavailable, match="6 values of lat"):
         await outcome(replica.forecast_member(member_job(analysis)))
 

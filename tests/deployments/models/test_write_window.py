@@ -1,4 +1,4 @@
-"""The window between a model and the disk: bounded, stubborn with the mortal, honest at the end."""
+"""The window of unwritten steps: its bound, retries and errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STEP = np.zeros((1, 2, 2), np.float32)
 
 
 class Disk:
-    """Writes a step when it is told to.
+    """Writes steps when the test allows it.
 
     Parameters
     ----------
     failures : dict of int to list of exceptions
-        What writing a step fails with, one attempt after another.
+        Errors of the attempts to write a step, in order.
     """
 
     def __init__(self, failures: dict[int, list[Exception]] | None = None) -> None:
@@ -33,7 +33,7 @@ class Disk:
         self.attempts: list[int] = []
         self.written: list[int] = []
 
-    def let(self, count: int) -> None:
+    def allow(self, count: int) -> None:
         for _ in range(count):
             self.gate.release()
 
@@ -48,7 +48,7 @@ class Disk:
 
 
 async def settle() -> None:
-    """Let everything that can go on go on."""
+    """Run every task until it has to wait."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -68,25 +68,25 @@ async def test_a_model_is_never_more_than_the_window_ahead() -> None:
         await settle()
         assert len(handed_over) == len(disk.written) + 3
         assert not model.done()
-        disk.let(1)
+        disk.allow(1)
     await model
-    disk.let(3)
+    disk.allow(3)
     await window.close()
 
     assert sorted(disk.written) == list(range(10))
     assert window.written == 10
 
 
-async def test_closing_waits_until_all_is_written() -> None:
+async def test_closing_waits_until_everything_is_written() -> None:
     disk = Disk()
     window = WriteWindow(disk.write, size=4)
     await hand_over(window, 3, lambda _: None)
     closing = asyncio.create_task(window.close())
-    disk.let(2)
+    disk.allow(2)
     await settle()
     assert not closing.done()
     assert window.written == 2
-    disk.let(1)
+    disk.allow(1)
     await closing
     assert window.written == 3
 
@@ -95,10 +95,10 @@ async def test_closing_waits_until_all_is_written() -> None:
     "error",
     [ConnectionError("lost"), BackPressureError(num_queued_requests=1, max_queued_requests=1)],
 )
-async def test_what_can_pass_is_tried_again(error: Exception) -> None:
+async def test_transient_errors_are_retried(error: Exception) -> None:
     disk = Disk({1: [error]})
     window = WriteWindow(disk.write, size=4)
-    disk.let(100)
+    disk.allow(100)
     await hand_over(window, 3, lambda _: None)
     await window.close()
 
@@ -106,11 +106,11 @@ async def test_what_can_pass_is_tried_again(error: Exception) -> None:
     assert sorted(disk.written) == [0, 1, 2]
 
 
-async def test_what_never_passes_is_given_up() -> None:
+async def test_retries_end_after_the_last_attempt() -> None:
     attempts = PACKAGER_CALL.attempts or 0
     disk = Disk({0: [ConnectionError(f"attempt {n}") for n in range(2 * attempts)]})
     window = WriteWindow(disk.write, size=1, retries=replace(PACKAGER_CALL, initial_delay_s=0.01))
-    disk.let(100)
+    disk.allow(100)
     await window.put(0, STEP)
 
     with pytest.raises(ConnectionError, match=f"attempt {attempts - 1}"):
@@ -122,14 +122,14 @@ async def test_what_never_passes_is_given_up() -> None:
     "error",
     [
         StageFailed("package", "no space left on the disk"),
-        # As a handle raises it: the callee said no, also when it lost a connection of its own.
+        # As a handle raises it. The callee refused, although it lost a connection of its own.
         RayTaskError("write_step", "no space left", ConnectionError("no space left")),
     ],
 )
-async def test_a_refusal_ends_the_member_with_its_reason(error: Exception) -> None:
+async def test_a_permanent_error_is_raised_by_the_next_step(error: Exception) -> None:
     disk = Disk({1: [error]})
     window = WriteWindow(disk.write, size=2)
-    disk.let(100)
+    disk.allow(100)
 
     with pytest.raises(type(error), match="no space left"):
         await hand_over(window, 100, lambda _: None)
@@ -139,10 +139,10 @@ async def test_a_refusal_ends_the_member_with_its_reason(error: Exception) -> No
     assert len(disk.attempts) < 10
 
 
-async def test_a_refusal_of_the_last_step_is_told_when_closing() -> None:
+async def test_an_error_of_the_last_step_is_raised_on_closing() -> None:
     disk = Disk({2: [StageFailed("package", "no space left")]})
     window = WriteWindow(disk.write, size=4)
-    disk.let(100)
+    disk.allow(100)
     await hand_over(window, 3, lambda _: None)
 
     with pytest.raises(StageFailed, match="no space left"):
@@ -153,11 +153,11 @@ async def test_abandoning_stops_writes_and_retries() -> None:
     disk = Disk({0: [ConnectionError("lost")]})
     window = WriteWindow(disk.write, size=4)
     await hand_over(window, 3, lambda _: None)
-    disk.let(1)
+    disk.allow(1)
     await settle()
     await _within(1.0, window.abandon())
     attempts = len(disk.attempts)
-    disk.let(100)
+    disk.allow(100)
     await asyncio.sleep(0.7)
 
     assert len(disk.attempts) == attempts
@@ -171,43 +171,43 @@ async def _within(seconds: float, awaitable: Awaitable[None]) -> None:
 
 async def defer(window: WriteWindow, noted: list[str]) -> None:
     async def write() -> None:
-        noted.append("begun")
+        noted.append("started")
         await asyncio.sleep(0)
         noted.append("written")
 
     await window.defer(write)
 
 
-async def test_what_is_defer_steps_is_written_when_they_are() -> None:
+async def test_a_deferred_write_waits_for_the_steps_before_it() -> None:
     disk, noted = Disk(), list[str]()
     window = WriteWindow(disk.write, size=3)
     await hand_over(window, 2, lambda _: None)
     await defer(window, noted)
-    # It takes no room, and later steps do not keep it waiting.
+    # It takes no room in the window, and does not wait for later steps.
     await window.put(2, STEP)
-    disk.let(1)
+    disk.allow(1)
     await settle()
     assert (noted, window.has_deferred) == ([], True)
-    disk.let(1)
+    disk.allow(1)
     await settle()
-    assert (noted, window.has_deferred) == (["begun", "written"], False)
+    assert (noted, window.has_deferred) == (["started", "written"], False)
     assert window.written == 2
-    disk.let(1)
+    disk.allow(1)
     await window.close()
 
 
-async def test_closing_waits_for_what_was_defer() -> None:
+async def test_closing_waits_for_a_deferred_write() -> None:
     disk, noted = Disk(), list[str]()
     window = WriteWindow(disk.write, size=3)
-    disk.let(1)
+    disk.allow(1)
     await window.put(0, STEP)
     await defer(window, noted)
     await window.close()
-    assert noted == ["begun", "written"]
+    assert noted == ["started", "written"]
 
 
 @pytest.mark.parametrize("how", ["failed", "abandoned"])
-async def test_behind_steps_that_are_not_written_nothing_is(how: str) -> None:
+async def test_a_deferred_write_is_dropped_if_a_step_is_not_written(how: str) -> None:
     disk, noted = Disk({0: [StageFailed("package", "no space left on the disk")]}), list[str]()
     window = WriteWindow(disk.write, size=3)
     await window.put(0, STEP)
@@ -215,16 +215,16 @@ async def test_behind_steps_that_are_not_written_nothing_is(how: str) -> None:
     if how == "abandoned":
         await window.abandon()
     else:
-        disk.let(1)
+        disk.allow(1)
         with pytest.raises(StageFailed, match="no space left"):
             await window.close()
     assert (noted, window.has_deferred) == ([], False)
 
 
-async def test_counts_on_from_what_was_there() -> None:
+async def test_counting_continues_from_earlier_steps() -> None:
     disk = Disk()
     window = WriteWindow(disk.write, size=3, written=4)
-    disk.let(1)
+    disk.allow(1)
     await window.put(4, STEP)
     await window.close()
     assert window.written == 5

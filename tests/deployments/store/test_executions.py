@@ -11,6 +11,7 @@ import pytest
 
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.executions import Idempotency
+from workflows.dataset import Origin
 from workflows.errors import (
     ExecutionNotFound,
     IdempotencyConflict,
@@ -20,9 +21,11 @@ from workflows.errors import (
 )
 from workflows.execution import Execution, Progress, Stage, Status, new_execution_id
 from workflows.manifest import Manifest, OutputFile
+from workflows.readiness import NotReady, Ready
 
 WORKFLOW = "foundry_fcn3_workflow"
 NOW = datetime.now(UTC)
+READY = Ready(origin=Origin(name="fcn3"))
 MANIFEST = Manifest(output_files=(OutputFile(path="x/größe.nc", size=30, sha256="0"),))
 
 
@@ -313,7 +316,7 @@ def test_a_superseded_conductor_can_change_nothing(store: ConductorStore) -> Non
         lambda: store.beat(old),
         lambda: store.claim_next(old),
         lambda: store.update(old, execution.execution_id, status=Status.CANCELLED),
-        lambda: store.set_readiness(old, "fcn3", ready=True),
+        lambda: store.set_readiness(old, "fcn3", READY),
         lambda: store.remove(old, execution.execution_id),
     ):
         with pytest.raises(StaleConductor):
@@ -333,11 +336,11 @@ def test_a_conductor_is_heard(store: ConductorStore) -> None:
     assert second is not None and first <= second <= datetime.now(UTC)
 
 
-def test_readiness_is_what_was_said_last(store: ConductorStore) -> None:
+def test_the_latest_status_of_a_component_is_kept(store: ConductorStore) -> None:
     fence = store.issue_fence()
-    store.set_readiness(fence, "fcn3", ready=False, reason="loading")
-    store.set_readiness(fence, "ifs", ready=True)
-    store.set_readiness(fence, "fcn3", ready=True)
+    store.set_readiness(fence, "fcn3", NotReady(reason="loading"))
+    store.set_readiness(fence, "ifs", READY)
+    store.set_readiness(fence, "fcn3", READY)
     found = store.readiness()
     assert {name: (r.ready, r.reason) for name, r in found.items()} == {
         "fcn3": (True, None),

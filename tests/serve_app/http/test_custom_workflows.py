@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from pydantic import BaseModel
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from deployments.conductor.context import Lives
-from deployments.conductor.readiness import ReadinessWatch
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.executions import ExecutionStore
 from serve_app.http.custom_workflows import (
@@ -41,25 +38,15 @@ def description(text: str = "tracks of storms", **changes: Any) -> dict[str, Any
 
 
 class CountingStore(ConductorStore):
-    """Records reads and writes of descriptions."""
+    """Records reads of descriptions."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.reads: list[str] = []
-        self.writes: list[tuple[str, dict[str, Any]]] = []
-        self.readiness_writes = 0
 
     def description(self, workflow: str) -> dict[str, Any] | None:
         self.reads.append(workflow)
         return super().description(workflow)
-
-    def describe(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
-        super().describe(fence, workflow, description)
-        self.writes.append((workflow, dict(description)))
-
-    def set_readiness(self, *args: Any, **values: Any) -> None:
-        super().set_readiness(*args, **values)
-        self.readiness_writes += 1
 
 
 @pytest.fixture
@@ -205,106 +192,3 @@ async def test_a_programming_error_is_not_reported_as_unavailable(
 ) -> None:
     with pytest.raises(ZeroDivisionError):
         await check(store, answering(error))
-
-
-# How it comes into the store.
-
-
-class Replica:
-    """Stands in for the handle of a deployment; says what it is told to say."""
-
-    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
-        self._answers = list(answers)
-        self.asked: list[tuple[Any, ...]] = []
-
-    @property
-    def describe(self) -> Replica:
-        return self
-
-    def remote(self, *arguments: Any) -> Awaitable[dict[str, Any]]:
-        self.asked.append(arguments)
-        return self._answer()
-
-    async def _answer(self) -> dict[str, Any]:
-        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return dict(answer)
-
-
-def told(unready: str | None = None, described: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {
-        "name": "storms",
-        "loader": "users:Storms",
-        "unready": unready,
-        "description": described,
-    }
-
-
-@asynccontextmanager
-async def watched(store: CountingStore, replica: Replica, looks: int = 2) -> AsyncIterator[Lives]:
-    """Let the watch look at one workflow; gives the lives once it has looked so often."""
-    lives = Lives(store, {}, lambda _: None)
-    lives.fence = store.issue_fence()
-    watch = ReadinessWatch({"storms": "storms"}, {"storms": replica}, store, lives)  # type: ignore[dict-item]
-    task = asyncio.create_task(watch.run())
-    try:
-        for _ in range(500):
-            if store.readiness_writes >= looks or task.done():
-                break
-            await asyncio.sleep(0.01)
-        assert store.readiness_writes == looks
-        yield lives
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-
-
-async def test_a_description_is_recorded_once(store: CountingStore) -> None:
-    replica = Replica(told(described=description()))
-    async with watched(store, replica) as lives:
-        assert store.writes == [("storms", description())]
-        assert store.readiness()["storms"].ready
-        assert lives.descriptions == {"storms": {"name": "storms", "loader": "users:Storms"}}
-    assert replica.asked == [(), ()]
-    assert workflows(store).look_up("storms").description == "tracks of storms"
-
-
-async def test_another_description_is_recorded_anew(store: CountingStore) -> None:
-    replica = Replica(told(described=description()), told(described=description("other")))
-    async with watched(store, replica):
-        pass
-    assert [written["description"] for _, written in store.writes] == ["tracks of storms", "other"]
-    assert workflows(store).look_up("storms").description == "other"
-
-
-async def test_a_class_may_be_described_before_it_can_run(store: CountingStore) -> None:
-    replica = Replica(told("FileNotFoundError: no weights", description()))
-    async with watched(store, replica, looks=1) as lives:
-        state = store.readiness()["storms"]
-        assert (state.ready, state.reason) == (False, "FileNotFoundError: no weights")
-        assert lives.descriptions == {}
-    assert workflows(store).look_up("storms").description == "tracks of storms"
-
-
-async def test_a_class_that_cannot_be_imported_says_why(store: CountingStore) -> None:
-    replica = Replica(told("ModuleNotFoundError: No module named 'users'"), told())
-    async with watched(store, replica, looks=1):
-        state = store.readiness()["storms"]
-        assert (state.ready, state.reason) == (
-            False,
-            "ModuleNotFoundError: No module named 'users'",
-        )
-        assert store.writes == []
-        with pytest.raises(WorkflowUnavailable):
-            workflows(store).look_up("storms")
-
-
-async def test_what_was_described_outlives_the_replica(store: CountingStore) -> None:
-    replica = Replica(told(described=description()), RayActorError(error_msg="the actor died"))
-    async with watched(store, replica) as lives:
-        state = store.readiness()["storms"]
-        assert not state.ready
-        assert state.reason is not None and "the actor died" in state.reason
-        assert lives.descriptions == {}
-    assert workflows(store).look_up("storms").description == "tracks of storms"

@@ -6,12 +6,16 @@ import sqlalchemy as sa
 from deployments.store.schema import conductors
 from serve_app.http.schemas import HealthBody, ReadinessBody
 from tests.serve_app.conftest import WORKFLOW
+from workflows.dataset import Origin
 from workflows.execution import Status
+from workflows.readiness import NotReady, Ready
+
+READY = Ready(origin=Origin(name="fcn3"))
 
 
-def look(service, component, ready, reason=None):
+def record(service, component, status):
     conductor = service.conductor
-    conductor.store.set_readiness(conductor.fence, component, ready=ready, reason=reason)
+    conductor.store.set_readiness(conductor.fence, component, status)
 
 
 def silence(service, age_s):
@@ -53,13 +57,13 @@ async def test_readiness_is_that_of_each_workflow(service):
     reason = answer.json()["detail"]["workflows"][WORKFLOW]["reason"]
     assert reason == "fcn3: not checked yet; ifs: not checked yet"
 
-    look(service, "fcn3", True)
-    look(service, "ifs", False, "no route to host")
+    record(service, "fcn3", READY)
+    record(service, "ifs", NotReady(reason="no route to host"))
     detail = (await service.client.get("/readiness")).json()["detail"]
     assert detail["status"] == "unhealthy"
     assert detail["workflows"] == {WORKFLOW: {"ready": False, "reason": "ifs: no route to host"}}
 
-    look(service, "ifs", True)
+    record(service, "ifs", READY)
     answer = await service.client.get("/readiness")
     assert answer.status_code == 200
     body = ReadinessBody.model_validate(answer.json())
@@ -80,7 +84,7 @@ async def test_metrics_are_prometheus_text(service):
     await service.submit()
     await service.submit()
     service.conductor.start()
-    look(service, 'odd"name\\\n', False)
+    record(service, 'odd"name\\\n', NotReady(reason="odd"))
     answer = await service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
