@@ -1,4 +1,4 @@
-# Everything goes into .venv in this folder. PYTHON= names the Python (3.11 or newer) to start from.
+# Everything is installed into .venv in this folder. PYTHON= names the base Python (3.11 or newer).
 PYTHON ?= python3
 CONFIG ?= config/local.yaml
 PORT ?=
@@ -12,15 +12,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 help:
 	@echo "make install  set up .venv"
-	@echo "make demo     serve, run a 4-member forecast, leave a dataset, a map and a STAC item"
+	@echo "make demo     run a 4-member forecast; leaves a dataset, a map and a STAC item in var/demo"
 	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
 	@echo "make check    check the configuration files"
 	@echo "make test     all tests"
-	@echo "make chaos    kill processes, nodes and clusters under load, let store and clock fail; ARGS=\"--kills 50\""
+	@echo "make chaos    kill processes, nodes and clusters under load; ARGS=\"--kills 50\""
 	@echo "make bench    measure; ARGS=\"--base URL --against URL\" compares two servers"
 	@echo "make format lint types"
 
-# The stamps make a second call quick: pip runs only when what is to be installed has changed.
+# Stamps make repeated calls quick: pip runs only when the requirements have changed.
 install: .venv/.installed
 install-test: .venv/.installed-test
 
@@ -35,17 +35,17 @@ install-test: .venv/.installed-test
 	@touch $@
 
 .venv/.installed-test: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "installing into .venv, with what the tests need"
+	@echo "installing into .venv, including test requirements"
 	$(PIP) -e '.[test]'
 	@touch .venv/.installed $@
 
-# Azurite, the emulator of Blob Storage. Without npm its tests are skipped, and say so.
+# Azurite, the emulator of Blob Storage. Without npm its tests are skipped with a message.
 EMULATORS := tests/emulators
 $(EMULATORS)/node_modules/.installed: $(EMULATORS)/package.json $(EMULATORS)/package-lock.json
 	@if command -v npm >/dev/null; then \
 		echo "installing Azurite into $(EMULATORS)/node_modules"; \
 		npm ci --prefix $(EMULATORS) --silent --no-audit --no-fund && touch $@; \
-	else echo "no npm here: tests with Azurite will be skipped"; fi
+	else echo "npm is not installed: tests with Azurite will be skipped"; fi
 
 format: install-test
 	$(BIN)/ruff format .
@@ -62,11 +62,11 @@ check: install
 	$(BIN)/python -m serve_app.check config/*.yaml config/kuberay/overlays/*/serve.yaml \
 		config/azureml/model/serve.yaml
 
-# Ray would otherwise write a token to the home folder, and count its uses.
+# Otherwise Ray writes a token to the home folder and reports usage statistics.
 test: install-test $(EMULATORS)/node_modules/.installed
 	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest $(ARGS)
 
-# Nodes have disks of their own by mounts, which takes root.
+# Needs root: mounts give each node its own disk.
 chaos: install-test $(EMULATORS)/node_modules/.installed
 	$(BIN)/python -m tests.chaos $(ARGS)
 

@@ -1,1 +1,1 @@
-"""Benchmarks of a served earth2serve, as ratios where it can be; ``make bench`` runs them."""
+"""Benchmarks of the server, as ratios where possible; ``make bench`` runs them."""

@@ -1,8 +1,8 @@
 """Measure the server: ``make bench``, or ``python -m benchmarks [--quick] [--only NAME ...]``.
 
-Servers are started one after the other: one with a grid of 8 x 16 points, for what serving itself
-costs, one as config/local.yaml has it, and some with models on stand-in GPUs. With --base and
---against two servers that run are compared instead. docs/benchmarks.md says what each figure means.
+Servers are started one after another: one with a grid of 8 x 16 points, for the cost of serving
+itself, one with config/local.yaml, and some with models on stand-in GPUs. With --base and --against
+two running servers are compared instead. docs/benchmarks.md explains each figure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload, workload_of
 
 SMALL = ("tiny", "requests")
 LARGE = ("memory", "forecast", "downloads")
-ALONE = {
+STANDALONE = {
     "pipeline": measure_pipeline,
     "uploads": measure_uploads,
     "ahead": measure_upload_ahead,
@@ -52,8 +52,8 @@ ALONE = {
     "durability": measure_durability,
     "crowd": measure_crowd,
 }
-"""What starts the servers that it needs by itself."""
-OURS = (*SMALL, *LARGE, *ALONE)
+"""Benchmarks that start their own servers."""
+NAMES = (*SMALL, *LARGE, *STANDALONE)
 TINY = {**FCN3.tiny, "output_format": "zarr"}
 BARE = {
     "name": "bare",
@@ -63,84 +63,87 @@ BARE = {
     "args": {},
 }
 SETTLE_S = 5.0
-"""After the start, until idle memory is measured."""
+"""From the start until idle memory is measured."""
 RUNNING = 4
-"""Executions that a server with one model replica runs at once."""
-SHOWN_BYTES = 20_000_000
-"""Processes that take less are shown as one figure."""
+"""Executions that a server with one model replica runs concurrently."""
+LISTED_BYTES = 20_000_000
+"""Processes with less memory are summed up."""
 
 
 def main() -> None:
-    """Measure what was asked for, and print and keep the figures."""
-    given, workload = parse(sys.argv[1:])
-    # A shell that starts us in the background has SIGINT ignored, and so would our servers.
+    """Run the requested benchmarks; print and save the figures."""
+    options, workload = parse(sys.argv[1:])
+    # A shell starts background jobs with SIGINT ignored, and our servers would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Or servers would stay behind.
+    # Otherwise servers would be left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"load average {machine.load_average():.1f}, {os.cpu_count()} cores")
     if workload is not None:
-        wanted = set(given.only or COMPARED)
-        if not uvloop.run(compare(given.base, given.against, workload, wanted, quick=given.quick)):
+        wanted = set(options.only or COMPARED)
+        completed = uvloop.run(
+            compare(options.base, options.against, workload, wanted, quick=options.quick)
+        )
+        if not completed:
             sys.exit(1)
         return
-    wanted = set(given.only or OURS)
+    wanted = set(options.only or NAMES)
     if "downloads" in wanted:
-        wanted.add("forecast")  # what is downloaded
-    report = Report(owns_server=given.base is None)
-    if given.base:
-        uvloop.run(_on_running(report, given.base, wanted, quick=given.quick))
+        wanted.add("forecast")  # its result is downloaded
+    report = Report(owns_server=options.base is None)
+    if options.base:
+        uvloop.run(_on_running(report, options.base, wanted, quick=options.quick))
     else:
         if wanted & set(SMALL):
-            _small(report, wanted, quick=given.quick)
+            _small(report, wanted, quick=options.quick)
         if wanted & set(LARGE):
-            _large(report, wanted, quick=given.quick)
-        for name, measure in ALONE.items():
+            _large(report, wanted, quick=options.quick)
+        for name, measure in STANDALONE.items():
             if name in wanted:
-                measure(report, quick=given.quick)
+                measure(report, quick=options.quick)
     report.close()
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Workload | None]:
-    """Parse the command line; the workload is given where two servers are to be compared."""
+    """Parse the command line; return the workload if two servers are to be compared, else None."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--only",
         nargs="+",
         metavar="NAME",
-        help=f"of {' '.join(OURS)}; of {' '.join(COMPARED)} with --against",
+        help=f"of {' '.join(NAMES)}; of {' '.join(COMPARED)} with --against",
     )
-    parser.add_argument("--quick", action="store_true", help="less often, 10 steps instead of 40")
+    parser.add_argument("--quick", action="store_true", help="fewer runs, 10 steps instead of 40")
     parser.add_argument(
         "--base",
         type=_url,
         metavar="URL",
-        help=f"measure a server that runs; memory, {', '.join(ALONE)} are left out",
+        help=f"measure a running server; memory, {', '.join(STANDALONE)} are left out",
     )
-    comparison = parser.add_argument_group("comparison of two servers that run")
+    comparison = parser.add_argument_group("comparison of two running servers")
     comparison.add_argument(
-        "--against", type=_url, metavar="URL", help="the server that --base is compared with"
+        "--against", type=_url, metavar="URL", help="server to compare --base with"
     )
     comparison.add_argument(
-        "--workflow", metavar="NAME", help=f"served by both; {BENCH_PERSISTENCE.workflow}"
+        "--workflow", metavar="NAME", help=f"served by both; default {BENCH_PERSISTENCE.workflow}"
     )
     for job in ("tiny", "large"):
         comparison.add_argument(
             f"--{job}", type=_json_object, metavar="JSON", help=f"parameters of a {job} job"
         )
-    given = parser.parse_args(arguments)
-    names = COMPARED if given.against else OURS
-    for name in given.only or ():
+    options = parser.parse_args(arguments)
+    names = COMPARED if options.against else NAMES
+    for name in options.only or ():
         if name not in names:
             parser.error(f"--only {name}: choose from {' '.join(names)}")
-    if given.against is None:
-        if (given.workflow, given.tiny, given.large) != (None, None, None):
+    if options.against is None:
+        if (options.workflow, options.tiny, options.large) != (None, None, None):
             parser.error("--workflow, --tiny and --large need --against")
-        return given, None
-    if given.base is None:
+        return options, None
+    if options.base is None:
         parser.error("--against needs --base")
     try:
-        workflow = given.workflow or BENCH_PERSISTENCE.workflow
-        return given, workload_of(workflow, given.tiny, given.large)
+        workflow = options.workflow or BENCH_PERSISTENCE.workflow
+        return options, workload_of(workflow, options.tiny, options.large)
     except ValueError as error:
         parser.error(str(error))
 
@@ -155,12 +158,12 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an object in JSON")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return found
 
 
 def _small(report: Report, wanted: set[str], *, quick: bool) -> None:
-    """Measure what needs a server with a small grid."""
+    """Run the benchmarks that need a server with a small grid."""
     with tempfile.TemporaryDirectory(prefix="e2s-bench-") as folder:
         hold = Path(folder, "hold")
         settings = {
@@ -174,13 +177,13 @@ def _small(report: Report, wanted: set[str], *, quick: bool) -> None:
                 }
             },
         }
-        report.begin("start, with a small grid")
+        report.start("start, with a small grid")
         with Server("small grid", settings, [BARE] if "requests" in wanted else []) as server:
             report.add("start to ready", server.start_s, "s")
             if "tiny" in wanted:
                 uvloop.run(measure_tiny_jobs(report, server.base, quick=quick))
             if "requests" in wanted:
-                # Jobs that wait keep the queue from moving: submits compete with nothing else.
+                # Waiting jobs keep the queue from moving: submits compete with nothing else.
                 hold.touch()
                 uvloop.run(_on_held(report, server.base, quick=quick))
 
@@ -192,8 +195,8 @@ async def _on_held(report: Report, base: str, *, quick: bool) -> None:
 
 
 def _large(report: Report, wanted: set[str], *, quick: bool) -> None:
-    """Measure what needs a server as config/local.yaml has it."""
-    report.begin("start")
+    """Run the benchmarks that need a server with config/local.yaml."""
+    report.start("start")
     with Server("full grid", {"workflows": {"exposed": [FCN3.workflow]}}) as server:
         report.add("start to ready", server.start_s, "s")
         if "memory" in wanted:
@@ -209,7 +212,7 @@ async def _on_large(report: Report, base: str, wanted: set[str], *, quick: bool)
 
 
 async def _on_running(report: Report, base: str, wanted: set[str], *, quick: bool) -> None:
-    """Measure a server of somebody else's, as it is."""
+    """Measure a running server that we have not started."""
     if "tiny" in wanted:
         await measure_tiny_jobs(report, base, quick=quick)
     if "requests" in wanted:
@@ -220,14 +223,14 @@ async def _on_running(report: Report, base: str, wanted: set[str], *, quick: boo
 
 
 def _measure_memory(report: Report, server: Server) -> None:
-    report.begin("memory of the idle server (PSS)")
+    report.start("memory of the idle server (PSS)")
     time.sleep(SETTLE_S)
     sizes = machine.pss_by_name(server.processes())
     for name, (count, size) in sizes.items():
-        if size >= SHOWN_BYTES:
+        if size >= LISTED_BYTES:
             report.add(f"{name}{f' x {count}' if count > 1 else ''}", size / 1e6, "MB")
-    small = sum(size for _, size in sizes.values() if size < SHOWN_BYTES)
-    report.add(f"others, each below {SHOWN_BYTES / 1e6:.0f} MB", small / 1e6, "MB")
+    small = sum(size for _, size in sizes.values() if size < LISTED_BYTES)
+    report.add(f"others, each below {LISTED_BYTES / 1e6:.0f} MB", small / 1e6, "MB")
     report.add("all", sum(size for _, size in sizes.values()) / 1e6, "MB")
 
 

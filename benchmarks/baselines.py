@@ -1,6 +1,6 @@
-"""The least that could answer a request: what our ingress is compared with.
+"""Minimal servers to compare the ingress with.
 
-Their answer is as long as a status of ours, so that they move as many bytes.
+Their answer is as long as a status, so that they send as many bytes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
+from serve_app.ports import free_port
+
 BODY = {"execution_id": "exec_0_00000000", "metadata": "x" * 850}
-"""About a status of ours."""
+"""About as long as a status."""
 CONTENT = json.dumps(BODY).encode()
 
 
 async def plain(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer everything, as plain ASGI: what a uvicorn process can do at most."""
+    """Answer every request as plain ASGI: the upper limit of a uvicorn process."""
     if scope["type"] != "http":
         return
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(CONTENT))]
@@ -31,7 +33,7 @@ async def plain(scope: dict[str, Any], receive: Any, send: Any) -> None:
 def bare_application(args: dict[str, Any]) -> Any:
     """Build a Serve application with one FastAPI route that does nothing.
 
-    Deployed beside ours, behind the same HAProxy: what any application can reach there at most.
+    Deployed beside ours, behind the same HAProxy: the upper limit of any application there.
     """
     from fastapi import FastAPI
     from ray import serve
@@ -44,7 +46,7 @@ def bare_application(args: dict[str, Any]) -> Any:
 
     @serve.ingress(app)
     class Bare:
-        """Answers by `app`."""
+        """Serves `app`."""
 
     resources = {"num_cpus": 0.1, "num_gpus": 0}
     deployment = serve.deployment(max_ongoing_requests=1000, ray_actor_options=resources)
@@ -53,10 +55,8 @@ def bare_application(args: dict[str, Any]) -> Any:
 
 @contextmanager
 def plain_uvicorn() -> Iterator[str]:
-    """Run `plain` in a process of its own; gives its URL."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Run `plain` in a process of its own; yield its URL."""
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", f"{__name__}:plain", "--port", str(port)]
     process = subprocess.Popen([*command, "--log-level", "error", "--no-access-log"])
     try:

@@ -1,4 +1,4 @@
-"""What a client of one workflow of a server does: submit, follow, remove."""
+"""A client of one workflow: submit, follow and remove jobs."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ POLL_S = 0.01
 
 
 class QueueFull(Exception):
-    """The server refuses submits, so that nothing can be measured that needs them."""
+    """The server refuses submits because its queue is full."""
 
 
 @dataclass(frozen=True)
-class Followed:
-    """A job that was followed to its end."""
+class FinishedJob:
+    """A job that was followed until it completed."""
 
     execution_id: str
     seconds: float
-    """From before it was submitted until its end was seen."""
+    """From before the submit until its end was seen."""
     stages: dict[str, float]
-    """When each stage was first seen, in seconds after the submit; ``queued`` and ``end`` too."""
+    """Seconds after the submit at which each stage was first seen, and ``queued`` and ``end``."""
 
 
 class Client:
-    """Calls one workflow over a connection of its own.
+    """Calls one workflow over its own connection.
 
     Parameters
     ----------
     connection : Connection
-        To the server.
     path : str
-        Of the workflow, as in `benchmarks.workloads.Workload`.
+        Path of the workflow, as in `benchmarks.workloads.Workload`.
     """
 
     def __init__(self, connection: Connection, path: str) -> None:
@@ -48,7 +47,7 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def connected(cls, base: str, path: str) -> AsyncIterator[Client]:
-        """Connect to a server, for as long as the context lasts."""
+        """Connect to a server for the duration of the context."""
         connection = await Connection.open(base)
         try:
             yield cls(connection, path)
@@ -56,44 +55,44 @@ class Client:
             connection.close()
 
     async def submit(self, parameters: dict[str, Any]) -> str:
-        """Submit a job; gives its id.
+        """Submit a job; return its id.
 
         Raises
         ------
         QueueFull
-            If the server has no room for it.
+            If the server refuses it with 429.
         """
         return accepted(await self.connection.post(self.path, {"parameters": parameters}))
 
-    async def run_job(self, parameters: dict[str, Any], *, poll_s: float = 0.0) -> Followed:
-        """Submit a job and follow it to its end.
+    async def run_job(self, parameters: dict[str, Any], *, poll_s: float = 0.0) -> FinishedJob:
+        """Submit a job and follow it until it completes.
 
         Parameters
         ----------
         poll_s : float
-            Pause between two looks at its status; 0 asks the server to wait for a change instead.
+            Pause between two status requests; 0 uses long polls instead.
 
         Raises
         ------
         RuntimeError
             If it does not complete.
         """
-        began = time.perf_counter()
+        started = time.perf_counter()
         execution_id = await self.submit(parameters)
         stages: dict[str, float] = {}
         path = f"{self.path}/{execution_id}/status"
         while True:
             status = (await self.connection.get(path if poll_s else f"{path}?wait=30")).json()
-            passed = time.perf_counter() - began
-            stages.setdefault(status.get("stage") or "queued", passed)
+            elapsed = time.perf_counter() - started
+            stages.setdefault(status.get("stage") or "queued", elapsed)
             if status["status"] in ENDED:
                 break
             await asyncio.sleep(poll_s)
         _check_completed(execution_id, status)
-        return Followed(execution_id, passed, stages | {"end": passed})
+        return FinishedJob(execution_id, elapsed, stages | {"end": elapsed})
 
     async def wait_for(self, execution_ids: Iterable[str], *, poll_s: float = POLL_S) -> None:
-        """Wait until all of some jobs have completed, looking at one after the other.
+        """Wait until all jobs have completed, following one after another.
 
         Raises
         ------
@@ -110,13 +109,13 @@ class Client:
             _check_completed(execution_id, status)
 
     async def run_queue(self, parameters: dict[str, Any], jobs: int) -> float:
-        """Submit several jobs and wait for all; gives the seconds."""
-        began = time.perf_counter()
+        """Submit several jobs and wait for all; return the seconds that took."""
+        started = time.perf_counter()
         await self.wait_for([await self.submit(parameters) for _ in range(jobs)])
-        return time.perf_counter() - began
+        return time.perf_counter() - started
 
     async def remove(self, execution_id: str) -> bool:
-        """Remove a finished job with its results; False if the server cannot do that."""
+        """Remove a finished job and its results; return False if the server cannot do that."""
         answer = await self.connection.delete(f"{self.path}/{execution_id}?purge=true")
         if answer.status in (404, 405):
             return False
@@ -126,15 +125,15 @@ class Client:
 
 
 def accepted(answer: Answer) -> str:
-    """Give the id of a job from the answer to its submit.
+    """Return the id of a job from the answer to its submit.
 
     Raises
     ------
     QueueFull
-        If the server had no room for it.
+        If the answer is 429.
     """
     if answer.status == 429:
-        raise QueueFull("HTTP 429, its queue is full")
+        raise QueueFull("HTTP 429, the queue is full")
     return str(answer.json()["execution_id"])
 
 

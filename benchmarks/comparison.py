@@ -1,4 +1,4 @@
-"""Two servers of the same workflow, compared in one run: ours / theirs."""
+"""A comparison of two servers of the same workflow in one run: ours / theirs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.client import QueueFull
 from benchmarks.downloads import compare_downloads
-from benchmarks.large_jobs import Kept, compare_large_jobs, remove_results, run_large_job
+from benchmarks.large_jobs import KeptJobs, compare_large_jobs, remove_results, run_large_job
 from benchmarks.report import RESULTS, Report
 from benchmarks.sides import Side, Sides, wait_ready
 from benchmarks.submit_and_status import compare_requests
@@ -27,16 +27,16 @@ async def compare(
     quick: bool,
     results: Path = COMPARISON_RESULTS,
 ) -> bool:
-    """Compare two servers, and print and keep the figures; False if one refused its jobs.
+    """Compare two servers; print and save the figures; return False if one refused its jobs.
 
     Parameters
     ----------
     base, against : str
-        URLs of our server and of theirs; both serve the workflow.
+        URLs of our server and of the other; both serve the workflow.
     wanted : set of str
-        Of `COMPARED`.
+        Subset of `COMPARED`.
     results : Path
-        Where the figures are kept.
+        File for the figures.
     """
     workload = workload.with_steps(QUICK_STEPS) if quick else workload
     sides = Sides(Side("ours", base, workload), Side("theirs", against, workload))
@@ -55,7 +55,7 @@ async def compare(
             await compare_requests(report, sides, quick=quick)
         await _compare_results(report, sides, wanted, quick=quick)
     except QueueFull as error:
-        print(f"\nSTOPPED, what would have followed was not measured: {error}", flush=True)
+        print(f"\nSTOPPED, the remaining figures were not measured: {error}", flush=True)
         return False
     finally:
         report.close(results)
@@ -63,8 +63,8 @@ async def compare(
 
 
 async def _compare_results(report: Report, sides: Sides, wanted: set[str], *, quick: bool) -> None:
-    """Compare what concerns the results of large jobs."""
-    kept: Kept = {}
+    """Run the comparisons that concern results of large jobs."""
+    kept: KeptJobs = {}
     try:
         if "forecast" in wanted:
             await compare_large_jobs(report, sides, kept, quick=quick)
@@ -80,4 +80,4 @@ async def _compare_results(report: Report, sides: Sides, wanted: set[str], *, qu
             await compare_reads(report, sides, kept[output_format], quick=quick)
     finally:
         for name in await remove_results(sides, kept):
-            print(f"{name} cannot remove results: those of all large jobs are still there")
+            print(f"{name} cannot remove results: those of all large jobs still exist")

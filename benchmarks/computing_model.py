@@ -1,4 +1,4 @@
-"""A model that keeps a GPU at work for a set time each step, as FCN3 does, without its weights."""
+"""A model without weights that keeps a GPU busy for a set time each step, as FCN3 does."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from benchmarks.sleeping_models import Journal
 from deployments.synthetic.fcn3 import SyntheticFCN3
 
 SIZE = 8192
-"""Of the matrices: 1.1e12 operations for a product."""
+"""Rows of the matrices: 1.1e12 operations per product."""
 SIZE_ON_CPU = 512
 TRIALS = 5
 
 
 class ComputingFCN3(SyntheticFCN3):
-    """Multiplies matrices for about a set time in every step; its state lies on the GPU.
+    """Multiplies matrices for about a set time in every step; its state is on the GPU.
 
     Parameters
     ----------
     device : str
-        As torch names it.
+        Device of torch.
     step_s : float
-        Seconds; how many products that are is measured as the model is loaded.
+        Seconds; the number of products in that time is measured when the model is loaded.
     journal : str
-        Gets a line for each step.
+        File that receives a line for each step.
     n_lat, n_lon : int
     """
 
@@ -40,16 +40,16 @@ class ComputingFCN3(SyntheticFCN3):
         self._matrix = torch.randn(size, size, device=device)
         self._product = torch.empty_like(self._matrix)
         self._compute(TRIALS)
-        began = time.perf_counter()
+        started = time.perf_counter()
         self._compute(TRIALS)
-        self._products = max(round(step_s * TRIALS / (time.perf_counter() - began)), 1)
+        self._products = max(round(step_s * TRIALS / (time.perf_counter() - started)), 1)
 
     def parameters(self) -> Iterator[Any]:
-        """Give what tells where the state has to lie."""
+        """Yield a tensor on the device of the state."""
         yield self._matrix
 
     def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
-        """Step through time; the state is overwritten, as FCN3's is."""
+        """Step through time, overwriting the state as FCN3 does."""
         coords = coords.copy()
         yield x, coords
         while True:
@@ -69,5 +69,5 @@ class ComputingFCN3(SyntheticFCN3):
 
 
 def load_fcn3(device: str, *, step_s: float, journal: str, grid: dict[str, int]) -> Any:
-    """Load it, for ``models.fcn3.loader``."""
+    """Return the model, for ``models.fcn3.loader``."""
     return ComputingFCN3(device, step_s, journal, **grid)

@@ -1,8 +1,9 @@
-"""A thousand executions in the queue, two hundred clients that poll, and large downloads."""
+"""A thousand queued executions, two hundred polling clients, and large downloads."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import statistics
@@ -15,7 +16,7 @@ import aiohttp
 import uvloop
 
 from benchmarks import machine
-from benchmarks.report import Aim, Report
+from benchmarks.report import Report, Target
 from benchmarks.server import Server
 from benchmarks.workloads import FCN3
 
@@ -34,25 +35,25 @@ INGRESS = "ray::ServeReplica:earth2serve:Ingress"
 
 
 @dataclass
-class Seen:
-    """What clients saw during one phase."""
+class Observed:
+    """What the clients observed during one phase."""
 
     latencies: list[float] = field(default_factory=list)
-    """Of statuses, seconds."""
+    """Latencies of statuses, seconds."""
     bytes: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     last_error_at: float = 0.0
 
     def fail(self, kind: str) -> None:
-        """Note that there was no answer, or not the one that was asked for."""
+        """Count a missing or wrong answer."""
         self.errors[kind] += 1
         self.last_error_at = time.monotonic()
 
 
 def measure_crowd(report: Report, *, quick: bool) -> None:
-    """Measure statuses and memory in the crowd; then end one of two ingress replicas."""
+    """Measure statuses and memory under load, then after killing one of two ingress replicas."""
     queued, pollers = (100, 40) if quick else (QUEUED, POLLERS)
-    report.begin(f"{queued} executions queued, {pollers} clients poll, {DOWNLOADERS} download")
+    report.start(f"{queued} executions queued, {pollers} clients poll, {DOWNLOADERS} download")
     settings = {
         "queue": {"max_size": queued},
         "workflows": {"exposed": [FCN3.workflow]},
@@ -70,34 +71,36 @@ class _Crowd:
         self._queued = queued
         self._pollers = pollers
         self._url = f"{server.base}{FCN3.path}"
-        self._seen = Seen()
+        self._observed = Observed()
         self._ids: list[str] = []
         self._refused = 0
 
     async def run(self, report: Report, phase_s: float) -> None:
-        """Fill the queue, let the crowd in, end an ingress, wait for the queue."""
+        """Fill the queue, start the clients, kill an ingress, wait for the queue to empty."""
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as http:
             large = await self._make_large(http)
             before = self._ingress_bytes()
-            began = time.monotonic()
+            started = time.monotonic()
             await self._fill(http)
-            report.add("accepted", len(self._ids), "", aim=Aim(self._queued, at_least=True))
-            report.add("refused with 429 once it is full", self._refused, "")
-            report.add("submits", len(self._ids) / (time.monotonic() - began), "/s")
+            report.add("accepted", len(self._ids), "", target=Target(self._queued, at_least=True))
+            report.add("refused with 429 when it is full", self._refused, "")
+            report.add("submits", len(self._ids) / (time.monotonic() - started), "/s")
 
             crowd = [asyncio.create_task(self._poll(http, n)) for n in range(self._pollers)]
             crowd += [asyncio.create_task(self._download(http, large)) for _ in range(DOWNLOADERS)]
-            most = 0
+            largest = 0
             for _ in range(10):
                 await asyncio.sleep(phase_s / 10)
-                most = max(most, await asyncio.to_thread(self._ingress_bytes))
-            self._tell(report, self._seen, phase_s)
-            errors = sum(self._seen.errors.values())
-            report.add("errors", errors, "", aim=Aim(0), note=_in_words(self._seen))
-            report.add("ingress replicas grow by", (most - before) / 1e6, "MB", aim=Aim(300))
+                largest = max(largest, await asyncio.to_thread(self._ingress_bytes))
+            _report_statuses(report, self._observed, phase_s)
+            errors = sum(self._observed.errors.values())
+            report.add("errors", errors, "", target=Target(0), note=_describe(self._observed))
+            report.add(
+                "ingress replicas grow by", (largest - before) / 1e6, "MB", target=Target(300)
+            )
 
-            self._seen = Seen()
+            self._observed = Observed()
             ingress = [pid for pid in self._server.processes() if _is_ingress(pid)]
             os.kill(ingress[0], signal.SIGKILL)
             killed_at = time.monotonic()
@@ -105,27 +108,20 @@ class _Crowd:
             for task in crowd:
                 task.cancel()
             await asyncio.gather(*crowd, return_exceptions=True)
-            lasted = max(self._seen.last_error_at - killed_at, 0.0)
-            errors = sum(self._seen.errors.values())
+            lasted = max(self._observed.last_error_at - killed_at, 0.0)
+            errors = sum(self._observed.errors.values())
             report.add(
-                "one of two ingresses killed: errors", errors, "", note=_in_words(self._seen)
+                "one of two ingresses killed: errors", errors, "", note=_describe(self._observed)
             )
-            report.add(
-                "of requests", errors / max(len(self._seen.latencies) + errors, 1) * 100, "%"
-            )
-            report.add("last of them after", lasted, "s")
+            requests = len(self._observed.latencies) + errors
+            report.add("share of requests", errors / max(requests, 1) * 100, "%")
+            report.add("last error after", lasted, "s")
 
             ended = await self._wait_for_all(http)
-            report.add("completed", ended["completed"], "", aim=Aim(self._queued, at_least=True))
-            report.add("executions", len(self._ids) / (time.monotonic() - began), "/s")
-
-    def _tell(self, report: Report, seen: Seen, phase_s: float) -> None:
-        hundredths = statistics.quantiles(seen.latencies, n=100)
-        report.add("statuses", len(seen.latencies) / phase_s, "/s")
-        report.add("a status: median", hundredths[49] * 1e3, "ms")
-        report.add("95 of 100 within", hundredths[94] * 1e3, "ms")
-        report.add("99 of 100 within", hundredths[98] * 1e3, "ms")
-        report.add("downloaded", seen.bytes / phase_s / 1e6, "MB/s")
+            report.add(
+                "completed", ended["completed"], "", target=Target(self._queued, at_least=True)
+            )
+            report.add("executions", len(self._ids) / (time.monotonic() - started), "/s")
 
     async def _make_large(self, http: aiohttp.ClientSession) -> str:
         execution_id = await self._submit(http, LARGE)
@@ -161,17 +157,14 @@ class _Crowd:
 
     async def _poll(self, http: aiohttp.ClientSession, number: int) -> None:
         await asyncio.sleep(POLL_S * number / self._pollers)
-        mine = self._ids[number :: self._pollers]
-        position = 0
-        while True:
-            began = time.monotonic()
+        for execution_id in itertools.cycle(self._ids[number :: self._pollers]):
+            started = time.monotonic()
             try:
-                await self._status(http, mine[position % len(mine)])
-                self._seen.latencies.append(time.monotonic() - began)
+                await self._status(http, execution_id)
+                self._observed.latencies.append(time.monotonic() - started)
             except (aiohttp.ClientError, TimeoutError) as error:
-                self._seen.fail(_kind(error))
-            position += 1
-            await asyncio.sleep(max(POLL_S - (time.monotonic() - began), 0))
+                self._observed.fail(_kind(error))
+            await asyncio.sleep(max(POLL_S - (time.monotonic() - started), 0))
 
     async def _download(self, http: aiohttp.ClientSession, url: str) -> None:
         while True:
@@ -179,9 +172,9 @@ class _Crowd:
                 async with http.get(url) as answer:
                     answer.raise_for_status()
                     async for piece in answer.content.iter_chunked(1 << 20):
-                        self._seen.bytes += len(piece)
+                        self._observed.bytes += len(piece)
             except (aiohttp.ClientError, TimeoutError) as error:
-                self._seen.fail(f"download: {_kind(error)}")
+                self._observed.fail(f"download: {_kind(error)}")
                 await asyncio.sleep(0.2)
 
     async def _wait_for_all(self, http: aiohttp.ClientSession) -> Counter[str]:
@@ -203,6 +196,15 @@ class _Crowd:
         return sum(size for name, (_, size) in sizes.items() if name.startswith(INGRESS))
 
 
+def _report_statuses(report: Report, observed: Observed, phase_s: float) -> None:
+    percentiles = statistics.quantiles(observed.latencies, n=100)
+    report.add("statuses", len(observed.latencies) / phase_s, "/s")
+    report.add("status: median", percentiles[49] * 1e3, "ms")
+    report.add("95th percentile", percentiles[94] * 1e3, "ms")
+    report.add("99th percentile", percentiles[98] * 1e3, "ms")
+    report.add("downloaded", observed.bytes / phase_s / 1e6, "MB/s")
+
+
 def _is_ingress(process: int) -> bool:
     try:
         with open(f"/proc/{process}/cmdline", "rb") as file:
@@ -217,5 +219,5 @@ def _kind(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _in_words(seen: Seen) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in seen.errors.most_common())
+def _describe(observed: Observed) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in observed.errors.most_common())

@@ -1,4 +1,4 @@
-"""Downloads of a large NetCDF4 file: whole, and a piece from anywhere."""
+"""Downloads of a large NetCDF4 file: whole, and pieces of it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from statistics import median
 
 from benchmarks.client import Client
 from benchmarks.http_client import Connection
-from benchmarks.report import Aim, Report, ratio_of_neighbours
-from benchmarks.sides import Side, Sides, Turns, in_turns, report_ratio
+from benchmarks.report import Report, Target, ratio_of_neighbours
+from benchmarks.sides import Runs, Side, Sides, alternate, report_ratio
 from benchmarks.workloads import FCN3
 
 PIECE = 1 << 20
 PARALLEL = 4
 
-WHOLE_RATIO_AIMS = {1: Aim(0.8, at_least=True), PARALLEL: Aim(1.0, at_least=True)}
-PIECE_RATIO_AIM = Aim(0.1)
+WHOLE_RATIO_TARGETS = {1: Target(0.8, at_least=True), PARALLEL: Target(1.0, at_least=True)}
+PIECE_RATIO_TARGET = Target(0.1)
 """At the end of the file: ours / theirs."""
-FAR_PIECE_AIM = Aim(1.2)
-"""Of ours: at the end of the file / at its beginning."""
+FAR_PIECE_TARGET = Target(1.2)
+"""Ours: at the end of the file / at its beginning."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class ResultFile:
     """A file of a finished job."""
 
     path: str
-    """In the URL."""
+    """Path of the URL."""
     size: int
     """Bytes."""
 
 
 async def find_netcdf(client: Client, execution_id: str) -> ResultFile:
-    """Find the NetCDF4 file of a finished job."""
+    """Return the NetCDF4 file of a finished job."""
     path = f"{client.path}/{execution_id}/results"
     manifest = (await client.connection.get(path)).json()
     file = next(file for file in manifest["output_files"] if file["path"].endswith(".nc"))
@@ -45,25 +45,25 @@ async def find_netcdf(client: Client, execution_id: str) -> ResultFile:
 
 
 async def download_whole(connections: list[Connection], file: ResultFile) -> float:
-    """Download a file over several connections at once; gives the seconds."""
+    """Download a file over several connections at once; return the seconds that took."""
 
     async def whole(connection: Connection) -> None:
         answer = await connection.send(connection.prepare("GET", file.path), keep_body=False)
         if (answer.status, answer.length) != (200, file.size):
             raise RuntimeError(f"HTTP {answer.status} with {answer.length} of {file.size} bytes")
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     await asyncio.gather(*map(whole, connections))
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 async def download_piece(connection: Connection, file: ResultFile, percent: int) -> float:
-    """Download 1 MiB from somewhere in a file; gives the seconds."""
+    """Download 1 MiB from a position in a file; return the seconds that took."""
     start = (file.size - PIECE) * percent // 100
     request = connection.prepare("GET", file.path, Range=f"bytes={start}-{start + PIECE - 1}")
-    began = time.perf_counter()
+    started = time.perf_counter()
     answer = await connection.send(request, keep_body=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     if (answer.status, answer.length) != (206, PIECE):
         raise RuntimeError(f"HTTP {answer.status} with {answer.length} bytes")
     return seconds
@@ -78,15 +78,15 @@ async def measure_downloads(report: Report, base: str, execution_id: str, *, qui
         ]
         connections = [client.connection for client in clients]
         file = await find_netcdf(clients[0], execution_id)
-        report.begin(f"downloads of a NetCDF4 file of {file.size / 1e6:.0f} MB")
+        report.start(f"downloads of a NetCDF4 file of {file.size / 1e6:.0f} MB")
         for count in (1, PARALLEL):
-            report.measuring()
+            report.restart_watch()
             seconds = [
                 await download_whole(connections[:count], file) for _ in range(1 if quick else 3)
             ]
             report.add(_whole_by(count), count * file.size / median(seconds) / 1e6, "MB/s")
         for percent in (0, 50, 99):
-            report.measuring()
+            report.restart_watch()
             seconds = [
                 await download_piece(connections[0], file, percent)
                 for _ in range(5 if quick else 15)
@@ -97,30 +97,27 @@ async def measure_downloads(report: Report, base: str, execution_id: str, *, qui
 async def compare_downloads(
     report: Report, sides: Sides, kept: dict[str, str], *, quick: bool
 ) -> None:
-    """Compare downloads of the NetCDF4 file of a job of each side.
+    """Compare downloads of the NetCDF4 file of a finished job of each side.
 
     Parameters
     ----------
     kept : dict
-        Id of a finished job, by name of the side.
+        Ids of the jobs, by name of the side.
     """
-    files = {}
-    for side in sides:
-        async with side.connected() as client:
-            files[side.name] = await find_netcdf(client, kept[side.name])
+    files = await sides.ask(lambda side, client: find_netcdf(client, kept[side.name]))
     sizes = ", ".join(f"{name} {file.size / 1e6:.0f} MB" for name, file in files.items())
-    report.begin(f"downloads of a NetCDF4 file ({sizes}): ours / theirs")
+    report.start(f"downloads of a NetCDF4 file ({sizes}): ours / theirs")
     os.sync()
-    for count, aim in WHOLE_RATIO_AIMS.items():
+    for count, target in WHOLE_RATIO_TARGETS.items():
         rate = partial(_whole_rate, files=files, clients=count)
-        turns = await in_turns(sides, 2 if quick else 7, rate)
-        report_ratio(report, _whole_by(count), turns, "MB/s", aim=aim)
+        runs = await alternate(sides, 2 if quick else 7, rate)
+        report_ratio(report, _whole_by(count), runs, "MB/s", target=target)
     pieces = partial(_pieces, files=files)
-    _report_pieces(report, await in_turns(sides, 5 if quick else 15, pieces))
+    _report_pieces(report, await alternate(sides, 5 if quick else 15, pieces))
 
 
 async def _whole_rate(side: Side, files: dict[str, ResultFile], clients: int) -> float:
-    """Give the MB/s that some clients got together."""
+    """Return the rate of all clients together, MB/s."""
     file = files[side.name]
     async with AsyncExitStack() as stack:
         connected = [await stack.enter_async_context(side.connected()) for _ in range(clients)]
@@ -129,26 +126,26 @@ async def _whole_rate(side: Side, files: dict[str, ResultFile], clients: int) ->
 
 
 async def _pieces(side: Side, files: dict[str, ResultFile]) -> tuple[float, float]:
-    """Give the ms of a piece from the beginning and of one from the end."""
+    """Return the latencies of a piece from the beginning and of one from the end, ms."""
     file = files[side.name]
     async with side.connected() as client:
-        # The first request of a connection is slower, whatever it asks for.
+        # The first request of a connection is slower, whatever it requests.
         await download_piece(client.connection, file, 50)
         near = await download_piece(client.connection, file, 0)
         far = await download_piece(client.connection, file, 99)
     return 1e3 * near, 1e3 * far
 
 
-def _report_pieces(report: Report, turns: Turns[tuple[float, float]]) -> None:
-    near, far = turns.each(lambda run: run[0]), turns.each(lambda run: run[1])
+def _report_pieces(report: Report, runs: Runs[tuple[float, float]]) -> None:
+    near, far = runs.map(lambda run: run[0]), runs.map(lambda run: run[1])
     report_ratio(report, "1 MiB at 0 %", near, "ms")
-    report_ratio(report, "1 MiB at 99 %", far, "ms", aim=PIECE_RATIO_AIM)
-    for name, these, those, aim in (
-        ("ours", far.ours, near.ours, FAR_PIECE_AIM),
+    report_ratio(report, "1 MiB at 99 %", far, "ms", target=PIECE_RATIO_TARGET)
+    for name, these, those, target in (
+        ("ours", far.ours, near.ours, FAR_PIECE_TARGET),
         ("theirs", far.theirs, near.theirs, None),
     ):
         ratio, spread = ratio_of_neighbours(these, those)
-        report.add(f"{name}: 1 MiB at 99 % / at 0 %", ratio, "x", aim=aim, note=spread)
+        report.add(f"{name}: 1 MiB at 99 % / at 0 %", ratio, "x", target=target, note=spread)
 
 
 def _whole_by(clients: int) -> str:

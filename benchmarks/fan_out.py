@@ -1,4 +1,4 @@
-"""How members spread over GPUs, and what becomes of a small request beside a large one."""
+"""Members spread over GPUs, and a small request beside a large one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 import uvloop
 
 from benchmarks.client import Client
-from benchmarks.report import Aim, Report
+from benchmarks.report import Report, Target
 from benchmarks.stand_in_gpus import SleepingServer, sleeping_server
 from benchmarks.timeline import busy, makespan, pauses, timeline
 from benchmarks.workloads import FCN3
@@ -17,22 +17,22 @@ STEP_S = 0.25
 MEMBERS, STEPS, GPUS = 32, 8, 8
 QUICK_MEMBERS = 16
 UNEVEN = 12
-"""Members that do not divide by the GPUs."""
-FAN_OUT_AIM = Aim(7.0, at_least=True)
+"""A number of members that is no multiple of the GPUs."""
+FAN_OUT_TARGET = Target(7.0, at_least=True)
 LARGE = {"n_samples": 32, "n_steps": STEPS, "variables": ["t2m"], "output_format": "zarr"}
 SMALL = {**LARGE, "n_samples": 1}
-WAIT_AIM = Aim(1.1)
+WAIT_TARGET = Target(1.1)
 
 
 def measure_fan_out(report: Report, *, quick: bool) -> None:
-    """Measure one execution's members on eight stand-in GPUs against one."""
+    """Compare the members of one execution on eight stand-in GPUs and on one."""
     members = QUICK_MEMBERS if quick else MEMBERS
     rounds = 1 if quick else 3
-    report.begin(f"{members} members of {STEPS} steps of {STEP_S:g} s, {GPUS} stand-in GPUs or 1")
+    report.start(f"{members} members of {STEPS} steps of {STEP_S:g} s, {GPUS} stand-in GPUs or 1")
     seconds: dict[int, list[float]] = {1: [], GPUS: []}
     with sleeping_server("eight GPUs", step_s=STEP_S, gpus=GPUS) as server:
         uvloop.run(_run(server, GPUS))
-        report.measuring()
+        report.restart_watch()
         uneven = uvloop.run(_run(server, UNEVEN))
         for _ in range(rounds):
             seconds[GPUS].append(uvloop.run(_run(server, members)))
@@ -46,15 +46,15 @@ def measure_fan_out(report: Report, *, quick: bool) -> None:
     report.add("pause between two members", 1e3 * median(between), "ms", note=_spread(between))
     ideal = -(-UNEVEN // GPUS) * STEPS * STEP_S
     report.add(f"{UNEVEN} members on {GPUS} GPUs / ideal", uneven / ideal, "x")
-    report.measuring()
+    report.restart_watch()
     with sleeping_server("one GPU", step_s=STEP_S) as server:
         seconds[1].append(uvloop.run(_run(server, members)))
     report.add("1 GPU, submit to completed", seconds[1][0], "s")
-    report.add("times as fast", seconds[1][0] / eight, "x", aim=FAN_OUT_AIM)
+    report.add("times as fast", seconds[1][0] / eight, "x", target=FAN_OUT_TARGET)
 
 
 async def _run(server: SleepingServer, members: int) -> float:
-    server.forget()
+    server.clear_journal()
     async with Client.connected(server.base, FCN3.path) as client:
         return (await client.run_job({**LARGE, "n_samples": members})).seconds
 
@@ -65,7 +65,7 @@ def _spread(values: list[float]) -> str:
 
 def measure_fairness(report: Report, *, quick: bool) -> None:
     """Measure a request for one member: alone, behind one large request, and behind three."""
-    report.begin(
+    report.start(
         f"1 member of {STEPS} steps of {STEP_S:g} s behind {LARGE['n_samples']} such members, 1 GPU"
     )
     with sleeping_server("fairness", step_s=STEP_S) as server:
@@ -76,14 +76,14 @@ async def _measure_fairness(report: Report, server: SleepingServer, quick: bool)
     member_s = STEPS * STEP_S
     async with Client.connected(server.base, FCN3.path) as client:
         await client.run_job(SMALL)
-        report.measuring()
+        report.restart_watch()
         alone = [(await client.run_job(SMALL)).seconds for _ in range(2 if quick else 5)]
         report.add("alone, submit to completed", median(alone), "s", note=_spread(alone))
         for large in (1,) if quick else (1, 3):
             running = [await client.submit(LARGE) for _ in range(large)]
-            # Until the first is at work, and not at the begin of a member either.
+            # Until the first one computes, and not at the start of a member.
             await asyncio.sleep(2.3 * member_s)
-            report.measuring()
+            report.restart_watch()
             seconds = []
             for _ in range(1 if quick else 4):
                 seconds.append((await client.run_job(SMALL)).seconds)
@@ -91,7 +91,7 @@ async def _measure_fairness(report: Report, server: SleepingServer, quick: bool)
             name = f"behind {large} large" if large > 1 else "behind a large one"
             report.add(f"{name}, submit to completed", median(seconds), "s", note=_spread(seconds))
             waited = (median(seconds) - median(alone)) / member_s
-            report.add(f"{name}, other members waited for", waited, "", aim=WAIT_AIM)
+            report.add(f"{name}, other members waited for", waited, "", target=WAIT_TARGET)
             for execution_id in running:
                 await client.connection.delete(f"{client.path}/{execution_id}")
             await asyncio.sleep(2 * member_s)

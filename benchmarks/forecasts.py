@@ -11,32 +11,32 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.client import Client, Followed
-from benchmarks.report import Aim, Report, ratio_of_neighbours
+from benchmarks.client import Client, FinishedJob
+from benchmarks.report import Report, Target, ratio_of_neighbours
 from benchmarks.workloads import CHOSEN, FCN3, QUICK_STEPS, STEPS
 
 FIELD_MB = 721 * 1440 * 4 / 1e6
 POLL_S = 0.02
-RATIO_AIM = Aim(1.3)
+RATIO_TARGET = Target(1.3)
 
 
 async def measure_forecasts(report: Report, base: str, *, quick: bool) -> str:
-    """Measure forecasts; gives the id of a completed one in NetCDF4, which is kept.
+    """Measure forecasts; return the id of a completed one in NetCDF4, which is kept.
 
-    Served and in-process ones alternate. Dirty pages are written out before each, so that none
+    Served and in-process forecasts alternate. Dirty pages are flushed before each, so that none
     pays for another's.
     """
     steps = QUICK_STEPS if quick else STEPS
     megabytes = (steps + 1) * len(CHOSEN) * FIELD_MB
-    report.begin(
+    report.start(
         f"{steps} steps x {len(CHOSEN)} variables x 721 x 1440 ({megabytes:.0f} MB), 1 member"
     )
-    served: dict[str, list[Followed]] = {"zarr": [], "netcdf4": []}
+    served: dict[str, list[FinishedJob]] = {"zarr": [], "netcdf4": []}
     alone: dict[str, list[dict[str, float]]] = {"none": [], "zarr": [], "netcdf4": []}
     kept = ""
     async with Client.connected(base, FCN3.path) as client:
         await _served(client, "netcdf4", 1)
-        report.measuring()
+        report.restart_watch()
         for _ in range(1 if quick else 3):
             alone["none"].append(_in_process("none", steps))
             for output_format, jobs in served.items():
@@ -53,7 +53,7 @@ async def measure_forecasts(report: Report, base: str, *, quick: bool) -> str:
 
 def _report(
     report: Report,
-    served: dict[str, list[Followed]],
+    served: dict[str, list[FinishedJob]],
     alone: dict[str, list[dict[str, float]]],
 ) -> None:
     totals = {name: median([run["total"] for run in runs]) for name, runs in alone.items()}
@@ -69,25 +69,25 @@ def _report(
         report.add(f"in-process, {output_format}", totals[output_format], "s")
         chosen = sorted(jobs, key=lambda job: job.seconds)[len(jobs) // 2]
         report.add(f"served, {output_format}", chosen.seconds, "s", note=_split(chosen))
-    for output_format, aim in (("zarr", RATIO_AIM), ("netcdf4", None)):
+    for output_format, target in (("zarr", RATIO_TARGET), ("netcdf4", None)):
         in_process = [run["total"] for run in alone[output_format]]
         ratio, spread = ratio_of_neighbours(seconds[output_format], in_process)
-        report.add(f"{output_format}: served / in-process", ratio, "x", aim=aim, note=spread)
+        report.add(f"{output_format}: served / in-process", ratio, "x", target=target, note=spread)
     ratio, spread = ratio_of_neighbours(seconds["netcdf4"], seconds["zarr"])
-    report.add("netcdf4 / zarr, served", ratio, "x", aim=RATIO_AIM, note=spread)
+    report.add("netcdf4 / zarr, served", ratio, "x", target=RATIO_TARGET, note=spread)
 
 
-def _split(job: Followed) -> str:
-    """Say how long each stage took; a stage ends when the next is first seen."""
+def _split(job: FinishedJob) -> str:
+    """Return the seconds of each stage; a stage ends when the next is first seen."""
     seen = sorted(job.stages.items(), key=lambda entry: entry[1])
     return ", ".join(
-        f"{stage} {following - began:.2f}"
-        for (stage, began), (_, following) in zip(seen, seen[1:], strict=False)
+        f"{stage} {ended - started:.2f}"
+        for (stage, started), (_, ended) in zip(seen, seen[1:], strict=False)
         if stage != "finish"
     )
 
 
-async def _served(client: Client, output_format: str, steps: int) -> Followed:
+async def _served(client: Client, output_format: str, steps: int) -> FinishedJob:
     os.sync()
     parameters = {**FCN3.with_steps(steps).large, "output_format": output_format}
     return await client.run_job(parameters, poll_s=POLL_S)

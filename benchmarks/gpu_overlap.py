@@ -1,4 +1,4 @@
-"""The overlap of computing and writing on a real GPU, as NVML and our own metric see it."""
+"""The overlap of computing and writing on a real GPU, by NVML and by our own metric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import uvloop
 
 from benchmarks.client import Client
-from benchmarks.overlap import BEYOND_S, FACTOR
+from benchmarks.overlap import EXCESS_TARGETS, FACTOR
 from benchmarks.report import Report
 from benchmarks.stand_in_gpus import (
     FULL_GRID,
@@ -35,10 +35,10 @@ SAMPLE_MS = 200
 def measure_gpu_overlap(report: Report, *, quick: bool) -> None:
     """Measure single forecasts whose steps are matrix products on the GPU."""
     if not _has_gpu():
-        print("\noverlap on a GPU is left out: nvidia-smi finds none")
+        print("\noverlap on a GPU is skipped: nvidia-smi finds none")
         return
     steps = QUICK_STEPS if quick else STEPS
-    report.begin(
+    report.start(
         f"on a GPU: {steps} steps of about {STEP_S:g} s of matrix products, "
         f"{size_on_full_grid(steps)}, 1 member"
     )
@@ -48,27 +48,27 @@ def measure_gpu_overlap(report: Report, *, quick: bool) -> None:
 
 
 async def measure_on(report: Report, server: SleepingServer, steps: int) -> None:
-    """Measure on a server whose model computes."""
+    """Measure forecasts on a server whose model uses the GPU."""
     async with Client.connected(server.base, FCN3.path) as client:
         await client.remove((await client.run_job(forecast(1, "netcdf4"))).execution_id)
-        for output_format, aim in BEYOND_S.items():
+        for output_format, target in EXCESS_TARGETS.items():
             os.sync()
-            server.forget()
+            server.clear_journal()
             await asyncio.sleep(REPORTED_S)
-            before_s, began = server.busy_s(), time.time()
-            report.measuring()
+            before_s, started = server.busy_s(), time.time()
+            report.restart_watch()
             with _utilisation() as samples:
                 job = await client.run_job(forecast(steps, output_format))
                 await asyncio.sleep(REPORTED_S)
-                window_s, busy_s = time.time() - began, server.busy_s() - before_s
+                window_s, busy_s = time.time() - started, server.busy_s() - before_s
             computed = server.steps()
-            # Products take what they take: only what goes on beside them is in question.
-            stepping = sum(step.ended - step.began for step in computed)
+            # The time of the products varies; the measure is the time in excess of it.
+            stepping = sum(step.ended - step.started for step in computed)
             of_steps = 100 * stepping / makespan(computed)
             report.add(f"{output_format}, submit to completed", job.seconds, "s")
-            beyond = job.seconds - FACTOR * stepping
+            excess = job.seconds - FACTOR * stepping
             note = f"of {FACTOR} x {stepping:.1f} s in {len(computed)} steps"
-            report.add(f"{output_format}, in excess", beyond, "s", aim=aim, note=note)
+            report.add(f"{output_format}, in excess", excess, "s", target=target, note=note)
             report.add(f"{output_format}, in steps, from the first to the last", of_steps, "%")
             report.add(f"{output_format}, busy by our metric", busy_s, "s", note="with copies")
             if samples:
@@ -88,7 +88,7 @@ def _has_gpu() -> bool:
 
 @contextmanager
 def _utilisation() -> Iterator[list[float]]:
-    """Gather what NVML says of the first GPU, in percent, while the block runs."""
+    """Collect the utilization of the first GPU by NVML, percent, during the context."""
     samples: list[float] = []
     command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu"]
     command += ["--format=csv,noheader,nounits", f"--loop-ms={SAMPLE_MS}"]

@@ -1,4 +1,4 @@
-"""A data source that can be told to wait, so that a queue stays a queue while it is measured."""
+"""A data source that can be held, so that the queue does not move while it is measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLL_S = 0.05
 
 
 class HeldIFS(SyntheticIFS):
-    """`SyntheticIFS` that gives nothing while a file exists.
+    """`SyntheticIFS` that waits while a file exists.
 
     Parameters
     ----------
@@ -25,12 +25,12 @@ class HeldIFS(SyntheticIFS):
         self._hold = Path(hold)
 
     def __call__(self, time_: Any, variable: Any) -> Any:
-        """Give fields, once they may be given."""
+        """Return fields once the file is removed."""
         while self._hold.exists():
             time.sleep(POLL_S)
         return super().__call__(time_, variable)
 
 
 def load_ifs(*, hold: str, n_lat: int, n_lon: int) -> HeldIFS:
-    """Load it, for ``data_sources.ifs.loader``."""
+    """Return the source, for ``data_sources.ifs.loader``."""
     return HeldIFS(hold, n_lat, n_lon)

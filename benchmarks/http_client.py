@@ -1,7 +1,7 @@
-"""A keep-alive HTTP client that does little, so that the server is what is measured.
+"""A minimal keep-alive HTTP client, so that the server is measured and not the client.
 
-aiohttp takes several times as long for a request as this, which on a machine with two cores the
-server would have to pay for.
+aiohttp takes several times as long for a request; on a machine with two cores that time would be
+missing for the server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple, cast
@@ -22,45 +22,46 @@ class Answer(NamedTuple):
 
     status: int
     length: int
-    """Bytes of the body."""
+    """Size of the body, bytes."""
     body: bytes
-    """Empty if it was not to be kept."""
+    """Empty if it was not kept."""
 
     def json(self) -> Any:
-        """Decode the body, which must be that of a success.
+        """Decode the body of a successful answer.
 
         Raises
         ------
         RuntimeError
-            With what the server said, if it is not.
+            With the answer, if it is an error.
         """
         if self.status not in (200, 202, 204):
             raise RuntimeError(f"HTTP {self.status}: {self.body[:500]!r}")
         return json.loads(self.body)
 
 
-class _Chunks:
-    """Takes a body in chunks apart (RFC 9112, section 7.1); trailers are dropped."""
+class _ChunkDecoder:
+    """Decodes a chunked body (RFC 9112, section 7.1); trailers are dropped."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """Give what of the body has come with some bytes, and whether that was the last of it."""
+        """Decode more bytes; return new bytes of the body, and whether the body is complete."""
         self._rest += data
         parts: list[bytes] = []
         while True:
-            line, found, behind = self._rest.partition(b"\r\n")
+            line, found, following = self._rest.partition(b"\r\n")
             if not found:
                 return b"".join(parts), False
             size = int(line.partition(b";")[0], 16)
             if size == 0:
-                # An empty line ends the trailers, of which there are hardly ever any.
-                return b"".join(parts), behind.startswith(b"\r\n") or b"\r\n\r\n" in behind
-            if len(behind) < size + 2:
+                # An empty line ends the trailers; usually there are none.
+                ended = following.startswith(b"\r\n") or b"\r\n\r\n" in following
+                return b"".join(parts), ended
+            if len(following) < size + 2:
                 return b"".join(parts), False
-            parts.append(behind[:size])
-            self._rest = behind[size + 2 :]
+            parts.append(following[:size])
+            self._rest = following[size + 2 :]
 
 
 class Connection(asyncio.Protocol):
@@ -72,8 +73,8 @@ class Connection(asyncio.Protocol):
         self._head = b""
         self._in_body = False
         self._parts: list[bytes] | None = None
-        self._status = self._wanted = self._received = 0
-        self._chunks: _Chunks | None = None
+        self._status = self._expected = self._received = 0
+        self._decoder: _ChunkDecoder | None = None
         self._answered: asyncio.Future[Answer] | None = None
 
     @classmethod
@@ -87,7 +88,7 @@ class Connection(asyncio.Protocol):
         return connection
 
     def prepare(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
-        """Give the bytes of a request; `body` becomes JSON."""
+        """Return the bytes of a request; `body` is encoded as JSON."""
         content = b"" if body is None else json.dumps(body).encode()
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self._authority}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -105,15 +106,15 @@ class Connection(asyncio.Protocol):
         return await self._answered
 
     async def get(self, path: str, **headers: str) -> Answer:
-        """Get a path."""
+        """Send a GET request."""
         return await self.send(self.prepare("GET", path, **headers))
 
     async def post(self, path: str, body: Any) -> Answer:
-        """Post JSON."""
+        """Send a POST request with a JSON body."""
         return await self.send(self.prepare("POST", path, body))
 
     async def delete(self, path: str) -> Answer:
-        """Delete a path."""
+        """Send a DELETE request."""
         return await self.send(self.prepare("DELETE", path))
 
     def close(self) -> None:
@@ -121,20 +122,20 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    # asyncio's side.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what is written to."""
+        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the request under way."""
+        """Fail the pending request."""
         self._transport = None
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(exc or ConnectionError("closed without an answer"))
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece of an answer."""
+        """Parse a piece of an answer."""
         if not self._in_body:
             self._head += data
             end = self._head.find(b"\r\n\r\n")
@@ -144,13 +145,13 @@ class Connection(asyncio.Protocol):
             self._head = b""
             self._begin_body(head)
         ended = False
-        if self._chunks is not None:
-            data, ended = self._chunks.feed(data)
+        if self._decoder is not None:
+            data, ended = self._decoder.feed(data)
         self._received += len(data)
         if self._parts is not None:
             self._parts.append(data)
-        if self._chunks is None:
-            ended = self._received >= self._wanted
+        if self._decoder is None:
+            ended = self._received >= self._expected
         if ended and self._answered is not None:
             self._in_body = False
             body = b"" if self._parts is None else b"".join(self._parts)
@@ -160,16 +161,16 @@ class Connection(asyncio.Protocol):
         self._in_body = True
         self._received = 0
         self._status = int(head[9:12])
-        self._chunks = _Chunks() if b"\r\ntransfer-encoding: chunked" in head else None
+        self._decoder = _ChunkDecoder() if b"\r\ntransfer-encoding: chunked" in head else None
         _, found, rest = head.partition(b"\r\ncontent-length:")
-        if not found and self._chunks is None and self._status not in (204, 304):
+        if not found and self._decoder is None and self._status not in (204, 304):
             raise RuntimeError(f"an answer without a length: {head[:200]!r}")
-        self._wanted = int(rest.partition(b"\r\n")[0]) if found else 0
+        self._expected = int(rest.partition(b"\r\n")[0]) if found else 0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a number of clients measured."""
+    """Latencies and rate of a number of clients."""
 
     clients: int
     latencies_s: list[float]
@@ -178,12 +179,12 @@ class Load:
 
     @property
     def p50_ms(self) -> float:
-        """Latency that half of the requests kept."""
+        """Median latency, ms."""
         return 1e3 * median(self.latencies_s)
 
     @property
     def p99_ms(self) -> float:
-        """Latency that 99 of 100 requests kept."""
+        """99th percentile of the latency, ms."""
         ordered = sorted(self.latencies_s)
         return 1e3 * ordered[round(0.99 * (len(ordered) - 1))]
 
@@ -201,34 +202,34 @@ async def load(
     requests: int,
     answers: list[Answer] | None = None,
 ) -> Load:
-    """Send requests over some keep-alive connections, each as soon as its last is answered.
+    """Send requests over keep-alive connections, each as soon as the previous one is answered.
 
     A tenth more are sent beforehand and not counted.
 
     Parameters
     ----------
     answers : list of Answer, optional
-        Is given every answer, of those sent beforehand too.
+        Receives every answer, including those sent beforehand.
     """
     connections = await asyncio.gather(*(Connection.open(base) for _ in range(clients)))
     request = prepare(connections[0])
     latencies: list[float] = []
     statuses: Counter[int] = Counter()
 
-    async def client(connection: Connection, turns: Any) -> None:
-        for _ in turns:
-            began = time.perf_counter()
+    async def client(connection: Connection, remaining: Iterator[int]) -> None:
+        for _ in remaining:
+            started = time.perf_counter()
             answer = await connection.send(request)
-            latencies.append(time.perf_counter() - began)
+            latencies.append(time.perf_counter() - started)
             statuses[answer.status] += 1
             if answers is not None:
                 answers.append(answer)
 
     async def all_clients(count: int) -> float:
-        turns = iter(range(count))
-        began = time.perf_counter()
-        await asyncio.gather(*(client(connection, turns) for connection in connections))
-        return time.perf_counter() - began
+        remaining = iter(range(count))
+        started = time.perf_counter()
+        await asyncio.gather(*(client(connection, remaining) for connection in connections))
+        return time.perf_counter() - started
 
     try:
         await all_clients(max(clients, requests // 10))

@@ -1,8 +1,8 @@
-"""The same forecast without a server, as a scientist's script would make and write it.
+"""The same forecast without a server, computed and written as in a scientist's script.
 
 ``python -m benchmarks.in_process --format zarr --steps 40 --output PATH`` prints its times as
-JSON. Modules, model and data source are loaded and have run once before the clock starts, as those
-of the server have.
+JSON. Modules, model and data source are loaded and have run once before the clock starts, like
+those of the server.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS, load_fcn3, l
 from workflows.fcn3 import VARIABLES
 
 Step = tuple[int, NDArray[np.float32]]
-"""Index of the time; fields, shape (variable, lat, lon)."""
+"""Time index, and fields of shape (variable, lat, lon)."""
 
 
 def analysis(source: SyntheticIFS, start: datetime) -> NDArray[np.float32]:
-    """Fetch the initial conditions, shape (time, lead_time, variable, lat, lon)."""
+    """Return the initial conditions, shape (time, lead_time, variable, lat, lon)."""
     fields: NDArray[np.float32] = source(start, VARIABLES).values[None]
     return fields
 
@@ -37,7 +37,7 @@ def analysis(source: SyntheticIFS, start: datetime) -> NDArray[np.float32]:
 def forecast(
     model: SyntheticFCN3, source: SyntheticIFS, state: NDArray[np.float32], steps: int
 ) -> Iterator[Step]:
-    """Step through a forecast, initial conditions first; only the chosen variables are given."""
+    """Yield the steps of a forecast, initial conditions first, with the chosen variables only."""
     chosen = [VARIABLES.index(name) for name in CHOSEN]
     coords = OrderedDict(
         time=np.array([START], dtype="datetime64[ns]"),
@@ -87,7 +87,7 @@ def write_zarr(path: Path, source: SyntheticIFS, steps: int, forecast: Iterator[
         for array, field in zip(arrays, fields, strict=True):
             array[index] = field
     with warnings.catch_warnings():
-        # Not part of the Zarr 3 specification, it says; Earth2Studio consolidates all the same.
+        # It warns that this is not part of Zarr 3; Earth2Studio does it nevertheless.
         warnings.simplefilter("ignore")
         zarr.consolidate_metadata(path)
 
@@ -118,26 +118,26 @@ def _coordinates(source: SyntheticIFS, steps: int) -> dict[str, NDArray[Any]]:
 
 
 def main() -> None:
-    """Make one forecast and print how long it took."""
+    """Compute one forecast and print its times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--format", choices=WRITERS, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
-    write = WRITERS[given.format]
+    options = parser.parse_args()
+    write = WRITERS[options.format]
     source, model = load_ifs(), load_fcn3()
     state = analysis(source, START)
-    warm_up = given.output.with_name(f"{given.output.name}.warm-up")
+    warm_up = options.output.with_name(f"{options.output.name}.warm-up")
     write(warm_up, source, 1, forecast(model, source, state, 1))
     del state
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     state = analysis(source, START)
     fetched = time.perf_counter()
-    write(given.output, source, given.steps, forecast(model, source, state, given.steps))
+    write(options.output, source, options.steps, forecast(model, source, state, options.steps))
     ended = time.perf_counter()
-    times = {"initial_conditions": fetched - began, "forecast": ended - fetched}
-    print(json.dumps(times | {"total": ended - began}))
+    times = {"initial_conditions": fetched - started, "forecast": ended - fetched}
+    print(json.dumps(times | {"total": ended - started}))
 
 
 if __name__ == "__main__":

@@ -1,39 +1,39 @@
-"""Large jobs of two servers, in both formats."""
+"""A comparison of large jobs on two servers, in both formats."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 
-from benchmarks.client import Followed
-from benchmarks.report import Aim, Report
-from benchmarks.sides import Side, Sides, in_turns, report_ratio
+from benchmarks.client import FinishedJob
+from benchmarks.report import Report, Target
+from benchmarks.sides import Side, Sides, alternate, report_ratio
 
 POLL_S = 0.05
 ROUNDS = 3
-"""Few: a server that cannot remove a result keeps every one."""
-RATIO_AIMS = {"zarr": Aim(0.6), "netcdf4": Aim(0.8)}
+"""Few, since a server that cannot remove results keeps all of them."""
+RATIO_TARGETS = {"zarr": Target(0.6), "netcdf4": Target(0.8)}
 
-Kept = dict[str, dict[str, str]]
-"""Ids of the finished jobs whose results are there, by format and name of the side."""
+KeptJobs = dict[str, dict[str, str]]
+"""Ids of finished jobs whose results exist, by format and name of the side."""
 
 
-async def compare_large_jobs(report: Report, sides: Sides, kept: Kept, *, quick: bool) -> None:
+async def compare_large_jobs(report: Report, sides: Sides, kept: KeptJobs, *, quick: bool) -> None:
     """Compare large jobs, from submit to completed; the last of each side is kept.
 
-    Dirty pages are written out before each, so that none pays for another's.
+    Dirty pages are flushed before each, so that none pays for another's.
     """
-    report.begin("large job, submit to completed, polled every 50 ms: ours / theirs")
-    for output_format, aim in RATIO_AIMS.items():
-        await in_turns(sides, 1, partial(_warm_up, output_format=output_format))
+    report.start("large job, submit to completed, polled every 50 ms: ours / theirs")
+    for output_format, target in RATIO_TARGETS.items():
+        await alternate(sides, 1, partial(_warm_up, output_format=output_format))
         run = partial(run_large_job, kept=kept, output_format=output_format)
-        turns = await in_turns(sides, 1 if quick else ROUNDS, run)
-        seconds = turns.each(lambda job: job.seconds)
-        report_ratio(report, f"large job, {output_format}", seconds, "s", aim=aim)
+        runs = await alternate(sides, 1 if quick else ROUNDS, run)
+        seconds = runs.map(lambda job: job.seconds)
+        report_ratio(report, f"large job, {output_format}", seconds, "s", target=target)
 
 
-async def run_large_job(side: Side, kept: Kept, output_format: str) -> Followed:
-    """Run a large job and keep its result; that of the one before is removed."""
+async def run_large_job(side: Side, kept: KeptJobs, output_format: str) -> FinishedJob:
+    """Run a large job and keep its result; the previous one is removed."""
     os.sync()
     async with side.connected() as client:
         parameters = {**side.workload.large, "output_format": output_format}
@@ -45,8 +45,8 @@ async def run_large_job(side: Side, kept: Kept, output_format: str) -> Followed:
     return job
 
 
-async def remove_results(sides: Sides, kept: Kept) -> list[str]:
-    """Remove what was kept; gives the names of the sides that cannot do that."""
+async def remove_results(sides: Sides, kept: KeptJobs) -> list[str]:
+    """Remove the kept results; return the names of the sides that cannot do that."""
     unable = []
     for side in sides:
         async with side.connected() as client:

@@ -1,4 +1,4 @@
-"""What else the machine does, and what memory processes take: from ``/proc``, so Linux only."""
+"""Load of the machine and memory of processes, from ``/proc`` (Linux only)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 QUIET_CORES = 0.1
-"""Cores that others may use before figures are called unquiet."""
+"""Cores that others may use on a quiet machine."""
 
 
 def load_average() -> float:
-    """Give the load average over a minute; our own work is part of it."""
+    """Return the load average over a minute, including our own work."""
     return os.getloadavg()[0]
 
 
 class OthersWatch:
     """Measures how many cores processes other than ours keep busy.
 
-    Ours are this process and all below it. The load average cannot tell: it counts our own
-    work of the minute before.
+    Ours are this process and its descendants. The load average includes our own work of the
+    previous minute.
     """
 
     def __init__(self) -> None:
@@ -29,15 +29,15 @@ class OthersWatch:
 
     def restart(self) -> None:
         """Measure from now on."""
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._busy = _busy_seconds()
         self._ours = _seconds_of(tree(os.getpid()))
 
     def cores(self) -> float:
-        """Give the mean since the start; not less than 0."""
+        """Return the mean number of busy cores since the start."""
         busy = _busy_seconds() - self._busy
         ours = _seconds_of(tree(os.getpid())) - self._ours
-        return max(0.0, (busy - ours) / max(time.monotonic() - self._began, 1e-3))
+        return max(0.0, (busy - ours) / max(time.monotonic() - self._started, 1e-3))
 
 
 def _busy_seconds() -> float:
@@ -47,7 +47,7 @@ def _busy_seconds() -> float:
 
 
 def _seconds_of(processes: Iterable[int]) -> float:
-    """Sum the CPU time of processes and of children that they have waited for."""
+    """Return the CPU time of processes and of children that they have reaped, seconds."""
     ticks = 0
     for process in processes:
         try:
@@ -58,12 +58,12 @@ def _seconds_of(processes: Iterable[int]) -> float:
 
 
 def _stat(process: int) -> list[str]:
-    """Read the fields of ``/proc/PID/stat`` behind the name, which may hold anything."""
+    """Return the fields of ``/proc/PID/stat`` after the name, which may contain anything."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def tree(root: int) -> list[int]:
-    """List a process and all below it."""
+    """Return a process and its descendants."""
     children: dict[int, list[int]] = defaultdict(list)
     for process in _processes():
         try:
@@ -76,23 +76,15 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def alive(process: int) -> bool:
-    """Say whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return _stat(process)[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def _processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
 def pss_by_name(processes: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """Measure memory, by name of process: how many there are, and their bytes.
+    """Return number and memory, bytes, of processes by name, largest first.
 
-    Proportional set size: a page that n processes share counts as a nth in each, so the sum is
-    what the machine would have free without them.
+    Memory is the proportional set size: a page that n processes share counts as 1/n in each, so
+    the sum is the memory that would be free without them.
     """
     sizes: dict[str, tuple[int, int]] = {}
     for process in processes:
@@ -108,7 +100,7 @@ def pss_by_name(processes: Iterable[int]) -> dict[str, tuple[int, int]]:
 
 
 def _name(process: int) -> str:
-    """Name a process by what it runs."""
+    """Return a name for what a process runs."""
     command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     words = [word.decode(errors="replace") for word in command if word]
     if not words:

@@ -1,4 +1,4 @@
-"""How far two models on two stand-in GPUs, one conditioning the other, work at once."""
+"""The overlap of two models on two stand-in GPUs, one conditioning the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.client import Client
-from benchmarks.report import Aim, Report
+from benchmarks.report import Report, Target
 from benchmarks.server import Server
 from benchmarks.timeline import makespan, read_journal, timeline
 from workflows.stormscope import StormScopeWorkflow
@@ -17,16 +17,16 @@ from workflows.stormscope import StormScopeWorkflow
 GRID = {"n_lat": 19, "n_lon": 36}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 200_000.0, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
 MEMBERS, STEPS, STEP_S = 8, 6, 0.25
-AIM = Aim(1.2)
+TARGET = Target(1.2)
 
 
 def measure_pipeline(report: Report, *, quick: bool) -> None:
-    """Have as many members of FCN3 each condition one of StormScope, and print a timeline.
+    """Measure members of FCN3 that each condition one of StormScope, and print a timeline.
 
-    Every hour of either model takes `STEP_S`, so both have the same work to do.
+    Every hour of either model takes `STEP_S`, so that both have the same work.
     """
     members = 3 if quick else MEMBERS
-    report.begin(
+    report.start(
         f"{members} members of FCN3 each condition one of StormScope, {STEPS} hours of {STEP_S:g} "
         "s, two stand-in GPUs"
     )
@@ -54,14 +54,14 @@ def measure_pipeline(report: Report, *, quick: bool) -> None:
         steps = read_journal(journal)
     print(timeline(steps, STEPS), flush=True)
     computes = {
-        model: sum(s.ended - s.began for s in steps if s.model == model)
+        model: sum(s.ended - s.started for s in steps if s.model == model)
         for model in ("FCN3", "StormScope")
     }
     total = makespan(steps)
     for model, seconds in computes.items():
         report.add(f"{model} computes", seconds, "s")
     report.add("first step to last", total, "s")
-    report.add("the same / one model's total", total / max(computes.values()), "x", aim=AIM)
+    report.add("the same / one model's total", total / max(computes.values()), "x", target=TARGET)
     report.add("submit to completed", total_s, "s")
 
 

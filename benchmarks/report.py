@@ -1,4 +1,4 @@
-"""Figures, the table that shows them and the file that keeps them."""
+"""Figures, printed as a table and saved in a file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What a figure should be on a quiet machine with two cores."""
+class Target:
+    """The bound of a figure on a quiet machine with two cores."""
 
     bound: float
     at_least: bool = False
 
     def met(self, value: float) -> bool:
-        """Say whether a value meets it."""
+        """Return whether a value meets the target."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     def __str__(self) -> str:
@@ -33,32 +33,32 @@ class Aim:
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that was measured."""
+    """One measurement."""
 
     group: str
     name: str
     value: float
     unit: str
-    aim: Aim | None
+    target: Target | None
     note: str
     load: float
-    """Load average over the minute before the figure was taken."""
+    """Load average over the last minute."""
     others: float | None
-    """Cores that other processes kept busy meanwhile; None if ours cannot be told from them."""
+    """Cores that other processes kept busy meanwhile; None if ours cannot be distinguished."""
     runs: dict[str, list[float]] = field(default_factory=dict)
-    """What a ratio is made of: the runs of each side, in order."""
+    """The runs of each side of a ratio, in order."""
 
 
 @dataclass
 class Report:
-    """Collects figures, printing each as it comes.
+    """Collects figures and prints each when it is added.
 
     Parameters
     ----------
     owns_server : bool
-        False if the server is somebody else's, so that its work cannot be told from that of others.
+        False if we have not started the server: its work cannot be distinguished from others'.
     about : dict, optional
-        What else the file should say.
+        Further entries of the file.
     """
 
     owns_server: bool
@@ -67,14 +67,14 @@ class Report:
     _watch: machine.OthersWatch = field(default_factory=machine.OthersWatch)
     _group: str = ""
 
-    def begin(self, group: str) -> None:
-        """Begin a group of figures."""
+    def start(self, group: str) -> None:
+        """Start a group of figures."""
         self._group = group
         print(f"\n{group}", flush=True)
-        self.measuring()
+        self.restart_watch()
 
-    def measuring(self) -> None:
-        """Note that what the next figures tell is measured from now on."""
+    def restart_watch(self) -> None:
+        """Measure the load of other processes from now on, for the next figures."""
         self._watch.restart()
 
     def add(
@@ -83,28 +83,28 @@ class Report:
         value: float,
         unit: str,
         *,
-        aim: Aim | None = None,
+        target: Target | None = None,
         note: str = "",
         runs: dict[str, list[float]] | None = None,
     ) -> None:
-        """Add a figure, measured since the last call of `measuring`."""
+        """Add a figure that was measured since the last `restart_watch`."""
         others = self._watch.cores() if self.owns_server else None
         load = machine.load_average()
-        figure = Figure(self._group, name, value, unit, aim, note, load, others, runs or {})
+        figure = Figure(self._group, name, value, unit, target, note, load, others, runs or {})
         self.figures.append(figure)
         print(_line(figure), flush=True)
 
     def close(self, path: Path = RESULTS) -> None:
-        """Say how far the machine was quiet and keep the figures."""
-        met = [f.aim.met(f.value) for f in self.figures if f.aim is not None]
+        """Print whether the machine was quiet, and save the figures."""
+        met = [f.target.met(f.value) for f in self.figures if f.target is not None]
         if met:
-            print(f"\naims met: {sum(met)} of {len(met)}")
-        unquiet = [f.others for f in self.figures if f.others and f.others > machine.QUIET_CORES]
-        if unquiet:
+            print(f"\ntargets met: {sum(met)} of {len(met)}")
+        busy = [f.others for f in self.figures if f.others and f.others > machine.QUIET_CORES]
+        if busy:
             print(
-                f"NOT A QUIET MACHINE: during {len(unquiet)} of {len(self.figures)} figures other "
-                f"processes kept {median(unquiet):.1f} cores busy (median), up to "
-                f"{max(unquiet):.1f} of {os.cpu_count()}; ratios hold better than times"
+                f"NOT A QUIET MACHINE: during {len(busy)} of {len(self.figures)} figures other "
+                f"processes kept {median(busy):.1f} cores busy (median), up to {max(busy):.1f} of "
+                f"{os.cpu_count()}; ratios are more reliable than times"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self._document(), indent=1), encoding="utf-8")
@@ -124,32 +124,34 @@ class Report:
 
 
 def ratio_of_neighbours(these: list[float], those: list[float]) -> tuple[float, str]:
-    """Give the median ratio of neighbours, which saw the same machine, and the spread."""
+    """Return the median ratio of neighbouring runs, which saw the same load, and the spread."""
     ratios = [this / that for this, that in zip(these, those, strict=True)]
     return median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _entry(figure: Figure) -> dict[str, Any]:
-    entry = asdict(figure) | {"met": figure.aim.met(figure.value) if figure.aim else None}
+    met = figure.target.met(figure.value) if figure.target else None
+    entry = asdict(figure) | {"met": met}
     if not figure.runs:
         del entry["runs"]
     return entry
 
 
 def _line(figure: Figure) -> str:
-    aim = ""
-    if figure.aim is not None:
-        aim = f"aim {figure.aim}: {'met' if figure.aim.met(figure.value) else 'MISSED'}"
+    target = ""
+    if figure.target is not None:
+        met = "met" if figure.target.met(figure.value) else "MISSED"
+        target = f"target {figure.target}: {met}"
     others = "" if figure.others is None else f" others {figure.others:.1f}"
     warning = " !" if figure.others and figure.others > machine.QUIET_CORES else ""
     return (
-        f"  {figure.name:<46} {short(figure.value):>8} {figure.unit:<5} {aim:<20} "
+        f"  {figure.name:<46} {short(figure.value):>8} {figure.unit:<5} {target:<22} "
         f"load {figure.load:<5.1f}{others}{warning}  {figure.note}"
     ).rstrip()
 
 
 def short(value: float) -> str:
-    """Write a value with three digits, or as many as it has before the point."""
+    """Return a value with three significant digits, or all digits before the point."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

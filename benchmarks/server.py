@@ -1,12 +1,9 @@
-"""A server of our own: started with a temporary folder, stopped without leaving anything."""
+"""A server for one benchmark, with a temporary folder; it leaves nothing behind."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,26 +17,29 @@ from typing import Any
 import yaml
 
 from benchmarks import machine
+from examples.server_process import ServerEnded, ServerProcess
 from serve_app.ports import free_port
 
 CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 60.0
 
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 class Server:
-    """Runs ``python -m serve_app`` with config/local.yaml, changed where that is needed.
+    """Runs ``python -m serve_app`` with a changed config/local.yaml.
 
     Parameters
     ----------
     name : str
-        For messages and the temporary folder.
+        For messages.
     args : dict
-        Replaces entries under ``args``; ``data_dir`` is set here.
+        Replaces entries of ``args``; ``data_dir`` is a temporary folder.
     applications : list of dict, optional
-        Further applications that are served beside ours.
+        Further applications to serve.
     environment : mapping, optional
-        Variables that are set for the server alone.
+        Variables of the server.
     """
 
     def __init__(
@@ -57,42 +57,31 @@ class Server:
         config["applications"] += applications or []
         self._config = self.folder / "config.yaml"
         self._config.write_text(yaml.safe_dump(config), encoding="utf-8")
-        self._log = self.folder / "log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ServerProcess | None = None
         self._environment = environment or {}
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.start_s = 0.0
 
     def __enter__(self) -> Server:
-        began = time.monotonic()
+        started = time.monotonic()
         environment = {
-            **os.environ,
-            # Never one that somebody else has started.
+            # A separate cluster, whatever else runs on this machine.
             "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(self.folder / "ray"),
-            # Other servers may run on this machine.
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "EXPOSED_WORKFLOWS": "",
             **self._environment,
         }
-        environment.pop("EXPOSED_WORKFLOWS", None)
+        command = [sys.executable, "-m", "serve_app", str(self._config), "--port", str(self.port)]
         try:
-            with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
-                    [*_SERVE, str(self._config), "--port", str(self.port)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    # Ctrl-C is for us; we pass it on in order.
-                    start_new_session=True,
-                )
-            self._wait_ready(began + START_LIMIT_S)
+            self._process = ServerProcess(command, environment, self.folder / "log")
+            self._wait_until_ready(self._process, started + START_LIMIT_S)
         except BaseException:
             self._stop()
             raise
-        self.start_s = time.monotonic() - began
+        self.start_s = time.monotonic() - started
         return self
 
     def __exit__(
@@ -104,47 +93,34 @@ class Server:
         self._stop()
 
     def processes(self) -> list[int]:
-        """List the server's processes."""
+        """Return the server's processes."""
         return [] if self._process is None else machine.tree(self._process.pid)
 
     def metrics(self) -> Iterator[str]:
-        """Read what Ray's nodes tell Prometheus."""
+        """Yield the metrics of each Ray node, in Prometheus' text format."""
         listed = self.folder / "ray/ray/session_latest/prom_metrics_service_discovery.json"
         for entry in json.loads(listed.read_text()):
             for address in entry["targets"]:
                 with _opener.open(f"http://{address}/metrics", timeout=10) as answer:
                     yield answer.read().decode()
 
-    def _wait_ready(self, deadline: float) -> None:
-        assert self._process is not None
-        while self._process.poll() is None and time.monotonic() < deadline:
+    def _wait_until_ready(self, process: ServerProcess, deadline: float) -> None:
+        reason = "the time limit has passed"
+        while time.monotonic() < deadline:
             try:
+                process.check()
                 with _opener.open(f"{self.base}/readiness", timeout=5):
                     return
+            except ServerEnded as ended:
+                reason = str(ended)
+                break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
-        tail = self._log.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"the server {self.name!r} did not become ready:\n{tail}")
+        raise RuntimeError(
+            f"the server {self.name!r} did not become ready, {reason}:\n{process.log_tail()}"
+        )
 
     def _stop(self) -> None:
-        """Stop as Ctrl-C does; what is still there after a while is killed, and said."""
-        processes = self.processes()
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                print(f"the server {self.name!r} did not stop in {STOP_LIMIT_S:g} s", flush=True)
-        deadline = time.monotonic() + 10.0
-        while any(map(machine.alive, processes)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for process in filter(machine.alive, processes):
-            print(f"left behind by the server {self.name!r}, killed: {process}", flush=True)
-            os.kill(process, signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
+            self._process.stop(STOP_LIMIT_S)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_SERVE = (sys.executable, "-m", "serve_app")

@@ -1,4 +1,4 @@
-"""Two servers of the same workflow, measured in turns: ours and theirs."""
+"""Two servers of the same workflow, measured alternately: ours and theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from benchmarks.client import Client
 from benchmarks.http_client import Connection
-from benchmarks.report import Aim, Report, ratio_of_neighbours, short
+from benchmarks.report import Report, Target, ratio_of_neighbours, short
 from benchmarks.workloads import Workload
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ U = TypeVar("U")
 READY_LIMIT_S = 600.0
 READY_POLL_S = 0.5
 RUN_LIMIT_S = 900.0
-"""A run that takes longer is given up: Earth2Studio's serve module loses jobs with their worker."""
+"""Time limit of a run: Earth2Studio's serve module loses jobs whose worker dies."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Side:
     workload: Workload
 
     def connected(self) -> AbstractAsyncContextManager[Client]:
-        """Connect to it.
+        """Connect to the server.
 
-        Every run does, before its clock starts: a server may close a connection that has been
-        idle during the other's turn, and one with several processes answers by another each time.
+        Every run does so before its clock starts: a server may close a connection that was idle
+        during the other's run, and one with several processes may answer from another process.
         """
         return Client.connected(self.base, self.workload.path)
 
@@ -52,77 +52,85 @@ class Sides:
     def __iter__(self) -> Iterator[Side]:
         return iter((self.ours, self.theirs))
 
+    async def ask(self, question: Callable[[Side, Client], Awaitable[T]]) -> dict[str, T]:
+        """Return the answers of a function that is called with each side and a client of it."""
+        answers = {}
+        for side in self:
+            async with side.connected() as client:
+                answers[side.name] = await question(side, client)
+        return answers
+
 
 @dataclass(frozen=True)
-class Turns(Generic[T]):
-    """What the runs of both gave, in order: those of one round are neighbours."""
+class Runs(Generic[T]):
+    """Results of the runs of both servers, in order; those of one round are neighbours."""
 
     ours: list[T]
     theirs: list[T]
 
-    def each(self, pick: Callable[[T], U]) -> Turns[U]:
-        """Pick something from every run."""
-        return Turns([pick(run) for run in self.ours], [pick(run) for run in self.theirs])
+    def map(self, pick: Callable[[T], U]) -> Runs[U]:
+        """Return the runs with a function applied to each result."""
+        return Runs([pick(run) for run in self.ours], [pick(run) for run in self.theirs])
 
 
-async def in_turns(sides: Sides, rounds: int, run: Callable[[Side], Awaitable[T]]) -> Turns[T]:
-    """Run the same on both, round by round; who begins changes with every round."""
-    turns: Turns[T] = Turns([], [])
+async def alternate(sides: Sides, rounds: int, run: Callable[[Side], Awaitable[T]]) -> Runs[T]:
+    """Run the same on both servers, round by round; the first changes with every round."""
+    found: Runs[T] = Runs([], [])
     for number in range(rounds):
-        order = [(sides.ours, turns.ours), (sides.theirs, turns.theirs)]
+        order = [(sides.ours, found.ours), (sides.theirs, found.theirs)]
         for side, runs in order if number % 2 == 0 else reversed(order):
             async with asyncio.timeout(RUN_LIMIT_S):
                 runs.append(await run(side))
-    return turns
+    return found
 
 
 def report_ratio(
     report: Report,
     name: str,
-    turns: Turns[float],
+    runs: Runs[float],
     unit: str,
     *,
-    aim: Aim | None = None,
+    target: Target | None = None,
     note: str = "",
 ) -> None:
-    """Report ours / theirs: the median ratio of neighbours, its spread and both medians."""
-    ratio, spread = ratio_of_neighbours(turns.ours, turns.theirs)
-    both = f"ours {short(median(turns.ours))}, theirs {short(median(turns.theirs))} {unit}"
+    """Report ours / theirs: the median ratio of neighbouring runs, its spread and both medians."""
+    ratio, spread = ratio_of_neighbours(runs.ours, runs.theirs)
+    both = f"ours {short(median(runs.ours))}, theirs {short(median(runs.theirs))} {unit}"
     report.add(
         name,
         ratio,
         "x",
-        aim=aim,
+        target=target,
         note="; ".join(filter(None, (spread, both, note))),
-        runs={f"ours, {unit}": turns.ours, f"theirs, {unit}": turns.theirs},
+        runs={f"ours, {unit}": runs.ours, f"theirs, {unit}": runs.theirs},
     )
 
 
 async def wait_ready(side: Side) -> None:
     """Wait until a server can run its workflow.
 
-    It must know the workflow, and say that it is ready if ``/readiness`` tells of workflows. That
-    of Earth2Studio's serve module does not, and is 503 also where only its cleanup daemon is
-    missing, so that it is not asked for more.
+    It must know the workflow, and report it as ready if ``/readiness`` reports workflows. That of
+    Earth2Studio's serve module does not, and answers 503 even if only its cleanup daemon is
+    missing, so its status is ignored.
 
     Raises
     ------
     RuntimeError
-        If it cannot for a long time.
+        After `READY_LIMIT_S`.
     """
     deadline = time.monotonic() + READY_LIMIT_S
-    told = False
+    reported = False
     while problem := await _problem(side):
         if time.monotonic() > deadline:
             raise RuntimeError(f"{side.base} is not ready: {problem}")
-        if not told:
+        if not reported:
             print(f"waiting for {side.name}, {side.base}: {problem}", flush=True)
-            told = True
+            reported = True
         await asyncio.sleep(READY_POLL_S)
 
 
 async def _problem(side: Side) -> str:
-    """Say why a server cannot run its workflow; empty if it can."""
+    """Return why a server cannot run its workflow; empty if it can."""
     workflow = side.workload.workflow
     try:
         connection = await Connection.open(side.base)
@@ -137,5 +145,5 @@ async def _problem(side: Side) -> str:
         return repr(error)
     finally:
         connection.close()
-    told = body.get("detail", body).get("workflows", {}).get(workflow, {"ready": True})
-    return "" if told["ready"] else str(told["reason"])
+    readiness = body.get("detail", body).get("workflows", {}).get(workflow, {"ready": True})
+    return "" if readiness["ready"] else str(readiness["reason"])

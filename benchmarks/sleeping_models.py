@@ -1,7 +1,4 @@
-"""Models that take a set time for every step and note when: on stand-in GPUs, a timeline.
-
-And a data source that takes a set time, for what is to be done meanwhile.
-"""
+"""Models and a data source that take a set time for every step, and record when."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from workflows.grids import LambertGrid
 
 
 class Journal:
-    """Lines of model or source, process, begin and end, one for each step.
+    """A file with a line for each step: model or source, process, start, end.
 
     Parameters
     ----------
@@ -35,18 +32,18 @@ class Journal:
 
     @contextmanager
     def step(self, seconds: float) -> Iterator[None]:
-        """Take a step of that length, the work inside included."""
-        began = time.time()
+        """Sleep until a step has taken that time, including the work in the context; record it."""
+        started = time.time()
         yield
-        time.sleep(max(began + seconds - time.time(), 0))
+        time.sleep(max(started + seconds - time.time(), 0))
         with self._path.open("a") as file:
-            file.write(f"{self._model} {os.getpid()} {began} {time.time()}\n")
+            file.write(f"{self._model} {os.getpid()} {started} {time.time()}\n")
 
 
 class SleepingFCN3(SyntheticFCN3):
-    """Takes a set time for every step, and no processor: the state stays as it is.
+    """Takes a set time for every step and no CPU time; the state does not change.
 
-    As a model on a GPU does, which leaves the processors to those who write.
+    A model on a GPU leaves the CPUs to the writers as well.
     """
 
     def __init__(self, step_s: float, journal: str, n_lat: int, n_lon: int) -> None:
@@ -65,7 +62,7 @@ class SleepingFCN3(SyntheticFCN3):
 
 
 class SleepingIFS(SyntheticIFS):
-    """Gives zeros after a set time, and notes when it did."""
+    """Returns zeros after a set time."""
 
     def __init__(self, delay_s: float, journal: str, n_lat: int, n_lon: int) -> None:
         super().__init__(n_lat=n_lat, n_lon=n_lon)
@@ -73,7 +70,7 @@ class SleepingIFS(SyntheticIFS):
         self._journal = Journal(journal, "IFS")
 
     def __call__(self, time_: Any, variable: Any) -> Any:
-        """Give fields, dims (time, variable, lat, lon)."""
+        """Return fields, dims (time, variable, lat, lon)."""
         with self._journal.step(self._delay_s):
             shape = (1, len(variable), len(self.lat), len(self.lon))
             coords = {"variable": list(variable), "lat": self.lat, "lon": self.lon}
@@ -82,7 +79,7 @@ class SleepingIFS(SyntheticIFS):
 
 
 class SleepingInterpolation(SyntheticInterpolation):
-    """Gives every hour, the first included, after a set time."""
+    """Yields every hour, including the first, after a set time."""
 
     def __init__(self, px_model: Any, step_s: float, journal: str) -> None:
         super().__init__(px_model)
@@ -107,26 +104,26 @@ class SleepingStormScope(SyntheticStormScope):
         self._journal = Journal(journal, "StormScope")
 
     def call_with_conditioning(self, *args: Any) -> Any:
-        """Give the state an hour later, slowly."""
+        """Return the state an hour later, slowly."""
         with self._journal.step(self._step_s):
             return super().call_with_conditioning(*args)
 
 
 def load_fcn3(device: str, *, step_s: float, journal: str, grid: dict[str, int]) -> Any:
-    """Load it, for ``models.fcn3.loader``."""
+    """Return the model, for ``models.fcn3.loader``."""
     return SleepingFCN3(step_s, journal, **grid)
 
 
 def load_ifs(*, delay_s: float, journal: str, grid: dict[str, int]) -> Any:
-    """Load it, for ``data_sources.ifs.loader``."""
+    """Return the source, for ``data_sources.ifs.loader``."""
     return SleepingIFS(delay_s, journal, **grid)
 
 
 def load_interpolation(device: str, *, px_model: Any, step_s: float, journal: str) -> Any:
-    """Load it, for ``models.interpolation.loader``."""
+    """Return the model, for ``models.interpolation.loader``."""
     return SleepingInterpolation(px_model, step_s, journal)
 
 
 def load_stormscope(device: str, *, step_s: float, journal: str, grid: dict[str, Any]) -> Any:
-    """Load it, for ``models.stormscope.loader``."""
+    """Return the model, for ``models.stormscope.loader``."""
     return SleepingStormScope(LambertGrid(**grid), step_s, journal)

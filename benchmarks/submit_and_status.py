@@ -1,4 +1,4 @@
-"""Submit and status: how long they take, and how many a second, beside the least possible."""
+"""Latency and rate of submits and statuses, beside minimal servers."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any
 from benchmarks.baselines import plain_uvicorn
 from benchmarks.client import POLL_S, QueueFull, accepted
 from benchmarks.http_client import Answer, Connection, Load, load
-from benchmarks.report import Aim, Report, short
-from benchmarks.sides import Side, Sides, Turns, in_turns, report_ratio
+from benchmarks.report import Report, Target, short
+from benchmarks.sides import Runs, Side, Sides, alternate, report_ratio
 from benchmarks.workloads import FCN3, Workload
 
 CLIENTS = (1, 8, 32)
 BARE_PATH = "/bare/x/exec_0_00000000/status"
-"""Of `benchmarks.baselines.bare_application`."""
+"""Route of `benchmarks.baselines.bare_application`."""
 
-STATUS_AIMS = {1: Aim(2.0)}
-STATUS_RATE_AIMS = {32: Aim(900, at_least=True)}
-SUBMIT_AIMS = {1: Aim(5.0)}
+STATUS_TARGETS = {1: Target(2.0)}
+STATUS_RATE_TARGETS = {32: Target(900, at_least=True)}
+SUBMIT_TARGETS = {1: Target(5.0)}
 
 COMPARED_CLIENTS = (1, 32)
 COMPARED_REQUESTS = 200
-RATE_RATIO_AIM = Aim(1.0, at_least=True)
+RATE_RATIO_TARGET = Target(1.0, at_least=True)
 
 
 async def measure_requests(
     report: Report, base: str, execution_id: str, *, bare: bool, quick: bool
 ) -> None:
-    """Measure status of one execution, and submits.
+    """Measure statuses of one execution, and submits.
 
     Parameters
     ----------
     execution_id : str
-        Whose status is asked for.
+        Execution whose status is requested.
     bare : bool
         Whether `benchmarks.baselines.bare_application` is served as well.
     """
     runs = 1 if quick else 3
     floors: dict[str, dict[int, Load]] = {}
     with plain_uvicorn() as plain:
-        report.begin("floors: the same client, against what does nothing")
+        report.start("upper limits: the same client against servers that do nothing")
         floors["plain uvicorn"] = await _many(
             report, "plain uvicorn", plain, _get("/"), 1000, runs=runs
         )
@@ -51,7 +51,7 @@ async def measure_requests(
             report, "Serve+FastAPI+HAProxy", base, _get(BARE_PATH), 300, runs=runs
         )
 
-    report.begin("status")
+    report.start("status")
     await _many(
         report,
         "status",
@@ -60,9 +60,9 @@ async def measure_requests(
         300,
         runs=runs,
         floors=floors,
-        aims=(STATUS_AIMS, STATUS_RATE_AIMS),
+        targets=(STATUS_TARGETS, STATUS_RATE_TARGETS),
     )
-    report.begin("submit")
+    report.start("submit")
     await _many(
         report,
         "submit",
@@ -71,7 +71,7 @@ async def measure_requests(
         100,
         runs=runs,
         floors=floors,
-        aims=(SUBMIT_AIMS, {}),
+        targets=(SUBMIT_TARGETS, {}),
     )
 
 
@@ -81,35 +81,32 @@ async def compare_requests(report: Report, sides: Sides, *, quick: bool) -> None
     Raises
     ------
     QueueFull
-        If a server has no room for the submits.
+        If a server refuses submits.
     """
     rounds = 1 if quick else 3
-    report.begin(f"{COMPARED_REQUESTS} submits, and as many statuses: ours / theirs")
-    finished = {}
-    for side in sides:
-        async with side.connected() as client:
-            job = await client.run_job(_tiny(side.workload), poll_s=POLL_S)
-            finished[side.name] = job.execution_id
+    report.start(f"{COMPARED_REQUESTS} submits, and as many statuses: ours / theirs")
+    jobs = await sides.ask(lambda side, client: client.run_job(_tiny(side.workload), poll_s=POLL_S))
+    finished = {name: job.execution_id for name, job in jobs.items()}
     for clients in COMPARED_CLIENTS:
-        submits = await in_turns(sides, rounds, partial(_submits, clients=clients))
+        submits = await alternate(sides, rounds, partial(_submits, clients=clients))
         _report_rates(report, f"submit, {_by(clients)}", submits)
         statuses = partial(_statuses, finished=finished, clients=clients)
-        _report_rates(report, f"status, {_by(clients)}", await in_turns(sides, rounds, statuses))
+        _report_rates(report, f"status, {_by(clients)}", await alternate(sides, rounds, statuses))
 
 
 async def _submits(side: Side, clients: int) -> Load:
-    """Submit tiny jobs, and wait until all have completed: what follows finds an empty queue."""
+    """Submit tiny jobs and wait until all have completed, so that the queue is empty again."""
     answers: list[Answer] = []
     submit = _post(side.workload)
     measured = await load(
         side.base, submit, clients=clients, requests=COMPARED_REQUESTS, answers=answers
     )
-    taken = [accepted(answer) for answer in answers if answer.status != 429]
+    ids = [accepted(answer) for answer in answers if answer.status != 429]
     async with side.connected() as client:
-        await client.wait_for(taken)
-    if len(taken) < len(answers):
+        await client.wait_for(ids)
+    if len(ids) < len(answers):
         raise QueueFull(
-            f"{side.base} refused {len(answers) - len(taken)} of {len(answers)} submits with "
+            f"{side.base} refused {len(answers) - len(ids)} of {len(answers)} submits with "
             "HTTP 429: its queue is too short"
         )
     return measured
@@ -123,16 +120,16 @@ async def _statuses(side: Side, finished: dict[str, str], clients: int) -> Load:
     return measured
 
 
-def _report_rates(report: Report, name: str, turns: Turns[Load]) -> None:
+def _report_rates(report: Report, name: str, runs: Runs[Load]) -> None:
     ours, theirs = (
-        short(median([run.p50_ms for run in runs])) for runs in (turns.ours, turns.theirs)
+        short(median([run.p50_ms for run in side])) for side in (runs.ours, runs.theirs)
     )
     report_ratio(
         report,
         name,
-        turns.each(lambda run: run.per_s),
+        runs.map(lambda run: run.per_s),
         "/s",
-        aim=RATE_RATIO_AIM,
+        target=RATE_RATIO_TARGET,
         note=f"p50 ours {ours}, theirs {theirs} ms",
     )
 
@@ -163,21 +160,21 @@ async def _many(
     *,
     runs: int,
     floors: dict[str, dict[int, Load]] | None = None,
-    aims: tuple[dict[int, Aim], dict[int, Aim]] = ({}, {}),
+    targets: tuple[dict[int, Target], dict[int, Target]] = ({}, {}),
 ) -> dict[int, Load]:
-    """Measure with growing numbers of clients; of several runs the one of median rate counts.
+    """Measure with increasing numbers of clients; the run with the median rate counts.
 
     Parameters
     ----------
     requests : int
-        With one client; with 8 three times, with 32 six times as many.
+        Number with one client; three times as many with 8, six times with 32.
     aims : tuple
-        For the median latency and for the rate, by clients.
+        For the median latency and the rate, by number of clients.
     """
     found = {}
     for clients in CLIENTS:
         count = requests * {1: 1, 8: 3, 32: 6}[clients]
-        report.measuring()
+        report.restart_watch()
         loads = [await load(base, prepare, clients=clients, requests=count) for _ in range(runs)]
         rate = median([each.per_s for each in loads])
         chosen = min(loads, key=lambda each: abs(each.per_s - rate))
@@ -187,12 +184,16 @@ async def _many(
         note = f"p99 {chosen.p99_ms:.1f} ms"
         if refused:
             note += f"; NOT 200: {refused}"
-        report.add(f"{who}: p50", chosen.p50_ms, "ms", aim=aims[0].get(clients), note=note)
+        report.add(f"{who}: p50", chosen.p50_ms, "ms", target=targets[0].get(clients), note=note)
         against = [
             f"{chosen.per_s / floor[clients].per_s:.2f} of {what}"
             for what, floor in (floors or {}).items()
         ]
         report.add(
-            f"{who}: rate", chosen.per_s, "/s", aim=aims[1].get(clients), note="; ".join(against)
+            f"{who}: rate",
+            chosen.per_s,
+            "/s",
+            target=targets[1].get(clients),
+            note="; ".join(against),
         )
     return found

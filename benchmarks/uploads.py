@@ -1,4 +1,4 @@
-"""Uploads into Blob Storage, beside azure-storage-blob used plainly, one file after the other."""
+"""Uploads to Blob Storage, compared with plain use of azure-storage-blob, file after file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from benchmarks.report import Aim, Report, ratio_of_neighbours
+from benchmarks.report import Report, Target, ratio_of_neighbours
 from deployments.azure.options import AzureOptions
 from deployments.azure.token import TokenBridge
 from deployments.blob_uploader.deployment import BlobUploader
@@ -26,40 +26,42 @@ CREDENTIAL = "tests.emulators.tokens:EmulatorCredential"
 CHUNK_BYTES, CHUNKS = 66_000, 2000
 NETCDF_BYTES = 500_000_000
 ROUNDS = 5
-AIMS = {"NetCDF": Aim(1.0, at_least=True), "Zarr": Aim(2.0, at_least=True)}
+TARGETS = {"NetCDF": Target(1.0, at_least=True), "Zarr": Target(2.0, at_least=True)}
 
-Side = Callable[[Azurite, Container, Path], float]
-"""Uploads a result; gives the seconds that it took."""
+Upload = Callable[[Azurite, Container, Path], float]
+"""Uploads a result; returns the seconds that took."""
 
 
 def measure_uploads(report: Report, *, quick: bool) -> None:
-    """Upload one large file, and a store of many small ones, both ways in turn.
+    """Upload one large file, and a store of many small ones, alternating between both ways.
 
-    Each upload gets an Azurite of its own, which keeps blobs on disk: the more blobs one has, the
-    slower it takes further ones.
+    Each upload gets its own Azurite, which keeps blobs on disk: the more blobs it has, the slower
+    it accepts further ones.
     """
     executable = find_azurite()
     if executable is None:
-        print("\nuploads are left out: Azurite is missing, see `make test`")
+        print("\nuploads are skipped: Azurite is not installed, see `make test`")
         return
     for name, make in {"NetCDF": _netcdf, "Zarr": _zarr}.items():
         with tempfile.TemporaryDirectory(prefix="e2s-bench-") as folder:
             results_dir = Path(folder)
             files, size = make(results_dir / WORKFLOW / EXECUTION, quick)
-            report.begin(f"upload of {name}, {files} files with {size / 1e6:.0f} MB, to Azurite")
+            report.start(f"upload of {name}, {files} files with {size / 1e6:.0f} MB, to Azurite")
             runs: dict[str, list[float]] = {"BlobUploader": [], "azure-storage-blob": []}
             for _ in range(1 if quick else ROUNDS):
                 runs["azure-storage-blob"].append(_run(_plain, executable, results_dir))
                 runs["BlobUploader"].append(_run(_ours, executable, results_dir))
-        for side, seconds in runs.items():
-            report.add(side, size / 1e6 / median(seconds), "MB/s")
+        for uploader, seconds in runs.items():
+            report.add(uploader, size / 1e6 / median(seconds), "MB/s")
         ratio, spread = ratio_of_neighbours(runs["azure-storage-blob"], runs["BlobUploader"])
-        report.add(f"{name}: times as fast", ratio, "x", aim=AIMS[name], note=spread, runs=runs)
+        report.add(
+            f"{name}: times as fast", ratio, "x", target=TARGETS[name], note=spread, runs=runs
+        )
 
 
-def _run(side: Side, executable: str, results_dir: Path) -> float:
+def _run(upload: Upload, executable: str, results_dir: Path) -> float:
     with Azurite(executable, on_disk=True) as azurite:
-        return side(azurite, azurite.new_container(), results_dir)
+        return upload(azurite, azurite.new_container(), results_dir)
 
 
 def _ours(azurite: Azurite, container: Container, results_dir: Path) -> float:
@@ -71,20 +73,20 @@ def _ours(azurite: Azurite, container: Container, results_dir: Path) -> float:
     job = UploadJob(workflow=WORKFLOW, execution_id=EXECUTION, container=container)
 
     async def upload() -> None:
-        *_, last = [told async for told in uploader.upload(job)]
+        *_, last = [progress async for progress in uploader.upload(job)]
         if not isinstance(last, Uploaded) or last.uploaded_files != last.files:
             raise RuntimeError(f"the upload ended with {last}")
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     asyncio.run(upload())
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def _plain(azurite: Azurite, container: Container, results_dir: Path) -> float:
     from azure.storage.blob import ContainerClient
 
     azure = _azure(azurite)
-    began = time.perf_counter()
+    started = time.perf_counter()
     credential: Any = TokenBridge(azure)
     with ContainerClient(
         container.account_url,
@@ -96,7 +98,7 @@ def _plain(azurite: Azurite, container: Container, results_dir: Path) -> float:
             if path.is_file():
                 with path.open("rb") as file:
                     client.upload_blob(str(path.relative_to(results_dir)), file, overwrite=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def _azure(azurite: Azurite) -> AzureOptions:
@@ -114,14 +116,14 @@ def _zarr(folder: Path, quick: bool) -> tuple[int, int]:
 
 
 def _write(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
-    """Write files of noise and describe them; gives how many files and bytes there are."""
+    """Write files of noise and their checksums; return the numbers of files and bytes."""
     random = Random(1)
     for key, size in sizes.items():
         path = folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            while left := size - file.tell():
-                file.write(random.randbytes(min(left, 1 << 24)))
+            while remaining := size - file.tell():
+                file.write(random.randbytes(min(remaining, 1 << 24)))
     described = (hashed(folder / key, key) for key in sizes)
     totals = describe_files(described, (), folder / "checksums.sha256", EXECUTION).totals
     return totals.files, totals.bytes

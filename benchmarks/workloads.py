@@ -1,4 +1,4 @@
-"""The jobs that are measured, by workflow: a tiny one and a large one."""
+"""The measured jobs of each workflow: a tiny one and a large one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """A workflow and the parameters of the jobs that are measured.
+    """A workflow and the parameters of its jobs.
 
-    ``output_format`` is set by what measures: ``zarr`` or ``netcdf4``.
+    The benchmarks add ``output_format``: ``zarr`` or ``netcdf4``.
     """
 
     workflow: str
     tiny: dict[str, Any]
-    """Of the smallest job: what is measured is the serving."""
+    """Of the smallest job, to measure serving."""
     large: dict[str, Any]
-    """Of a job whose result takes longer to write than to serve."""
+    """Of a job with a large result, to measure writing."""
 
     @property
     def path(self) -> str:
-        """Where the workflow is submitted; its executions are below."""
+        """Path of the workflow; its executions are below."""
         return f"/v1/infer/{self.workflow}"
 
     def with_steps(self, steps: int) -> Workload:
-        """Give the same with another length of the large job, if its parameters have one."""
+        """Return a copy with another number of steps of the large job, if it has one."""
         if "n_steps" not in self.large:
             return self
         return replace(self, large={**self.large, "n_steps": steps})
@@ -35,9 +35,7 @@ class Workload:
 STEPS = 40
 QUICK_STEPS = 10
 CHOSEN = ("t2m", "u10m", "v10m", "z500")
-START = datetime(2025, 1, 1)
-"""Of FCN3's forecasts."""
-SEED = 7
+START, SEED = datetime(2025, 1, 1), 7
 """Of FCN3's forecasts."""
 
 FCN3 = Workload(
@@ -73,17 +71,17 @@ WORKLOADS = {workload.workflow: workload for workload in (BENCH_PERSISTENCE, FCN
 def workload_of(
     workflow: str, tiny: dict[str, Any] | None, large: dict[str, Any] | None
 ) -> Workload:
-    """Give the workload of a workflow; parameters that are given take the place of the table's.
+    """Return the workload of a workflow, with `tiny` and `large` instead of the table's if set.
 
     Raises
     ------
     ValueError
-        If the table has none for it, and not both are given.
+        If the workflow is not in the table, and not both are set.
     """
     known = WORKLOADS.get(workflow)
     if known is not None:
         tiny = known.tiny if tiny is None else tiny
         return replace(known, tiny=tiny, large=known.large if large is None else large)
     if tiny is None or large is None:
-        raise ValueError(f"the jobs of {workflow!r} are not known: give --tiny and --large")
+        raise ValueError(f"the jobs of {workflow!r} are unknown: set --tiny and --large")
     return Workload(workflow, tiny, large)

@@ -1,1 +1,1 @@
-"""Programs that show the server at work."""
+"""The demo, and two workflow classes to serve."""

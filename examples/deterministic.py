@@ -1,4 +1,4 @@
-"""A deterministic forecast over any Earth2Studio model and data source."""
+"""A deterministic forecast with any Earth2Studio model and data source."""
 
 from collections import OrderedDict
 from datetime import datetime
@@ -8,14 +8,14 @@ import numpy as np
 from earth2studio import run
 from earth2studio.io import IOBackend
 
-from examples.parts import part
+from examples.components import load_component
 
 
 class DeterministicForecast:
-    """Loads its parts once; every request is one call."""
+    """Loads its components once; every request is one call."""
 
     name = "deterministic_earth2_workflow"
-    description = "Deterministic forecast; model and data source are those of the server's settings"
+    description = "Deterministic forecast with the model and data source of the server's settings"
 
     def __init__(
         self,
@@ -24,8 +24,8 @@ class DeterministicForecast:
         model_options: dict[str, Any] = {},  # noqa: B006
         data_options: dict[str, Any] = {},  # noqa: B006
     ) -> None:
-        self.model = part(model, **model_options)
-        self.data = part(data, **data_options)
+        self.model = load_component(model, **model_options)
+        self.data = load_component(data, **data_options)
 
     def __call__(
         self,
@@ -35,7 +35,7 @@ class DeterministicForecast:
         variables: list[str] | None = None,
         output_format: Literal["zarr", "netcdf4"] = "zarr",
     ) -> None:
-        """Run the forecast; ``variables`` keeps some of the model's."""
+        """Run the forecast; keep only ``variables`` if set."""
         kept = OrderedDict() if variables is None else OrderedDict(variable=np.array(variables))
         run.deterministic(
             start_time, num_steps, self.model, self.data, io, output_coords=kept, verbose=False

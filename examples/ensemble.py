@@ -1,4 +1,4 @@
-"""An ensemble forecast: initial conditions perturbed by any of Earth2Studio's methods."""
+"""An ensemble forecast, with any of Earth2Studio's perturbations of initial conditions."""
 
 from collections import OrderedDict
 from datetime import datetime
@@ -11,11 +11,11 @@ from earth2studio import run
 from earth2studio.io import IOBackend
 from pydantic import Field
 
-from examples.parts import part
+from examples.components import load_component
 
 
 class EnsembleForecast:
-    """Loads its parts once; every request is one call."""
+    """Loads its components once; every request is one call."""
 
     name = "ensemble_earth2_workflow"
     description = "Ensemble forecast from perturbed initial conditions"
@@ -29,9 +29,9 @@ class EnsembleForecast:
         data_options: dict[str, Any] = {},  # noqa: B006
         perturbation_options: dict[str, Any] = {},  # noqa: B006
     ) -> None:
-        self.model = part(model, **model_options)
-        self.data = part(data, **data_options)
-        self.perturbation = partial(part, perturbation, **perturbation_options)
+        self.model = load_component(model, **model_options)
+        self.data = load_component(data, **data_options)
+        self.perturbation = partial(load_component, perturbation, **perturbation_options)
 
     def __call__(
         self,
@@ -43,8 +43,8 @@ class EnsembleForecast:
         variables: list[str] | None = None,
         output_format: Literal["zarr", "netcdf4"] = "zarr",
     ) -> None:
-        """Run the members one after the other; the same seed gives the same ensemble."""
-        # New in each call: some methods have a generator of their own, others draw from torch's.
+        """Run the members one after another; the same seed produces the same ensemble."""
+        # Created in each call: some methods have their own generator, others draw from torch's.
         torch.manual_seed(seed)
         perturbation = self.perturbation()
         perturbation.seed = seed

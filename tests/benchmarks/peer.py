@@ -1,4 +1,4 @@
-"""A server with the HTTP API of Earth2Studio's serve module, no more: no stages, no DELETE."""
+"""A server with the HTTP API of Earth2Studio's serve module: no stages, no DELETE."""
 
 import asyncio
 import socket
@@ -15,19 +15,19 @@ JOB_S = 0.02
 
 
 class Peer:
-    """Completes a job a moment after it was submitted.
+    """Completes each job `JOB_S` after its submit.
 
     Parameters
     ----------
-    room : int
-        Jobs that are taken; the rest is refused.
+    max_jobs : int
+        Jobs that are accepted; further ones are refused.
     """
 
-    def __init__(self, room: int = 10_000) -> None:
+    def __init__(self, max_jobs: int = 10_000) -> None:
         self.submitted: list[dict[str, Any]] = []
         self.seen_completed: set[str] = set()
         self.app = FastAPI()
-        self._room = room
+        self._max_jobs = max_jobs
         self._done_at: dict[str, float] = {}
         self.app.get("/readiness")(self.readiness)
         self.app.get(f"/v1/infer/workflows/{WORKFLOW}/schema")(self.schema)
@@ -41,7 +41,7 @@ class Peer:
         return {}
 
     async def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        if len(self.submitted) == self._room:
+        if len(self.submitted) == self._max_jobs:
             raise HTTPException(429, "full")
         self.submitted.append(body["parameters"])
         execution_id = f"exec_{len(self.submitted)}"
@@ -57,8 +57,8 @@ class Peer:
 
 @asynccontextmanager
 async def serving(peer: Peer) -> AsyncIterator[str]:
-    """Serve it on a free port of loopback; gives its URL."""
-    # Named as TCP: otherwise asyncio leaves Nagle's algorithm on, and every call waits 40 ms.
+    """Serve it on a free loopback port; yield its URL."""
+    # Declared as TCP: otherwise asyncio leaves Nagle's algorithm on, and every call waits 40 ms.
     with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

@@ -39,7 +39,7 @@ async def test_two_servers_are_compared(tmp_path: Path) -> None:
     assert ours.submitted[0] == {**BENCH_PERSISTENCE.tiny, "output_format": "zarr"}
 
 
-async def test_every_submit_has_been_followed_to_its_end(tmp_path: Path) -> None:
+async def test_every_submitted_job_is_followed_until_it_ends(tmp_path: Path) -> None:
     peer = Peer()
     async with serving(peer) as base:
         await compare(
@@ -53,7 +53,7 @@ async def test_a_full_queue_ends_the_comparison(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "comparison.json"
-    async with serving(Peer()) as base, serving(Peer(room=100)) as against:
+    async with serving(Peer()) as base, serving(Peer(max_jobs=100)) as against:
         done = await compare(base, against, BENCH_PERSISTENCE, SMALL, quick=True, results=results)
     assert not done
     assert f"{against} refused" in capsys.readouterr().out

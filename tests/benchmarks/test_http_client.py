@@ -11,7 +11,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 @asynccontextmanager
 async def answering(*pieces: bytes) -> AsyncIterator[Connection]:
-    """Connect to a server that answers every request by the same pieces, one write for each."""
+    """Connect to a server that answers every request with the same pieces, one write each."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -44,7 +44,9 @@ async def answering(*pieces: bytes) -> AsyncIterator[Connection]:
     ],
     ids=["whole", "in pieces", "chunked", "chunked in pieces", "trailers"],
 )
-async def test_bodies_are_read_whole_and_the_connection_is_kept(pieces: tuple[bytes, ...]) -> None:
+async def test_bodies_are_read_completely_and_the_connection_is_kept(
+    pieces: tuple[bytes, ...],
+) -> None:
     async with answering(*pieces) as connection:
         for _ in range(2):
             answer = await asyncio.wait_for(connection.get("/"), 5)
@@ -57,7 +59,7 @@ async def test_a_body_that_is_not_kept_is_counted() -> None:
         assert answer == (200, 5, b"")
 
 
-async def test_an_answer_whose_end_cannot_be_told_is_refused() -> None:
+async def test_an_answer_of_unknown_length_is_refused() -> None:
     async with answering(b"HTTP/1.1 200 OK\r\n\r\nhello") as connection:
         with pytest.raises(RuntimeError, match="without a length"):
             await asyncio.wait_for(connection.get("/"), 5)

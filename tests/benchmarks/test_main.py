@@ -6,18 +6,18 @@ from benchmarks.workloads import BENCH_PERSISTENCE, FCN3, Workload
 BOTH = ["--base", "http://a/", "--against", "http://b/"]
 
 
-def test_two_urls_ask_for_a_comparison() -> None:
-    given, workload = parse([*BOTH, "--only", "queue", "zarr"])
-    assert (given.base, given.against) == ("http://a", "http://b")
+def test_two_urls_request_a_comparison() -> None:
+    options, workload = parse([*BOTH, "--only", "queue", "zarr"])
+    assert (options.base, options.against) == ("http://a", "http://b")
     assert workload == BENCH_PERSISTENCE
 
 
-def test_one_url_or_none_does_not() -> None:
+def test_one_url_or_none_requests_no_comparison() -> None:
     assert parse([])[1] is None
     assert parse(["--base", "http://a", "--only", "memory"])[1] is None
 
 
-def test_jobs_can_be_given() -> None:
+def test_jobs_can_be_set() -> None:
     _, workload = parse([*BOTH, "--workflow", FCN3.workflow, "--tiny", '{"n_steps": 2}'])
     assert workload == Workload(FCN3.workflow, {"n_steps": 2}, FCN3.large)
     _, workload = parse([*BOTH, "--workflow", "mine", "--tiny", "{}", "--large", '{"a": 1}'])
@@ -25,20 +25,20 @@ def test_jobs_can_be_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--against", "http://b"], "--against needs --base"),
         (["--base", "http://a", "--workflow", "x"], "need --against"),
         (["--only", "queue"], "--only queue"),
         ([*BOTH, "--only", "memory"], "--only memory"),
-        ([*BOTH, "--workflow", "unknown"], "give --tiny and --large"),
-        ([*BOTH, "--tiny", "3"], "not an object"),
-        ([*BOTH, "--tiny", "{"], "not an object"),
+        ([*BOTH, "--workflow", "unknown"], "set --tiny and --large"),
+        ([*BOTH, "--tiny", "3"], "not a JSON object"),
+        ([*BOTH, "--tiny", "{"], "not a JSON object"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         parse(arguments)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

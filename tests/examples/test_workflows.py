@@ -1,4 +1,4 @@
-"""The example workflow classes: what they write, and that a seed decides an ensemble."""
+"""The results of the example workflow classes, and the effect of an ensemble's seed."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_deterministic(made: Any, tmp_path: Path, output_format: str) -> None:
     assert np.isfinite(dataset["t2m"]).all()
 
 
-def test_the_same_seed_gives_the_same_ensemble(made: Any, tmp_path: Path) -> None:
+def test_the_same_seed_produces_the_same_ensemble(made: Any, tmp_path: Path) -> None:
     def ensemble(name: str, seed: int) -> xr.Dataset:
-        np.random.seed(1)  # the data source's
+        np.random.seed(1)  # of the data source
         return run(
             made, "ensemble_earth2_workflow", tmp_path / name, num_steps=1, n_members=3, seed=seed
         )
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_ensemble(made: Any, tmp_path: Path) -> Non
     assert not np.array_equal(first["t2m"][0], first["t2m"][1])
 
 
-def test_bounds_stand_in_the_schema(made: Any) -> None:
+def test_bounds_are_in_the_schema(made: Any) -> None:
     workflow, _ = made["ensemble_earth2_workflow"]
     properties = workflow.describe().parameters_schema["properties"]
     assert (properties["n_members"]["minimum"], properties["n_members"]["maximum"]) == (1, 64)

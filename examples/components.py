@@ -1,4 +1,4 @@
-"""Parts of workflows by import path, and stand-ins that need no weights."""
+"""Components of workflows by import path, and stand-ins that need no weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 
-def part(path: str, **options: Any) -> Any:
-    """Make what an import path names: ``module:Class`` or ``module:callable``.
+def load_component(path: str, **options: Any) -> Any:
+    """Create the object that an import path names: ``module:Class`` or ``module:callable``.
 
     Parameters
     ----------
     path : str
         An Earth2Studio model is loaded with its published weights, or with those in the folder or
-        URL that the option ``package`` names; all else is called with the options.
+        URL of the option ``package``. Anything else is called with the options.
     """
     module, _, name = path.partition(":")
     found = getattr(importlib.import_module(module), name)
@@ -31,14 +31,14 @@ def part(path: str, **options: Any) -> Any:
 
 
 def persistence(variables: list[str], n_lat: int = 181, n_lon: int = 360) -> Any:
-    """Give a model that forecasts no change: for trying a workflow without weights."""
+    """Return a model that forecasts no change, to try a workflow without weights."""
     from earth2studio.models.px import Persistence
 
     return Persistence(variables, _grid(n_lat, n_lon))
 
 
 def noise(n_lat: int = 181, n_lon: int = 360) -> Any:
-    """Give a data source of random numbers, to go with `persistence`."""
+    """Return a data source of random numbers on the grid of `persistence`."""
     from earth2studio.data import Random
 
     return Random(_grid(n_lat, n_lon))

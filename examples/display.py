@@ -9,28 +9,28 @@ BAR_WIDTH = 30
 
 
 class Display:
-    """Shows progress: one line that changes on a terminal, now and then a new line elsewhere."""
+    """Shows progress: one line that is rewritten on a terminal, occasional new lines elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._rewrites = stream.isatty()
-        self._open = False
+        self._line_is_open = False
         self._mark: object = None
 
-    def show(self, text: str, mark: object) -> None:
-        """Show what is going on; where lines cannot be rewritten, only if `mark` is a new one."""
+    def update(self, text: str, mark: object) -> None:
+        """Show progress; where lines cannot be rewritten, only when `mark` changes."""
         if self._rewrites:
             columns = shutil.get_terminal_size().columns - 1
             self._write(f"\r\x1b[K{text[:columns]}")
-            self._open = True
+            self._line_is_open = True
         elif mark != self._mark:
             self._write(f"{text}\n")
         self._mark = mark
 
-    def say(self, text: str) -> None:
-        """Leave a line that stays."""
-        self._write(f"\r\x1b[K{text}\n" if self._open else f"{text}\n")
-        self._open = False
+    def print(self, text: str) -> None:
+        """Print a permanent line."""
+        self._write(f"\r\x1b[K{text}\n" if self._line_is_open else f"{text}\n")
+        self._line_is_open = False
         self._mark = None
 
     def _write(self, text: str) -> None:
@@ -39,6 +39,6 @@ class Display:
 
 
 def bar(percent: int) -> str:
-    """Draw a progress bar."""
+    """Return a progress bar."""
     done = BAR_WIDTH * percent // 100
     return f"[{'#' * done}{'.' * (BAR_WIDTH - done)}] {percent:3d} %"
