@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.buffer_pool import BufferPool
-from deployments.models.busy_clock import Activity, BusyClock
+from deployments.models.busy_clock import BusyClock
 from deployments.models.checkpointing import Checkpoints
 from deployments.models.fcn3_rollout import (
     check_coordinates,
@@ -35,13 +35,12 @@ from deployments.models.messages import (
     MemberProgress,
 )
 from deployments.models.options import FCN3Options
-from deployments.models.rollout import write_rollout
+from deployments.models.rollout import member_window, on_gpu, write_rollout
 from deployments.models.router import ROUTER
 from deployments.models.state import UnusableCheckpoint, supports_checkpoints
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
-from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import TransientFailure, describe_error
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import LoaderOptions, load, origin_of
@@ -84,10 +83,6 @@ class LoadedModels:
                 Stage.INFERENCE, f"model interpolation could not be loaded: {reason}"
             )
         return self.interpolation
-
-
-Rollout = Callable[[LoadedModels, Callable[[], None]], Generator[Floats]]
-"""Yields the fields of each step; the second argument raises if the job must stop."""
 
 
 @serve.deployment(
@@ -208,10 +203,11 @@ class FCN3:
         )
         checkpoint = await checkpoints.find()
         state = await self._initial_state(job, job.plan) if checkpoint is None else None
-        window = self._window(job, self._packager.write_step, checkpoint)
+        written = 0 if checkpoint is None else checkpoint.step + 1
+        window = self._window(self._packager.write_step, job, written)
 
-        def rollout(models: LoadedModels, _: Callable[[], None]) -> Generator[Floats]:
-            return forecast(
+        def rollout(models: LoadedModels, running: WorkerJob) -> Generator[Floats]:
+            steps = forecast(
                 models.fcn3,
                 job,
                 state,
@@ -219,9 +215,11 @@ class FCN3:
                 checkpoint=checkpoint,
                 save=lambda step, fields: checkpoints.save(models.fcn3, step, fields, window),
             )
+            return on_gpu(self._gpu_lock, models.on_gpu, running, steps)
 
+        updates = write_rollout(self._worker, job.fence, rollout, window, "forecast")
         try:
-            async with self._written(job, rollout, window, "forecast") as updates:
+            async with aclosing(updates):
                 async for progress in updates:
                     yield progress
         except UnusableCheckpoint as error:
@@ -244,51 +242,26 @@ class FCN3:
             If the interpolation could not be loaded.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
-        state = await self._initial_state(job, job.plan.conditioning)
+        state = await self._initial_state(job, cast(Conditioning, job.plan.conditioning))
 
-        def rollout(models: LoadedModels, check: Callable[[], None]) -> Generator[Floats]:
+        def rollout(models: LoadedModels, running: WorkerJob) -> Generator[Floats]:
             interpolation = models.require_interpolation()
-            return conditioning_fields(models.fcn3, interpolation, job, check, state)
+            steps = conditioning_fields(models.fcn3, interpolation, job, running.check, state)
+            return on_gpu(self._gpu_lock, models.on_gpu, running, steps)
 
-        window = self._window(job, self._packager.write_conditioning)
-        async with self._written(job, rollout, window, "conditioning") as updates:
+        window = self._window(self._packager.write_conditioning, job)
+        updates = write_rollout(self._worker, job.fence, rollout, window, "conditioning")
+        async with aclosing(updates):
             async for progress in updates:
                 yield progress
 
-    async def _initial_state(
-        self, job: MemberJob, plan: Plan | Conditioning | None
-    ) -> Floats | None:
+    async def _initial_state(self, job: MemberJob, plan: Plan | Conditioning) -> Floats:
         """Return the initial conditions; fetched while another job may still use the GPU."""
-        if plan is None:
-            return None
         analysis = await self._initial_conditions.find(
             job.initial_conditions, plan, job.execution_id
         )
         return analysis.fields
 
-    def _window(
-        self, job: MemberJob, writer: Any, checkpoint: Checkpoint | None = None
-    ) -> WriteWindow:
-        async def write(index: int, fields: Floats) -> None:
-            await writer.remote(job.execution_id, job.fence, job.member, index, fields)
-
-        return WriteWindow(
-            write,
-            self._options.window_steps,
-            release=self._step_buffers.release,
-            written=0 if checkpoint is None else checkpoint.step + 1,
-        )
-
-    def _written(
-        self, job: MemberJob, rollout: Rollout, window: WriteWindow, work: str
-    ) -> aclosing[AsyncGenerator[MemberProgress]]:
-        def with_gpu(models: LoadedModels, running: WorkerJob) -> Generator[Floats]:
-            with (
-                running.during(Activity.GPU_LOCK),
-                self._gpu_lock.computing(*models.on_gpu, check=running.check),
-                running.during(Activity.BUSY),
-                closing(rollout(models, running.check)) as steps,
-            ):
-                yield from steps
-
-        return aclosing(write_rollout(self._worker, WorkerJob(job.fence), with_gpu, window, work))
+    def _window(self, writer: Any, job: MemberJob, written: int = 0) -> WriteWindow:
+        size, release = self._options.window_steps, self._step_buffers.release
+        return member_window(writer, job, size, release=release, written=written)

@@ -107,9 +107,7 @@ def conditioning_fields(
     ndarray, shape (lat, lon)
         The field that conditions each step, as `interpolation_coordinates` has it. A copy.
     """
-    conditioning = job.plan.conditioning
-    if conditioning is None:
-        raise ValueError(f"{job.execution_id} is not conditioned")
+    conditioning = cast(Conditioning, job.plan.conditioning)
     seed = conditioning.seeds[job.member]
     steps = _iterator(model, interpolation, conditioning, seed, _initial_state(job, state))
     hours, buffers = job.plan.conditioning_hours, BufferPool()

@@ -1,9 +1,9 @@
-"""Run a rollout in the thread of a model, and have each of its time steps written."""
+"""Run a rollout in the thread of a model, on its GPU, and have each time step written."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -13,22 +13,59 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from deployments.models.busy_clock import Activity
-from deployments.models.messages import MemberProgress
+from deployments.models.gpu_lock import GpuLock
+from deployments.models.messages import MemberJob, MemberProgress
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
 
-Rollout = Callable[[Any, WorkerJob], Generator[NDArray[np.float32]]]
+Floats = NDArray[np.float32]
+Rollout = Callable[[Any, WorkerJob], Generator[Floats]]
 """Called with the model and the job, in the model's thread; yields the fields of each step."""
 
 
+def on_gpu(
+    lock: GpuLock, models: Sequence[Any], job: WorkerJob, steps: Generator[Floats]
+) -> Generator[Floats]:
+    """Yield time steps that are computed with the models on the GPU, while its lock is held."""
+    with (
+        job.during(Activity.GPU_LOCK),
+        lock.computing(*models, check=job.check),
+        job.during(Activity.BUSY),
+        closing(steps),
+    ):
+        yield from steps
+
+
+def member_window(writer: Any, job: MemberJob, size: int, **options: Any) -> WriteWindow:
+    """Return the window of a member.
+
+    Parameters
+    ----------
+    writer : DeploymentHandle
+        Method of the Packager.
+    size : int
+        Steps that may be unwritten.
+    **options
+        For `WriteWindow`.
+    """
+
+    async def write(index: int, fields: Floats) -> None:
+        await writer.remote(job.execution_id, job.fence, job.member, index, fields)
+
+    return WriteWindow(write, size, **options)
+
+
 async def write_rollout(
-    worker: ModelWorker, job: WorkerJob, rollout: Rollout, window: WriteWindow, work: str
+    worker: ModelWorker, fence: int, rollout: Rollout, window: WriteWindow, work: str
 ) -> AsyncGenerator[MemberProgress]:
     """Run a rollout and yield how many of its steps are written.
 
     Parameters
     ----------
+    fence : int
+        Fencing token of the Conductor.
+    rollout : callable
     window : WriteWindow
         Writes the steps. The first step of the rollout follows those that it has written before.
     work : str
@@ -39,7 +76,7 @@ async def write_rollout(
     ExecutionCancelled
         If the job was stopped.
     """
-    loop = asyncio.get_running_loop()
+    loop, job = asyncio.get_running_loop(), WorkerJob(fence)
     replica, first = _replica_id(), window.written
     job.progress = lambda: MemberProgress(written=window.written, first=first, replica=replica)
 

@@ -21,12 +21,12 @@ from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
-from deployments.models.rollout import write_rollout
+from deployments.models.rollout import member_window, on_gpu, write_rollout
 from deployments.models.router import ROUTER
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
-from deployments.models.write_window import PACKAGER_CALL, WriteWindow
+from deployments.models.write_window import PACKAGER_CALL
 from deployments.runtime.failures import retry_transient
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import load, origin_of
@@ -116,24 +116,14 @@ class StormScope:
             job.initial_conditions, job.plan, job.execution_id
         )
 
-        async def write(index: int, fields: Floats) -> None:
-            await self._packager.write_step.remote(
-                job.execution_id, job.fence, job.member, index, fields
-            )
-
         def rollout(nowcaster: Nowcaster, running: WorkerJob) -> Generator[Floats]:
             fields = FieldPrefetcher(lambda step: self._field(job, step), job, running, loop)
-            with (
-                running.during(Activity.GPU_LOCK),
-                self._gpu_lock.computing(nowcaster.model, check=running.check),
-                running.during(Activity.BUSY),
-                closing(fields),
-                closing(nowcast(nowcaster, job, fields.get, image)) as steps,
-            ):
-                yield from steps
+            steps = nowcast(nowcaster, job, fields.get, image)
+            with closing(fields):
+                yield from on_gpu(self._gpu_lock, [nowcaster.model], running, steps)
 
-        window = WriteWindow(write, self._options.window_steps)
-        updates = write_rollout(self._worker, WorkerJob(job.fence), rollout, window, "forecast")
+        window = member_window(self._packager.write_step, job, self._options.window_steps)
+        updates = write_rollout(self._worker, job.fence, rollout, window, "forecast")
         async with aclosing(updates):
             async for progress in updates:
                 yield progress

@@ -79,7 +79,7 @@ def options(grid: Grid = GRID, **changes: Any) -> FCN3Options:
 
 
 class Packager:
-    """Keeps steps and checkpoints in memory, and fails as it is told."""
+    """Keeps steps and checkpoints in memory, and fails as a test configures."""
 
     def __init__(self) -> None:
         self.steps: dict[tuple[int, int], Floats] = {}

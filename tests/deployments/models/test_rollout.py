@@ -36,7 +36,7 @@ async def test_waiting_for_the_disk_does_not_count_as_busy() -> None:
     await worker.start()
     start = time.monotonic()
     window = WriteWindow(write_slowly, 1)
-    updates = [p async for p in write_rollout(worker, WorkerJob(1), rollout, window, "forecast")]
+    updates = [p async for p in write_rollout(worker, 1, rollout, window, "forecast")]
     elapsed = time.monotonic() - start
     assert updates[-1].written == 4
     worker.clock.tick()

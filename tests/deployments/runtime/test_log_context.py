@@ -37,28 +37,28 @@ async def test_lines_of_a_task_concern_its_execution(records) -> None:
     async def run(execution_id: str) -> None:
         bind_execution(execution_id, "forecast", "inference")
         await asyncio.sleep(0)
-        serve_logger.info("said")
-        await asyncio.to_thread(serve_logger.info, "said in a thread")
+        serve_logger.info("logged")
+        await asyncio.to_thread(serve_logger.info, "from a thread")
         set_stage("package")
-        await asyncio.create_task(asyncio.to_thread(serve_logger.info, "said in a task of its own"))
+        await asyncio.create_task(asyncio.to_thread(serve_logger.info, "from another task"))
 
     await asyncio.gather(run(ID), run(OTHER))
-    serve_logger.info("said in between")
+    serve_logger.info("in between")
     for execution_id in (ID, OTHER):
         own = [record for record in records if context_of(record)[0] == execution_id]
         assert [context_of(r)[1:] for r in own] == [("forecast", "inference")] * 2 + [
             ("forecast", "package")
         ]
-        assert own[0].getMessage() == f"{execution_id}: said"
+        assert own[0].getMessage() == f"{execution_id}: logged"
     assert context_of(records[-1]) == (None, None, None)
-    assert records[-1].getMessage() == "said in between"
+    assert records[-1].getMessage() == "in between"
 
 
 async def test_lines_of_a_task_that_outlives_its_parent_concern_no_execution(records) -> None:
     done, started = asyncio.Event(), []
 
     async def background() -> None:
-        serve_logger.info("begun")
+        serve_logger.info("started")
         await done.wait()
         serve_logger.info("long afterwards")
 
@@ -88,15 +88,15 @@ def test_a_line_that_names_its_execution_is_unchanged(records) -> None:
 
 def test_attributes_of_a_record_are_not_overwritten(records) -> None:
     with execution_bound(ID, "forecast", "inference"):
-        serve_logger.info("said", extra={"execution_id": OTHER, "stage": "upload"})
+        serve_logger.info("logged", extra={"execution_id": OTHER, "stage": "upload"})
     assert context_of(records[0]) == (OTHER, "forecast", "upload")
 
 
 @pytest.mark.usefixtures("as_json")
 def test_json_has_keys_and_the_original_message(records, tmp_path: Path) -> None:
     with execution_bound(ID, "forecast", "inference"):
-        serve_logger.warning("said")
-    assert records[0].getMessage() == "said"
+        serve_logger.warning("logged")
+    assert records[0].getMessage() == "logged"
     line = (tmp_path / "replica.log").read_text()
     assert f'"execution_id": "{ID}"' in line
     assert '"workflow": "forecast"' in line
@@ -114,8 +114,8 @@ def test_the_workflow_is_looked_up_once_when_a_line_is_written(records) -> None:
     with execution_bound("exec_unknown"):
         bind_execution("exec_unknown", find_workflow=find)
         assert calls == []
-        serve_logger.info("said")
-        serve_logger.info("said again")
+        serve_logger.info("logged")
+        serve_logger.info("logged again")
     assert calls == [1]
     assert [context_of(r)[1] for r in records] == [None, "found", "found"]
 
@@ -124,7 +124,7 @@ def test_the_workflow_of_an_execution_is_remembered(records) -> None:
     with execution_bound("exec_known", "forecast"):
         pass
     with execution_bound("exec_known"):
-        serve_logger.info("said")
+        serve_logger.info("logged")
     assert context_of(records[0])[1] == "forecast"
 
 
@@ -196,7 +196,7 @@ def test_errors_of_the_logging_module_are_not_logged_again() -> None:
     serve_logger.setLevel(logging.INFO)
     try:
         with execution_bound(ID):
-            print("said", file=printed)
+            print("logged", file=printed)
     finally:
         serve_logger.removeHandler(broken)
         serve_logger.setLevel(level)
