@@ -17,7 +17,7 @@ from deployments.azure.token import TokenBridge
 from deployments.blob_uploader.deployment import BlobUploader
 from deployments.blob_uploader.messages import Uploaded, UploadJob
 from deployments.blob_uploader.options import BlobUploaderOptions
-from deployments.results.manifest import describe_files, hashed
+from deployments.results.manifest import hash_file, list_files
 from tests.emulators.azurite import Azurite, find_azurite
 from workflows.delivery import Container
 
@@ -124,6 +124,6 @@ def _write(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
         with path.open("wb") as file:
             while remaining := size - file.tell():
                 file.write(random.randbytes(min(remaining, 1 << 24)))
-    described = (hashed(folder / key, key) for key in sizes)
-    totals = describe_files(described, (), folder / "checksums.sha256", EXECUTION).totals
+    described = (hash_file(folder / key, key) for key in sizes)
+    totals = list_files(described, (), folder / "checksums.sha256", EXECUTION).totals
     return totals.files, totals.bytes

@@ -22,6 +22,16 @@ from pydantic import (
 from workflows.dataset import Provenance
 from workflows.delivery import Container
 
+# Names of the files of a result.
+ZARR, NETCDF = "results.zarr", "results.nc"
+"""The dataset, in either format."""
+PREVIEW = "preview.png"
+"""Map of the first variable: first member, last time."""
+METADATA = "metadata.json"
+"""What was computed, and with what."""
+CHECKSUMS = "checksums.sha256"
+"""Written last: a result that has it is complete."""
+
 # With an offset, as in every other answer; pydantic would write "Z".
 _Time = Annotated[AwareDatetime, PlainSerializer(datetime.isoformat, when_used="json")]
 

@@ -22,7 +22,6 @@ from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.blob_uploader.upload import Tally, Upload
 from deployments.blob_uploader.upload_ahead import UploadAhead
 from deployments.results.disk_work import DiskWork
-from deployments.results.manifest import CHECKSUMS
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import bind_execution
@@ -30,6 +29,7 @@ from deployments.runtime.metrics import RAY, UPLOADED_BYTES, UPLOADED_OBJECTS, R
 from workflows.delivery import Container
 from workflows.errors import UploadFailed
 from workflows.execution import Stage
+from workflows.manifest import CHECKSUMS
 
 logger = logging.getLogger("ray.serve")
 

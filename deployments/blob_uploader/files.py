@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from deployments.results.manifest import CHECKSUMS
 from deployments.results.media_types import media_type
 from deployments.runtime.failures import TransientFailure, describe_error, sanitize
 from workflows.errors import StageFailed, UploadFailed
 from workflows.execution import Stage
+from workflows.manifest import CHECKSUMS
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\0]+)")
 _DESCRIPTIVE = {".json", ".png", ".txt"}

@@ -17,9 +17,9 @@ from deployments.blob_uploader.container import BlobContainer
 from deployments.blob_uploader.files import UploadFile, described_file
 from deployments.blob_uploader.upload import Tally
 from deployments.results.disk_work import DiskWork
-from deployments.results.manifest import CHECKSUMS
 from deployments.runtime.tasks import task_group
 from workflows.errors import StageFailed, StaleConductor
+from workflows.manifest import CHECKSUMS
 
 IN_FLIGHT = 4
 """Files on their way. Few, as uploads of what is whole go beside it, and inference is slower."""
@@ -71,9 +71,9 @@ class UploadAhead:
         there = await self._container.listed(self._folder)
         sent: set[tuple[int, int]] = set()
         try:
-            plan, _ = await asyncio.to_thread(self._work.plan)
+            plan, _ = await asyncio.to_thread(self._work.read_plan)
             while len(sent) < len(plan.seeds) * plan.n_times:
-                written = await asyncio.to_thread(self._work.written) - sent
+                written = await asyncio.to_thread(self._work.written_steps) - sent
                 steps = sorted(written)[:STEPS_AT_ONCE]
                 await self._send(await asyncio.to_thread(self._missing, steps, there))
                 sent.update(steps)
@@ -87,8 +87,8 @@ class UploadAhead:
     def _goes_on(self) -> bool:
         """Say whether the execution is still written, by the Conductor that asked for this."""
         try:
-            self._work.plan()
-            self._work.admit(self._fence)
+            self._work.read_plan()
+            self._work.check_fence(self._fence)
         except (FileNotFoundError, StageFailed, StaleConductor):
             return False
         return True
@@ -99,7 +99,7 @@ class UploadAhead:
         """Give the files of some steps that are not in the container."""
         folder, missing = Path(os.path.realpath(self._source)), []
         for step in steps:
-            for written in self._work.objects(*step):
+            for written in self._work.step_objects(*step):
                 stored = there.get(self._key(written.key))
                 if stored is None or (stored.size, stored.sha256) != (written.size, written.sha256):
                     missing.append(described_file(folder, written.key, written.sha256 or ""))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.results.store import Begun
+from deployments.results.protocols import CompletedMembers
 from workflows.base import Plan
 from workflows.execution import Execution, Progress
 
@@ -59,10 +59,12 @@ class ProgressTracker:
         self._record = record
         self._in_turn = in_turn
 
-    async def remaining_work(self, execution_id: str, plan: Plan, begun: Begun | None) -> Begun:
+    async def remaining_work(
+        self, execution_id: str, plan: Plan, begun: CompletedMembers | None
+    ) -> CompletedMembers:
         """Say which members are left to compute behind what an earlier attempt has left whole."""
         # One that was recorded before there was anything to tell.
-        begun = begun or Begun()
+        begun = begun or CompletedMembers()
         life = self._running[execution_id]
         for member in begun.members:
             life.written[member] = plan.n_times
@@ -71,9 +73,9 @@ class ProgressTracker:
         if begun.members:
             await self._tell_progress(execution_id, life, plan, at_once=True)
         conditioning = plan.conditioning.members if plan.conditioning is not None else ()
-        return Begun(
-            tuple(member for member in plan.members if member not in begun.members),
-            tuple(member for member in conditioning if member not in begun.conditioning),
+        return CompletedMembers(
+            members=tuple(m for m in plan.members if m not in begun.members),
+            conditioning=tuple(m for m in conditioning if m not in begun.conditioning),
         )
 
     async def note_written(self, execution_id: str, plan: Plan, member: int, written: int) -> None:

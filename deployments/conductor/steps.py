@@ -21,7 +21,7 @@ from deployments.conductor.loop import here
 from deployments.custom_workflow.deployment import Packaging, RunJob, RunResult
 from deployments.geocatalog.messages import Registered, Registration
 from deployments.models.messages import ConditioningJob, MemberJob, NowcastJob
-from deployments.results.store import Begun
+from deployments.results.protocols import CompletedMembers
 from deployments.runtime.failures import ReplicaDied, TransientFailure
 from deployments.runtime.retries import Backoff, RetryPolicy
 from deployments.runtime.tasks import run_after, shield, task_group
@@ -70,10 +70,10 @@ recorded_delivery = _step(**_retried_by(replace(STEP, attempts=5)))
 
 
 @recorded
-async def create_result(execution_id: str, plan: Plan) -> Begun:
+async def create_result(execution_id: str, plan: Plan) -> CompletedMembers:
     """Create the result's arrays, all values missing; gives what an earlier attempt has left."""
     # To its end, even if that is cancelled: it would go on making what the cancel removes.
-    begun: Begun = await shield(
+    begun: CompletedMembers = await shield(
         here().call(
             Stage.PACKAGE, "packager", "create", plan, execution_id, here().provenance(plan)
         )

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.custom_workflow.write_behind import WriteBehind
-from deployments.results.disk_work import Written
+from deployments.results.protocols import StoredObject
 
 Index = tuple[int, ...]
 Coordinates = Mapping[str, NDArray[Any]]
@@ -255,7 +255,7 @@ class Output(ABC):
         self._writer.flush()
 
     @abstractmethod
-    def finish(self) -> dict[Path, Written]:
+    def finish(self) -> dict[Path, StoredObject]:
         """Write what is pending and close; gives what is known of files, by their paths.
 
         An output to which nothing was added leaves nothing.

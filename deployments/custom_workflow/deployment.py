@@ -23,7 +23,7 @@ from deployments.custom_workflow.user_class import Told, UserClass, guard_user_c
 from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
-from deployments.results.disk_work import Written
+from deployments.results.protocols import StoredObject
 from deployments.runtime.failures import describe_error, sanitize
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import bind_execution, bridge_loguru, set_stage
@@ -213,7 +213,7 @@ class _Run:
         self._told = Told()
         self._folder: RunFolder | None = None
         self._output: RunOutput | None = None
-        self._known: Mapping[Path, Written] = {}
+        self._known: Mapping[Path, StoredObject] = {}
         self._shortcoming: str | None = None
 
     def call(self, workflow: UserClass, instance: Any) -> None:

@@ -28,8 +28,8 @@ from xarray.backends.locks import HDF5_LOCK
 
 from deployments.custom_workflow.backend import Field, Index, Output, on_host
 from deployments.custom_workflow.write_behind import WriteBehind
-from deployments.results.disk_work import Written
 from deployments.results.netcdf import NETCDF_LOCK
+from deployments.results.protocols import StoredObject
 
 SMALL_CHUNK_BYTES = 1 << 16
 """Below this, handing a chunk to a thread costs more than writing it."""
@@ -148,7 +148,7 @@ class NetCDFOutput(Output):
         with self._noting:
             target.note(index, chunk)
 
-    def finish(self) -> dict[Path, Written]:
+    def finish(self) -> dict[Path, StoredObject]:
         """Close, unless the class did; leaves nothing of a file without variables."""
         self.close()
         if not self._file.variables:

@@ -11,15 +11,17 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from deployments.results.disk_result import NETCDF, ZARR
-from deployments.results.disk_work import DiskWork, Written
-from deployments.results.manifest import CHECKSUMS, MAX_LISTED, Listing, describe_files, hashed
+from deployments.results.disk_work import DiskWork
+from deployments.results.manifest import MAX_LISTED, Listing, hash_file, list_files
+from deployments.results.protocols import StoredObject
 from deployments.runtime.files import remove_tree
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 """What the download routes refuse in a path; a line break would also split a checksum's line."""
@@ -54,7 +56,7 @@ class RunFolder:
         self, results_dir: Path, work_dir: Path, workflow: str, execution_id: str, fence: int
     ) -> None:
         self._work = DiskWork(work_dir / execution_id, execution_id)
-        self._work.open(fence)
+        self._work.create_folder(fence)
         self._fence = fence
         self._execution_id = execution_id
         self._result = results_dir / workflow / execution_id
@@ -62,13 +64,13 @@ class RunFolder:
         self.path.mkdir(parents=True)
 
     def deliver(
-        self, known: Mapping[Path, Written], max_listed: int = MAX_LISTED
+        self, known: Mapping[Path, StoredObject], max_listed: int = MAX_LISTED
     ) -> DeliveredFiles:
         """Describe all files and make them the result.
 
         Parameters
         ----------
-        known : mapping of Path to Written
+        known : mapping of Path to StoredObject
             Size and checksum of files that need not be read for them.
 
         Raises
@@ -86,7 +88,7 @@ class RunFolder:
         whole = [key for key in files if not _is_minor(key)]
         looks = [self._look(key) for key in files]
         try:
-            listing = describe_files(
+            listing = list_files(
                 self._described(whole, known),
                 self._described(chunks, known),
                 self.path / CHECKSUMS,
@@ -98,16 +100,16 @@ class RunFolder:
                     raise StageFailed(
                         Stage.PACKAGE, f"{key} was written to after the workflow had ended"
                     )
-            self._work.admit(self._fence)
+            self._work.check_fence(self._fence)
             self._result.parent.mkdir(parents=True, exist_ok=True)
             # What an earlier run delivered just before its Conductor died.
             remove_tree(self._result)
             self.path.rename(self._result)
         except FileNotFoundError:
-            self._work.admit(self._fence)  # says so if the execution has been removed
+            self._work.check_fence(self._fence)  # says so if the execution has been removed
             raise
         try:
-            self._work.admit(self._fence)
+            self._work.check_fence(self._fence)
         except StageFailed:
             # Removed in the meantime: nobody would look for this any more.
             remove_tree(self._result)
@@ -131,11 +133,13 @@ class RunFolder:
             return None
         return found.st_size, found.st_mtime_ns
 
-    def _described(self, keys: list[str], known: Mapping[Path, Written]) -> Iterator[Written]:
+    def _described(
+        self, keys: list[str], known: Mapping[Path, StoredObject]
+    ) -> Iterator[StoredObject]:
         for key in keys:
             path = self.path / key
             written = known.get(path)
-            yield Written(key, written.size, written.sha256) if written else hashed(path, key)
+            yield replace(written, key=key) if written else hash_file(path, key)
 
 
 def _is_minor(key: str) -> bool:

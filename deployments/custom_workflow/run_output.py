@@ -10,8 +10,8 @@ from deployments.custom_workflow.backend import Output, as_backend
 from deployments.custom_workflow.netcdf_backend import NetCDFOutput
 from deployments.custom_workflow.write_behind import WriteBehind
 from deployments.custom_workflow.zarr_backend import ZarrOutput
-from deployments.results.disk_result import NETCDF, ZARR
 from workflows.base import OutputFormat
+from workflows.manifest import NETCDF, ZARR
 
 THREADS = 2
 

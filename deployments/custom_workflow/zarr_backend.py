@@ -17,7 +17,7 @@ from zarr.errors import UnstableSpecificationWarning
 
 from deployments.custom_workflow.backend import Field, Index, Output
 from deployments.custom_workflow.write_behind import WriteBehind
-from deployments.results.disk_work import Written
+from deployments.results.protocols import StoredObject
 from deployments.runtime.files import remove_tree
 
 _SEPARATOR = {"name": "default", "separator": "."}
@@ -39,7 +39,7 @@ class ZarrOutput(Output):
         self.zarr_codecs = None
         self._group = zarr.create_group(self.store, overwrite=True)
         self._root = _Root(self._group._async_group, self)
-        self._chunk_files: dict[str, dict[Index, tuple[Path, Written, int]]] = {}
+        self._chunk_files: dict[str, dict[Index, tuple[Path, StoredObject, int]]] = {}
         """By array, files of chunks as they were written, and when, in nanoseconds."""
 
     @property
@@ -56,7 +56,7 @@ class ZarrOutput(Output):
             for dim, size in zip(each.dims, each.chunks, strict=True)
         }
 
-    def finish(self) -> dict[Path, Written]:
+    def finish(self) -> dict[Path, StoredObject]:
         """Write what is pending, consolidate the metadata, and tell which chunks are known."""
         self.flush()
         if not self.fields and not list(self._group.keys()):
@@ -134,7 +134,7 @@ class ZarrOutput(Output):
         # Not unbuffered: on a full disk that writes a part, and tells it only by its result.
         with path.open("wb") as file:
             file.write(values.data)
-        written = Written(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
+        written = StoredObject(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
         files = self._chunk_files.setdefault(target.name, {})
         files[index] = path, written, path.stat().st_mtime_ns
 

@@ -129,7 +129,7 @@ class Checkpoints:
             return
         job = self._job
         try:
-            await self._packager.drop_checkpoints.remote(job.execution_id, job.fence, job.member)
+            await self._packager.remove_checkpoints.remote(job.execution_id, job.fence, job.member)
         except Exception:
             # They are removed with the execution's working files.
             logger.warning(

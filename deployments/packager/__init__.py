@@ -1,1 +1,1 @@
-"""Writes, describes and removes the results of our own workflows: the only writer of them."""
+"""Writes, describes and removes the results of the built-in workflows; nothing else writes them."""

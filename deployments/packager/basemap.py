@@ -1,10 +1,11 @@
-"""What lies under a drawn map: which points it shows, coasts, a graticule and its labels."""
+"""The parts of a map that do not depend on its field: sampling, coasts, graticule and labels."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,42 +16,55 @@ from workflows.grids import LambertGrid
 
 Pixels = NDArray[np.uint8]
 Index = NDArray[np.intp]
-Label = tuple[bool, float, str]
-"""Whether it stands below the map rather than left of it, how far along, and its words."""
 
 GRATICULE_LINE, COAST_LINE = 1, 2
 _MIN_WIDTH, _MAX_WIDTH = 720, 1440
+_REGIONAL_INTERVAL = 10
+"""Degrees between the graticule's lines on a regional map."""
+
+
+class Label(NamedTuple):
+    """A label of the graticule."""
+
+    is_below: bool
+    """Whether it is below the map; otherwise it is left of it."""
+    position: float
+    """Pixels from the left or the upper edge of the map."""
+    text: str
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Basemap:
     """A map without its field."""
 
     rows: Index
-    """Rows of the field that each row of the map shows, from the top."""
+    """Row of the field for each row of the map, from the top."""
     columns: Index
+    """Column of the field for each column of the map."""
     lines: Pixels
+    """`GRATICULE_LINE`, `COAST_LINE` or zero, shape (row, column)."""
     labels: tuple[Label, ...]
-    is_the_field_itself: bool
+    is_identity: bool
+    """Whether the map has the pixels of the field."""
 
 
 @functools.lru_cache(maxsize=8)
-def globe(n_lat: int, n_lon: int) -> Sheet:
-    """Give the sheet of a global field, from the north pole and -180 degrees east."""
+def global_basemap(n_lat: int, n_lon: int) -> Basemap:
+    """Return the basemap of a global field, from the north pole and longitude -180."""
     width = min(max(n_lon, _MIN_WIDTH), _MAX_WIDTH)
     height = n_lat if n_lon == width and abs(n_lat - width / 2) <= 1 else width // 2 + 1
     rows = np.rint(np.linspace(0, n_lat - 1, height)).astype(np.intp)
     columns = np.floor(np.arange(width) * n_lon / width + 0.5).astype(np.intp) % n_lon
-    return Sheet(
+    return Basemap(
         rows,
         columns,
-        _lines_of_globe(height, width),
-        tuple(_labels_of_globe(height, width)),
+        _global_lines(height, width),
+        tuple(_global_labels(height, width)),
         (height, width) == (n_lat, n_lon),
     )
 
 
-def _lines_of_globe(height: int, width: int) -> Pixels:
+def _global_lines(height: int, width: int) -> Pixels:
     image = Image.new("L", (width, height))
     draw = ImageDraw.Draw(image)
     for east in range(-150, 180, 30):
@@ -62,77 +76,74 @@ def _lines_of_globe(height: int, width: int) -> Pixels:
     for ring in coastline():
         across, down = (ring[:, 0] + 180) / 360 * width, (90 - ring[:, 1]) / 180 * (height - 1)
         points = list(zip(across.tolist(), down.tolist(), strict=True))
-        for one, other in zip(points, points[1:], strict=False):
-            # Where rings are closed along the date line or at the pole is no coast.
+        for start, end in zip(points, points[1:], strict=False):
+            # Rings are closed along the date line and at the pole, where there is no coast.
             if (
-                not (one[0] == other[0] and one[0] in (0, width))
-                and min(one[1], other[1]) < height - 2
+                not (start[0] == end[0] and start[0] in (0, width))
+                and min(start[1], end[1]) < height - 2
             ):
-                draw.line([one, other], fill=COAST_LINE)
+                draw.line([start, end], fill=COAST_LINE)
     return np.asarray(image)
 
 
-def _labels_of_globe(height: int, width: int) -> Iterator[Label]:
-    every = 30 if width >= 700 else 60
-    for east in range(-180, 181, every):
-        yield True, (east + 180) / 360 * width, _degrees(east, "E", "W")
+def _global_labels(height: int, width: int) -> Iterator[Label]:
+    interval = 30 if width >= 700 else 60
+    for east in range(-180, 181, interval):
+        yield Label(True, (east + 180) / 360 * width, _degrees(east, "E", "W"))
     for north in range(-90, 91, 30):
-        yield False, (90 - north) / 180 * (height - 1), _degrees(north, "N", "S")
+        yield Label(False, (90 - north) / 180 * (height - 1), _degrees(north, "N", "S"))
 
 
 @functools.lru_cache(maxsize=8)
-def region(grid: LambertGrid) -> Sheet:
-    """Give the sheet of a regional field, north at the top."""
+def regional_basemap(grid: LambertGrid) -> Basemap:
+    """Return the basemap of a regional field, north at the top."""
     width = min(max(grid.n_x, _MIN_WIDTH), _MAX_WIDTH)
     height = max(round(width * grid.n_y / grid.n_x), 1)
-    return Sheet(
+    return Basemap(
         np.rint(np.linspace(grid.n_y - 1, 0, height)).astype(np.intp),
         np.rint(np.linspace(0, grid.n_x - 1, width)).astype(np.intp),
-        _lines_of_region(grid, height, width),
-        tuple(_labels_of_region(grid, height, width)),
+        _regional_lines(grid, height, width),
+        tuple(_regional_labels(grid, height, width)),
         False,
     )
 
 
-_EVERY = 10  # degrees between the lines of a region's graticule
-
-
-def _lines_of_region(grid: LambertGrid, height: int, width: int) -> Pixels:
+def _regional_lines(grid: LambertGrid, height: int, width: int) -> Pixels:
     image = Image.new("L", (width, height))
     draw = ImageDraw.Draw(image)
 
     def line(latitudes: NDArray[np.float64], longitudes: NDArray[np.float64], fill: int) -> None:
         y, x = grid.project(latitudes, longitudes)
-        down = (grid.y()[-1] - y) / (grid.n_y - 1) / grid.spacing_m * (height - 1)
-        across = (x - grid.first_x_m) / (grid.n_x - 1) / grid.spacing_m * (width - 1)
-        # What is behind the map's edge, where its cone was cut open, is no line.
-        near = (np.abs(down) < 9 * height) & (np.abs(across) < 9 * width)
-        for one in np.flatnonzero(near[1:] & near[:-1]):
-            draw.line([(across[k], down[k]) for k in (one, one + 1)], fill=fill)
+        row = (grid.y()[-1] - y) / (grid.n_y - 1) / grid.spacing_m * (height - 1)
+        column = (x - grid.first_x_m) / (grid.n_x - 1) / grid.spacing_m * (width - 1)
+        # Segments across the cut of the projection's cone are far outside of the map.
+        near = (np.abs(row) < 9 * height) & (np.abs(column) < 9 * width)
+        for k in np.flatnonzero(near[1:] & near[:-1]):
+            draw.line([(column[k], row[k]), (column[k + 1], row[k + 1])], fill=fill)
 
-    along = np.arange(-180.0, 180.5, 0.5)
-    for north in range(-80, 90, _EVERY):
-        line(np.full(along.shape, float(north)), along, GRATICULE_LINE)
-    upwards = np.arange(-80.0, 80.5, 0.5)
-    for east in range(-180, 180, _EVERY):
-        line(upwards, np.full(upwards.shape, float(east)), GRATICULE_LINE)
+    parallel = np.arange(-180.0, 180.5, 0.5)
+    for north in range(-80, 90, _REGIONAL_INTERVAL):
+        line(np.full(parallel.shape, float(north)), parallel, GRATICULE_LINE)
+    meridian = np.arange(-80.0, 80.5, 0.5)
+    for east in range(-180, 180, _REGIONAL_INTERVAL):
+        line(meridian, np.full(meridian.shape, float(east)), GRATICULE_LINE)
     for ring in coastline():
         line(ring[:, 1], ring[:, 0], COAST_LINE)
     return np.asarray(image)
 
 
-def _labels_of_region(grid: LambertGrid, height: int, width: int) -> Iterator[Label]:
-    """Label lines where they meet the left and the lower edge."""
+def _regional_labels(grid: LambertGrid, height: int, width: int) -> Iterator[Label]:
+    """Yield labels where the graticule meets the left and the lower edge."""
     latitudes = grid.latitudes()[::-1, 0]
     longitudes = np.unwrap(grid.longitudes()[0], period=360)
-    for north in range(-80, 90, _EVERY):
+    for north in range(-80, 90, _REGIONAL_INTERVAL):
         if latitudes.min() < north < latitudes.max():
             row = np.interp(-north, -latitudes, np.linspace(0, height - 1, grid.n_y))
-            yield False, float(row), _degrees(north, "N", "S")
-    for east in range(-360, 361, _EVERY):
+            yield Label(False, float(row), _degrees(north, "N", "S"))
+    for east in range(-360, 361, _REGIONAL_INTERVAL):
         if longitudes.min() < east < longitudes.max():
             column = np.interp(east, longitudes, np.linspace(0, width - 1, grid.n_x))
-            yield True, float(column), _degrees((east + 180) % 360 - 180, "E", "W")
+            yield Label(True, float(column), _degrees((east + 180) % 360 - 180, "E", "W"))
 
 
 def _degrees(value: int, positive: str, negative: str) -> str:

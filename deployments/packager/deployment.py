@@ -1,6 +1,6 @@
-"""Packager: writes what models compute, exports, describes and removes it.
+"""Packager: writes what models compute; exports, describes and removes results.
 
-Replicas keep no state: any of them can write any step, and twice is harmless.
+Replicas keep no state: any of them can write any time step, and may write it twice.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from ray import serve
 
 from deployments.azure.blobs import BlobResultsOptions
-from deployments.packager.catalog_keeper import CatalogUpdater
 from deployments.packager.preview import render
-from deployments.packager.stac_catalog import StaticCatalog
+from deployments.packager.stac_catalog import CatalogUpdater, StaticCatalog
 from deployments.results.blob import BlobStorage
-from deployments.results.blob_result import result_folder
 from deployments.results.checkpoint import Checkpoint
 from deployments.results.disk import DiskStorage
-from deployments.results.disk_result import ZARR
-from deployments.results.protocols import StoredExecution
-from deployments.results.store import Begun, ResultsStore
+from deployments.results.intermediate import IntermediateStore
+from deployments.results.names import result_folder
+from deployments.results.protocols import CompletedMembers, Storage, StoredExecution
+from deployments.results.store import ResultsStore
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bind_execution
 from deployments.runtime.metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
@@ -35,24 +34,19 @@ from workflows.dataset import Origin, Provenance, variable_attributes
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 from workflows.grids import LambertGrid
-from workflows.manifest import Manifest
+from workflows.manifest import METADATA, PREVIEW, ZARR, Manifest
 from workflows.readiness import ComponentStatus, NotReady, Ready
 from workflows.stac.collection import default_collection_id
 from workflows.stac.item import ITEM, describe_item
 
-PREVIEW = "preview.png"
-"""A map of the result's first variable: the first member at the last time."""
-METADATA = "metadata.json"
-"""What was computed, with what."""
-
 WRITERS = 16
-"""Calls of one replica at once that write; the settings add what exports may take."""
+"""Concurrent calls of one replica that write; the settings add those that export."""
 EXPORTS = 16
-"""That work at once. What waits loses nothing: its steps are written, and read later."""
+"""Exports that run at once. The others lose nothing: they read the time steps later."""
 CONDITIONING_WAIT_S = 0.5
-"""A call that waits keeps a place that others may need."""
-CONDITIONING_PAUSE_S, CONDITIONING_PAUSE_IN_BLOB_S = 0.02, 0.1
-"""Between two looks; in Blob Storage each is two requests."""
+"""How long a call waits for a field; it occupies a slot that other calls may need."""
+CONDITIONING_POLL_S, CONDITIONING_POLL_IN_BLOB_S = 0.02, 0.1
+"""Pause between two reads; in Blob Storage each takes two requests."""
 
 
 @serve.deployment(name="Packager", max_ongoing_requests=WRITERS + EXPORTS)
@@ -62,10 +56,10 @@ class Packager:
     Parameters
     ----------
     results : Path or BlobResultsOptions
-        Where results lie: a folder that every replica sees, with a static catalogue of them, or a
-        container.
+        A folder that every replica sees, which also gets a static STAC catalogue, or a container.
     work_dir : Path
-        Folder for working files that every replica sees; in a container they lie there, too.
+        Folder for working files that every replica sees. Not used with a container, which holds
+        the working records, too.
     metrics : Recorder
     """
 
@@ -76,33 +70,36 @@ class Packager:
         self._metrics = metrics
         self._blob = results if isinstance(results, BlobResultsOptions) else None
         self._catalog: CatalogUpdater | None = None
-        self._pause_s = CONDITIONING_PAUSE_IN_BLOB_S
+        storage: Storage
         if isinstance(results, BlobResultsOptions):
-            self._results = ResultsStore(BlobStorage(results))
+            storage = BlobStorage(results)
+            self._conditioning_poll_s = CONDITIONING_POLL_IN_BLOB_S
         else:
-            self._results = ResultsStore(DiskStorage(results, work_dir))
+            storage = DiskStorage(results, work_dir)
+            self._conditioning_poll_s = CONDITIONING_POLL_S
             self._catalog = CatalogUpdater(StaticCatalog(results))
-            self._pause_s = CONDITIONING_PAUSE_S
-        # Of their own: an export waits for steps, and would keep a thread from writing them.
+        self._results = ResultsStore(storage)
+        self._intermediate = IntermediateStore(storage)
+        # Threads of their own: exports wait for time steps, which other threads must write.
         self._exports = ContextThreadPool(EXPORTS, "export")
 
-    async def check_readiness(self, place: str) -> ComponentStatus:
-        """Return whether results can be written to where they are stored."""
+    async def check_readiness(self, name: str) -> ComponentStatus:
+        """Return whether results can be stored; `name` is what readiness calls their place."""
         try:
-            await asyncio.to_thread(self._results.look)
+            await asyncio.to_thread(self._results.check_available)
         except StageFailed as error:
             return NotReady(reason=error.reason)
-        return Ready(origin=Origin(name=place))
+        return Ready(origin=Origin(name=name))
 
     async def create(
         self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
-    ) -> Begun:
+    ) -> CompletedMembers:
         """Create the arrays and metadata of a result, all values missing.
 
         Returns
         -------
-        Begun
-            What an earlier attempt has left whole; it stays.
+        CompletedMembers
+            Members that an earlier attempt has completed; they are kept.
         """
         bind_execution(execution_id, plan.workflow, Stage.PACKAGE)
         return await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
@@ -115,12 +112,12 @@ class Packager:
         time_index: int,
         fields: NDArray[np.float32],
     ) -> None:
-        """Write one time of one member, shape (variable, lat, lon) or (variable, y, x).
+        """Write one time step of one member, shape (variable, lat, lon) or (variable, y, x).
 
         Raises
         ------
         StaleConductor
-            If another Conductor has taken the execution over.
+            If another Conductor has taken over the execution.
         """
         self._bind_execution(execution_id, Stage.INFERENCE)
         written = await asyncio.to_thread(
@@ -138,51 +135,51 @@ class Packager:
         step: int,
         field: NDArray[np.float32],
     ) -> None:
-        """Keep a field, shape (lat, lon), that conditions a step of another model's forecast."""
+        """Keep a field, shape (lat, lon), that conditions a time step of another model."""
         self._bind_execution(execution_id, Stage.INFERENCE)
         await asyncio.to_thread(
-            self._results.write_conditioning, execution_id, fence, member, step, field
+            self._intermediate.write_conditioning, execution_id, fence, member, step, field
         )
         self._metrics.add(PACKAGER_BYTES, field.nbytes, kind="conditioning")
 
     async def read_conditioning(
         self, execution_id: str, member: int, step: int
     ) -> NDArray[np.float32] | None:
-        """Give such a field, waiting a moment for it; None if it has not come by then."""
+        """Return such a field; None if it is not written within half a second."""
         self._bind_execution(execution_id, Stage.INFERENCE)
-        for _ in range(round(CONDITIONING_WAIT_S / self._pause_s)):
+        for _ in range(round(CONDITIONING_WAIT_S / self._conditioning_poll_s)):
             field = await asyncio.to_thread(
-                self._results.read_conditioning, execution_id, member, step
+                self._intermediate.read_conditioning, execution_id, member, step
             )
             if field is not None:
                 return field
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._conditioning_poll_s)
         return None
 
     async def write_checkpoint(
         self, execution_id: str, fence: int, member: int, checkpoint: Checkpoint
     ) -> None:
-        """Keep the state of a member's model, in place of earlier ones."""
+        """Keep a checkpoint of a member in place of earlier ones."""
         self._bind_execution(execution_id, Stage.INFERENCE)
         await asyncio.to_thread(
-            self._results.write_checkpoint, execution_id, fence, member, checkpoint
+            self._intermediate.write_checkpoint, execution_id, fence, member, checkpoint
         )
         self._metrics.add(PACKAGER_BYTES, checkpoint.nbytes, kind="checkpoint")
 
     async def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
-        """Give the last checkpoint of a member up to which all its steps are written, if any."""
+        """Return the latest checkpoint of a member up to which all its time steps are written."""
         self._bind_execution(execution_id, Stage.INFERENCE)
-        return await asyncio.to_thread(self._results.read_checkpoint, execution_id, member)
+        return await asyncio.to_thread(self._intermediate.read_checkpoint, execution_id, member)
 
-    async def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
-        """Remove the checkpoints of a member that is whole."""
+    async def remove_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
+        """Remove all checkpoints of a member."""
         self._bind_execution(execution_id, Stage.INFERENCE)
-        await asyncio.to_thread(self._results.drop_checkpoints, execution_id, fence, member)
+        await asyncio.to_thread(self._intermediate.remove_checkpoints, execution_id, fence, member)
 
     async def export_netcdf(self, execution_id: str, fence: int) -> None:
-        """Write the NetCDF4 file, following the steps as they are written; ends when it is whole.
+        """Write the NetCDF4 file as the time steps are written; return when it is complete.
 
-        A caller that goes away stops it.
+        Cancelling the call stops the export.
         """
         self._bind_execution(execution_id, Stage.PACKAGE)
         stop = threading.Event()
@@ -195,37 +192,36 @@ class Packager:
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait({export})
-            # Looked at, or it would be logged as one that nobody has seen.
+            # Retrieved, or asyncio would log it as never retrieved.
             export.exception()
             raise
 
     async def describe_result(self, execution_id: str, fence: int) -> Manifest:
-        """Draw a map, check that the result is whole and describe it, also as a STAC item.
+        """Draw a map, check that the result is complete and describe it, also as a STAC item.
 
         Returns
         -------
         Manifest
-            Files, provenance and assets; for results in a container also where they lie there.
+            Files, provenance and assets; with a container also the location of the files.
 
         Raises
         ------
         StageFailed
-            If a step is missing.
+            If a time step is missing.
         """
         self._bind_execution(execution_id, Stage.PACKAGE)
         return await asyncio.to_thread(self._describe_result, execution_id, fence)
 
     def _describe_result(self, execution_id: str, fence: int) -> Manifest:
-        plan, provenance = self._results.recorded(execution_id)
+        plan, provenance = self._results.origin(execution_id)
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
-        # A field that is gone was drawn before: its Zarr is removed after the export.
+        # Without a field the map was drawn before: the Zarr store is removed after an export.
         if field is not None:
             grid = plan.grid if isinstance(plan.grid, LambertGrid) else None
-            drawing = render(field, plan.variables[0], _caption(plan, provenance), grid)
-            self._results.add_file(execution_id, fence, PREVIEW, drawing)
-        self._results.add_file(
-            execution_id, fence, METADATA, _metadata(plan, execution_id, provenance)
-        )
+            image = render(field, plan.variables[0], _title(plan, provenance), grid)
+            self._results.add_file(execution_id, fence, PREVIEW, image)
+        metadata = _metadata(plan, execution_id, provenance)
+        self._results.add_file(execution_id, fence, METADATA, metadata)
         found = self._results.assets(execution_id, [PREVIEW, METADATA])
         assets = {key: (asset.size, asset.sha256) for key, asset in found.items()}
         item = describe_item(
@@ -237,46 +233,49 @@ class Packager:
             base_href=".",
         )
         self._results.add_file(execution_id, fence, ITEM, json.dumps(item, indent=1).encode())
-        files, totals = self._results.finish(execution_id, fence, extra=[PREVIEW, METADATA, ITEM])
+        files, totals = self._results.describe(execution_id, fence, extra=[PREVIEW, METADATA, ITEM])
         manifest = Manifest(output_files=files, totals=totals, provenance=provenance, assets=assets)
         if self._blob is not None:
             folder = result_folder(plan.workflow, execution_id)
             manifest = manifest.in_container(self._blob.container, folder)
-        self._refresh_catalog(plan.workflow)
-        beside = sum(size for key, (size, _) in assets.items() if key != ZARR)
-        self._metrics.add(PACKAGER_BYTES, beside, kind="file")
+        self._update_catalog(plan.workflow)
+        n_bytes = sum(size for key, (size, _) in assets.items() if key != ZARR)
+        self._metrics.add(PACKAGER_BYTES, n_bytes, kind="file")
         return manifest
 
-    async def purge(self, workflow: str, execution_id: str) -> None:
-        """Remove an execution's results and working files."""
-        bind_execution(execution_id, workflow)
-        await asyncio.to_thread(self._results.purge, workflow, execution_id)
-        self._refresh_catalog(workflow)
-
-    def _refresh_catalog(self, workflow: str) -> None:
-        if self._catalog is not None:
-            self._catalog.refresh(workflow)
-
     async def clean(self, execution_id: str) -> None:
-        """Remove an execution's working files."""
+        """Remove the working files of an execution."""
         self._bind_execution(execution_id)
         await asyncio.to_thread(self._results.clean, execution_id)
 
+    async def purge(self, workflow: str, execution_id: str) -> None:
+        """Remove the results and the working files of an execution."""
+        bind_execution(execution_id, workflow)
+        await asyncio.to_thread(self._results.purge, workflow, execution_id)
+        self._update_catalog(workflow)
+
+    async def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
+        """Return one page of the executions that have files.
+
+        See `deployments.results.protocols.Storage`.
+        """
+        return await asyncio.to_thread(self._results.stored_executions, after, limit)
+
+    def _update_catalog(self, workflow: str) -> None:
+        if self._catalog is not None:
+            self._catalog.schedule(workflow)
+
     def _bind_execution(self, execution_id: str, stage: Stage | None = None) -> None:
-        # The plan is read only if there is a line to write.
+        # The plan is read only if a line is logged.
         bind_execution(
             execution_id,
             stage=stage,
             find_workflow=lambda: self._results.workflow_of(execution_id),
         )
 
-    async def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
-        """List of which executions there are files, see `deployments.results.protocols.Storage`."""
-        return await asyncio.to_thread(self._results.stored_executions, after, limit)
-
 
 def _metadata(plan: Plan, execution_id: str, provenance: Provenance) -> bytes:
-    """Tell what was computed; where else it goes is not part of it."""
+    """Return the metadata file: what was computed, but not where it is delivered to."""
     return json.dumps(
         {
             "execution_id": execution_id,
@@ -287,7 +286,8 @@ def _metadata(plan: Plan, execution_id: str, provenance: Provenance) -> bytes:
     ).encode()
 
 
-def _caption(plan: Plan, provenance: Provenance) -> str:
+def _title(plan: Plan, provenance: Provenance) -> str:
+    """Return the title of the map of the first member at the last time."""
     name = variable_attributes(plan.variables[0]).get("long_name", plan.variables[0])
     return (
         f"{name}, member 0 of {len(plan.seeds)}, valid {plan.end_time():%Y-%m-%d %H:%M} UTC, "

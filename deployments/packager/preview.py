@@ -1,34 +1,39 @@
-"""A map of one field as PNG: quick to draw, without fonts or files that a machine may lack."""
+"""Draws a map of one field as PNG, quickly and without fonts or files that may be missing."""
 
 from __future__ import annotations
 
 import functools
 import io
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from deployments.packager.basemap import COAST_LINE, GRATICULE_LINE, globe, region
+from deployments.packager.basemap import (
+    COAST_LINE,
+    GRATICULE_LINE,
+    global_basemap,
+    regional_basemap,
+)
 from workflows.dataset import variable_attributes
 from workflows.grids import LambertGrid
 
 Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 
-# The image has one palette: colours for values first, then greys from black to white for text and
-# lines, which so keep their smooth edges. Indices compress well and need no conversion.
+# The image has one palette: colours of values, then greys from black to white, so that text and
+# lines keep smooth edges. Palette indices compress well and need no conversion.
 N_COLOURS, N_GREYS = 240, 15
 FIRST_GREY, MISSING = N_COLOURS, N_COLOURS + N_GREYS
 WHITE = FIRST_GREY + N_GREYS - 1
 COAST, GRATICULE = FIRST_GREY + 3, FIRST_GREY + 8
 MISSING_RGB = (150, 150, 158)
 
-# Anchors of colour maps, evenly spaced. Their lightness runs one way, or to the middle and back:
-# RdYlBu, RdBu and YlGnBu follow ColorBrewer 2.0, viridis Matplotlib's.
-_MAPS = {
+# Evenly spaced anchors of colour maps: RdYlBu, RdBu and YlGnBu of ColorBrewer 2.0, and Matplotlib's
+# viridis. Lightness is monotonic or symmetric about the middle.
+_COLOUR_MAPS = {
     "temperature": "313695 4575b4 74add1 abd9e9 e0f3f8 ffffbf fee090 fdae61 f46d43 d73027 a50026",
     "wind": "053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f",
     "moisture": "fffde4 edf8b1 c7e9b4 7fcdbb 41b6c4 1d91c0 225ea8 253494 081d58",
@@ -38,20 +43,31 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 40, 78
 _TITLE_SIZE, _LABEL_SIZE = 17, 12
 
 
+class Text(NamedTuple):
+    """Text in the margins."""
+
+    x: float
+    y: float
+    anchor: str
+    """Pillow's."""
+    size: int
+    content: str
+
+
 def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = None) -> bytes:
     """Draw a field as a map.
 
     Parameters
     ----------
     field : ndarray, shape (lat, lon) or (y, x)
-        Of the globe, from the north pole southwards, longitudes from -180; or of `grid`. What is
-        not a number shows grey, what is infinite as the end of the scale.
+        Global from the north pole southwards, longitudes from -180; or on `grid`. NaN is drawn
+        grey, infinity as the end of the scale.
     variable : str
-        Earth2Studio's name; decides the colours, the unit and the name under the colour bar.
+        Earth2Studio's name; determines colours and unit.
     title : str
         Drawn above the map.
     grid : LambertGrid, optional
-        Where the points of a regional field lie.
+        Grid of a regional field.
 
     Returns
     -------
@@ -61,17 +77,17 @@ def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = 
     values = np.asarray(field)
     kind = _kind(variable)
     ticks, low, high = scale(values, symmetric=kind == "wind", positive=kind == "moisture")
-    sheet = globe(*values.shape) if grid is None else region(grid)
-    coloured = _colour_indices(values, low, high)
-    if not sheet.is_the_field_itself:
-        coloured = coloured[sheet.rows[:, None], sheet.columns]
-    height, width = coloured.shape
+    basemap = global_basemap(*values.shape) if grid is None else regional_basemap(grid)
+    indices = _colour_indices(values, low, high)
+    if not basemap.is_identity:
+        indices = indices[basemap.rows[:, None], basemap.columns]
+    height, width = indices.shape
 
     canvas = np.full((height + _TOP + _BOTTOM, width + _LEFT + _RIGHT), WHITE, dtype=np.uint8)
     inside = canvas[_TOP : _TOP + height, _LEFT : _LEFT + width]
-    inside[:] = coloured
-    inside[sheet.lines == GRATICULE_LINE] = GRATICULE
-    inside[sheet.lines == COAST_LINE] = COAST
+    inside[:] = indices
+    inside[basemap.lines == GRATICULE_LINE] = GRATICULE
+    inside[basemap.lines == COAST_LINE] = COAST
 
     bar_top, bar = _TOP + height + 30, slice(_LEFT + width // 8, _LEFT + width - width // 8)
     length = bar.stop - bar.start
@@ -79,38 +95,38 @@ def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = 
     _frame(canvas, _TOP, _LEFT, height, width)
     _frame(canvas, bar_top, bar.start, 14, length)
 
-    texts: list[Text] = [(10.0, _TOP / 2, "lm", _TITLE_SIZE, title)]
-    for below, at, words in sheet.labels:
-        x, y = (at, height + 12.0) if below else (-6.0, at)
-        anchor = "mm" if below else "rm"
-        texts.append((_LEFT + x, _TOP + y, anchor, _LABEL_SIZE, words))
+    texts = [Text(10.0, _TOP / 2, "lm", _TITLE_SIZE, title)]
+    for label in basemap.labels:
+        x, y = (label.position, height + 12.0) if label.is_below else (-6.0, label.position)
+        anchor = "mm" if label.is_below else "rm"
+        texts.append(Text(_LEFT + x, _TOP + y, anchor, _LABEL_SIZE, label.text))
     for tick in ticks:
         x = bar.start + (tick - low) / (high - low) * (length - 1)
         canvas[bar_top + 14 : bar_top + 18, round(x)] = FIRST_GREY
-        texts.append((x, bar_top + 26, "mm", _LABEL_SIZE, _number(tick, ticks)))
-    texts.append((bar.stop + 8.0, bar_top + 7, "lm", _LABEL_SIZE, _unit(variable)))
-    _write(canvas, texts)
+        texts.append(Text(x, bar_top + 26, "mm", _LABEL_SIZE, _format_tick(tick, ticks)))
+    texts.append(Text(bar.stop + 8.0, bar_top + 7, "lm", _LABEL_SIZE, _unit(variable)))
+    _draw_texts(canvas, texts)
     return _png(canvas, kind)
 
 
 def scale(
     values: Floats, *, symmetric: bool = False, positive: bool = False
 ) -> tuple[list[float], float, float]:
-    """Choose round tick values and the ends of a scale.
+    """Return round tick values and the ends of a scale.
 
     Parameters
     ----------
     values : ndarray
-        The rarest 0.5 % at either end may lie beyond the scale.
+        The lowest and the highest 0.5 % may be outside of the scale.
     symmetric : bool
         Centre the scale on zero.
     positive : bool
-        Start it at zero, if nothing lies below.
+        Start the scale at zero unless values are negative.
 
     Returns
     -------
     tuple
-        Ticks, lowest, highest value of the scale; lowest < highest always.
+        Ticks, lowest and highest value of the scale; lowest < highest.
     """
     stride = max(1, math.isqrt(values.size // 65_536))
     sample = values[::stride, ::stride]
@@ -121,15 +137,15 @@ def scale(
         low = -high
     elif positive and low >= 0:
         low = 0.0
-    # Neighbours must stay apart in the arithmetic that follows, also around large constants.
+    # Rounding must not merge neighbouring ticks of a nearly constant field.
     least = max(abs(low), abs(high)) * 1e-5 or 1.0
     if high - low < least:
         low, high = low - least / 2, high + least / 2
-    raw = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next((n * power for n in (1, 2, 2.5, 5) if n * power >= raw), 10 * power)
+    target = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(target))
+    step = next((n * power for n in (1, 2, 2.5, 5) if n * power >= target), 10 * power)
     first, last = math.floor(low / step), math.ceil(high / step)
-    # Half a step is room enough at the ends; a whole one would waste colours.
+    # The ends are rounded to half steps: whole ones would waste colours.
     low = first * step if low < (first + 0.5) * step else (first + 0.5) * step
     high = last * step if high > (last - 0.5) * step else (last - 0.5) * step
     slack = step * 1e-6
@@ -147,7 +163,7 @@ def _unit(variable: str) -> str:
     return variable_attributes(variable).get("units", "")
 
 
-def _number(tick: float, ticks: list[float]) -> str:
+def _format_tick(tick: float, ticks: list[float]) -> str:
     step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(tick) or 1.0
     largest = max(abs(ticks[0]), abs(ticks[-1]))
     if largest and (largest < 1e-3 or largest >= 1e7):
@@ -182,30 +198,26 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-Text = tuple[float, float, str, int, str]
-"""x, y, anchor, size, words."""
-
-
-def _write(canvas: Pixels, texts: list[Text]) -> None:
-    """Write dark text into the margins, with smooth edges."""
-    sheet = Image.new("L", canvas.shape[::-1], 255)
-    draw = ImageDraw.Draw(sheet)
-    for x, y, anchor, size, words in texts:
-        draw.text((x, y), words, fill=0, font=_font(size), anchor=anchor)
-    written = np.asarray(sheet)
-    dark = written < 255
-    canvas[dark] = FIRST_GREY + written[dark] // 18
+def _draw_texts(canvas: Pixels, texts: list[Text]) -> None:
+    image = Image.new("L", canvas.shape[::-1], 255)
+    draw = ImageDraw.Draw(image)
+    for text in texts:
+        position = (text.x, text.y)
+        draw.text(position, text.content, fill=0, font=_font(text.size), anchor=text.anchor)
+    brightness = np.asarray(image)
+    is_text = brightness < 255
+    canvas[is_text] = FIRST_GREY + brightness[is_text] // 18
 
 
 @functools.cache
 def _palette(kind: str) -> bytes:
-    """Give red, green and blue of each of 256 indices."""
-    anchors = np.array([list(bytes.fromhex(colour)) for colour in _MAPS[kind].split()])
-    at = np.linspace(0, len(anchors) - 1, N_COLOURS)
-    colours = [np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T]
+    """Return red, green and blue of all 256 palette indices."""
+    anchors = np.array([list(bytes.fromhex(colour)) for colour in _COLOUR_MAPS[kind].split()])
+    positions = np.linspace(0, len(anchors) - 1, N_COLOURS)
+    channels = [np.interp(positions, np.arange(len(anchors)), channel) for channel in anchors.T]
     greys = np.linspace(20, 255, N_GREYS)
-    everything = np.vstack([np.stack(colours, axis=1), np.stack([greys] * 3, axis=1), MISSING_RGB])
-    return bytes(np.rint(everything).astype(np.uint8))
+    palette = np.vstack([np.stack(channels, axis=1), np.stack([greys] * 3, axis=1), MISSING_RGB])
+    return bytes(np.rint(palette).astype(np.uint8))
 
 
 def _png(canvas: Pixels, kind: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The static STAC catalogue beside the results, for people who have no catalogue service.
+"""The static STAC catalogue beside the results, for users without a catalogue service.
 
 ::
 
@@ -6,8 +6,8 @@
     {results_dir}/{workflow}/collection.json
     {results_dir}/{workflow}/{execution_id}/item.json
 
-Its links are relative, so that the folder can be moved and opened anywhere. pystac is left to those
-who read it: here it would take twice as long for thousands of items, and all links are known.
+Links are relative, so the folder can be moved and opened anywhere. pystac is not used for writing:
+it takes twice as long for thousands of items, and all links are known.
 """
 
 from __future__ import annotations
@@ -17,22 +17,68 @@ import json
 import logging
 import os
 import secrets
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.results.manifest import CHECKSUMS
+from deployments.results.names import PARTIAL
+from workflows.manifest import CHECKSUMS
 from workflows.stac.collection import collection_of, default_collection_id
 from workflows.stac.item import CATALOG, COLLECTION, ITEM, PREFIX, STAC_VERSION
 from workflows.stac.renders import DATA
 
 logger = logging.getLogger("ray.serve")
 
-Stamp = tuple[int, ...]
+UPDATE_DELAY_S = 0.25
+"""One update serves all executions that end within this time."""
+
+BBox = tuple[float, float, float, float]
+"""West, south, east, north."""
+Fingerprint = tuple[int, ...]
 
 _JSON = "application/json"
+
+
+class CatalogUpdater:
+    """Updates a catalogue in the background after changes.
+
+    No execution waits for the catalogue, and none fails with it.
+
+    Parameters
+    ----------
+    catalog : StaticCatalog
+    delay_s : float
+        Time from a change to the update.
+    """
+
+    def __init__(self, catalog: StaticCatalog, delay_s: float = UPDATE_DELAY_S) -> None:
+        self._catalog = catalog
+        self._delay_s = delay_s
+        self._scheduled: set[str] = set()
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
+
+    def schedule(self, workflow: str) -> None:
+        """Schedule an update of one workflow's collection; return at once."""
+        with self._lock:
+            if workflow in self._scheduled:
+                return
+            self._scheduled.add(workflow)
+        self._thread.submit(self._update, workflow)
+
+    def _update(self, workflow: str) -> None:
+        time.sleep(self._delay_s)
+        with self._lock:
+            self._scheduled.discard(workflow)
+        try:
+            self._catalog.update(workflow)
+        except Exception:
+            logger.exception("the static catalogue of %s is not up to date", workflow)
 
 
 @dataclass(frozen=True)
@@ -41,7 +87,7 @@ class _Item:
 
     folder: str
     id: str
-    bbox: tuple[float, float, float, float]
+    bbox: BBox
     start: str
     end: str
     created: str
@@ -50,35 +96,33 @@ class _Item:
 
     @property
     def link(self) -> dict[str, str]:
-        """The link from the collection."""
+        """Link from the collection to the item."""
         href = f"./{self.folder}/{ITEM}"
         return {"rel": "item", "href": href, "type": "application/geo+json", "title": self.id}
 
 
 class StaticCatalog:
-    """Keeps collections and the root of the catalogue as the items are.
+    """Writes the collections and the root of the catalogue from the items on disk.
+
+    Any number of threads and processes may update it concurrently. Files appear complete; unchanged
+    items are not read again and unchanged documents are not written again.
 
     Parameters
     ----------
     results_dir : Path
-        As `deployments.results.store.ResultsStore` has it.
-
-    Notes
-    -----
-    Any number of threads and processes may update at once. Files appear whole, and what is
-    unchanged is neither read nor written again.
+        Folder of the results.
     """
 
     def __init__(self, results_dir: Path) -> None:
         self._results_dir = Path(results_dir)
-        self._partial = self._results_dir / ".partial"
-        self._known: dict[str, dict[str, tuple[Stamp, _Item | None]]] = {}
+        self._partial = self._results_dir / PARTIAL
+        self._known: dict[str, dict[str, tuple[Fingerprint, _Item | None]]] = {}
         """By workflow and folder; None for an item that cannot be used."""
 
     def update(self, workflow: str) -> None:
-        """Bring the collection of one workflow, and the root, in line with the items there.
+        """Bring the collection of one workflow, and the root, up to date with the items.
 
-        A collection without items goes, and so does the root's link to it.
+        A collection without items is removed, and so is the root's link to it.
         """
         with self._locked():
             path = self._results_dir / workflow / COLLECTION
@@ -103,22 +147,22 @@ class StaticCatalog:
             os.close(descriptor)
 
     def _items(self, workflow: str) -> list[_Item]:
-        """Give the items of a workflow in the order of their folders."""
+        """Return the items of a workflow in the order of their folders."""
         known = self._known.get(workflow, {})
-        seen: dict[str, tuple[Stamp, _Item | None]] = {}
-        for folder, stamp in _stamps(self._results_dir / workflow):
-            before = known.get(folder)
-            if before is not None and before[0] == stamp:
-                seen[folder] = before
+        current: dict[str, tuple[Fingerprint, _Item | None]] = {}
+        for folder, fingerprint in _fingerprints(self._results_dir / workflow):
+            previous = known.get(folder)
+            if previous is not None and previous[0] == fingerprint:
+                current[folder] = previous
             else:
-                seen[folder] = stamp, self._read(workflow, folder)
-        self._known[workflow] = seen
-        return [item for _, (_, item) in sorted(seen.items()) if item is not None]
+                current[folder] = fingerprint, self._read(workflow, folder)
+        self._known[workflow] = current
+        return [item for _, (_, item) in sorted(current.items()) if item is not None]
 
     def _read(self, workflow: str, folder: str) -> _Item | None:
         path = self._results_dir / workflow / folder / ITEM
         try:
-            return _summary(path, json.loads(path.read_bytes()), workflow)
+            return _parse_item(path, json.loads(path.read_bytes()), workflow)
         except (OSError, ValueError, LookupError, TypeError) as error:
             logger.warning(
                 "the STAC item of %s is left out of the catalogue: %r",
@@ -129,7 +173,7 @@ class StaticCatalog:
             return None
 
     def _collection(self, workflow: str, items: list[_Item]) -> dict[str, Any] | None:
-        """Describe the items together; None if they have all gone meanwhile."""
+        """Return the collection; None if all items have been removed."""
         example = self._newest(workflow, items)
         if example is None:
             return None
@@ -142,7 +186,7 @@ class StaticCatalog:
             }
         start, end = min(item.start for item in items), max(item.end for item in items)
         document["extent"] = {
-            "spatial": {"bbox": [_around(item.bbox for item in items)]},
+            "spatial": {"bbox": [_union(item.bbox for item in items)]},
             "temporal": {"interval": [[start, end]]},
         }
         document["links"] = [
@@ -153,9 +197,9 @@ class StaticCatalog:
         return document
 
     def _newest(self, workflow: str, items: list[_Item]) -> dict[str, Any] | None:
-        """Read the newest item: it says what all have in common."""
+        """Return the newest item, from which the collection takes what all have in common."""
         for item in sorted(items, key=lambda item: (item.created, item.folder), reverse=True):
-            # Somebody may remove it at any time.
+            # Results can be removed at any time.
             with suppress(OSError, ValueError):
                 path = self._results_dir / workflow / item.folder / ITEM
                 newest: dict[str, Any] = json.loads(path.read_bytes())
@@ -163,7 +207,7 @@ class StaticCatalog:
         return None
 
     def _write(self, path: Path, document: Mapping[str, Any]) -> None:
-        """Replace a file, unless it says the same already."""
+        """Replace a file, unless its content is the same."""
         content = json.dumps(document, indent=1).encode()
         try:
             if path.read_bytes() == content:
@@ -178,34 +222,34 @@ class StaticCatalog:
             draft.unlink(missing_ok=True)
 
 
-def _stamps(folder: Path) -> Iterator[tuple[str, Stamp]]:
-    """Give what tells whether an item, or something beside it, was changed since."""
+def _fingerprints(folder: Path) -> Iterator[tuple[str, Fingerprint]]:
+    """Yield the folder of every item, and a value that changes with the item or its folder."""
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return
     for entry in entries:
         try:
-            item, beside = os.stat(f"{entry.path}/{ITEM}"), entry.stat()
-            # Written last: without it the execution runs, or has failed and may be tried again.
+            item, parent = os.stat(f"{entry.path}/{ITEM}"), entry.stat()
+            # Written last: without it the execution is running, or failed and may be retried.
             os.stat(f"{entry.path}/{CHECKSUMS}")
         except (FileNotFoundError, NotADirectoryError):
             continue
         yield (
             entry.name,
-            (item.st_ino, item.st_mtime_ns, item.st_size, beside.st_ino, beside.st_mtime_ns),
+            (item.st_ino, item.st_mtime_ns, item.st_size, parent.st_ino, parent.st_mtime_ns),
         )
 
 
-def _summary(path: Path, item: Any, workflow: str) -> _Item:
-    """Read an item.
+def _parse_item(path: Path, item: Any, workflow: str) -> _Item:
+    """Return what the collection needs of an item.
 
     Raises
     ------
     ValueError, LookupError, TypeError
-        If it is not an item of this catalogue, or lacks something.
+        If it is not an item of this catalogue, or lacks a property.
     FileNotFoundError
-        If what it refers to is not there.
+        If an asset does not exist.
     """
     if item["collection"] != default_collection_id(workflow):
         raise ValueError(f"it belongs to the collection {item['collection']}")
@@ -225,34 +269,30 @@ def _summary(path: Path, item: Any, workflow: str) -> _Item:
     )
 
 
-def _around(boxes: Iterable[tuple[float, float, float, float]]) -> list[float]:
+def _union(boxes: Iterable[BBox]) -> list[float]:
     distinct = set(boxes)
     if len(distinct) == 1:
         return list(distinct.pop())
     west, south, east, north = zip(*distinct, strict=True)
     if any(box[0] > box[2] for box in distinct):
-        # Across the antimeridian: whatever is narrower may leave one out.
+        # A box crosses the antimeridian: a narrower union could leave it out.
         return [-180.0, min(south), 180.0, max(north)]
     return [min(west), min(south), max(east), max(north)]
 
 
 def _root(workflows: list[str]) -> dict[str, Any]:
+    children = [
+        {"rel": "child", "href": f"./{workflow}/{COLLECTION}", "type": _JSON, "title": workflow}
+        for workflow in workflows
+    ]
     return {
         "type": "Catalog",
         "stac_version": STAC_VERSION,
         "id": PREFIX,
         "title": "Results of earth2serve",
-        "description": "Forecasts that lie in this folder, one collection for each workflow.",
+        "description": "Forecasts in this folder, one collection for each workflow.",
         "links": [
             {"rel": "root", "href": f"./{CATALOG}", "type": _JSON, "title": "Results"},
-            *(
-                {
-                    "rel": "child",
-                    "href": f"./{workflow}/{COLLECTION}",
-                    "type": _JSON,
-                    "title": workflow,
-                }
-                for workflow in workflows
-            ),
+            *children,
         ],
     }

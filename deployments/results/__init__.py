@@ -1,1 +1,1 @@
-"""Stores results and working files, on disk or in Blob Storage."""
+"""Stores results and the working files of executions, on disk or in Blob Storage."""

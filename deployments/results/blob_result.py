@@ -1,4 +1,4 @@
-"""The result of one execution as blobs: every map is one, and the NetCDF file is another."""
+"""The result of one execution as blobs: one for every map, or one for the NetCDF file."""
 
 from __future__ import annotations
 
@@ -13,79 +13,80 @@ from numpy.typing import NDArray
 
 from deployments.azure.blobs import Blobs
 from deployments.results.blob_work import BlobWork
-from deployments.results.disk_result import NETCDF, ZARR, as_stored, data_of
-from deployments.results.disk_work import Written
-from deployments.results.manifest import CHECKSUMS
+from deployments.results.manifest import describe_dataset
 from deployments.results.media_types import media_type
+from deployments.results.names import result_folder
+from deployments.results.protocols import StoredObject
 from deployments.results.scratch import scratch_folder
-from deployments.results.zarr import chunk_key, store_objects
+from deployments.results.zarr import chunk_content, chunk_key, store_objects
 from workflows.base import Plan
 from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 ROOT = f"{ZARR}/zarr.json"
-"""Without it there is no store: written last, removed first."""
+"""Metadata of the root group. The store exists only with it: written last, removed first."""
 READ_AHEAD = 4
-"""Maps or records on their way while one is dealt with."""
+"""Blobs that are read while an earlier one is processed."""
 
 
 @dataclass(frozen=True)
 class BlobResult:
-    """Blobs of one result, as `deployments.results.protocols.Result` describes it."""
+    """Implements `deployments.results.protocols.Result` with blobs."""
 
     blobs: Blobs
     work: BlobWork
     plan: Plan
     provenance: Provenance
     scratch_dir: Path
-    """Folder on the own disk, for files before they are uploaded."""
+    """Folder on the local disk for files before they are uploaded."""
 
     @property
     def folder(self) -> str:
-        """What lies here is delivered."""
+        """Folder of the delivered blobs."""
         return result_folder(self.plan.workflow, self.work.execution_id)
 
     def dataset(self) -> Dataset:
-        """Describe what the result holds."""
+        """Return the description of the dataset."""
         return describe(self.plan, self.work.execution_id, self.provenance)
 
-    def create(self) -> None:
-        """Create all arrays and metadata, unless they are there or have been exported."""
+    def create_zarr(self) -> None:
+        """Create the Zarr store, unless it exists or has been exported and removed."""
         if self._head(ROOT) is not None or self._exported() is not None:
             return
-        described = dict(store_objects(self.dataset()))
-        keys = [f"{ZARR}/{key}" for key in described]
-        root = described.pop("zarr.json")
-        with self._staying(keys):
-            items = ((f"{ZARR}/{key}", content) for key, content in described.items())
+        objects = dict(store_objects(self.dataset()))
+        names = [f"{ZARR}/{key}" for key in objects]
+        root = objects.pop("zarr.json")
+        with self._confirmed(names):
+            items = ((f"{ZARR}/{key}", content) for key, content in objects.items())
             list(self.blobs.each(lambda item: self._put(*item), items))
             self._put(ROOT, root)
 
     def write_step(
         self, member: int, time_index: int, fields: NDArray[np.float32]
-    ) -> list[Written]:
-        """Write one time of one member; the maps are as models give them."""
+    ) -> list[StoredObject]:
+        """Write one time step of one member."""
         index = field_index(self.plan, member, time_index)
-        keys = [f"{ZARR}/{chunk_key(variable, index)}" for variable in self.plan.variables]
+        names = [f"{ZARR}/{chunk_key(variable, index)}" for variable in self.plan.variables]
 
-        def write(item: tuple[str, NDArray[np.float32]]) -> Written:
-            key, field = item
-            content = as_stored(self.plan, field).data.cast("B")
-            # The chunk of a NetCDF request is not delivered: its hash would be for nothing.
-            return self._put(key, content, is_delivered=self.plan.output_format == "zarr")
+        def write(item: tuple[str, NDArray[np.float32]]) -> StoredObject:
+            name, field = item
+            content = chunk_content(self.plan, field).data.cast("B")
+            # The chunks of a NetCDF request are not delivered and need no checksum.
+            return self._put(name, content, is_delivered=self.plan.output_format == "zarr")
 
-        with self._staying(keys):
-            return list(self.blobs.each(write, zip(keys, fields, strict=True)))
+        with self._confirmed(names):
+            return list(self.blobs.each(write, zip(names, fields, strict=True)))
 
     def read_field(self, variable: str, member: int, time_index: int) -> NDArray[np.float32]:
-        """Read one map, as it is stored; FileNotFoundError if it is not there."""
+        """Return one map as it is stored; FileNotFoundError if it does not exist."""
         key = chunk_key(variable, field_index(self.plan, member, time_index))
         content = self.blobs.get(f"{self.folder}/{ZARR}/{key}")
         return np.frombuffer(content, FIELD_DTYPE).reshape(self.plan.grid.shape)
 
     def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Read the maps of one step, by variable; the next ones come meanwhile."""
+        """Yield the maps of one time step, by variable; later ones are read ahead."""
 
         def read(variable: str) -> tuple[str, NDArray[np.float32]]:
             return variable, self.read_field(variable, member, time_index)
@@ -95,97 +96,72 @@ class BlobResult:
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
-        """Have the NetCDF file written on the own disk, and upload it.
+        """Write the NetCDF file on the local disk and upload it, unless that is done.
 
-        Nobody waits for another that does the same: the first whole file stays, and its own
-        properties tell that it is.
+        Concurrent exports do not wait for each other: the first complete file stays, and its own
+        properties tell that it is complete.
         """
         if self._exported() is not None:
             return
         with scratch_folder(self.scratch_dir) as scratch:
             path = scratch / NETCDF
             write(path)
-            self.work.admit(fence)
-            key = f"{self.folder}/{NETCDF}"
-            # Whether this call or another was first cannot be told where an answer was lost.
-            self.blobs.upload(key, path, media_type(NETCDF))
-            self._keep([NETCDF])
+            self.work.check_fence(fence)
+            # Whether this upload or another was first is unknown if an answer was lost.
+            self.blobs.upload(f"{self.folder}/{NETCDF}", path, media_type(NETCDF))
+            self._confirm([NETCDF])
 
-    def add(self, name: str, content: bytes) -> None:
-        """Put a further file there; it appears whole."""
-        with self._staying([name]):
+    def add_file(self, name: str, content: bytes) -> None:
+        """Add a further file; it appears complete."""
+        with self._confirmed([name]):
             self._put(name, content)
 
-    def described(self, name: str) -> Written:
-        """Give size and SHA-256 of a file.
-
-        Raises
-        ------
-        StageFailed
-            If it is missing.
-        """
+    def describe_file(self, name: str) -> StoredObject:
+        """Return size and SHA-256 of a file; StageFailed if it is missing."""
         blob = self._head(name)
         if blob is None:
             raise StageFailed(Stage.PACKAGE, f"{name} of the result is missing")
         return blob
 
-    def data(self) -> Written:
-        """Give what the dataset is: the NetCDF file, or the Zarr store with its size as a whole.
+    def describe_dataset(self) -> StoredObject:
+        """Return the NetCDF file, or the Zarr store with its total size."""
+        return describe_dataset(self.plan, self.dataset, self._exported)
 
-        Raises
-        ------
-        StageFailed
-            If the NetCDF file was not written.
-        """
-        return data_of(self.plan, self.dataset, self._exported)
-
-    def whole_files(self, extra: Sequence[str]) -> Iterator[Written]:
-        """Give what is delivered except the fields' chunks.
-
-        Raises
-        ------
-        StageFailed
-            If something is missing.
-        """
+    def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
+        """Yield all delivered files but the fields' chunks and the checksums."""
+        names = list(extra)
         if self.plan.output_format == "netcdf4":
-            yield self.data()
-            names = list(extra)
+            yield self.describe_dataset()
         else:
-            names = [f"{ZARR}/{key}" for key, _ in store_objects(self.dataset())]
-            names += extra
-        yield from self.blobs.each(self.described, names)
+            names = [*(f"{ZARR}/{key}" for key, _ in store_objects(self.dataset())), *names]
+        yield from self.blobs.each(self.describe_file, names)
 
-    def chunks(self) -> Iterator[Written]:
-        """Give the fields' chunks as they were recorded, one by one.
-
-        Raises
-        ------
-        StageFailed
-            If something is missing or damaged.
-        """
+    def chunks(self) -> Iterator[StoredObject]:
+        """Yield the fields' chunks as they were recorded."""
         steps = [(m, t) for m in self.plan.members for t in range(self.plan.n_times)]
-        are_whole = self._n_whole() == len(steps) * len(self.plan.variables)
-        for objects in self.blobs.each(self.work.objects, steps):
+        are_complete = self._count_complete_chunks() == len(steps) * len(self.plan.variables)
+        for objects in self.blobs.each(lambda step: self.work.step_objects(*step), steps):
             for chunk in objects:
-                if not are_whole:
-                    self._check(chunk)
+                # One listing has told the sizes of all; which one is wrong takes a request each.
+                if not are_complete and self.describe_file(chunk.key).size != chunk.size:
+                    raise StageFailed(Stage.PACKAGE, f"{chunk.key} of the result is damaged")
                 yield chunk
 
     @contextmanager
     def checksums(self) -> Iterator[Path]:
-        """Give a path to write the checksums to; they become a blob when all went well."""
+        """Return a path for the checksums file; it becomes a blob when the block succeeds."""
         with scratch_folder(self.scratch_dir) as scratch:
             path = scratch / CHECKSUMS
             yield path
-            self.add(CHECKSUMS, path.read_bytes())
+            self.add_file(CHECKSUMS, path.read_bytes())
 
-    def drop_zarr(self) -> None:
-        """Make the Zarr store vanish at once, then remove it."""
+    def remove_zarr(self) -> None:
+        """Make the Zarr store disappear at once, then remove it."""
         self.blobs.delete(f"{self.folder}/{ROOT}")
         self.blobs.remove(f"{self.folder}/{ZARR}")
 
-    def _n_whole(self) -> int:
-        """Count with one listing the fields' chunks that are as long as they should be."""
+    def _count_complete_chunks(self) -> int:
+        """Count, with one listing, the fields' chunks that have their full size."""
         start = len(f"{self.folder}/{ZARR}/")
         fields = {f"{variable}/c" for variable in self.plan.variables}
         return sum(
@@ -193,38 +169,30 @@ class BlobResult:
             for key, size in self.blobs.list(f"{self.folder}/{ZARR}")
         )
 
-    def _check(self, chunk: Written) -> None:
-        """Refuse a chunk that is not as long as it was when it was written."""
-        if self.described(chunk.key).size != chunk.size:
-            raise StageFailed(Stage.PACKAGE, f"{chunk.key} of the result is damaged")
-
-    def _exported(self) -> Written | None:
+    def _exported(self) -> StoredObject | None:
         return self._head(NETCDF)
 
-    def _head(self, name: str) -> Written | None:
+    def _head(self, name: str) -> StoredObject | None:
         blob = self.blobs.head(f"{self.folder}/{name}")
-        return None if blob is None else Written(name, blob.size, blob.sha256)
+        return None if blob is None else StoredObject(name, blob.size, blob.sha256)
 
-    def _put(self, name: str, content: bytes | memoryview, *, is_delivered: bool = True) -> Written:
+    def _put(
+        self, name: str, content: bytes | memoryview, *, is_delivered: bool = True
+    ) -> StoredObject:
         sha256 = hashlib.sha256(content).hexdigest() if is_delivered else None
         self.blobs.put(f"{self.folder}/{name}", content, media_type(name), sha256)
-        return Written(name, len(content), sha256)
+        return StoredObject(name, len(content), sha256)
 
     @contextmanager
-    def _staying(self, names: Sequence[str]) -> Iterator[None]:
-        """Remove what is written meanwhile if the execution has gone, also where that fails."""
+    def _confirmed(self, names: Sequence[str]) -> Iterator[None]:
+        """Confirm blobs that the block writes, even if it fails after some of them."""
         try:
             yield
         finally:
-            self._keep(names)
+            self._confirm(names)
 
-    def _keep(self, names: Sequence[str]) -> None:
+    def _confirm(self, names: Sequence[str]) -> None:
         witness = CHECKSUMS
         if CHECKSUMS in names:
             witness = NETCDF if self.plan.output_format == "netcdf4" else ROOT
-        self.work.keep([f"{self.folder}/{name}" for name in names], f"{self.folder}/{witness}")
-
-
-def result_folder(workflow: str, execution_id: str) -> str:
-    """Give the folder of a result."""
-    return f"{workflow}/{execution_id}"
+        self.work.confirm([f"{self.folder}/{name}" for name in names], f"{self.folder}/{witness}")

@@ -1,7 +1,7 @@
-"""State of a model in the middle of a member, from which another process can go on.
+"""The state of a model between two time steps of a member, from which another process can continue.
 
-A checkpoint holds all that the next step depends on, so what is computed behind it is bit for bit
-what an undisturbed run gives.
+A checkpoint holds everything that the next time step depends on: what is computed from it equals,
+bit for bit, what an uninterrupted run computes.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ _HEAD, _STATE, _INTERNAL = "head", "state", "internal."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A member up to one of its steps."""
+    """A member up to one of its time steps."""
 
     step: int
     """Time index of `state`."""
     origin: str
-    """Which model computed it, and of what: another one must not go on with it."""
+    """Identifies the model and the member; a checkpoint of another origin must not be used."""
     state: NDArray[np.float32]
-    """Shape (variable, lat, lon), all of the model's variables."""
+    """Shape (variable, lat, lon), all variables of the model."""
     internal: Arrays
-    """What else the model's next step depends on, such as its noise."""
+    """What else the model's next time step depends on, such as its noise."""
 
     @property
     def nbytes(self) -> int:
-        """Size of its arrays."""
-        return self.state.nbytes + sum(each.nbytes for each in self.internal.values())
+        """Size of the arrays, bytes."""
+        return self.state.nbytes + sum(array.nbytes for array in self.internal.values())
 
     def write(self, file: IO[bytes]) -> None:
-        """Write it; every array goes with a CRC-32."""
+        """Write an uncompressed npz archive, which has a CRC-32 of every array."""
         head = {"step": self.step, "origin": self.origin, "internal": sorted(self.internal)}
         arrays: dict[str, Any] = {_HEAD: np.array(json.dumps(head)), _STATE: self.state}
-        arrays |= {f"{_INTERNAL}{name}": each for name, each in self.internal.items()}
+        arrays |= {f"{_INTERNAL}{name}": array for name, array in self.internal.items()}
         np.savez(file, **arrays)
 
     @classmethod
     def read(cls, step: int, file: IO[bytes]) -> Checkpoint:
-        """Read what `write` wrote.
+        """Read an archive that `write` made.
 
         Raises
         ------
         ValueError
-            If it is damaged, or of another step.
+            If it is damaged, or of another time step.
         """
         try:
             with np.load(file) as arrays:
-                # The CRC-32 of an array is not that of its name, without which it would be missed.
+                # The CRC-32 of an array does not cover its name: the head tells which must exist.
                 head = json.loads(str(arrays[_HEAD]))
                 if head["step"] != step:
                     raise ValueError(f"it is that of step {head['step']}")
                 internal = {name: arrays[f"{_INTERNAL}{name}"] for name in head["internal"]}
                 return cls(step, head["origin"], arrays[_STATE], internal)
         except Exception as error:
-            # A few bytes of an archive make zipfile raise almost anything.
+            # zipfile raises almost anything for a few damaged bytes.
             raise ValueError(f"the checkpoint at step {step} is damaged: {error}") from error

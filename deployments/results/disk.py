@@ -1,4 +1,12 @@
-"""Results and working records in folders, see `deployments.results.store`."""
+"""Results and working files in folders that every process sees.
+
+::
+
+    {results_dir}/{workflow}/{execution_id}/results.zarr/     or results.nc
+                                            checksums.sha256
+    {results_dir}/.partial/{execution_id}/                    incomplete files
+    {work_dir}/{execution_id}/                                see `deployments.results.disk_work`
+"""
 
 from __future__ import annotations
 
@@ -8,6 +16,7 @@ from pathlib import Path
 
 from deployments.results.disk_result import DiskResult
 from deployments.results.disk_work import DiskWork
+from deployments.results.names import PARTIAL, result_folder
 from deployments.results.netcdf import POLL_S
 from deployments.results.protocols import StoredExecution, page_of_stored_executions
 from deployments.runtime.files import remove_tree
@@ -15,20 +24,20 @@ from deployments.runtime.log_context import ContextThreadPool
 from workflows.base import Plan
 from workflows.dataset import Provenance
 
-_PARTIAL, _PURGED = ".partial", ".purged"
+_PURGED = ".purged"
 
 
 class DiskStorage:
-    """Folders that every process sees; what they share is `deployments.results.protocols.Storage`.
+    """Implements `deployments.results.protocols.Storage` with folders.
 
     Parameters
     ----------
     results_dir : Path
-        Results; what lies in an execution's folder there is delivered.
+        Folder for results. Everything in an execution's folder there is delivered.
     work_dir : Path
-        Working files, never delivered.
+        Folder for working files, which are never delivered.
     threads : int
-        Fields of a step that are written at once.
+        Fields of one time step that are written concurrently.
     """
 
     poll_s = POLL_S
@@ -40,19 +49,19 @@ class DiskStorage:
         self._work_dir = Path(work_dir)
         self._pool = ContextThreadPool(threads, "results-store")
 
-    def look(self) -> None:
-        """Nothing can be missing: folders are made where they are needed."""
+    def check_available(self) -> None:
+        """Do nothing: folders are created when they are needed."""
 
     def folder(self, workflow: str, execution_id: str) -> Path:
-        """Give the folder with an execution's results."""
-        return self._results_dir / workflow / execution_id
+        """Return the folder of an execution's result."""
+        return self._results_dir / result_folder(workflow, execution_id)
 
     def work(self, execution_id: str) -> DiskWork:
-        """Give an execution's working files."""
+        """Return the working files of an execution."""
         return DiskWork(self._work_dir / execution_id, execution_id)
 
     def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> DiskResult:
-        """Give the files of an execution's result."""
+        """Return the result of an execution."""
         return DiskResult(
             self.work(execution_id),
             plan,
@@ -63,29 +72,29 @@ class DiskStorage:
         )
 
     def clean(self, execution_id: str) -> None:
-        """Remove an execution's working files; its results stay, and cannot be changed any more."""
+        """Remove an execution's working files; its results are kept and cannot change any more."""
         remove_tree(self.work(execution_id).path)
         remove_tree(self._partial(execution_id))
-        remove_tree(self._moved(execution_id))
+        remove_tree(self._purged(execution_id))
 
     def purge(self, workflow: str, execution_id: str) -> None:
-        """Remove an execution's results and working files."""
-        # The working files first: without them no writer is admitted.
+        """Remove the results and the working files of an execution."""
+        # Working files first: without them every writer is refused.
         remove_tree(self.work(execution_id).path)
-        # Renamed first, so that nobody gets half a result.
-        moved = self._moved(execution_id)
-        remove_tree(moved)
-        moved.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed before it is removed, so that nobody reads half a result.
+        purged = self._purged(execution_id)
+        remove_tree(purged)
+        purged.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            self.folder(workflow, execution_id).rename(moved)
-        remove_tree(moved)
+            self.folder(workflow, execution_id).rename(purged)
+        remove_tree(purged)
         self.clean(execution_id)
 
     def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
-        """List of which executions something is there, in the order of their ids."""
+        """Return one page of the executions that have anything stored, ordered by id."""
         working = (
             name.removesuffix(_PURGED)
-            for folder in (self._work_dir, self._results_dir / _PARTIAL)
+            for folder in (self._work_dir, self._results_dir / PARTIAL)
             for name in _folders(folder)
         )
         results = (
@@ -97,10 +106,10 @@ class DiskStorage:
         return page_of_stored_executions(working, results, after, limit)
 
     def _partial(self, execution_id: str) -> Path:
-        return self._results_dir / _PARTIAL / execution_id
+        return self._results_dir / PARTIAL / execution_id
 
-    def _moved(self, execution_id: str) -> Path:
-        return self._results_dir / _PARTIAL / f"{execution_id}{_PURGED}"
+    def _purged(self, execution_id: str) -> Path:
+        return self._results_dir / PARTIAL / f"{execution_id}{_PURGED}"
 
 
 def _folders(path: Path) -> list[str]:

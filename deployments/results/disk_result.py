@@ -1,10 +1,9 @@
-"""The files of one execution's result, whole and partial."""
+"""The result of one execution as files, complete and partial."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -14,65 +13,60 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.results.disk_work import DiskWork, Written
-from deployments.results.manifest import CHECKSUMS, hashed
-from deployments.results.zarr import chunk_key, store_objects
+from deployments.results.disk_work import DiskWork
+from deployments.results.manifest import describe_dataset, hash_file
+from deployments.results.protocols import StoredObject
+from deployments.results.zarr import chunk_content, chunk_key, store_objects
 from deployments.runtime.files import background_flush, remove_tree
 from workflows.base import Plan
 from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
 from workflows.errors import StageFailed
 from workflows.execution import Stage
-from workflows.grids import Grid
+from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
-ZARR, NETCDF = "results.zarr", "results.nc"
 _SMALL_FIELD_BYTES = 1 << 16
-"""Below this, handing a field to a thread costs more than writing it."""
-_scratch = threading.local()
+"""Handing a smaller field to a thread costs more than writing it."""
 
 
 @dataclass(frozen=True)
 class DiskResult:
-    """Files of one result.
+    """Implements `deployments.results.protocols.Result` with files.
 
-    Partial files lie apart from it, so that they can never be delivered, and on the same mount, so
-    that a rename makes them whole at once.
+    Partial files are kept outside of the result, so that they are never delivered, and on the same
+    mount, so that a rename completes them atomically.
     """
 
     work: DiskWork
     plan: Plan
     provenance: Provenance
     folder: Path
-    """What lies here is delivered."""
+    """Folder of the delivered files."""
     partial: Path
+    """Folder of partial files."""
     pool: Executor
-    """Writes fields of a step at once."""
+    """Writes the fields of a time step concurrently."""
 
     @property
     def zarr(self) -> Path:
-        """Where the Zarr store is."""
+        """Folder of the Zarr store."""
         return self.folder / ZARR
 
     @property
     def netcdf(self) -> Path:
-        """Where the NetCDF4 file is, once it is whole."""
+        """Path of the complete NetCDF4 file."""
         return self.folder / NETCDF
 
     def dataset(self) -> Dataset:
-        """Describe what the result holds."""
+        """Return the description of the dataset."""
         return describe(self.plan, self.work.execution_id, self.provenance)
 
-    def new_partial(self) -> Path:
-        """Give a path that no other call gets."""
-        return self.partial / secrets.token_hex(8)
-
-    def create(self) -> None:
-        """Create all arrays and metadata at once, unless they are there or have been exported."""
+    def create_zarr(self) -> None:
+        """Create the Zarr store atomically, unless it exists or has been exported and removed."""
         self.partial.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A NetCDF request has no Zarr any more once it is finished.
-        if self.zarr.exists() or self.work.export() is not None:
+        if self.zarr.exists() or self.work.exported() is not None:
             return
-        draft = self.new_partial()
+        draft = self._new_partial()
         for key, content in store_objects(self.dataset()):
             path = draft / key
             try:
@@ -83,137 +77,109 @@ class DiskResult:
         try:
             draft.rename(self.zarr)
         except OSError:
-            # A folder cannot replace one that holds something: another call was first.
+            # A folder cannot replace one that is not empty: another call was first.
             if not self.zarr.exists():
                 raise
             remove_tree(draft)
 
     def write_step(
         self, member: int, time_index: int, fields: NDArray[np.float32]
-    ) -> list[Written]:
-        """Write one time of one member; the maps are as models give them."""
+    ) -> list[StoredObject]:
+        """Write one time step of one member."""
 
-        def write(variable: str, field: NDArray[np.float32]) -> Written:
-            return self._write_field(variable, member, time_index, field)
+        def write(variable: str, field: NDArray[np.float32]) -> StoredObject:
+            return self._write_chunk(variable, member, time_index, field)
 
         mapped = map if self.plan.field_bytes < _SMALL_FIELD_BYTES else self.pool.map
         return list(mapped(write, self.plan.variables, fields))
 
-    def _write_field(
+    def _write_chunk(
         self, variable: str, member: int, time_index: int, field: NDArray[np.float32]
-    ) -> Written:
-        """Write one map, as models give it, as one chunk that appears whole.
-
-        No codec is used: the bytes of the array are the encoded object.
-        """
+    ) -> StoredObject:
         key = chunk_key(variable, field_index(self.plan, member, time_index))
-        rolled = as_stored(self.plan, field)
-        partial = self.new_partial()
+        content = chunk_content(self.plan, field)
+        partial = self._new_partial()
         try:
             with partial.open("xb") as file:
-                file.write(rolled.data)
-            # The chunk of a NetCDF request is not delivered: its hash would be for nothing.
-            deliver = self.plan.output_format == "zarr"
-            digest = hashlib.sha256(rolled.data).hexdigest() if deliver else None
-            # No folder is made here: what was purged meanwhile must not come back.
+                file.write(content.data)
+            # The chunks of a NetCDF request are not delivered and need no checksum.
+            is_delivered = self.plan.output_format == "zarr"
+            sha256 = hashlib.sha256(content.data).hexdigest() if is_delivered else None
+            # No folder is created here: a result that was purged must not come back.
             partial.replace(self.zarr / key)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        return Written(f"{ZARR}/{key}", rolled.nbytes, digest)
+        return StoredObject(f"{ZARR}/{key}", content.nbytes, sha256)
 
     def read_field(self, variable: str, member: int, time_index: int) -> NDArray[np.float32]:
-        """Read one map, as it is stored.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it is not there.
-        """
+        """Return one map as it is stored; FileNotFoundError if it does not exist."""
         key = chunk_key(variable, field_index(self.plan, member, time_index))
-        shape = self.plan.grid.shape
-        return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(shape)
+        return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(self.plan.grid.shape)
 
     def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Read the maps of one step, by variable."""
+        """Yield the maps of one time step, by variable."""
         for variable in self.plan.variables:
             yield variable, self.read_field(variable, member, time_index)
 
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
-        """Have the NetCDF file written, and make it appear whole.
+        """Write the NetCDF file, unless that is done; it appears complete.
 
-        Of several calls one works, the others wait for it. One that was killed is begun anew.
+        Of several calls one writes and the others wait for it. An export whose process was killed
+        starts again.
         """
-        with self.work.exporting(should_stop):
-            if self.work.export() is not None:
+        with self.work.export_lock(should_stop):
+            if self.work.exported() is not None:
                 return
             if self.netcdf.exists():
-                self.work.record_export(hashed(self.netcdf, NETCDF))
+                self.work.record_export(hash_file(self.netcdf, NETCDF))
                 return
-            # Named by fence: a mount that does not honour the lock costs time, not the result.
+            # Named by fence: on a mount that ignores locks two exports do not write to one file.
             partial = self.partial / f"{fence}.nc"
             with background_flush(partial):
                 sha256 = write(partial)
-            self.work.admit(fence)
+            self.work.check_fence(fence)
             partial.replace(self.netcdf)
-            self.work.record_export(Written(NETCDF, self.netcdf.stat().st_size, sha256))
+            self.work.record_export(StoredObject(NETCDF, self.netcdf.stat().st_size, sha256))
 
-    def add(self, name: str, content: bytes) -> None:
-        """Put a further file into the folder of the result; it appears whole."""
-        partial = self.new_partial()
+    def add_file(self, name: str, content: bytes) -> None:
+        """Add a further file; it appears complete."""
+        partial = self._new_partial()
         partial.write_bytes(content)
         partial.replace(self.folder / name)
 
-    def whole_files(self, extra: Sequence[str]) -> Iterator[Written]:
-        """Give what is delivered except the fields' chunks.
-
-        Raises
-        ------
-        StageFailed
-            If something is missing or damaged, as in `chunks`.
-        """
+    def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
+        """Yield all delivered files but the fields' chunks and the checksums."""
         if self.plan.output_format == "netcdf4":
-            yield self._checked(self.data())
+            yield self._checked(self.describe_dataset())
         else:
             for key, _ in store_objects(self.dataset()):
-                yield self.described(f"{ZARR}/{key}")
+                yield self.describe_file(f"{ZARR}/{key}")
         for name in extra:
-            yield self.described(name)
+            yield self.describe_file(name)
 
-    def data(self) -> Written:
-        """Give what the dataset is: the NetCDF file, or the Zarr store with its size as a whole.
+    def describe_dataset(self) -> StoredObject:
+        """Return the NetCDF file, or the Zarr store with its total size."""
+        return describe_dataset(self.plan, self.dataset, self.work.exported)
 
-        Raises
-        ------
-        StageFailed
-            If the NetCDF file was not written.
-        """
-        return data_of(self.plan, self.dataset, self.work.export)
-
-    def chunks(self) -> Iterator[Written]:
-        """Give the fields' chunks as they were recorded, one by one."""
+    def chunks(self) -> Iterator[StoredObject]:
+        """Yield the fields' chunks as they were recorded."""
         for member in self.plan.members:
             for time_index in range(self.plan.n_times):
-                for chunk in self.work.objects(member, time_index):
+                for chunk in self.work.step_objects(member, time_index):
                     yield self._checked(chunk)
 
-    def described(self, name: str) -> Written:
-        """Read a file for its size and SHA-256.
-
-        Raises
-        ------
-        StageFailed
-            If it is missing.
-        """
+    def describe_file(self, name: str) -> StoredObject:
+        """Return size and SHA-256 of a file; StageFailed if it is missing."""
         try:
-            return hashed(self.folder / name, name)
+            return hash_file(self.folder / name, name)
         except FileNotFoundError:
             raise StageFailed(Stage.PACKAGE, f"{name} of the result is missing") from None
 
-    def _checked(self, file: Written) -> Written:
-        """Let a file pass that is as long as it was when it was written."""
+    def _checked(self, file: StoredObject) -> StoredObject:
+        """Return the file if it has the size with which it was written."""
         try:
             size = (self.folder / file.key).stat().st_size
         except FileNotFoundError:
@@ -224,44 +190,16 @@ class DiskResult:
 
     @contextmanager
     def checksums(self) -> Iterator[Path]:
-        """Give a path to write the checksums to; they appear whole when all went well."""
-        partial = self.new_partial()
+        """Return a path for the checksums file; the file appears when the block succeeds."""
+        partial = self._new_partial()
         yield partial
         partial.replace(self.folder / CHECKSUMS)
 
-    def drop_zarr(self) -> None:
-        """Make the Zarr store vanish; it goes with the working files, for which nobody waits."""
+    def remove_zarr(self) -> None:
+        """Move the Zarr store away; it is removed with the working files, which blocks nobody."""
         with suppress(FileNotFoundError):
-            self.zarr.rename(self.new_partial())
+            self.zarr.rename(self._new_partial())
 
-
-def data_of(
-    plan: Plan, dataset: Callable[[], Dataset], exported: Callable[[], Written | None]
-) -> Written:
-    """Give what the dataset of a result is, see `deployments.results.protocols.Result.data`."""
-    if plan.output_format == "zarr":
-        described = sum(len(content) for _, content in store_objects(dataset()))
-        return Written(ZARR, described + plan.output_bytes, None)
-    netcdf = exported()
-    if netcdf is None:
-        raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
-    return netcdf
-
-
-def as_stored(plan: Plan, field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give a map as it is stored, contiguous; it may last only until the thread's next."""
-    if isinstance(plan.grid, Grid):
-        return _from_west(field)
-    return np.ascontiguousarray(field, FIELD_DTYPE)
-
-
-def _from_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Copy a map so that its longitudes begin at -180; the copy lasts until the thread's next."""
-    half = field.shape[1] // 2
-    rolled: NDArray[np.float32] | None = getattr(_scratch, "rolled", None)
-    if rolled is None or rolled.shape != field.shape:
-        # Kept from call to call: fresh memory costs a page fault for every 4 KiB.
-        rolled = _scratch.rolled = np.empty(field.shape, FIELD_DTYPE)
-    rolled[:, :half] = field[:, half:]
-    rolled[:, half:] = field[:, :half]
-    return rolled
+    def _new_partial(self) -> Path:
+        """Return a path that no other call uses."""
+        return self.partial / secrets.token_hex(8)

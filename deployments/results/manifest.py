@@ -1,19 +1,23 @@
-"""What an execution delivers: the checksums file and the bounded list of files."""
+"""The files of a result as its manifest lists them, and the checksums file."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from deployments.results.disk_work import Written
-from workflows.manifest import OutputFile, Totals
+from deployments.results.protocols import StoredObject
+from deployments.results.zarr import store_objects
+from workflows.base import Plan
+from workflows.dataset import Dataset
+from workflows.errors import StageFailed
+from workflows.execution import Stage
+from workflows.manifest import CHECKSUMS, ZARR, OutputFile, Totals
 
-CHECKSUMS = "checksums.sha256"
 MAX_LISTED = 10_000
-"""A manifest with more files than this lists only those that tell what there is."""
+"""A result with more files than this has its chunks left out of the list."""
 
 
 class Listing(NamedTuple):
@@ -23,62 +27,81 @@ class Listing(NamedTuple):
     totals: Totals
 
 
-def describe_files(
-    whole: Iterable[Written],
-    chunks: Iterable[Written],
+def list_files(
+    files: Iterable[StoredObject],
+    chunks: Iterable[StoredObject],
     checksums: Path,
     execution_id: str,
     max_listed: int = MAX_LISTED,
 ) -> Listing:
-    """Write the checksums of delivered files and return what the manifest says of them.
+    """Write the checksums of all delivered files, and return the bounded list of them.
 
     Parameters
     ----------
-    whole : iterable of Written
-        Files that are listed first; keys are relative to the folder of the result.
-    chunks : iterable of Written
-        Files that are listed only if all are together not more than `max_listed`. They are taken
-        one by one: memory does not grow with their number beyond that.
+    files : iterable of StoredObject
+        Files to list first.
+    chunks : iterable of StoredObject
+        Files to list only if all files together are at most `max_listed`. They are consumed one by
+        one: memory does not grow with their number beyond that.
     checksums : Path
-        Where to write the checksums, in the form that ``sha256sum -c`` reads.
+        Where to write the checksums, in the format of ``sha256sum -c``.
     execution_id : str
-        Comes before every key in the list, where the peer's clients expect it.
+        Put before every key in the list, where Earth2Studio's clients expect it.
     """
-    files = size = 0
+    n_files = n_bytes = 0
 
-    def lines(group: Iterable[Written], listed: list[OutputFile]) -> Iterator[bytes]:
-        nonlocal files, size
+    def lines(group: Iterable[StoredObject], listed: list[OutputFile]) -> Iterator[bytes]:
+        nonlocal n_files, n_bytes
         for file in group:
-            files += 1
-            size += file.size
-            if len(listed) < max_listed - 1:  # the checksums are listed, too
-                listed.append(_entry(file, execution_id))
+            n_files += 1
+            n_bytes += file.size
+            if len(listed) < max_listed - 1:  # the checksums file is listed, too
+                listed.append(_output_file(file, execution_id))
             yield f"{file.sha256}  {file.key}\n".encode()
 
-    output_files: list[OutputFile] = []
-    chunk_files: list[OutputFile] = []
+    listed_files: list[OutputFile] = []
+    listed_chunks: list[OutputFile] = []
     digest = hashlib.sha256()
-    with checksums.open("wb") as sums:
-        for line in chain(lines(whole, output_files), lines(chunks, chunk_files)):
-            sums.write(line)
+    with checksums.open("wb") as output:
+        for line in chain(lines(files, listed_files), lines(chunks, listed_chunks)):
+            output.write(line)
             digest.update(line)
-        own = Written(CHECKSUMS, sums.tell(), digest.hexdigest())
-    output_files.append(_entry(own, execution_id))
-    files += 1
-    size += own.size
-    truncated = files > max_listed
+        own = StoredObject(CHECKSUMS, output.tell(), digest.hexdigest())
+    listed_files.append(_output_file(own, execution_id))
+    n_files += 1
+    n_bytes += own.size
+    truncated = n_files > max_listed
     if not truncated:
-        output_files += chunk_files
-    totals = Totals(files=files, bytes=size, listed=len(output_files), truncated=truncated)
-    return Listing(tuple(output_files), totals)
+        listed_files += listed_chunks
+    totals = Totals(files=n_files, bytes=n_bytes, listed=len(listed_files), truncated=truncated)
+    return Listing(tuple(listed_files), totals)
 
 
-def _entry(file: Written, execution_id: str) -> OutputFile:
+def _output_file(file: StoredObject, execution_id: str) -> OutputFile:
     return OutputFile(path=f"{execution_id}/{file.key}", size=file.size, sha256=file.sha256)
 
 
-def hashed(path: Path, key: str) -> Written:
+def hash_file(path: Path, key: str) -> StoredObject:
     """Read a file for its size and SHA-256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Written(key, file.tell(), digest)
+        return StoredObject(key, file.tell(), digest)
+
+
+def describe_dataset(
+    plan: Plan, dataset: Callable[[], Dataset], exported: Callable[[], StoredObject | None]
+) -> StoredObject:
+    """Return the dataset of a result as `protocols.Result.describe_dataset` does.
+
+    Parameters
+    ----------
+    exported : callable
+        Returns the NetCDF file, or None if it is not complete.
+    """
+    if plan.output_format == "zarr":
+        metadata_size = sum(len(content) for _, content in store_objects(dataset()))
+        return StoredObject(ZARR, metadata_size + plan.output_bytes, None)
+    netcdf = exported()
+    if netcdf is None:
+        raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
+    return netcdf

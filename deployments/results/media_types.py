@@ -1,4 +1,4 @@
-"""Media types of delivered files, by their suffix."""
+"""Media types of delivered files, by suffix."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MEDIA_TYPES = {
     ".zip": "application/zip",
 }
 BINARY = "application/octet-stream"
-"""All others, such as the chunks of a Zarr store."""
+"""All other files, such as the chunks of a Zarr store."""
 
 
 def media_type(key: str) -> str:
-    """Give the media type of a file."""
+    """Return the media type of a file."""
     return MEDIA_TYPES.get(PurePosixPath(key).suffix.lower(), BINARY)

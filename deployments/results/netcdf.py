@@ -1,4 +1,4 @@
-"""NetCDF4 export: follows the steps of an execution as they are written."""
+"""NetCDF4 export, which copies the time steps of an execution while they are written."""
 
 from __future__ import annotations
 
@@ -28,61 +28,61 @@ from workflows.execution import Stage
 logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.02
-
-SLOWER = 1.1
-"""By how much each look that finds nothing puts off the next."""
-SLOWEST_POLL_S = 0.25
+POLL_BACKOFF = 1.1
+"""Factor by which the pause grows with each query that finds no new time step."""
+MAX_POLL_S = 0.25
 
 NETCDF_LOCK = threading.Lock()
-"""Held around every call into netCDF4: its HDF5 is not thread-safe, and it releases the GIL."""
+"""Held around every call of netCDF4: its HDF5 is not thread-safe, and it releases the GIL."""
 
 Index = tuple[int, ...]
-"""Where a map is in its variable."""
+"""Position of a map in its variable, without the dimensions of the map."""
 
 _NO_CACHE_BYTES = 1
-"""Size of a chunk cache into which nothing fits; netCDF takes zero for its default."""
+"""Size of a chunk cache too small for any chunk; netCDF takes zero for its default."""
 _HASH_BYTES = 1 << 22
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NetCDFFile:
     """A NetCDF4 file under construction.
 
-    HDF5 lays it out, every map with its place in the order of `maps`; then maps are written there
-    as into any other file, and SHA-256 follows behind them.
+    HDF5 lays out the file and allocates every map, in the order of `maps`. The maps are then
+    written at their offsets with `pwrite`, and SHA-256 is computed as far as they are written
+    without a gap.
 
     Parameters
     ----------
     path : Path
         An existing file is replaced.
     dataset : Dataset
-        What it shall hold; a chunk is one map, uncompressed.
+        Content of the file; a chunk is one map, uncompressed.
     maps : iterable of (str, tuple of int)
-        Variables and indices, without those of the map, in the order in which they lie in the file.
-        The nearer that is to the order in which they are written, the less is left to hash.
+        Variable and index of every map in the order of the file. The closer it is to the order of
+        writing, the less is left to hash at the end.
     """
 
     def __init__(self, path: Path, dataset: Dataset, maps: Iterable[tuple[str, Index]]) -> None:
         self._map_bytes = FIELD_DTYPE.itemsize * math.prod(dataset.field_shape[-2:])
         with NETCDF_LOCK:
             _lay_out(path, dataset, maps)
-            self._places = _places_of_maps(path, [field.name for field in dataset.fields])
+            self._offsets = _map_offsets(path, [field.name for field in dataset.fields])
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._digest = hashlib.sha256()
         self._hashed = 0
-        self._upcoming = sorted(self._places.values(), reverse=True)
+        self._unhashed = sorted(self._offsets.values(), reverse=True)
         self._written: set[int] = set()
 
     def write(self, variable: str, index: Index, values: NDArray[np.float32]) -> None:
-        """Write one map, shape (lat, lon); `index` leaves lat and lon away."""
-        place = self._places[variable, index]
+        """Write one map, shape (lat, lon)."""
+        offset = self._offsets[variable, index]
         content = np.ascontiguousarray(values, FIELD_DTYPE).reshape(-1).view(np.uint8).data
         done = 0
         while done < len(content):
-            done += os.pwrite(self._file, content[done:], place + done)
-        self._written.add(place)
-        while self._upcoming and self._upcoming[-1] in self._written:
-            self._hash_up_to(self._upcoming.pop() + self._map_bytes)
+            done += os.pwrite(self._file, content[done:], offset + done)
+        self._written.add(offset)
+        while self._unhashed and self._unhashed[-1] in self._written:
+            self._hash_up_to(self._unhashed.pop() + self._map_bytes)
 
     def _hash_up_to(self, end: int) -> None:
         while self._hashed < end:
@@ -91,33 +91,33 @@ class NetCDFFile:
             self._hashed += len(block)
 
     def close(self) -> str:
-        """Close it; gives its SHA-256.
+        """Close the file and return its SHA-256.
 
         Raises
         ------
         ValueError
             If a map is missing.
         """
-        if self._upcoming:
-            raise ValueError(f"{len(self._upcoming)} maps were not written, or not in a row")
+        if self._unhashed:
+            raise ValueError(f"{len(self._unhashed)} maps are missing or follow a missing one")
         self._hash_up_to(os.fstat(self._file).st_size)
         os.close(self._file)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
-        """Close a file that is of no use any more, and give its space back at once."""
+        """Close an unfinished file and free its space at once."""
         os.ftruncate(self._file, 0)
         os.close(self._file)
 
 
-def follow(
+def export_steps(
     path: Path,
     result: Result,
     fence: int,
     should_stop: Callable[[], bool],
     poll_s: float,
 ) -> str:
-    """Copy all steps of an execution into a NetCDF4 file, waiting for those still to come.
+    """Copy all time steps of an execution into a NetCDF4 file, waiting for those still to come.
 
     Returns
     -------
@@ -127,29 +127,30 @@ def follow(
     Raises
     ------
     ExecutionCancelled
-        If told to stop.
+        If `should_stop` becomes true.
     StaleConductor
         If a newer fence was seen.
     StageFailed
         If the execution was removed, or the file cannot be written.
     """
     try:
-        return _follow(path, result, fence, should_stop, poll_s)
+        return _export_steps(path, result, fence, should_stop, poll_s)
     except (RuntimeError, OSError) as error:
-        # All that HDF5 tells of a full disk is "HDF error".
-        if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+        # HDF5 reports a full disk as a RuntimeError, "HDF error".
+        if isinstance(error, OSError) and error.errno not in _DISK_FULL:
             raise
+        # The space of the unfinished file is free again by now.
         free = shutil.disk_usage(path.parent.parent).free
-        # What there was of the file has been given back by now.
         failure = DiskFull if free < result.plan.output_bytes else StageFailed
-        why = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else error
         raise failure(
             Stage.PACKAGE,
-            f"the NetCDF file could not be written: {why}; {free / 1e6:.0f} MB of disk are left",
+            f"the NetCDF file could not be written: {reason}; "
+            f"{free / 1e6:.0f} MB of the disk are free",
         ) from error
 
 
-def _follow(
+def _export_steps(
     path: Path,
     result: Result,
     fence: int,
@@ -157,37 +158,37 @@ def _follow(
     poll_s: float,
 ) -> str:
     plan, work = result.plan, result.work
-    upcoming = dict.fromkeys(plan.members, 0)
+    next_steps = dict.fromkeys(plan.members, 0)
     pause_s = poll_s
-    file = NetCDFFile(path, result.dataset(), _in_order(plan))
+    file = NetCDFFile(path, result.dataset(), _maps_in_order(plan))
     try:
-        while upcoming:
+        while next_steps:
             if should_stop():
                 raise ExecutionCancelled(work.execution_id)
-            work.admit(fence)
-            # Steps of a member are written in about their order: one look per member is enough.
-            ready = work.written_of(upcoming.items())
-            for member, time_index in ready:
+            work.check_fence(fence)
+            # Members are written roughly in order of time, so one query per member is enough.
+            written = work.filter_written(next_steps.items())
+            for member, time_index in written:
                 index = field_index(plan, member, time_index)
                 for variable, values in result.read_step(member, time_index):
                     file.write(variable, index, values)
-                upcoming[member] += 1
-                if upcoming[member] == plan.n_times:
-                    del upcoming[member]
-            if ready:
+                next_steps[member] += 1
+                if next_steps[member] == plan.n_times:
+                    del next_steps[member]
+            if written:
                 pause_s = poll_s
             else:
-                # Longer and longer: it may be long until its execution gets a GPU.
+                # The execution may still be waiting for a GPU.
                 time.sleep(pause_s)
-                pause_s = min(SLOWER * pause_s, max(poll_s, SLOWEST_POLL_S))
+                pause_s = min(POLL_BACKOFF * pause_s, max(poll_s, MAX_POLL_S))
         return file.close()
     except BaseException:
         file.discard()
         raise
 
 
-def _in_order(plan: Plan) -> Iterator[tuple[str, Index]]:
-    """Give all maps, one member after the other, time by time: as one replica computes them."""
+def _maps_in_order(plan: Plan) -> Iterator[tuple[str, Index]]:
+    """Yield all maps, member by member and time by time, as one replica computes them."""
     for member in plan.members:
         for time_index in range(plan.n_times):
             for variable in plan.variables:
@@ -195,26 +196,26 @@ def _in_order(plan: Plan) -> Iterator[tuple[str, Index]]:
 
 
 def _lay_out(path: Path, dataset: Dataset, maps: Iterable[tuple[str, Index]]) -> None:
-    """Write all but the maps, and give each of them its place."""
+    """Write the file without its maps, and allocate space for each map."""
     file = netCDF4.Dataset(path, "w", format="NETCDF4")
     try:
-        # Every map is written whole or not at all: no need to write fill values first.
+        # Every map will be written: no fill values are needed.
         file.set_fill_off()
         arrays = _define(file, dataset)
         for variable, index in maps:
-            # HDF5 finds room for a chunk when the first of its values is written.
+            # HDF5 allocates a chunk when its first value is written.
             arrays[variable][*index, 0, 0] = 0
         file.close()
     except BaseException:
-        _give_up(path, file)
+        _discard(path, file)
         raise
 
 
-def _give_up(path: Path, file: Any) -> None:
-    """Close a file that is of no use, and give its space back.
+def _discard(path: Path, file: Any) -> None:
+    """Close an unfinished netCDF4 file and free its space.
 
-    On a full disk HDF5 cannot write what is pending; then it does not close the file, and a file
-    that is open keeps its space even when it is removed. An emptied one has room.
+    On a full disk HDF5 cannot flush and does not close the file. An open file keeps its space even
+    when it is removed; truncated, it can be flushed and closed.
     """
     with suppress(FileNotFoundError):
         os.truncate(path, 0)
@@ -222,7 +223,7 @@ def _give_up(path: Path, file: Any) -> None:
         if file.isopen():
             file.close()
     except (OSError, RuntimeError):
-        logger.exception("a file that is of no use could not be closed")
+        logger.exception("an unfinished NetCDF file could not be closed")
     with suppress(FileNotFoundError):
         os.truncate(path, 0)
 
@@ -247,24 +248,24 @@ def _define(file: Any, dataset: Dataset) -> dict[str, Any]:
             chunksizes=(1,) * (len(shape) - 2) + shape[-2:],
         )
         array.setncatts(dict(variable.attributes))
-        # A chunk in the cache would be written whole.
+        # A cached chunk would be written completely.
         array.set_var_chunk_cache(_NO_CACHE_BYTES, 1, 1.0)
         array.set_auto_maskandscale(False)
         arrays[variable.name] = array
     return arrays
 
 
-def _places_of_maps(path: Path, variables: Iterable[str]) -> dict[tuple[str, Index], int]:
-    """Read where in the file each map begins, in bytes; netCDF4 does not tell."""
-    # Where both are built on one HDF5, as in some distributions, the lock is for both.
+def _map_offsets(path: Path, variables: Iterable[str]) -> dict[tuple[str, Index], int]:
+    """Return where in the file each map begins, bytes; netCDF4 does not expose that."""
+    # The caller's lock covers h5py, too: some distributions build both on one HDF5.
     import h5py
 
-    places: dict[tuple[str, Index], int] = {}
+    offsets: dict[tuple[str, Index], int] = {}
     with h5py.File(path, "r", locking=False) as file:
         for variable in variables:
 
-            def note(stored: Any, variable: str = variable) -> None:
-                places[variable, tuple(stored.chunk_offset[:-2])] = stored.byte_offset
+            def note(chunk: Any, variable: str = variable) -> None:
+                offsets[variable, tuple(chunk.chunk_offset[:-2])] = chunk.byte_offset
 
             file[variable].id.chunk_iter(note)
-    return places
+    return offsets

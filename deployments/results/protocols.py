@@ -1,8 +1,9 @@
-"""What `deployments.results.store` needs of the place where results lie.
+"""The contract between `deployments.results.store` and a storage backend.
 
-`deployments.results.disk` and `deployments.results.blob` have it. All calls may come from any
-number of threads and processes at once, and each may be repeated. FileNotFoundError means that
-the execution has gone meanwhile.
+`deployments.results.disk` and `deployments.results.blob` implement it, and
+``tests/deployments/results`` runs the same tests against both. Any method may be called
+concurrently from any number of threads and processes, and may be repeated. FileNotFoundError means
+that the execution was removed in the meantime.
 """
 
 from __future__ import annotations
@@ -10,166 +11,283 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from deployments.results.checkpoint import Checkpoint
-from deployments.results.disk_work import Written
 from workflows.base import Plan
 from workflows.dataset import Dataset, Provenance
 from workflows.errors import StageFailed
-from workflows.execution import EXECUTION_ID
+from workflows.execution import EXECUTION_ID, Stage
 
 Floats = NDArray[np.float32]
 
 
-class StoredExecution(NamedTuple):
-    """What lies there of one execution."""
+@dataclass(frozen=True)
+class StoredObject:
+    """A file or blob that was written completely."""
+
+    key: str
+    """Path below the folder of the result."""
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """Hexadecimal; None for an object that is not delivered."""
+
+
+class CompletedMembers(BaseModel):
+    """Members that an earlier attempt at an execution has completed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    members: tuple[int, ...] = ()
+    """Members with all time steps written."""
+    conditioning: tuple[int, ...] = ()
+    """Members of the conditioning forecast with all fields written."""
+
+
+class StoredExecution(BaseModel):
+    """What is stored of one execution."""
+
+    model_config = ConfigDict(frozen=True)
 
     execution_id: str
     workflows: tuple[str, ...]
-    """In whose folders there are results of it; an execution has one workflow."""
+    """Workflows in whose folders it has results. An execution belongs to one workflow."""
     is_working: bool
-    """Whether there are working records, or files that are not whole."""
+    """Whether it has working records or incomplete files."""
 
 
 def page_of_stored_executions(
     working: Iterable[str], results: Iterable[tuple[str, str]], after: str, limit: int
 ) -> list[StoredExecution]:
-    """Bring together what `Storage.stored_executions` gives.
+    """Combine folder names into one page of `Storage.stored_executions`.
 
     Parameters
     ----------
     working : iterable of str
-        Names where working records lie; what is no execution's id is left out.
+        Names of folders with working records. Names that are no execution's id are left out.
     results : iterable of (str, str)
-        Workflows, and names in their folders.
+        Workflows, and names of folders below them.
     """
-    begun = set(working)
+    with_work = set(working)
     workflows: dict[str, list[str]] = {}
     for workflow, name in results:
         workflows.setdefault(name, []).append(workflow)
-    ids = (each for each in begun | workflows.keys() if each > after)
+    ids = (name for name in with_work | workflows.keys() if name > after)
     return [
-        StoredExecution(each, tuple(workflows.get(each, ())), each in begun)
-        for each in heapq.nsmallest(limit, filter(EXECUTION_ID.fullmatch, ids))
+        StoredExecution(
+            execution_id=execution_id,
+            workflows=tuple(workflows.get(execution_id, ())),
+            is_working=execution_id in with_work,
+        )
+        for execution_id in heapq.nsmallest(limit, filter(EXECUTION_ID.fullmatch, ids))
     ]
 
 
+def not_being_written(execution_id: str) -> StageFailed:
+    """Return the error for an execution that was never created, or has been removed.
+
+    Not StaleConductor, which ends the process that receives it: a removed folder does not mean
+    that another Conductor took over, and all other executions of that process would end with it.
+    """
+    return StageFailed(Stage.PACKAGE, f"{execution_id} is not being written")
+
+
 class Work(Protocol):
-    """Working records of one execution, as `DiskWork` describes them."""
+    """Working records of one execution, removed when it ends."""
 
     @property
     def execution_id(self) -> str:
-        """Whose they are."""
+        """Execution that they belong to."""
 
-    def begin(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
-        """Note what shall be written; of several attempts the first one counts."""
+    def create(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
+        """Record the plan and provenance; of several attempts the first one counts.
 
-    def plan(self) -> tuple[Plan, Provenance]:
-        """Read what shall be written."""
+        Returns
+        -------
+        Provenance
+            The recorded one.
 
-    def admit(self, fence: int) -> None:
-        """Let the newest fence pass, and remember it."""
+        Raises
+        ------
+        StaleConductor
+            If a newer fence was seen.
+        StageFailed
+            If another plan was recorded.
+        """
 
-    def gone(self) -> StageFailed:
-        """Give the error for an execution that was never begun, or has been removed."""
+    def read_plan(self) -> tuple[Plan, Provenance]:
+        """Return what was recorded; FileNotFoundError if there is no record."""
 
-    def record_step(self, member: int, time_index: int, objects: Sequence[Written]) -> None:
-        """Note that one time of one member is written."""
+    def check_fence(self, fence: int) -> None:
+        """Check that no newer fence was seen, and remember this one.
+
+        Raises
+        ------
+        StaleConductor
+            If a newer fence was seen.
+        StageFailed
+            If the execution is not being written.
+        """
+
+    def record_step(self, member: int, time_index: int, objects: Sequence[StoredObject]) -> None:
+        """Record that one time step of one member is written."""
 
     def is_written(self, member: int, time_index: int) -> bool:
-        """Say whether one time of one member is written."""
+        """Return whether one time step of one member is written."""
 
-    def written(self) -> set[tuple[int, int]]:
-        """Read which (member, time index) are written."""
+    def written_steps(self) -> set[tuple[int, int]]:
+        """Return all (member, time index) that are written."""
 
-    def written_of(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Read which of some are written."""
+    def filter_written(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return those of some (member, time index) that are written."""
 
     def write_conditioning(self, member: int, step: int, field: Floats) -> None:
-        """Keep a field that conditions a step until the execution has ended."""
+        """Keep a field that conditions a time step, until the execution ends."""
 
     def read_conditioning(self, member: int, step: int) -> Floats | None:
-        """Read such a field; None if it is not there yet."""
+        """Return such a field; None if it is not written yet.
 
-    def conditioned(self) -> set[tuple[int, int]]:
-        """Read which (member, step) have such a field."""
+        Raises
+        ------
+        StageFailed
+            If the execution is not being written.
+        """
 
-    def checkpoints(self, member: int) -> list[int]:
-        """Read at which steps there is a checkpoint of a member, the last one first."""
+    def conditioning_steps(self) -> set[tuple[int, int]]:
+        """Return all (member, step) whose conditioning field is written."""
+
+    def checkpoint_steps(self, member: int) -> list[int]:
+        """Return the time steps at which a member has a checkpoint, latest first."""
 
     def write_checkpoint(self, member: int, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint until it is dropped or the execution has ended."""
+        """Keep a checkpoint until it is removed or the execution ends."""
 
     def read_checkpoint(self, member: int, step: int) -> Checkpoint:
-        """Read one; FileNotFoundError if it is not there, ValueError if it is damaged."""
+        """Return a checkpoint.
 
-    def drop_checkpoint(self, member: int, step: int) -> None:
-        """Remove one, if it is there."""
+        Raises
+        ------
+        FileNotFoundError
+            If it does not exist.
+        ValueError
+            If it is damaged.
+        """
+
+    def remove_checkpoint(self, member: int, step: int) -> None:
+        """Remove a checkpoint, if it exists."""
 
 
 class Result(Protocol):
-    """What one execution delivers."""
+    """The delivered files of one execution."""
 
     @property
     def plan(self) -> Plan:
-        """What it was created with."""
+        """Plan with which it was created."""
 
     @property
     def provenance(self) -> Provenance:
-        """How it came about."""
+        """Models, data sources and software that compute it."""
 
     @property
     def work(self) -> Work:
-        """Its working records."""
+        """Working records of the execution."""
 
     def dataset(self) -> Dataset:
-        """Describe what it holds."""
+        """Return the description of the dataset."""
 
-    def create(self) -> None:
-        """Create the Zarr store at once, unless it is there or not needed any more."""
+    def create_zarr(self) -> None:
+        """Create the Zarr store, unless it exists or has been exported and removed."""
 
-    def write_step(self, member: int, time_index: int, fields: Floats) -> list[Written]:
-        """Write one time of one member, shape (variable, lat, lon), each map whole."""
+    def write_step(self, member: int, time_index: int, fields: Floats) -> list[StoredObject]:
+        """Write one time step of one member, each map as one object.
+
+        Parameters
+        ----------
+        fields : ndarray, shape (variable, lat, lon) or (variable, y, x)
+            As models return them: longitudes 0 to 360.
+        """
 
     def read_field(self, variable: str, member: int, time_index: int) -> Floats:
-        """Read one map, as it is stored; FileNotFoundError if it is not there."""
+        """Return one map as it is stored: shape (lat, lon), longitudes from -180, or (y, x).
+
+        Raises
+        ------
+        FileNotFoundError
+            If it does not exist.
+        """
 
     def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, Floats]]:
-        """Read the maps of one step, by variable; each lasts until the next."""
+        """Yield the maps of one time step, by variable."""
 
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
-        """Have the NetCDF file written at a path, and make it appear whole; once is enough.
+        """Write the NetCDF file, unless that is done; it appears complete.
 
-        `write` gives the SHA-256 of what it has written.
+        Parameters
+        ----------
+        should_stop : callable
+            Polled while another call exports.
+        write : callable
+            Writes the file at a path and returns its SHA-256.
         """
 
-    def add(self, name: str, content: bytes) -> None:
-        """Put a further file there, whole."""
+    def add_file(self, name: str, content: bytes) -> None:
+        """Add a further file; it appears complete."""
 
-    def described(self, name: str) -> Written:
-        """Give size and SHA-256 of a file; StageFailed if it is missing."""
+    def describe_file(self, name: str) -> StoredObject:
+        """Return size and SHA-256 of a file.
 
-    def data(self) -> Written:
-        """Give what the dataset is: the NetCDF file, or the Zarr store with its size as a whole."""
+        Raises
+        ------
+        StageFailed
+            If it is missing.
+        """
 
-    def whole_files(self, extra: Sequence[str]) -> Iterator[Written]:
-        """Give what is delivered except the fields' chunks, checked."""
+    def describe_dataset(self) -> StoredObject:
+        """Return the NetCDF file, or the Zarr store with its total size.
 
-    def chunks(self) -> Iterator[Written]:
-        """Give the fields' chunks as they were recorded, one by one, checked."""
+        Raises
+        ------
+        StageFailed
+            If the NetCDF file was not written.
+        """
+
+    def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
+        """Yield all delivered files but the fields' chunks and the checksums.
+
+        Parameters
+        ----------
+        extra : sequence of str
+            Names of files that `add_file` wrote.
+
+        Raises
+        ------
+        StageFailed
+            If a file is missing or damaged.
+        """
+
+    def chunks(self) -> Iterator[StoredObject]:
+        """Yield the fields' chunks as they were recorded.
+
+        Raises
+        ------
+        StageFailed
+            If a chunk is missing or damaged.
+        """
 
     def checksums(self) -> AbstractContextManager[Path]:
-        """Give a path to write the checksums to; they appear whole when all went well."""
+        """Return a path for the checksums file; the file appears when the block succeeds."""
 
-    def drop_zarr(self) -> None:
-        """Make the Zarr store vanish at once; it is gone when the working records are."""
+    def remove_zarr(self) -> None:
+        """Make the Zarr store disappear at once; its space may be freed later."""
 
 
 class Storage(Protocol):
@@ -177,30 +295,36 @@ class Storage(Protocol):
 
     @property
     def poll_s(self) -> float:
-        """How long to wait before looking for further steps again."""
+        """Pause between two queries for written steps, seconds."""
 
-    def look(self) -> None:
-        """See whether the place is there; StageFailed says why not."""
+    def check_available(self) -> None:
+        """Check that the place exists and can be read.
+
+        Raises
+        ------
+        StageFailed
+            With the reason, if not.
+        """
 
     def work(self, execution_id: str) -> Work:
-        """Give an execution's working records."""
+        """Return the working records of an execution."""
 
     def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> Result:
-        """Give an execution's result."""
+        """Return the result of an execution."""
 
     def clean(self, execution_id: str) -> None:
-        """Remove an execution's working records; its results stay."""
+        """Remove the working records of an execution; its results are kept."""
 
     def purge(self, workflow: str, execution_id: str) -> None:
-        """Remove an execution's results and working records."""
+        """Remove the results and the working records of an execution."""
 
     def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
-        """List of which executions something is there, in the order of their ids.
+        """Return one page of the executions that have anything stored, ordered by id.
 
         Parameters
         ----------
         after : str
-            Ids up to this one are left out.
+            Only ids greater than this one.
         limit : int
-            Executions at most.
+            Maximum number of executions.
         """

@@ -1,4 +1,4 @@
-"""Folders on the own disk for as long as a process needs them, and no longer than it lives."""
+"""Temporary folders on the local disk that do not outlive their process for long."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from deployments.runtime.files import remove_tree
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder, and remove it at the end; those of killed processes are removed, too.
+    """Create a folder and remove it at the end; remove those of killed processes, too.
 
     Parameters
     ----------
     parent : Path
-        Holds such folders and nothing else; of this machine alone.
+        Folder that holds nothing else and is used by this machine alone.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.iterdir():
-        with _locked(left) as is_mine:
-            if is_mine:
-                remove_tree(left)
+    for stale in parent.iterdir():
+        with _lock(stale) as is_locked:
+            if is_locked:
+                remove_tree(stale)
     while True:
         folder = Path(mkdtemp(dir=parent))
-        with _locked(folder) as is_mine:
-            # Another may have taken it for one that was left, before it was locked.
-            if not is_mine or not folder.exists():
+        with _lock(folder) as is_locked:
+            # Before it was locked, another process may have removed it as stale.
+            if not is_locked or not folder.exists():
                 continue
             try:
                 yield folder
@@ -40,20 +40,20 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder, unless another process has it; the lock goes with the process."""
-    opened = -1
+def _lock(folder: Path) -> Iterator[bool]:
+    """Lock a folder unless another process holds its lock, which ends with that process."""
+    descriptor = -1
     with suppress(FileNotFoundError, NotADirectoryError):
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    if opened < 0:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if descriptor < 0:
         yield False
         return
     try:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
             yield True
     finally:
-        os.close(opened)
+        os.close(descriptor)

@@ -1,22 +1,7 @@
-"""Results of executions: a Zarr store that any number of processes fill, on disk or in Blob.
-
-On disk::
-
-    {results_dir}/{workflow}/{execution_id}/results.zarr/     or results.nc
-                                            checksums.sha256
-    {results_dir}/.partial/{execution_id}/                    files that are not whole yet
-    {work_dir}/{execution_id}/                                see `deployments.results.disk_work`
-
-In a container::
-
-    {prefix}/{workflow}/{execution_id}/                       the same
-    {prefix}/.work/{execution_id}/                            see `deployments.results.blob_work`
-"""
+"""Results of executions: datasets that any number of processes fill, on disk or in Blob Storage."""
 
 from __future__ import annotations
 
-import logging
-import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,69 +10,57 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.results.checkpoint import Checkpoint
-from deployments.results.disk_work import Written
-from deployments.results.manifest import MAX_LISTED, Listing, describe_files
-from deployments.results.netcdf import follow
-from deployments.results.protocols import Result, Storage, StoredExecution, Work
+from deployments.results.manifest import MAX_LISTED, Listing, list_files
+from deployments.results.names import check_name
+from deployments.results.netcdf import export_steps
+from deployments.results.protocols import (
+    CompletedMembers,
+    Result,
+    Storage,
+    StoredExecution,
+    StoredObject,
+    Work,
+    not_being_written,
+)
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 
-logger = logging.getLogger("ray.serve")
-
-_OPENED = 64
+MAX_OPEN_RESULTS = 64
 
 
 class WrittenStep(NamedTuple):
-    """What writing one step came to."""
+    """A time step that a call has written."""
 
     workflow: str
     bytes: int
 
 
-class Begun(NamedTuple):
-    """What an earlier attempt at an execution has left whole."""
-
-    members: tuple[int, ...] = ()
-    """All whose steps are written."""
-    conditioning: tuple[int, ...] = ()
-    """Members of the conditioning forecast all whose fields are there."""
-
-
 class ResultsStore:
     """Creates, fills, exports, describes and removes results.
+
+    Methods may be called concurrently from any number of threads and processes, and any call may
+    be repeated: what is written stays as it is. Those that take a fence raise StaleConductor if a
+    newer one was seen, and StageFailed if the execution was never created or has been removed.
 
     Parameters
     ----------
     storage : Storage
-        Where they lie: `deployments.results.disk` or `deployments.results.blob`.
+        `deployments.results.disk.DiskStorage` or `deployments.results.blob.BlobStorage`.
     max_listed : int
-        Bound on the files that a manifest names.
-
-    Notes
-    -----
-    Methods may be called at once from any number of threads and processes, and any call may be
-    repeated: what was done stays as it is. All that take a fence raise StaleConductor if a newer
-    one was seen, and StageFailed if the execution was never created or has been removed.
+        Maximum number of files that a manifest names.
     """
 
     def __init__(self, storage: Storage, *, max_listed: int = MAX_LISTED) -> None:
         self._storage = storage
         self._max_listed = max_listed
-        self._opened: OrderedDict[str, Result] = OrderedDict()
-        self._opened_lock = threading.Lock()
+        self._open_results: OrderedDict[str, Result] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def look(self) -> None:
-        """See whether the place for results is there.
-
-        Raises
-        ------
-        StageFailed
-            Saying why not.
-        """
-        self._storage.look()
+    def check_available(self) -> None:
+        """Raise StageFailed with the reason if results cannot be stored."""
+        self._storage.check_available()
 
     def create(
         self,
@@ -95,28 +68,36 @@ class ResultsStore:
         execution_id: str,
         provenance: Provenance | Mapping[str, Any],
         fence: int,
-    ) -> Begun:
-        """Create all arrays and metadata, every value missing; the store appears at once.
+    ) -> CompletedMembers:
+        """Create all arrays and metadata with every value missing.
 
-        What an earlier attempt has written stays, unless another model or other initial
-        conditions would compute the rest.
+        Data of an earlier attempt are kept, unless another model or other initial conditions would
+        compute the rest.
+
+        Returns
+        -------
+        CompletedMembers
+            Members that the earlier attempt has completed.
 
         Raises
         ------
         StageFailed
-            If the execution was created with another plan.
+            If the execution was created with a different plan.
         """
         work = self._work(execution_id)
-        _name(plan.workflow)
-        now = Provenance.model_validate(provenance)
-        first = work.begin(plan, now, fence)
-        written = work.written()
-        if written and first.origins != now.origins:
+        check_name(plan.workflow)
+        current = Provenance.model_validate(provenance)
+        recorded = work.create(plan, current, fence)
+        written = work.written_steps()
+        if written and recorded.origins != current.origins:
             self.purge(plan.workflow, execution_id)
-            first, written = work.begin(plan, now, fence), set()
-        self._keep(self._storage.result(execution_id, plan, first)).create()
-        conditioned = work.conditioned() if plan.conditioning is not None else set()
-        return Begun(_whole(written, plan.n_times), _whole(conditioned, plan.n_steps))
+            recorded, written = work.create(plan, current, fence), set()
+        self._cache(self._storage.result(execution_id, plan, recorded)).create_zarr()
+        conditioning = work.conditioning_steps() if plan.conditioning is not None else set()
+        return CompletedMembers(
+            members=_completed(written, plan.n_times),
+            conditioning=_completed(conditioning, plan.n_steps),
+        )
 
     def write_step(
         self,
@@ -126,13 +107,12 @@ class ResultsStore:
         time_index: int,
         fields: NDArray[np.float32],
     ) -> WrittenStep | None:
-        """Write one time of one member, unless that is written already.
+        """Write one time step of one member, unless it is written already.
 
         Parameters
         ----------
-        fields : ndarray, shape (variable, lat, lon)
-            In the order of the plan's variables, as models give them: longitudes 0 to 360. Of a
-            regional grid (variable, y, x).
+        fields : ndarray, shape (variable, lat, lon) or (variable, y, x)
+            In the order of the plan's variables, as models return them: longitudes 0 to 360.
 
         Returns
         -------
@@ -140,91 +120,27 @@ class ResultsStore:
             None if it was written before.
         """
         work = self._work(execution_id)
-        work.admit(fence)
+        work.check_fence(fence)
         if work.is_written(member, time_index):
             return None
         result = self._open(execution_id)
         plan = result.plan
         shape = (len(plan.variables), *plan.grid.shape)
         if fields.shape != shape:
-            raise ValueError(f"fields of shape {shape} are needed, not {fields.shape}")
+            raise ValueError(f"the fields have shape {fields.shape}, not {shape}")
         if member not in plan.members or time_index not in range(plan.n_times):
             raise ValueError(f"the plan has no time {time_index} of member {member}")
-
         try:
             objects = result.write_step(member, time_index, fields)
         except FileNotFoundError:
-            raise work.gone() from None
+            raise not_being_written(execution_id) from None
         work.record_step(member, time_index, objects)
-        return WrittenStep(plan.workflow, sum(each.size for each in objects))
-
-    def write_conditioning(
-        self, execution_id: str, fence: int, member: int, step: int, field: NDArray[np.float32]
-    ) -> None:
-        """Keep a field that conditions a step of the forecast, unless it is there already."""
-        work = self._work(execution_id)
-        work.admit(fence)
-        work.write_conditioning(member, step, field)
-
-    def read_conditioning(
-        self, execution_id: str, member: int, step: int
-    ) -> NDArray[np.float32] | None:
-        """Read such a field; None if it is not there yet."""
-        return self._work(execution_id).read_conditioning(member, step)
-
-    def write_checkpoint(
-        self, execution_id: str, fence: int, member: int, checkpoint: Checkpoint
-    ) -> None:
-        """Keep the state of a member's model, in place of earlier ones."""
-        work = self._work(execution_id)
-        work.admit(fence)
-        work.write_checkpoint(member, checkpoint)
-        for step in work.checkpoints(member):
-            if step < checkpoint.step:
-                work.drop_checkpoint(member, step)
-
-    def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
-        """Read the last checkpoint of a member up to which all its steps are written.
-
-        Returns
-        -------
-        Checkpoint or None
-            None if there is none. A damaged one costs time, but no execution.
-        """
-        work = self._work(execution_id)
-        steps = work.checkpoints(member)
-        written = work.written() if steps else set()
-        for step in steps:
-            if not written.issuperset((member, before) for before in range(step + 1)):
-                continue
-            try:
-                return work.read_checkpoint(member, step)
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError):
-                logger.exception("a checkpoint of member %d cannot be used", member)
-        return None
-
-    def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
-        """Remove the checkpoints of a member that is whole."""
-        work = self._work(execution_id)
-        work.admit(fence)
-        for step in work.checkpoints(member):
-            work.drop_checkpoint(member, step)
-
-    def written(self, execution_id: str) -> set[tuple[int, int]]:
-        """Read which (member, time index) are written."""
-        return self._work(execution_id).written()
-
-    def recorded(self, execution_id: str) -> tuple[Plan, Provenance]:
-        """Give what a result was created with."""
-        result = self._open(execution_id, again=True)
-        return result.plan, result.provenance
+        return WrittenStep(plan.workflow, sum(stored.size for stored in objects))
 
     def read_field(
         self, execution_id: str, variable: str, member: int, time_index: int
     ) -> NDArray[np.float32] | None:
-        """Read a map before `finish`, as it is stored: shape (lat, lon), longitudes from -180.
+        """Return one map before `describe`: shape (lat, lon), longitudes from -180, or (y, x).
 
         Returns
         -------
@@ -246,142 +162,143 @@ class ResultsStore:
         should_stop: Callable[[], bool] = lambda: False,
         poll_s: float | None = None,
     ) -> None:
-        """Write the NetCDF4 file, following the steps as they are written; ends when it is whole.
+        """Write the NetCDF4 file as the time steps are written; return when it is complete.
 
-        Of several calls one works, the others wait for it. One that was killed is begun anew.
+        Of several concurrent calls one writes and the others wait for it. An export whose process
+        was killed starts again.
 
         Raises
         ------
         ExecutionCancelled
-            If told to stop.
+            If `should_stop` becomes true.
         """
         work = self._work(execution_id)
-        work.admit(fence)
-        result = self._open(execution_id, again=True)
-        wait_s = self._storage.poll_s if poll_s is None else poll_s
+        work.check_fence(fence)
+        result = self._open(execution_id, reload=True)
+        pause_s = self._storage.poll_s if poll_s is None else poll_s
         try:
             result.export(
                 fence,
                 should_stop,
-                lambda path: follow(path, result, fence, should_stop, wait_s),
+                lambda path: export_steps(path, result, fence, should_stop, pause_s),
             )
         except FileNotFoundError:
-            raise work.gone() from None
+            raise not_being_written(execution_id) from None
 
     def add_file(self, execution_id: str, fence: int, name: str, content: bytes) -> None:
-        """Put a further file, such as a map, into the folder of the result; it appears whole."""
+        """Add a further file, such as a map, to the result; it appears complete."""
         work = self._work(execution_id)
-        work.admit(fence)
+        work.check_fence(fence)
         try:
-            self._open(execution_id).add(_name(name), content)
+            self._open(execution_id).add_file(check_name(name), content)
         except FileNotFoundError:
-            raise work.gone() from None
+            raise not_being_written(execution_id) from None
 
-    def assets(self, execution_id: str, names: Sequence[str]) -> dict[str, Written]:
-        """Give what a catalogue refers to, by key: the dataset and files that `add_file` put there.
+    def origin(self, execution_id: str) -> tuple[Plan, Provenance]:
+        """Return the plan and provenance with which a result was created."""
+        result = self._open(execution_id, reload=True)
+        return result.plan, result.provenance
+
+    def assets(self, execution_id: str, names: Sequence[str]) -> dict[str, StoredObject]:
+        """Return the dataset and files that `add_file` wrote, by key.
 
         Raises
         ------
         StageFailed
-            If something is missing.
+            If a file is missing.
         """
-        result = self._open(execution_id, again=True)
-        found = (result.described(_name(name)) for name in names)
-        return {asset.key: asset for asset in (result.data(), *found)}
+        result = self._open(execution_id, reload=True)
+        files = (result.describe_file(check_name(name)) for name in names)
+        return {stored.key: stored for stored in (result.describe_dataset(), *files)}
 
-    def finish(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> Listing:
-        """Check that the result is whole and describe its files; a NetCDF request loses its Zarr.
+    def describe(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> Listing:
+        """Check that the result is complete, write its checksums and return the list of its files.
+
+        Removes the Zarr store from which a NetCDF4 file was exported.
 
         Parameters
         ----------
         extra : sequence of str
-            Names of files that `add_file` put there; they are delivered, too.
+            Names of files that `add_file` wrote; they are delivered, too.
 
         Raises
         ------
         StageFailed
-            If something is missing.
+            If a time step or a file is missing or damaged.
         """
         work = self._work(execution_id)
-        work.admit(fence)
-        result = self._open(execution_id, again=True)
+        work.check_fence(fence)
+        result = self._open(execution_id, reload=True)
         plan = result.plan
-        missing = len(plan.seeds) * plan.n_times - len(work.written())
+        missing = len(plan.seeds) * plan.n_times - len(work.written_steps())
         if missing:
             raise StageFailed(Stage.PACKAGE, f"{missing} steps of the result were not written")
         try:
             with result.checksums() as checksums:
-                description = describe_files(
-                    result.whole_files([_name(name) for name in extra]),
+                listing = list_files(
+                    result.files([check_name(name) for name in extra]),
                     result.chunks() if plan.output_format == "zarr" else (),
                     checksums,
                     execution_id,
                     self._max_listed,
                 )
         except FileNotFoundError:
-            raise work.gone() from None
+            raise not_being_written(execution_id) from None
         if plan.output_format == "netcdf4":
-            result.drop_zarr()
-        return description
+            result.remove_zarr()
+        return listing
 
     def clean(self, execution_id: str) -> None:
-        """Remove an execution's working files; its results stay, and cannot be changed any more."""
-        self._storage.clean(_name(execution_id))
-        self._forget(execution_id)
+        """Remove an execution's working files; its results are kept and cannot change any more."""
+        self._storage.clean(check_name(execution_id))
+        self._evict(execution_id)
 
     def purge(self, workflow: str, execution_id: str) -> None:
         """Remove an execution's results and working files."""
-        self._storage.purge(_name(workflow), _name(execution_id))
-        self._forget(execution_id)
+        self._storage.purge(check_name(workflow), check_name(execution_id))
+        self._evict(execution_id)
 
     def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
-        """Return the executions of which something is stored, see `protocols.Storage`."""
+        """Return one page of the executions that have anything stored, see `protocols.Storage`."""
         return self._storage.stored_executions(after, limit)
 
     def workflow_of(self, execution_id: str) -> str | None:
-        """Say of which workflow an execution is; None if nothing is left of it."""
+        """Return the workflow of an execution; None if it is not being written."""
         try:
             return self._open(execution_id).plan.workflow
         except StageFailed:
             return None
 
     def _work(self, execution_id: str) -> Work:
-        return self._storage.work(_name(execution_id))
+        return self._storage.work(check_name(execution_id))
 
-    def _open(self, execution_id: str, *, again: bool = False) -> Result:
-        """Give a result; `again` where another replica may have created it anew meanwhile."""
-        with self._opened_lock:
-            result = self._opened.get(execution_id)
-        if result is None or again:
+    def _open(self, execution_id: str, *, reload: bool = False) -> Result:
+        """Return a result; `reload` where another replica may have created it anew."""
+        with self._lock:
+            result = self._open_results.get(execution_id)
+        if result is None or reload:
             work = self._work(execution_id)
             try:
-                result = self._storage.result(execution_id, *work.plan())
+                result = self._storage.result(execution_id, *work.read_plan())
             except FileNotFoundError:
-                raise work.gone() from None
-        return self._keep(result)
+                raise not_being_written(execution_id) from None
+        return self._cache(result)
 
-    def _keep(self, result: Result) -> Result:
+    def _cache(self, result: Result) -> Result:
         execution_id = result.work.execution_id
-        with self._opened_lock:
-            self._opened[execution_id] = result
-            self._opened.move_to_end(execution_id)
-            while len(self._opened) > _OPENED:
-                self._opened.popitem(last=False)
+        with self._lock:
+            self._open_results[execution_id] = result
+            self._open_results.move_to_end(execution_id)
+            while len(self._open_results) > MAX_OPEN_RESULTS:
+                self._open_results.popitem(last=False)
         return result
 
-    def _forget(self, execution_id: str) -> None:
-        with self._opened_lock:
-            self._opened.pop(execution_id, None)
+    def _evict(self, execution_id: str) -> None:
+        with self._lock:
+            self._open_results.pop(execution_id, None)
 
 
-def _whole(found: set[tuple[int, int]], each: int) -> tuple[int, ...]:
-    """Give the members of which there are as many as of a whole one."""
-    counts = Counter(member for member, _ in found)
-    return tuple(sorted(member for member, count in counts.items() if count == each))
-
-
-def _name(name: str) -> str:
-    """Refuse what cannot be one part of a path."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise ValueError(f"not a name: {name[:80]!r}")
-    return name
+def _completed(written: set[tuple[int, int]], steps_per_member: int) -> tuple[int, ...]:
+    """Return the members of which all steps are written."""
+    counts = Counter(member for member, _ in written)
+    return tuple(sorted(member for member, n in counts.items() if n == steps_per_member))

@@ -1,10 +1,10 @@
-"""A dataset as the objects of a Zarr v3 store, all metadata consolidated.
+"""A dataset as the objects of a Zarr v3 store with consolidated metadata, one chunk per map.
 
-The documents are written out here because zarr-python creates arrays one by one, each with its own
-rewrite of the group: 13 ms for four arrays, when a whole store can be written in one.
+The metadata documents are composed here because zarr-python creates arrays one by one and rewrites
+the group for each: 13 ms for four arrays, where a whole store can be written in 1 ms.
 
-Chunk keys are separated by dots: with slashes every chunk would lie in a folder of its own, two
-more inodes each, and removing a result would cost ten times as much.
+Chunk keys are separated by dots: with slashes every chunk would have a folder of its own, two more
+inodes each, and removing a result would take ten times as long.
 
 References
 ----------
@@ -15,20 +15,51 @@ consolidated metadata as zarr-python 3 reads and writes it.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from workflows.base import Plan
 from workflows.coordinates import Variable
 from workflows.dataset import FIELD_DTYPE, Dataset
+from workflows.grids import Grid
+
+_buffers = threading.local()
 
 
 def chunk_key(variable: str, index: tuple[int, ...]) -> str:
-    """Give the key of the chunk with one map; `index` leaves lat and lon away."""
+    """Return the key of the chunk with one map; `index` is without lat and lon."""
     return f"{variable}/{'.'.join(['c', *map(str, index), '0', '0'])}"
 
 
+def chunk_content(plan: Plan, field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a map as its chunk stores it: contiguous, global longitudes from -180.
+
+    No codec is used, so the bytes of the array are the chunk. The array may be a buffer that the
+    thread's next call overwrites.
+    """
+    if isinstance(plan.grid, Grid):
+        return _roll_to_west(field)
+    return np.ascontiguousarray(field, FIELD_DTYPE)
+
+
+def _roll_to_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Copy a global map from longitudes 0 to 360 into the thread's buffer, from -180 to 180."""
+    half = field.shape[1] // 2
+    rolled: NDArray[np.float32] | None = getattr(_buffers, "rolled", None)
+    if rolled is None or rolled.shape != field.shape:
+        # Reused between calls: fresh memory costs a page fault for every 4 KiB.
+        rolled = _buffers.rolled = np.empty(field.shape, FIELD_DTYPE)
+    rolled[:, :half] = field[:, half:]
+    rolled[:, half:] = field[:, :half]
+    return rolled
+
+
 def store_objects(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
-    """Give keys and contents of all objects except the fields' chunks, the root's first."""
+    """Yield key and content of every object but the fields' chunks, the root's metadata first."""
     arrays = {
         variable.name: _array(dataset, variable)
         for variable in (*dataset.coordinates, *dataset.fields)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deployments.azure.blobs import Blob, BlobResultsOptions, Blobs
-from deployments.results.blob_result import result_folder
+from deployments.results.names import result_folder
 from serve_app.files.paths import ResultsUnavailable, names_of
 from serve_app.files.preconditions import Validators
 from workflows.errors import ResultsNotFound, StageFailed

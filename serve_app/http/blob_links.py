@@ -6,7 +6,7 @@ from deployments.azure.options import AzureOptions
 from deployments.azure.token import TokenBridge
 from deployments.blob_uploader.container import BlobContainer
 from deployments.blob_uploader.limits import BlobLimits, SharedLimits
-from deployments.results.blob_result import result_folder
+from deployments.results.names import result_folder
 from workflows.delivery import Container
 
 LIMITS = BlobLimits(attempts=2, blocks_in_flight=1, request_timeout_s=3.0)

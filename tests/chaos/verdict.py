@@ -15,7 +15,7 @@ import xarray as xr
 
 from deployments.models.fcn3_rollout import forecast
 from deployments.models.messages import MemberJob
-from deployments.results.disk_result import as_stored
+from deployments.results.zarr import chunk_content
 from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
 from tests.chaos.load import FORECAST, Accepted, Load
 from workflows.base import Plan
@@ -226,7 +226,9 @@ def expected(each: Accepted, grid: Grid) -> dict[str, np.ndarray[Any, Any]]:
             fence=0,
         )
         steps = forecast(model, job, state)
-        members.append([[np.array(as_stored(plan, field)) for field in fields] for fields in steps])
+        members.append(
+            [[np.array(chunk_content(plan, field)) for field in fields] for fields in steps]
+        )
     values = np.array(members)
     return {name: values[:, :, index] for index, name in enumerate(plan.variables)}
 

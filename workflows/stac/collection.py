@@ -8,6 +8,7 @@ from typing import Any
 
 from workflows.base import Plan
 from workflows.dataset import Provenance
+from workflows.manifest import NETCDF, ZARR
 from workflows.stac.item import ASSETS, PREFIX, STAC_VERSION, Files, describe_item, extensions_used
 from workflows.stac.renders import DATA
 
@@ -21,9 +22,9 @@ def default_collection_id(workflow: str) -> str:
 
 def describe_collection(plan: Plan, provenance: Provenance, collection_id: str) -> dict[str, Any]:
     """Return the collection for results of plans like this one, open towards later times."""
-    result = "results.zarr" if plan.output_format == "zarr" else "results.nc"
+    dataset = ZARR if plan.output_format == "zarr" else NETCDF
     others = [name for name, (key, _) in ASSETS.items() if key != DATA]
-    files: Files = dict.fromkeys([result, *others], (0, None))
+    files: Files = dict.fromkeys([dataset, *others], (0, None))
     example = describe_item(plan, "", provenance, files, collection_id=collection_id, base_href=".")
     return collection_of(example)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from workflows.base import Plan
 from workflows.dataset import Dataset, Provenance, describe
+from workflows.manifest import CHECKSUMS, METADATA, NETCDF, PREVIEW, ZARR
 from workflows.stac.datacube import dimensions_of, variables_of
 from workflows.stac.footprint import footprint_of, projection_of
 from workflows.stac.renders import DATA, renders
@@ -37,7 +38,7 @@ _EXTENSIONS: Mapping[str, str] = {
 }
 
 ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "results.zarr": (
+    ZARR: (
         DATA,
         {
             "type": "application/vnd.zarr; version=3",
@@ -47,11 +48,11 @@ ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     # GeoCatalog derives a Kerchunk asset, which it can draw, only from a file with the role data.
-    "results.nc": (
+    NETCDF: (
         DATA,
         {"type": "application/netcdf", "title": "Forecast, NetCDF4", "roles": ["data"]},
     ),
-    "preview.png": (
+    PREVIEW: (
         "thumbnail",
         {
             "type": "image/png",
@@ -59,7 +60,7 @@ ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "roles": ["thumbnail"],
         },
     ),
-    "metadata.json": (
+    METADATA: (
         "metadata",
         {
             "type": "application/json",
@@ -67,7 +68,7 @@ ASSETS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "roles": ["metadata"],
         },
     ),
-    "checksums.sha256": (
+    CHECKSUMS: (
         "checksums",
         {"type": "text/plain", "title": "SHA-256 of the result's files", "roles": ["metadata"]},
     ),

@@ -62,7 +62,7 @@ class Place:
 
     def finish(self) -> None:
         self.store.add_file(EXECUTION, 1, "metadata.json", b"{}")
-        self.store.finish(EXECUTION, 1, extra=["metadata.json"])
+        self.store.describe(EXECUTION, 1, extra=["metadata.json"])
 
     def chunks(self) -> set[str]:
         folder = self.results_dir / FOLDER

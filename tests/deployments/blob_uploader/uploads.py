@@ -13,7 +13,7 @@ from deployments.blob_uploader.deployment import BlobUploader
 from deployments.blob_uploader.limits import BlobLimits
 from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.blob_uploader.options import BlobUploaderOptions
-from deployments.results.manifest import describe_files, hashed
+from deployments.results.manifest import hash_file, list_files
 from deployments.runtime.metrics import RAY
 from tests.emulators.azurite import Azurite
 from workflows.delivery import Container
@@ -53,8 +53,8 @@ def describe(results_dir: Path) -> None:
     """Write the checksums of what there is."""
     folder = results_dir / WORKFLOW / EXECUTION
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    described = (hashed(p, str(p.relative_to(folder))) for p in paths)
-    describe_files(
+    described = (hash_file(p, str(p.relative_to(folder))) for p in paths)
+    list_files(
         (each for each in described if each.key != "checksums.sha256"),
         (),
         folder / "checksums.sha256",

@@ -21,8 +21,7 @@ from deployments.blob_uploader.messages import Uploaded, UploadProgress
 from deployments.conductor.loop import ConductorLoop, conduct_here
 from deployments.geocatalog.messages import Registered
 from deployments.models.messages import MemberProgress
-from deployments.results.protocols import StoredExecution
-from deployments.results.store import Begun
+from deployments.results.protocols import CompletedMembers, StoredExecution
 from workflows.dataset import Origin, Provenance
 from workflows.manifest import Manifest, OutputFile
 from workflows.readiness import Ready
@@ -100,7 +99,7 @@ class StandIns:
         self._journal = journal
         self._step_s = step_s
         self._before = before or {}
-        self.begun = Begun()
+        self.begun = CompletedMembers()
         """What `create` finds of an earlier attempt."""
         self.firsts: dict[int, int] = {}
         """Time index at which a member goes on."""
@@ -114,7 +113,7 @@ class StandIns:
     async def check_readiness(self, *_: Any) -> Ready:
         return Ready(origin=Origin(name="stand-in", synthetic=True))
 
-    async def create(self, plan: Any, execution_id: str, *_: Any) -> Begun:
+    async def create(self, plan: Any, execution_id: str, *_: Any) -> CompletedMembers:
         await self._call("create", execution_id)
         return self.begun
 

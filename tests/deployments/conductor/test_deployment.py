@@ -23,7 +23,7 @@ from deployments.conductor.context import Lives
 from deployments.conductor.dbos_log import capture_dbos_log
 from deployments.conductor.progress import Life, ProgressTracker
 from deployments.conductor.steps import STEP, retry_while_progressing
-from deployments.results.store import Begun
+from deployments.results.protocols import CompletedMembers
 from deployments.runtime.failures import TransientFailure
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.schema import conductors, executions
@@ -127,7 +127,7 @@ async def test_a_retry_computes_only_members_that_are_not_whole(
             await until(
                 store, execution_id, lambda e: bool(e.progress) and e.progress.members == (3, 0, 3)
             )
-            stand_ins.begun = Begun(members=(0, 2) if kept else ())
+            stand_ins.begun = CompletedMembers(members=(0, 2) if kept else ())
             raise failure
 
     execution_id = submit(store)

@@ -13,8 +13,7 @@ from dbos import DBOS
 
 from deployments.conductor.options import RetentionOptions
 from deployments.packager.deployment import Packager
-from deployments.results.protocols import StoredExecution
-from deployments.results.store import Begun
+from deployments.results.protocols import CompletedMembers, StoredExecution
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.schema import executions, forgotten
 from tests.deployments.conductor.conducting import (
@@ -47,7 +46,7 @@ class Keeping(StandIns):
             self.results_dir, self.work_dir
         )
 
-    async def create(self, plan: Any, execution_id: str, *arguments: Any) -> Begun:
+    async def create(self, plan: Any, execution_id: str, *arguments: Any) -> CompletedMembers:
         begun = await super().create(plan, execution_id, *arguments)
         self.plant(self.result(execution_id) / "results.zarr")
         self.plant(self.work_dir / execution_id / "steps")

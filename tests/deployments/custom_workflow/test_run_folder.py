@@ -13,11 +13,11 @@ import pytest
 
 from deployments.custom_workflow.run_folder import RunFolder
 from deployments.results.disk import DiskStorage
-from deployments.results.disk_work import Written
-from deployments.results.manifest import CHECKSUMS, Listing
+from deployments.results.manifest import Listing
+from deployments.results.protocols import StoredObject
 from deployments.results.store import ResultsStore
 from workflows.errors import StageFailed, StaleConductor
-from workflows.manifest import OutputFile, Totals
+from workflows.manifest import CHECKSUMS, OutputFile, Totals
 
 ID = "exec_1_00000000"
 WORKFLOW = "storms"
@@ -100,7 +100,7 @@ def test_everything_in_the_folder_is_delivered_with_size_and_checksum(server: Se
 def test_what_is_known_of_a_file_is_not_read_again(server: Server) -> None:
     folder = server.run(FILES)
     chunk = "results.zarr/t2m/c.0.0"
-    known = {folder.path / chunk: Written("another key", 5, "f" * 64)}
+    known = {folder.path / chunk: StoredObject("another key", 5, "f" * 64)}
     described = folder.deliver(known)
     assert (
         OutputFile(path=f"{ID}/{chunk}", size=5, sha256="f" * 64) in described.listing.output_files
@@ -290,14 +290,14 @@ def test_the_result_of_a_removed_execution_is_not_delivered(server: Server) -> N
     assert server.left() == []
 
 
-class Meanwhile(Mapping[Path, Written]):
+class Meanwhile(Mapping[Path, StoredObject]):
     """Knows nothing, but does something when asked the `at`-th time."""
 
     def __init__(self, act: Callable[[], object], at: int) -> None:
         self._act = act
         self._left = at
 
-    def __getitem__(self, path: Path) -> Written:
+    def __getitem__(self, path: Path) -> StoredObject:
         self._left -= 1
         if not self._left:
             self._act()
@@ -379,7 +379,7 @@ def test_of_many_files_the_metadata_of_zarr_and_what_lies_on_top_are_listed(
 def test_a_file_that_changes_while_it_is_described_is_no_result(server: Server) -> None:
     folder = server.run({"a.txt": b"a", "results.zarr/t2m/c.0.0": b"chunk", "z.txt": b"z"})
 
-    class Meddling(dict[Path, Written]):
+    class Meddling(dict[Path, StoredObject]):
         """Stands for what is known, and writes on when it is asked for the last file."""
 
         def get(self, path: Path, default: Any = None) -> Any:

@@ -113,7 +113,7 @@ class Packager:
             raise self.read_failures.pop()
         return self.checkpoints.get(member)
 
-    async def drop_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
+    async def remove_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
         if self.drop_failure is not None:
             raise self.drop_failure
         self.checkpoints.pop(member, None)

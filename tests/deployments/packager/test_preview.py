@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.packager.basemap import COAST_LINE, region
+from deployments.packager.basemap import COAST_LINE, regional_basemap
 from deployments.packager.preview import MISSING_RGB, render, scale
 from workflows.grids import LambertGrid
 
@@ -142,7 +142,7 @@ def test_a_regional_map_has_north_up_and_what_is_missing_where_it_is():
 
 def test_the_coast_of_florida_is_on_a_regional_map():
     grid = LambertGrid()
-    lines = region(grid).lines
+    lines = regional_basemap(grid).lines
     y, x = grid.project(np.array(25.2), np.array(-80.7))
     row = int((grid.y()[-1] - y) / grid.spacing_m)
     column = int((x - grid.first_x_m) / grid.spacing_m)

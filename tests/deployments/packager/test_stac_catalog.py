@@ -15,11 +15,11 @@ import pystac
 import pytest
 
 from deployments.packager.stac_catalog import StaticCatalog
-from deployments.results.manifest import CHECKSUMS
 from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
 from tests.workflows.stac.stac_validator import validator
 from workflows.base import Plan
 from workflows.dataset import Provenance
+from workflows.manifest import CHECKSUMS
 from workflows.stac.collection import default_collection_id
 from workflows.stac.item import CATALOG, COLLECTION, ITEM, describe_item
 

@@ -14,6 +14,8 @@ from deployments.azure.blobs import BlobResultsOptions, Blobs
 from deployments.azure.options import AzureOptions
 from deployments.results.blob import BlobStorage
 from deployments.results.disk import DiskStorage
+from deployments.results.intermediate import IntermediateStore
+from deployments.results.protocols import Storage
 from deployments.results.store import ResultsStore
 from tests.emulators.azurite import Azurite
 from workflows.delivery import Container
@@ -25,8 +27,20 @@ class Place(ABC):
     """A place, seen from beside the store."""
 
     @abstractmethod
+    def storage(self) -> Storage:
+        """Return a new storage, as every replica has its own."""
+
     def store(self, **options: Any) -> ResultsStore:
-        """Make a store, as each replica has one."""
+        """Return a new store, as every replica has its own."""
+        return ResultsStore(self.storage(), **options)
+
+    def intermediate(self) -> IntermediateStore:
+        """Return a new store of intermediate data."""
+        return IntermediateStore(self.storage())
+
+    def written_steps(self, execution_id: str) -> set[tuple[int, int]]:
+        """Return all (member, time index) that are written."""
+        return self.storage().work(execution_id).written_steps()
 
     @abstractmethod
     def keys(self, execution_id: str) -> set[str]:
@@ -58,8 +72,8 @@ class Disk(Place):
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def store(self, **options: Any) -> ResultsStore:
-        return ResultsStore(DiskStorage(self.root / "results", self.root / "work"), **options)
+    def storage(self) -> DiskStorage:
+        return DiskStorage(self.root / "results", self.root / "work")
 
     def keys(self, execution_id: str) -> set[str]:
         paths = self.root.rglob("*")
@@ -87,8 +101,8 @@ class Blob(Place):
         self.options = options_for(azurite, container, root / "scratch")
         self.blobs = Blobs(self.options, threads=2)
 
-    def store(self, **options: Any) -> ResultsStore:
-        return ResultsStore(BlobStorage(self.options), **options)
+    def storage(self) -> BlobStorage:
+        return BlobStorage(self.options)
 
     def keys(self, execution_id: str) -> set[str]:
         keys = {_outside(key) for key, _ in self.blobs.list("")}

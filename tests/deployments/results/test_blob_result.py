@@ -20,6 +20,7 @@ from deployments.azure.blobs import BlobResultsOptions, Blobs
 from deployments.azure.errors import blob_failure, is_untrusted, status_and_code
 from deployments.results.blob import BlobStorage
 from deployments.results.checkpoint import Checkpoint
+from deployments.results.intermediate import IntermediateStore
 from deployments.results.manifest import Listing
 from deployments.results.store import ResultsStore
 from deployments.runtime.failures import TransientFailure, is_transient
@@ -44,7 +45,7 @@ def carry_through(store: ResultsStore, plan: Plan, fence: int = 1) -> Listing:
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, fence)
     store.add_file(ID, fence, "preview.png", b"a map")
-    return store.finish(ID, fence, extra=["preview.png"])
+    return store.describe(ID, fence, extra=["preview.png"])
 
 
 def write_all(store: ResultsStore, plan: Plan, fence: int = 1) -> None:
@@ -142,7 +143,7 @@ from deployments.results.store import ResultsStore
 from tests.deployments.results.results import fields
 options = BlobResultsOptions.model_validate_json(sys.argv[1])
 store = ResultsStore(BlobStorage(options))
-plan, _ = store.recorded(sys.argv[2])
+plan, _ = store.origin(sys.argv[2])
 for time_index in range(plan.n_times):
     for member in plan.members:
         store.write_step(sys.argv[2], 1, member, time_index, fields(plan, member, time_index))
@@ -161,12 +162,12 @@ def test_a_killed_process_is_followed_by_another(blob: Blob) -> None:
         for _ in range(3):
             assert writer.stdout.readline()
         writer.kill()
-    written = store.written(ID)
+    written = blob.written_steps(ID)
     assert 6 <= len(written) < 122
     before = blob.state(f"results/{plan.workflow}/{ID}/results.zarr/t2m/c.0.0.0.0")
     carry_through(blob.store(), plan, 2)
     assert blob.state(f"results/{plan.workflow}/{ID}/results.zarr/t2m/c.0.0.0.0") == before
-    assert len(store.written(ID)) == 122
+    assert len(blob.written_steps(ID)) == 122
 
 
 def test_a_killed_purge_is_finished_by_the_next(blob: Blob) -> None:
@@ -219,16 +220,18 @@ CALLS: dict[str, tuple[str, Callable[[ResultsStore, Plan], object]]] = {
     "a map": ("preview.png", lambda s, p: s.add_file(ID, 1, "preview.png", b"")),
     "a field": (
         "conditioning",
-        lambda s, p: s.write_conditioning(ID, 1, 0, 0, np.zeros(3, np.float32)),
+        lambda s, p: IntermediateStore(s._storage).write_conditioning(
+            ID, 1, 0, 0, np.zeros(3, np.float32)
+        ),
     ),
     "a checkpoint": (
         "checkpoints",
-        lambda s, p: s.write_checkpoint(
+        lambda s, p: IntermediateStore(s._storage).write_checkpoint(
             ID, 1, 0, Checkpoint(1, "", np.zeros((1, 2, 2), np.float32), {})
         ),
     ),
     "an export": ("results.nc", lambda s, p: s.export_netcdf(ID, 1)),
-    "checksums": ("checksums", lambda s, p: s.finish(ID, 1)),
+    "checksums": ("checksums", lambda s, p: s.describe(ID, 1)),
 }
 
 
@@ -290,7 +293,7 @@ def test_it_follows_the_steps(blob: Blob) -> None:
         write_all(store, plan)
         for export in exports:
             export.result(20)
-    store.finish(ID, 1)
+    store.describe(ID, 1)
     folder = blob.folder(plan.workflow, ID)
     assert {path.name for path in folder.iterdir()} == {"results.nc", "checksums.sha256"}
     with netCDF4.Dataset(folder / "results.nc") as file:
@@ -344,12 +347,12 @@ def test_conditioning_fields_come_back(blob: Blob) -> None:
     plan = PLANS["zarr"]
     store = blob.store()
     with pytest.raises(StageFailed, match="not being written"):
-        store.read_conditioning(ID, 0, 0)
+        blob.intermediate().read_conditioning(ID, 0, 0)
     store.create(plan, ID, PROVENANCE, 1)
-    assert store.read_conditioning(ID, 0, 0) is None
+    assert blob.intermediate().read_conditioning(ID, 0, 0) is None
     field = np.arange(12, dtype=np.float32).reshape(3, 4)
-    store.write_conditioning(ID, 1, 0, 0, field)
-    found = store.read_conditioning(ID, 0, 0)
+    blob.intermediate().write_conditioning(ID, 1, 0, 0, field)
+    found = blob.intermediate().read_conditioning(ID, 0, 0)
     assert found is not None
     np.testing.assert_array_equal(found, field)
 
@@ -392,7 +395,7 @@ def test_a_failure_says_what_to_do(blob: Blob, tmp_path: Path, what: str, reason
     calls: list[Callable[[], object]] = [
         lambda: store.create(plan, ID, PROVENANCE, 1),
         lambda: store.write_step(ID, 1, 0, 0, fields(plan, 0, 0)),
-        lambda: store.written(ID),
+        lambda: store._storage.work(ID).written_steps(),
         lambda: store.purge(plan.workflow, ID),
     ]
     for call in calls:

@@ -59,7 +59,7 @@ def test_it_follows_the_steps(store: ResultsStore, folder: Path) -> None:
         write(store, (0, 2))
         export.result(10)
     check(folder / "results.nc")
-    store.finish(ID, 1)
+    store.describe(ID, 1)
     assert {path.name for path in folder.iterdir()} == {"results.nc", "checksums.sha256"}
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_gets_its_space_back(
     store: ResultsStore, folder: Path, tmp_path: Path, purged: bool
 ) -> None:
     def go_away() -> bool:
-        if purged and len(store.written(ID)) == len(all_steps(PLAN)):
+        if purged and len(store._storage.work(ID).written_steps()) == len(all_steps(PLAN)):
             store.purge(PLAN.workflow, ID)
         return False
 
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_gets_its_space_back(
     # HDF5 meets the same wall as on a full disk: not even its close succeeds.
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, unlimited[1]))
     try:
-        with pytest.raises(StageFailed, match="MB of disk are left"):
+        with pytest.raises(StageFailed, match="MB of the disk are free"):
             store.export_netcdf(ID, 1, should_stop=go_away)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -193,13 +193,13 @@ def test_a_whole_file_without_its_record_is_kept(
     store.export_netcdf(ID, 1)
     after = (folder / "results.nc").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    store.finish(ID, 1)
+    store.describe(ID, 1)
 
 
 def test_finish_needs_the_export(store: ResultsStore, folder: Path) -> None:
     write(store, *all_steps(PLAN))
     with pytest.raises(StageFailed, match="NetCDF file was not written"):
-        store.finish(ID, 1)
+        store.describe(ID, 1)
     assert (folder / "results.zarr" / "t2m" / "zarr.json").exists()
     assert not (folder / "checksums.sha256").exists()
 
@@ -207,10 +207,10 @@ def test_finish_needs_the_export(store: ResultsStore, folder: Path) -> None:
 def test_all_may_be_done_again_after_finish(store: ResultsStore, folder: Path) -> None:
     write(store, *all_steps(PLAN))
     store.export_netcdf(ID, 1)
-    first = store.finish(ID, 1)
+    first = store.describe(ID, 1)
     store.create(PLAN, ID, PROVENANCE, 2)
     store.write_step(ID, 2, 0, 0, fields(PLAN, 0, 0))
     store.export_netcdf(ID, 2)
-    assert store.finish(ID, 2) == first
+    assert store.describe(ID, 2) == first
     assert {path.name for path in folder.iterdir()} == {"results.nc", "checksums.sha256"}
     check(folder / "results.nc")

@@ -13,7 +13,8 @@ import xarray as xr
 import zarr
 
 from deployments.results.checkpoint import Checkpoint
-from deployments.results.store import Begun, ResultsStore
+from deployments.results.protocols import CompletedMembers, StoredExecution
+from deployments.results.store import ResultsStore
 from tests.deployments.results.places import PLACES, Place, make_place
 from tests.deployments.results.results import (
     PROVENANCE,
@@ -52,7 +53,7 @@ def make(store: ResultsStore, plan: Plan) -> None:
     write_all(store, plan)
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, 1)
-    store.finish(ID, 1)
+    store.describe(ID, 1)
 
 
 def open_result(folder: Path) -> xr.Dataset:
@@ -110,18 +111,20 @@ def test_a_later_attempt_is_told_what_is_whole(
     place: Place, store: ResultsStore, nowcast: bool
 ) -> None:
     plan = make_nowcast_plan() if nowcast else make_plan(seeds=(1, 2, 3))
-    assert store.create(plan, ID, PROVENANCE, 1) == Begun()
+    assert store.create(plan, ID, PROVENANCE, 1) == CompletedMembers()
     for member, n_times in ((0, plan.n_times), (1, plan.n_times - 1), (2, plan.n_times)):
         for time_index in range(n_times):
             store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
     if nowcast:
         field = np.zeros((4, 8), np.float32)
         for step in range(plan.n_steps):
-            store.write_conditioning(ID, 1, 1, step, field)
-        store.write_conditioning(ID, 1, 0, 0, field)
+            place.intermediate().write_conditioning(ID, 1, 1, step, field)
+        place.intermediate().write_conditioning(ID, 1, 0, 0, field)
     known = place.keys(ID)
     again = place.store()
-    assert again.create(plan, ID, PROVENANCE, 1) == Begun((0, 2), (1,) if nowcast else ())
+    assert again.create(plan, ID, PROVENANCE, 1) == CompletedMembers(
+        members=(0, 2), conditioning=(1,) if nowcast else ()
+    )
     assert place.keys(ID) == known
 
 
@@ -135,41 +138,41 @@ def test_a_checkpoint_is_found_when_all_steps_up_to_it_are_written(
 ) -> None:
     plan = make_plan(seeds=(1, 2), n_steps=5)
     store.create(plan, ID, PROVENANCE, 1)
-    store.write_checkpoint(ID, 1, 1, checkpoint_at(2))
+    place.intermediate().write_checkpoint(ID, 1, 1, checkpoint_at(2))
     for time_index in (2, 0):
         store.write_step(ID, 1, 1, time_index, fields(plan, 1, time_index))
-        assert store.read_checkpoint(ID, 1) is None
+        assert place.intermediate().read_checkpoint(ID, 1) is None
     store.write_step(ID, 1, 1, 1, fields(plan, 1, 1))
-    found = place.store().read_checkpoint(ID, 1)
+    found = place.intermediate().read_checkpoint(ID, 1)
     assert found is not None
     assert (found.step, found.origin) == (2, "model")
     np.testing.assert_array_equal(found.state, checkpoint_at(2).state)
     np.testing.assert_array_equal(found.internal["noise"], np.arange(5, dtype=np.uint8))
-    assert store.read_checkpoint(ID, 0) is None
+    assert place.intermediate().read_checkpoint(ID, 0) is None
 
 
 def test_of_a_member_the_last_checkpoint_is_kept(place: Place, store: ResultsStore) -> None:
     plan = make_plan(seeds=(1, 2), n_steps=5)
     store.create(plan, ID, PROVENANCE, 1)
     for member, step in ((0, 1), (1, 1), (1, 3)):
-        store.write_checkpoint(ID, 1, member, checkpoint_at(step))
+        place.intermediate().write_checkpoint(ID, 1, member, checkpoint_at(step))
     # One that a dead process had under way counts for nothing.
-    store.write_checkpoint(ID, 1, 1, checkpoint_at(2))
+    place.intermediate().write_checkpoint(ID, 1, 1, checkpoint_at(2))
     for time_index in range(5):
         store.write_step(ID, 1, 1, time_index, fields(plan, 1, time_index))
-    found = store.read_checkpoint(ID, 1)
+    found = place.intermediate().read_checkpoint(ID, 1)
     assert found is not None and found.step == 3
-    store.drop_checkpoints(ID, 1, 1)
+    place.intermediate().remove_checkpoints(ID, 1, 1)
     assert [key for key in place.keys(ID) if "checkpoints/" in key] == [
         f"work/{ID}/checkpoints/0-1.npz"
     ]
     store.write_step(ID, 2, 0, 0, fields(plan, 0, 0))
     with pytest.raises(StaleConductor):
-        store.write_checkpoint(ID, 1, 0, checkpoint_at(4))
+        place.intermediate().write_checkpoint(ID, 1, 0, checkpoint_at(4))
     store.clean(ID)
     assert not [key for key in place.keys(ID) if "checkpoints" in key]
     with pytest.raises(StageFailed, match="not being written"):
-        store.write_checkpoint(ID, 2, 0, checkpoint_at(4))
+        place.intermediate().write_checkpoint(ID, 2, 0, checkpoint_at(4))
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
@@ -177,7 +180,7 @@ def test_a_damaged_checkpoint_is_none(place: Place, store: ResultsStore, damage:
     plan = make_plan(seeds=(1,))
     store.create(plan, ID, PROVENANCE, 1)
     store.write_step(ID, 1, 0, 0, fields(plan, 0, 0))
-    store.write_checkpoint(ID, 1, 0, checkpoint_at(0))
+    place.intermediate().write_checkpoint(ID, 1, 0, checkpoint_at(0))
     file = io.BytesIO()
     checkpoint_at(0).write(file)
     content = bytearray(file.getvalue())
@@ -188,7 +191,7 @@ def test_a_damaged_checkpoint_is_none(place: Place, store: ResultsStore, damage:
     else:
         content.clear()
     place.write(f"work/{ID}/checkpoints/0-0.npz", bytes(content))
-    assert store.read_checkpoint(ID, 0) is None
+    assert place.intermediate().read_checkpoint(ID, 0) is None
 
 
 @pytest.mark.parametrize("changed", ["model", "data_source"])
@@ -200,13 +203,13 @@ def test_members_of_another_model_are_not_mixed(
     write_all(store, plan)
     another = {**PROVENANCE, changed: {"name": "another", "synthetic": True}}
     beside = place.store()
-    assert beside.create(plan, ID, another, 1) == Begun()
-    assert not beside.written(ID)
+    assert beside.create(plan, ID, another, 1) == CompletedMembers()
+    assert not place.written_steps(ID)
     write_all(beside, plan)
     # The replica that had opened what there was before tells of the new one.
     store.export_netcdf(ID, 1)
-    store.finish(ID, 1)
-    assert getattr(store.recorded(ID)[1], changed).name == "another"
+    store.describe(ID, 1)
+    assert getattr(store.origin(ID)[1], changed).name == "another"
     with open_result(place.folder(plan.workflow, ID)) as dataset:
         assert "another" in str(dataset.attrs)
 
@@ -242,7 +245,7 @@ def test_a_store_can_be_read_while_it_grows(place: Place, store: ResultsStore) -
     growing = open_result(place.folder(plan.workflow, ID)).t2m
     np.testing.assert_array_equal(growing[1, 2], expected(plan, "t2m")[1, 2])
     assert int(growing.isnull().sum()) == growing.size - growing[1, 2].size
-    assert store.written(ID) == {(1, 2)}
+    assert place.written_steps(ID) == {(1, 2)}
     field = store.read_field(ID, "t2m", 1, 2)
     np.testing.assert_array_equal(field, growing[1, 2])
     assert store.read_field(ID, "t2m", 0, 0) is None
@@ -252,7 +255,7 @@ def test_fields_that_are_all_missing_are_written(store: ResultsStore) -> None:
     plan = make_plan(seeds=(1,), n_steps=0)
     store.create(plan, ID, PROVENANCE, 1)
     store.write_step(ID, 1, 0, 0, np.full((2, 5, 8), np.nan, np.float32))
-    totals = store.finish(ID, 1).totals
+    totals = store.describe(ID, 1).totals
     # Of 8 arrays and the group; coordinates; fields; checksums.
     assert totals.files == 9 + 6 + 2 + 1
 
@@ -285,12 +288,12 @@ def test_large_fields_are_written_by_several_threads(place: Place, store: Result
     ],
 )
 def test_what_the_plan_does_not_have_is_refused(
-    store: ResultsStore, member: int, time_index: int, shape: tuple[int, ...]
+    place: Place, store: ResultsStore, member: int, time_index: int, shape: tuple[int, ...]
 ) -> None:
     store.create(make_plan(), ID, PROVENANCE, 1)
-    with pytest.raises(ValueError, match="needed|has no"):
+    with pytest.raises(ValueError, match="have shape|has no"):
         store.write_step(ID, 1, member, time_index, np.zeros(shape, np.float32))
-    assert store.written(ID) == set()
+    assert place.written_steps(ID) == set()
 
 
 def test_all_may_be_done_twice(place: Place, store: ResultsStore) -> None:
@@ -298,11 +301,11 @@ def test_all_may_be_done_twice(place: Place, store: ResultsStore) -> None:
     make(store, plan)
     chunk = f"results/{plan.workflow}/{ID}/results.zarr/t2m/c.0.0.0.0"
     before = place.state(chunk)
-    first = store.finish(ID, 1)
+    first = store.describe(ID, 1)
     store.create(plan, ID, PROVENANCE, 1)
     store.write_step(ID, 1, 0, 0, np.zeros((2, 5, 8), np.float32))
     assert place.state(chunk) == before
-    assert store.finish(ID, 1) == first
+    assert store.describe(ID, 1) == first
 
 
 def test_a_step_without_its_record_is_written_again(place: Place, store: ResultsStore) -> None:
@@ -310,18 +313,18 @@ def test_a_step_without_its_record_is_written_again(place: Place, store: Results
     make(store, plan)
     place.remove(f"work/{ID}/steps/1-1")
     place.write(f"results/{plan.workflow}/{ID}/results.zarr/z500/c.1.1.0.0", b"torn")
-    assert (1, 1) not in store.written(ID)
+    assert (1, 1) not in place.written_steps(ID)
     with pytest.raises(StageFailed, match="1 steps"):
-        store.finish(ID, 1)
+        store.describe(ID, 1)
     store.write_step(ID, 1, 1, 1, fields(plan, 1, 1))
-    store.finish(ID, 1)
+    store.describe(ID, 1)
     folder = place.folder(plan.workflow, ID)
     np.testing.assert_array_equal(open_result(folder).z500, expected(plan, "z500"))
 
 
 def test_another_plan_is_refused(store: ResultsStore) -> None:
     store.create(make_plan(), ID, PROVENANCE, 1)
-    with pytest.raises(StageFailed, match="another plan"):
+    with pytest.raises(StageFailed, match="different plan"):
         store.create(make_plan(seeds=(1, 2)), ID, PROVENANCE, 2)
 
 
@@ -338,7 +341,7 @@ OLD_CALLS: dict[str, Callable[[ResultsStore, Plan], object]] = {
     "write_step": lambda store, plan: store.write_step(ID, 1, 0, 0, fields(plan, 0, 0)),
     "export_netcdf": lambda store, plan: store.export_netcdf(ID, 1),
     "add_file": lambda store, plan: store.add_file(ID, 1, "preview.png", b"a map"),
-    "finish": lambda store, plan: store.finish(ID, 1),
+    "describe": lambda store, plan: store.describe(ID, 1),
 }
 
 
@@ -351,7 +354,7 @@ def test_an_older_fence_is_refused(place: Place, store: ResultsStore, call: str)
     other.write_step(ID, 12, 1, 1, fields(plan, 1, 1))
     with pytest.raises(StaleConductor, match="1 was superseded by 12"):
         OLD_CALLS[call](store, plan)
-    assert store.written(ID) == {(1, 1)}
+    assert place.written_steps(ID) == {(1, 1)}
 
 
 @pytest.mark.parametrize("call", list(OLD_CALLS)[1:])
@@ -396,7 +399,7 @@ def test_purge_wins_against_writers(place: Place, store: ResultsStore) -> None:
     writers = [threading.Thread(target=write, args=(member,)) for member in plan.members]
     for writer in writers:
         writer.start()
-    while len(store.written(ID)) < 10:
+    while len(place.written_steps(ID)) < 10:
         pass
     store.purge(plan.workflow, ID)
     for writer in writers:
@@ -436,7 +439,7 @@ def test_the_manifest_names_every_file(
         store.export_netcdf(ID, 1)
     store.add_file(ID, 1, "preview.png", b"half a map")
     store.add_file(ID, 1, "preview.png", b"a map")
-    description = store.finish(ID, 1, extra=["preview.png"])
+    description = store.describe(ID, 1, extra=["preview.png"])
     folder = place.folder(plan.workflow, ID)
     assert (folder / "preview.png").read_bytes() == b"a map"
     listed = {file.path: file for file in description.output_files}
@@ -468,7 +471,7 @@ def test_the_manifest_of_many_files_is_bounded(place: Place) -> None:
     plan = make_plan()
     store.create(plan, ID, PROVENANCE, 1)
     write_all(store, plan)
-    description = store.finish(ID, 1)
+    description = store.describe(ID, 1)
     paths = [file.path for file in description.output_files]
     assert f"{ID}/results.zarr/t2m/zarr.json" in paths
     assert f"{ID}/checksums.sha256" in paths
@@ -500,7 +503,7 @@ def test_a_damaged_result_is_not_called_whole(
     else:
         place.write(key, content)
     with pytest.raises(StageFailed, match=name) as failed:
-        store.finish(ID, 1)
+        store.describe(ID, 1)
     assert failed.value.stage == "package"
     assert str(tmp_path) not in str(failed.value)
 
@@ -512,12 +515,15 @@ def test_it_lists_of_which_executions_something_is_there(place: Place, store: Re
         store.create(plan, execution_id, PROVENANCE, 1)
     store.clean(ids[2])
     listed = [
-        ("exec_1_00000000", ("another_workflow",), True),
-        ("exec_2_00000000", ("foundry_fcn3_workflow",), False),
-        ("exec_3_00000000", ("foundry_fcn3_workflow",), True),
+        StoredExecution(execution_id=execution_id, workflows=(workflow,), is_working=is_working)
+        for execution_id, workflow, is_working in (
+            ("exec_1_00000000", "another_workflow", True),
+            ("exec_2_00000000", "foundry_fcn3_workflow", False),
+            ("exec_3_00000000", "foundry_fcn3_workflow", True),
+        )
     ]
-    assert [tuple(each) for each in store.stored_executions("", 9)] == listed
-    assert [tuple(each) for each in store.stored_executions("", 2)] == listed[:2]
-    assert [tuple(each) for each in store.stored_executions("exec_2_00000000", 2)] == listed[2:]
+    assert store.stored_executions("", 9) == listed
+    assert store.stored_executions("", 2) == listed[:2]
+    assert store.stored_executions("exec_2_00000000", 2) == listed[2:]
     store.purge(other.workflow, "exec_1_00000000")
-    assert [tuple(each) for each in place.store().stored_executions("", 9)] == listed[1:]
+    assert place.store().stored_executions("", 9) == listed[1:]

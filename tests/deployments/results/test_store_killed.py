@@ -35,7 +35,7 @@ def carry_through(root: Path, plan: Plan, fence: int) -> Listing:
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, fence)
     store.add_file(ID, fence, "preview.png", b"a map")
-    return store.finish(ID, fence, extra=["preview.png"])
+    return store.describe(ID, fence, extra=["preview.png"])
 
 
 def run_killed(work: Callable[[], object], at: int) -> int:

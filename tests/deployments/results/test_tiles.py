@@ -61,7 +61,7 @@ def written(folder: Path, name: str, output_format: str) -> Path:
                 store.write_step(ID, 1, member, time_index, places(plan) + np.float32(offset))
         if output_format == "netcdf4":
             store.export_netcdf(ID, 1)
-            store.finish(ID, 1)
+            store.describe(ID, 1)
     return result / ("results.nc" if output_format == "netcdf4" else "results.zarr")
 
 
