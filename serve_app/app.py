@@ -117,8 +117,8 @@ def build(args: dict[str, Any]) -> Application:
             store_url=store_url,
             max_running=settings.max_running,
             replicas=settings.models.replicas,
-            in_turn=settings.models.in_turn,
-            housekeeping=RetentionOptions(
+            models_share_gpu=settings.models.in_turn,
+            retention=RetentionOptions(
                 keep_s=settings.results.keep_s,
                 keep_record_s=settings.results.keep_record_s,
                 keep_failed_s=settings.results.keep_failed_s,

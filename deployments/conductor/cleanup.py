@@ -1,4 +1,4 @@
-"""Removing what executions leave behind, so that it changes nothing of how they ended."""
+"""Removing the files that executions leave behind, without changing how they ended."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from workflows.execution import Execution
 logger = logging.getLogger("ray.serve")
 
 REMOVAL = RetryPolicy(attempts=4, initial_delay_s=0.5)
-WITHDRAWALS = 2
-"""At once: the uploader's places are for uploads."""
-SOON_S = 5.0
-LIMIT_S = 600.0
-"""A million blobs take some minutes; an uploader that never comes must not hold up a retry."""
+CONCURRENT_WITHDRAWALS = 2
+"""The uploader's calls are meant for uploads."""
+SHORT_WAIT_S = 5.0
+TIMEOUT_S = 600.0
+"""A million blobs take some minutes; an uploader that does not answer must not delay a retry."""
 
 
 async def best_effort_cleanup(deployment: DeploymentHandle[Any], method: str, *args: Any) -> bool:
-    """Call what removes files, some times if need be; says whether they are gone."""
+    """Call a method that removes files, with retries, and return whether it succeeded."""
 
     async def call() -> None:
         response = getattr(deployment, method).remote(*args)
@@ -38,30 +38,31 @@ async def best_effort_cleanup(deployment: DeploymentHandle[Any], method: str, *a
     try:
         await retry_transient(call, method, REMOVAL)
     except Exception:
-        logger.exception("%s was in vain: files stay behind", method)
+        logger.exception("%s failed; files were left behind", method)
         return False
     return True
 
 
 class Withdrawals:
-    """Removes what was uploaded of results that were removed before they were whole.
+    """Removes from containers what was uploaded of results that were never completed.
 
-    Nobody waits long for that but the next attempt: Azure may be away, or the uploader's node.
+    Runs in the background, since Azure or the uploader may be away: only the next attempt at the
+    same execution waits for it.
 
     Parameters
     ----------
     blob_uploader : DeploymentHandle or None
-        None where nothing is uploaded (any more).
+        None if this server uploads nothing.
     """
 
     def __init__(self, blob_uploader: DeploymentHandle[Any] | None) -> None:
         self._uploader = blob_uploader
-        self._places = asyncio.Semaphore(WITHDRAWALS)
+        self._limit = asyncio.Semaphore(CONCURRENT_WITHDRAWALS)
         self.running: dict[str, asyncio.Task[None]] = {}
-        """By execution."""
+        """By execution id."""
 
-    def begin(self, execution: Execution) -> None:
-        """Begin with what an execution has left, if there can be any."""
+    def start(self, execution: Execution) -> None:
+        """Begin to remove what an execution may have uploaded."""
         execution_id = execution.execution_id
         job = UploadJob.unfinished(execution)
         if job is None or self._uploader is None or execution_id in self.running:
@@ -72,27 +73,29 @@ class Withdrawals:
         self.running[execution_id] = task
         task.add_done_callback(lambda _: self.running.pop(execution_id))
 
-    async def soon(self, execution: Execution) -> None:
-        """Begin, and wait for a moment: what takes longer goes on beside."""
-        self.begin(execution)
+    async def start_and_wait(self, execution: Execution) -> None:
+        """Begin, and wait for the end for a few seconds; a longer removal continues alone."""
+        self.start(execution)
         if (task := self.running.get(execution.execution_id)) is not None:
-            await asyncio.wait({task}, timeout=SOON_S)
+            await asyncio.wait({task}, timeout=SHORT_WAIT_S)
 
-    async def over(self, execution_id: str) -> None:
+    async def wait(self, execution_id: str) -> None:
         """Wait until nothing of an execution is being removed."""
         if (task := self.running.get(execution_id)) is not None:
             await asyncio.wait({task})
 
     def stop(self) -> None:
-        """Stop where they are."""
+        """Cancel all removals."""
         for task in self.running.values():
             task.cancel()
 
     async def _withdraw(self, uploader: DeploymentHandle[Any], job: UploadJob) -> None:
         bind_execution(job.execution_id, job.workflow)
-        async with self._places:
+        async with self._limit:
             try:
-                async with asyncio.timeout(LIMIT_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     await best_effort_cleanup(uploader, "withdraw", job)
             except TimeoutError:
-                logger.warning("chunks stay in %s: no answer in time", job.container.url)
+                logger.warning(
+                    "no answer in time; chunks were left behind in %s", job.container.url
+                )

@@ -1,367 +1,208 @@
-"""What the steps of an execution's life use: calls to deployments, records, progress."""
+"""The lifecycle of the executions that this process runs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, cast
 
 import sqlalchemy as sa
 from dbos._error import DBOSMaxStepRetriesExceeded, DBOSWorkflowCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.conductor.capacity import WorkflowCapacity
 from deployments.conductor.cleanup import Withdrawals, best_effort_cleanup
-from deployments.conductor.dbos_log import log_cancelled, log_completed, log_failure
+from deployments.conductor.fencing import end_process
 from deployments.conductor.member_scheduler import MemberScheduler
 from deployments.conductor.metrics import ExecutionMetrics
-from deployments.conductor.progress import Life, ProgressTracker, written_before
-from deployments.models.messages import MemberJob, MemberProgress
-from deployments.runtime.failures import as_stage_failure
-from deployments.runtime.log_context import bind_execution, execution_bound, set_stage
+from deployments.conductor.progress import ActiveExecution, completed_steps
+from deployments.conductor.records import ExecutionRecords
+from deployments.runtime.log_context import bind_execution, execution_bound
 from deployments.runtime.retries import retry_on_db_outage
 from deployments.runtime.tasks import shield
-from deployments.runtime.versions import software
-from deployments.store.conductor_view import ConductorStore
 from workflows.base import Plan
 from workflows.custom import CustomPlan, is_custom
-from workflows.dataset import Origin
-from workflows.errors import DiskFull, StageFailed, StaleConductor
+from workflows.errors import DiskFull, StageFailed
 from workflows.execution import FINISHED, Execution, Progress, Stage, Status
 from workflows.manifest import Manifest
 
 logger = logging.getLogger("ray.serve")
 
-R = TypeVar("R")
 
+@dataclass(eq=False)
+class ExecutionContext:
+    """Begins and ends executions in this process, and knows which ones run."""
 
-class Lives:
-    """The executions that this process carries, and all that their steps need.
-
-    Parameters
-    ----------
-    store : ConductedStore
-    deployments : dict of str to DeploymentHandle
-        ``packager``, ``initial_conditions`` and every model, by name.
-    ended : callable
-        Told the id of every life that ends here.
-    freed : callable
-        Told the id of an execution that needs its replica no more, before it ends.
-    metrics : LifeMetrics
-        Told every change of a record.
-    turns : FairTurns, optional
-        At the models; by default each has one replica.
-    in_turn : bool
-        Whether models take turns on one GPU.
-    """
-
-    def __init__(
-        self,
-        store: ConductorStore,
-        deployments: dict[str, DeploymentHandle[Any]],
-        ended: Callable[[str], None],
-        freed: Callable[[str], None] = lambda _: None,
-        *,
-        metrics: ExecutionMetrics | None = None,
-        turns: MemberScheduler | None = None,
-        in_turn: bool = False,
-    ) -> None:
-        self.fence = 0
-        """Our token; goes along with every call that changes something."""
-        self.origins: dict[str, Origin] = {}
-        """Origins of the models and data sources that are ready, by name."""
-        self.running: dict[str, Life] = {}
-        self.removing: dict[str, asyncio.Event] = {}
-        """What an earlier attempt has left and is just being removed; set when that is done."""
-        self.withdrawals = Withdrawals(deployments.get("blob_uploader"))
-        self.closed = False
-        """True when no life may begin here any more."""
-        self._store = store
-        self._deployments = deployments
-        self._ended = ended
-        self.freed = freed
-        self.metrics = metrics or ExecutionMetrics()
-        self._turns = MemberScheduler({}) if turns is None else turns
-        self.progress = ProgressTracker(self.running, self._read, self.record, in_turn=in_turn)
+    records: ExecutionRecords
+    packager: DeploymentHandle[Any]
+    withdrawals: Withdrawals
+    scheduler: MemberScheduler
+    capacity: WorkflowCapacity
+    metrics: ExecutionMetrics
+    active: dict[str, ActiveExecution] = field(default_factory=dict, init=False)
+    """The executions that run in this process, by id."""
+    _held_back: dict[str, asyncio.Event] = field(default_factory=dict, init=False)
+    _is_closed: bool = field(default=False, init=False)
 
     @asynccontextmanager
-    async def life_of(self, execution_id: str, attempt: int) -> AsyncIterator[Plan | CustomPlan]:
-        """Give an execution's plan, and record how its life ends if it does not end well.
+    async def running(self, execution_id: str, attempt: int) -> AsyncIterator[Plan | CustomPlan]:
+        """Yield the plan of an execution, and record its end if the block fails or is cancelled.
 
         Raises
         ------
         StageFailed
-            If a later attempt has taken over. That of a Conductor which died after it had recorded
-            a failure is taken up again by its successor, and must not touch the execution any more.
+            If a later attempt has taken over. DBOS recovers the attempt of a Conductor that died
+            between its own record of a failure and DBOS's; that attempt must not touch the
+            execution any more.
         """
-        if execution_id in self.removing:
-            await self.removing[execution_id].wait()
-        # Or it would remove what this attempt has brought there.
-        await self.withdrawals.over(execution_id)
-        execution = await self._read(execution_id)
+        if execution_id in self._held_back:
+            await self._held_back[execution_id].wait()
+        # A withdrawal would remove what this attempt uploads.
+        await self.withdrawals.wait(execution_id)
+        execution = await self.records.read(execution_id)
         bind_execution(execution_id, execution.workflow, execution.stage)
-        if self.closed:
+        if self._is_closed:
             raise asyncio.CancelledError
         if execution.retries != attempt:
-            raise StageFailed(Stage.FINISH, f"attempt {attempt} is over, see {execution.retries}")
-        life = Life(cast(asyncio.Task[Any], asyncio.current_task()))
-        self.running[execution_id] = life
-        self._turns.arrive(execution_id)
+            raise StageFailed(
+                Stage.FINISH, f"attempt {attempt} was superseded by attempt {execution.retries}"
+            )
+        active = ActiveExecution(cast(asyncio.Task[Any], asyncio.current_task()))
+        self.active[execution_id] = active
+        self.scheduler.add_execution(execution_id)
         try:
             if execution.cancel_requested:
                 raise asyncio.CancelledError
             if execution.status == Status.FAILED:
-                # Taken up again by a successor after the outcome was recorded.
+                # Recovered by DBOS although its outcome is recorded.
                 raise StageFailed(execution.stage or Stage.FINISH, execution.error_message or "")
             plan = _plan_of(execution)
             if isinstance(plan, Plan):
-                life.written = written_before(execution, plan)
-                life.conditioned = [0] * len(plan.conditioning.seeds if plan.conditioning else ())
+                active.written = completed_steps(execution, plan)
+                active.conditioned = [0] * len(plan.conditioning.seeds if plan.conditioning else ())
             yield plan
         except (asyncio.CancelledError, DBOSWorkflowCancelledError):
-            # A cancel comes twice, from us and from DBOS: the second must not stop this.
+            # Both this process and DBOS cancel the task: the second cancel must not stop this.
             try:
                 await shield(self.end_cancelled(execution_id))
             except sa.exc.SQLAlchemyError as error:
-                # As an error it would be recorded, and the successor would not go on.
+                # DBOS would record this error as the outcome, and no successor would resume.
                 logger.warning("%s is left to a successor: %s", execution_id, error)
             raise
         except sa.exc.OperationalError as error:
-            # Not the execution's failure. Recorded as one it would not go on.
-            end_this_process(f"the execution store is away: {error.orig}")
+            # Not a failure of the execution. Recorded as one it would not be resumed.
+            end_process(f"the execution store is away: {error.orig}")
         except Exception as error:
-            log_failure(execution_id, _reason(error), error)
+            _log_failure(execution_id, error)
             await shield(self.end_failed(execution_id, _reason(error), error))
             raise
         finally:
-            del self.running[execution_id]
-            self.metrics.left(execution_id)
-            self._turns.leave(execution_id)
-            self._ended(execution_id)
+            del self.active[execution_id]
+            self.metrics.forget(execution_id)
+            self.scheduler.remove_execution(execution_id)
+            self.capacity.remove(execution_id)
 
     async def end_cancelled(self, execution_id: str) -> None:
-        """Remove what an execution has made and record that it was cancelled.
+        """Remove the files of an execution and record that it was cancelled.
 
-        Nothing happens if it has finished by itself. Without a request it is this process that
-        ends, and the successor goes on.
+        Does nothing if the execution has finished. Nor if nobody asked for the cancel: then this
+        process is stopping, and its successor resumes the execution.
         """
-        execution = await asyncio.to_thread(self._store.read, execution_id)
+        execution = await asyncio.to_thread(self.records.store.read, execution_id)
         if not execution.cancel_requested or execution.status in FINISHED:
             return
         with execution_bound(execution_id, execution.workflow, execution.stage):
-            await best_effort_cleanup(
-                self._deployments["packager"], "purge", execution.workflow, execution_id
+            await self._purge(execution)
+            # Before the record: after it no successor would repeat the withdrawal.
+            await self.withdrawals.start_and_wait(execution)
+            cancelled = await self.records.write(
+                self.records.store.update, execution_id, status=Status.CANCELLED
             )
-            # Before the record: behind it no successor would take it up again.
-            await self.withdrawals.soon(execution)
-            ended = await self.write(self._store.update, execution_id, status=Status.CANCELLED)
-            self.metrics.changed(ended)
-            log_cancelled(execution_id)
+            self.metrics.record_update(cancelled)
+            logger.info("%s cancelled", execution_id)
 
     async def end_failed(
         self, execution_id: str, reason: str, error: Exception | None = None
     ) -> None:
         """Record why an execution failed.
 
-        What it made stays if it can be had, or if a retry need not compute it again.
+        Its files are kept if they are results, or if a retry can use them.
         """
-        execution = await self._read(execution_id)
+        execution = await self.records.read(execution_id)
         if execution.status in FINISHED - {Status.FAILED}:
             return
-        # What is recorded as failed may wait for its next attempt a moment later.
+        # A failure that is recorded already may have been queued for its next attempt.
         if execution.status not in (Status.FAILED, Status.QUEUED):
-            await self.record(execution_id, status=Status.FAILED, error_message=reason)
-            self.metrics.failed(execution, error)
+            await self.records.update(execution_id, status=Status.FAILED, error_message=reason)
+            self.metrics.record_failure(execution, error)
         with execution_bound(execution_id, execution.workflow, execution.stage):
             if execution.results is not None:
-                await best_effort_cleanup(self._deployments["packager"], "clean", execution_id)
+                await best_effort_cleanup(self.packager, "clean", execution_id)
             elif isinstance(error, DiskFull) or not execution.has_whole_members:
-                # It helps nobody, or is what has filled the disk.
-                if await best_effort_cleanup(
-                    self._deployments["packager"], "purge", execution.workflow, execution_id
-                ):
-                    self.withdrawals.begin(execution)
+                # No retry can use the files, or they are what filled the disk.
+                if await self._purge(execution):
+                    self.withdrawals.start(execution)
                     await retry_on_db_outage(
-                        partial(self.write, self._store.mark_left_nothing, execution_id)
+                        partial(
+                            self.records.write,
+                            self.records.store.mark_files_removed,
+                            execution_id,
+                        )
                     )
 
-    async def enter(
-        self,
-        execution_id: str,
-        stage: Stage,
-        status: Status | None = None,
-        progress: Progress | None = None,
+    async def mark_completed(
+        self, execution_id: str, results: Manifest, progress: Progress | None
     ) -> None:
-        """Record that an execution has come to a stage; a resumed one does not step back."""
-        execution = await self._read(execution_id)
-        if execution.stage is None or execution.stage.is_before(stage):
-            await self.record(execution_id, stage=stage, status=status, progress=progress)
+        """Record the results and the end of an execution; a cancel after this comes too late.
 
-    async def enter_delivery(
-        self,
-        execution_id: str,
-        stage: Stage,
-        results: Manifest,
-        progress: Progress | None,
+        Not a recorded step: the execution's own record says that this was done.
+        """
+        await shield(self._complete(execution_id, results, progress))
+
+    async def _complete(
+        self, execution_id: str, results: Manifest, progress: Progress | None
     ) -> None:
-        """Record that results are whole, and that their delivery has come to a stage."""
-        execution = await self._read(execution_id)
-        if execution.status not in FINISHED:
-            ahead = execution.stage is not None and stage.is_before(execution.stage)
-            await self.record(
-                execution_id,
-                stage=execution.stage if ahead else stage,
-                status=Status.PENDING_RESULTS,
-                progress=progress,
-                results=execution.manifest(results),
-            )
+        seconds = await self.records.mark_completed(execution_id, results, progress)
+        if seconds is not None:
+            logger.info("%s completed in %.1f s", execution_id, seconds)
+        await best_effort_cleanup(self.packager, "clean", execution_id)
 
-    async def keep(self, execution_id: str, results: Manifest, progress: Progress) -> None:
-        """Record results of an execution that is about to fail: they can be had all the same."""
-        execution = await self._read(execution_id)
-        if execution.status not in FINISHED:
-            await self.record(
-                execution_id,
-                stage=Stage.PACKAGE,
-                progress=progress,
-                results=execution.manifest(results, Status.FAILED),
-            )
+    async def _purge(self, execution: Execution) -> bool:
+        return await best_effort_cleanup(
+            self.packager, "purge", execution.workflow, execution.execution_id
+        )
 
-    async def complete(
-        self, execution_id: str, results: Manifest, progress: Progress | None = None
-    ) -> None:
-        """Record the results and that all is done; twice is harmless."""
-        execution = await self._read(execution_id)
-        if execution.status not in FINISHED:
-            manifest = execution.manifest(results)
-            await self.record(
-                execution_id,
-                status=Status.COMPLETED,
-                stage=Stage.FINISH,
-                progress=progress,
-                results=manifest,
-            )
-            log_completed(execution_id, cast(float, manifest.execution_time_seconds))
-        await best_effort_cleanup(self._deployments["packager"], "clean", execution_id)
-
-    async def record(self, execution_id: str, **values: Any) -> None:
-        """Bring the record up to date, see `ConductorStore.update`."""
-        update = partial(self.write, self._store.update, execution_id, **values)
-        changed = await retry_on_db_outage(update)
-        set_stage(changed.stage)
-        self.metrics.changed(changed)
-
-    async def _read(self, execution_id: str) -> Execution:
-        return await retry_on_db_outage(partial(asyncio.to_thread, self._store.read, execution_id))
-
-    async def write(self, method: Callable[..., R], *args: Any, **values: Any) -> R:
-        """Call the store with our token, in a thread."""
+    @asynccontextmanager
+    async def holding_back(self, execution_id: str) -> AsyncIterator[None]:
+        """Keep an execution from beginning while the block removes what an attempt has left."""
+        done = self._held_back[execution_id] = asyncio.Event()
         try:
-            return await asyncio.to_thread(method, self.fence, *args, **values)
-        except StaleConductor as error:
-            superseded(str(error))
+            yield
+        finally:
+            del self._held_back[execution_id]
+            done.set()
 
-    def provenance(self, plan: Plan) -> dict[str, Any]:
-        """Say what computes a plan: model, data source and software."""
-        return {
-            "model": self._origin(plan.model),
-            "data_source": self._origin(plan.data_source),
-            "conditioned_on": [self._origin(name) for name in _conditioned_on(plan)],
-            "software": software(),
-        }
+    async def close(self, drain_s: float) -> None:
+        """Let no execution begin any more, and stop those that run; they stay pending in DBOS.
 
-    def _origin(self, name: str) -> Origin:
-        return self.origins.get(name) or Origin(name=name)
-
-    def serves(self, deployment: str) -> bool:
-        """Say whether this server has a deployment; a plan may be older than its settings."""
-        return deployment in self._deployments
-
-    async def call(
-        self, stage: Stage, deployment: str, method: str, *args: Any, fenced: bool = True
-    ) -> Any:
-        """Call a deployment, with the fencing token as last argument.
-
-        Raises
-        ------
-        StageFailed
-            With the reason; `TransientFailure` if another try is worth it.
+        Parameters
+        ----------
+        drain_s : float
+            How long running executions may take to end by themselves.
         """
-        self.metrics.attempted(stage)
-        if fenced:
-            args = (*args, self.fence)
-        response = getattr(self._deployments[deployment], method).remote(*args)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except Exception as error:
-            raise _failure(stage, error) from None
-
-    async def stream(
-        self, stage: Stage, deployment: str, method: str, *args: Any
-    ) -> AsyncIterator[Any]:
-        """Call a generator of a deployment; it is cancelled when the caller goes away.
-
-        Raises
-        ------
-        StageFailed
-            With the reason; `TransientFailure` if another try is worth it.
-        """
-        if not self.serves(deployment):
-            raise StageFailed(stage, f"this server does not serve {deployment} any more")
-        self.metrics.attempted(stage)
-        handle = self._deployments[deployment].options(stream=True)
-        response = getattr(handle, method).remote(*args)
-        try:
-            async for item in response:
-                yield item
-        except (asyncio.CancelledError, GeneratorExit):
-            response.cancel()
-            raise
-        except Exception as error:
-            raise _failure(stage, error) from None
-
-    async def member(
-        self, model: str, method: str, job: MemberJob, steps: int
-    ) -> AsyncIterator[MemberProgress]:
-        """Have a member computed when it is its turn; tells how many steps are written.
-
-        Raises
-        ------
-        StageFailed
-            As `stream`.
-        """
-        async with self._turns.turn(model, job.execution_id, steps) as turn:
-            told = job.model_copy(update={"replica": turn.replica})
-            async for progress in self.stream(Stage.INFERENCE, model, method, told):
-                turn.told(steps - progress.written, progress.replica)
-                yield progress
-
-
-def superseded(reason: str) -> NoReturn:
-    """End this process: somebody conducts with a newer token.
-
-    Not an exception: a step that failed would be recorded, in the name of the successor.
-    """
-    end_this_process(f"superseded by another Conductor: {reason}")
-
-
-def end_this_process(reason: str) -> NoReturn:
-    """Leave all that runs here to a successor, which Serve starts."""
-    logger.critical("this process ends: %s", reason)
-    os._exit(1)
-
-
-def _failure(stage: str, error: Exception) -> Exception:
-    failure = as_stage_failure(stage, error)
-    if isinstance(failure, StaleConductor):
-        superseded(str(failure))
-    return failure
+        self._is_closed = True
+        tasks = {execution.task for execution in self.active.values()}
+        if not tasks:
+            return
+        _, unfinished = await asyncio.wait(tasks, timeout=drain_s)
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
 
 
 def _plan_of(execution: Execution) -> Plan | CustomPlan:
@@ -370,14 +211,18 @@ def _plan_of(execution: Execution) -> Plan | CustomPlan:
     return Plan.model_validate(execution.plan)
 
 
-def _conditioned_on(plan: Plan) -> tuple[str, ...]:
-    if plan.conditioning is None:
-        return ()
-    return plan.conditioning.model, plan.conditioning.interpolation, plan.conditioning.data_source
-
-
 def _reason(error: Exception) -> str:
-    """Say why an execution failed, in words for the person who asked for it."""
+    """Return why an execution failed, in words for its client."""
     if isinstance(error, DBOSMaxStepRetriesExceeded):
         return f"{error.errors[-1]} (given up after {len(error.errors)} attempts)"
     return str(error) or type(error).__name__
+
+
+def _log_failure(execution_id: str, error: Exception) -> None:
+    if isinstance(error, StageFailed):
+        logger.error("%s failed at %s: %s", execution_id, error.stage, _reason(error))
+    elif isinstance(error, DBOSMaxStepRetriesExceeded):
+        # The log of the replica has the traceback; ours would only show the way here.
+        logger.error("%s failed: %s", execution_id, _reason(error))
+    else:
+        logger.error("%s failed: %s", execution_id, _reason(error), exc_info=error)

@@ -1,25 +1,67 @@
-"""The database of DBOS, which records the steps of executions: the execution store's own.
+"""Launching DBOS, with its tables in the execution store's database.
 
-On SQLite it is a file beside the store's: its commits and ours do not wait for each other.
+On SQLite they are in a file beside the store's, so that its commits and ours do not wait for each
+other.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from dbos import DBOS
+
+from deployments.conductor.dbos_log import capture_dbos_log
+
+EXECUTOR_ID = "conductor"
+APPLICATION_VERSION = "2"
+"""DBOS recovers only workflows of its own version. Its default is a hash of the code, so that any
+edit would orphan what runs.
+
+Recorded outcomes of steps are pickled by the path of their class: a release that moves or changes
+one of these classes, or the order of the steps, needs the next version. In 2, the workflow became a
+method and the classes moved into the folders of their deployments.
+"""
 
 POOL_SIZE, POOL_TIMEOUT_S, CONNECT_TIMEOUT_S = 20, 30, 10
 IDLE_IN_TRANSACTION_MS = 60_000
-"""All four as DBOS has them for an engine that it makes by itself; the last is when PostgreSQL ends
-a session that does nothing, and gives back its locks."""
+"""All four as in an engine that DBOS makes itself; after the last, PostgreSQL ends a session that
+is idle in a transaction and so releases its locks."""
+
+
+@asynccontextmanager
+async def dbos_launched(store_url: str) -> AsyncIterator[None]:
+    """Run DBOS on this event loop during the block; it recovers the workflows that are pending."""
+    config: dict[str, Any] = {
+        "name": "earth2serve",
+        "application_version": APPLICATION_VERSION,
+        "executor_id": EXECUTOR_ID,
+        "log_level": "WARNING",
+        "use_listen_notify": False,
+    }
+    engine: sa.Engine | None = None
+    if store_url.startswith("sqlite"):
+        config["system_database_url"] = sqlite_url(store_url)
+    else:
+        config["system_database_engine"] = engine = postgres_engine(store_url)
+    capture_dbos_log()
+    try:
+        DBOS(config=config)  # type: ignore[arg-type]
+        DBOS.launch()
+        yield
+    finally:
+        await asyncio.to_thread(DBOS.destroy)
+        if engine is not None:
+            engine.dispose()
 
 
 def sqlite_url(store_url: str) -> str:
-    """Give the URL of the file beside the store's, which is there then."""
+    """Return the URL of DBOS's file beside the store's, and create that file."""
     path = f"{sa.make_url(store_url).database}.dbos"
     # DBOS leaves the journal mode as it finds it, and WAL stays with the file.
     with closing(sqlite3.connect(path)) as connection:
@@ -28,7 +70,7 @@ def sqlite_url(store_url: str) -> str:
 
 
 def postgres_engine(store_url: str) -> sa.Engine:
-    """Open the store's database for DBOS."""
+    """Return an engine on the store's database for DBOS."""
     engine = sa.create_engine(
         store_url,
         pool_size=POOL_SIZE,
@@ -43,11 +85,11 @@ def postgres_engine(store_url: str) -> sa.Engine:
 
 
 def _connect(dialect: sa.Dialect, _record: Any, arguments: list[Any], named: dict[str, Any]) -> Any:
-    """Connect; whatever is in the way reads as DBOS expects.
+    """Connect, and rephrase every failure so that DBOS waits for the database.
 
-    DBOS waits for a database that is away, and knows that by psycopg's words. A name that is not
-    resolved for a moment, or a socket that is not there, has others: the step would count as
-    failed, and a forecast of hours with it.
+    DBOS recognizes a database that is away by psycopg's words. A name that does not resolve for a
+    moment, or a missing socket, reads differently: the step would fail, and a forecast of hours
+    with it.
     """
     try:
         return dialect.connect(*arguments, **named)
@@ -58,5 +100,5 @@ def _connect(dialect: sa.Dialect, _record: Any, arguments: list[Any], named: dic
 def _prepare(connection: psycopg.Connection[Any], _record: Any) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS:d}")
-    # The pool rolls back what it gets back.
+    # The pool rolls back what is returned to it.
     connection.commit()

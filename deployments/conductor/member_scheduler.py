@@ -1,15 +1,15 @@
-"""Whose member is computed next: turns at a model's replicas, shared between executions.
+"""Deciding which ensemble member is computed next, and by which replica.
 
-Serve's own queue is first come, first served, and binds a call to a replica as long as that takes
-two: one member would wait behind 32 of 400 steps, and maybe for a replica that is busy while
-another is free. So members wait here, and are handed over one by one:
+Serve's own queue is first come, first served, and binds a call to a replica as soon as that has
+room for two: one member would wait behind 32 of 400 steps, and possibly for a replica that is busy
+while another is idle. So members wait here, and are handed over one by one:
 
-- A replica gets its next member when the one that it computes is about to end: late, so that
-  whatever has come meanwhile can still go first, and early enough to be at hand.
-- Next is the execution with the fewest steps left. Small requests hardly wait, and of equal ones
-  the first is finished first: taking turns would let all of them end late.
-- Whenever another execution was preferred, the oldest one goes next. It gets every second turn
-  at least, so that however many small ones come, it takes twice as long at most.
+- A replica gets its next member shortly before the one that it computes ends: late, so that
+  requests which arrive meanwhile can still go first, but early enough to leave no gap.
+- The execution with the fewest remaining steps goes next. Small requests hardly wait, and of equal
+  ones the first finishes first, where round-robin would let all of them finish late.
+- Whenever another execution was preferred, the oldest one goes next. It gets at least every second
+  slot, so however many small requests arrive, it takes at most twice as long.
 """
 
 from __future__ import annotations
@@ -22,164 +22,166 @@ from dataclasses import dataclass, field
 
 from deployments.models.messages import MAX_CALLS_PER_REPLICA
 
-AT_HAND_STEPS = 4
-"""Steps that a member may have left, unwritten, when the next one is handed over."""
+HANDOVER_STEPS = 4
+"""Unwritten steps of a member at which its replica gets the next one."""
 
 
 @dataclass(eq=False)
-class Turn:
-    """A member's turn, from being handed over until all that it gave is written."""
+class Slot:
+    """A member's slot at a model, held from its handover until all its steps are written."""
 
     execution_id: str
     steps_left: int
-    """Steps that are not yet written."""
+    """Steps that are not written yet."""
     replica: str | None = None
-    """Where it is computed: chosen for it, or told since; None if Serve chooses."""
-    _places: _Places | None = field(default=None, repr=False)
+    """The replica that computes it; None while Serve chooses one."""
+    _model: _Model | None = field(default=None, repr=False)
 
     @property
     def ends_soon(self) -> bool:
-        """Whether its replica shall have another member at hand."""
-        return self.steps_left <= AT_HAND_STEPS
+        """Whether its replica may get another member."""
+        return self.steps_left <= HANDOVER_STEPS
 
-    def told(self, steps_left: int, replica: str | None) -> None:
-        """Take note of how far it is, and where."""
+    def update(self, steps_left: int, replica: str | None) -> None:
+        """Set how many steps are left, and which replica computes them."""
         self.steps_left = steps_left
-        if self._places is not None:
+        if self._model is not None:
             if replica is not None:
                 if self.replica not in (None, replica):
-                    # It was not there any more, or Serve would have sent the member to it.
-                    self._places.known.pop(str(self.replica), None)
+                    # The chosen replica is gone, or Serve would have sent the member there.
+                    self._model.known.pop(str(self.replica), None)
                 self.replica = replica
-                self._places.known[replica] = None
-            self._places.hand_out()
+                self._model.known[replica] = None
+            self._model.assign_slots()
 
 
 @dataclass(eq=False)
-class _Asked:
-    """A member that waits for its turn."""
+class _Request:
+    """A member that waits for a slot."""
 
     execution_id: str
     steps: int
-    turn: asyncio.Future[Turn]
+    slot: asyncio.Future[Slot]
 
 
 class MemberScheduler:
-    """The turns at all models.
+    """Shares the replicas of models between executions.
 
     Parameters
     ----------
     replicas : mapping of str to int
-        How many replicas a model has, or may get by autoscaling; 1 of those that are not named.
+        Replicas that each model has, or may get by autoscaling; 1 if not listed.
     """
 
     def __init__(self, replicas: Mapping[str, int]) -> None:
         self._replicas = replicas
-        self._places: dict[str, _Places] = {}
-        self._ages: dict[str, int] = {}
-        self._arrivals = 0
+        self._models: dict[str, _Model] = {}
+        self._order: dict[str, int] = {}
+        self._added = 0
 
-    def arrive(self, execution_id: str) -> None:
-        """Note that an execution's life has begun: those that did before are older."""
-        self._arrivals += 1
-        self._ages.setdefault(execution_id, self._arrivals)
+    def add_execution(self, execution_id: str) -> None:
+        """Register an execution that begins; those registered before count as older."""
+        self._added += 1
+        self._order.setdefault(execution_id, self._added)
 
-    def leave(self, execution_id: str) -> None:
-        """Note that it has ended."""
-        self._ages.pop(execution_id, None)
+    def remove_execution(self, execution_id: str) -> None:
+        """Forget an execution that has ended."""
+        self._order.pop(execution_id, None)
 
     @asynccontextmanager
-    async def turn(self, model: str, execution_id: str, steps: int) -> AsyncIterator[Turn]:
-        """Wait for a turn, and keep it.
+    async def slot(self, model: str, execution_id: str, steps: int) -> AsyncIterator[Slot]:
+        """Wait for a slot at a model, and hold it during the block.
 
         Parameters
         ----------
         model : str
         execution_id : str
         steps : int
-            That the member has.
+            Time steps of the member.
         """
-        places = self._places.get(model)
-        if places is None:
-            places = _Places(self._replicas.get(model, 1), self._ages)
-            self._places[model] = places
-        asked = _Asked(execution_id, steps, asyncio.get_running_loop().create_future())
-        turn: Turn | None = None
-        places.waiting.append(asked)
+        queue = self._models.get(model)
+        if queue is None:
+            queue = _Model(self._replicas.get(model, 1), self._order)
+            self._models[model] = queue
+        request = _Request(execution_id, steps, asyncio.get_running_loop().create_future())
+        slot: Slot | None = None
+        queue.waiting.append(request)
         try:
-            places.hand_out()
-            turn = await asked.turn
-            yield turn
+            queue.assign_slots()
+            slot = await request.slot
+            yield slot
         except BaseException:
-            if turn is not None and turn.replica is not None:
+            if slot is not None and slot.replica is not None:
                 # It may have died.
-                places.known.pop(turn.replica, None)
+                queue.known.pop(slot.replica, None)
             raise
         finally:
-            places.give_back(asked)
+            queue.release(request)
 
 
-class _Places:
-    """Who computes and who waits at one model."""
+class _Model:
+    """The members that are computed by, or wait for, one model."""
 
-    def __init__(self, replicas: int, ages: Mapping[str, int]) -> None:
+    def __init__(self, replicas: int, order: Mapping[str, int]) -> None:
         self._replicas = replicas
-        self._ages = ages
-        self.waiting: list[_Asked] = []
+        self._order = order
+        self.waiting: list[_Request] = []
         self.known: dict[str, None] = {}
-        """Replicas that have told of themselves."""
-        self._turns: list[Turn] = []
-        self._oldest_is_due = False
+        """Replicas that have reported progress, in that order."""
+        self._slots: list[Slot] = []
+        self._oldest_is_next = False
 
-    def hand_out(self) -> None:
-        """Hand over as many members as replicas can use."""
-        # Some may have been cancelled, but have not run since.
-        self.waiting = [asked for asked in self.waiting if not asked.turn.done()]
+    def assign_slots(self) -> None:
+        """Hand over as many members as the replicas can take."""
+        # Some may have been cancelled, but their tasks have not run since.
+        self.waiting = [request for request in self.waiting if not request.slot.done()]
         while self.waiting and self._has_room():
-            asked = self._next()
-            self.waiting.remove(asked)
-            turn = Turn(asked.execution_id, asked.steps, self._free_replica(), self)
-            self._turns.append(turn)
-            asked.turn.set_result(turn)
+            request = self._next_request()
+            self.waiting.remove(request)
+            slot = Slot(request.execution_id, request.steps, self._free_replica(), self)
+            self._slots.append(slot)
+            request.slot.set_result(slot)
 
-    def give_back(self, asked: _Asked) -> None:
-        """End a turn, or the wait for it."""
-        if asked in self.waiting:
-            self.waiting.remove(asked)
-        elif asked.turn.done() and not asked.turn.cancelled():
-            self._turns.remove(asked.turn.result())
-        self.hand_out()
+    def release(self, request: _Request) -> None:
+        """Free the slot of a request, or withdraw the request."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+        elif request.slot.done() and not request.slot.cancelled():
+            self._slots.remove(request.slot.result())
+        self.assign_slots()
 
     def _has_room(self) -> bool:
-        computing = sum(not turn.ends_soon for turn in self._turns)
-        return (
-            computing < self._replicas and len(self._turns) < MAX_CALLS_PER_REPLICA * self._replicas
-        )
+        computing = sum(not slot.ends_soon for slot in self._slots)
+        limit = MAX_CALLS_PER_REPLICA * self._replicas
+        return computing < self._replicas and len(self._slots) < limit
 
-    def _next(self) -> _Asked:
-        """Choose the member that goes next, in the order of its execution."""
-        first: dict[str, _Asked] = {}
-        left: Counter[str] = Counter()
-        for asked in self.waiting:
-            first.setdefault(asked.execution_id, asked)
-            left[asked.execution_id] += asked.steps
-        oldest = min(first, key=lambda name: self._ages.get(name, 0))
-        shortest = min(first, key=lambda name: (left[name], self._ages.get(name, 0)))
-        chosen = oldest if self._oldest_is_due else shortest
-        self._oldest_is_due = chosen != oldest
+    def _next_request(self) -> _Request:
+        first: dict[str, _Request] = {}
+        remaining: Counter[str] = Counter()
+        for request in self.waiting:
+            first.setdefault(request.execution_id, request)
+            remaining[request.execution_id] += request.steps
+        oldest = min(first, key=lambda name: self._order.get(name, 0))
+        shortest = min(first, key=lambda name: (remaining[name], self._order.get(name, 0)))
+        chosen = oldest if self._oldest_is_next else shortest
+        self._oldest_is_next = chosen != oldest
         return first[chosen]
 
     def _free_replica(self) -> str | None:
-        """Choose a replica that does nothing, or next to nothing; None if none is known."""
-        at: dict[str | None, list[Turn]] = {name: [] for name in self.known}
-        for turn in self._turns:
-            at.setdefault(turn.replica, []).append(turn)
-        unknown = len(self.known) < self._replicas
+        """Return a known replica that is idle or nearly so; None leaves the choice to Serve."""
+        by_replica: dict[str | None, list[Slot]] = {name: [] for name in self.known}
+        for slot in self._slots:
+            by_replica.setdefault(slot.replica, []).append(slot)
         for name in self.known:
-            if not at[name]:
+            if not by_replica[name]:
                 return name
-        if unknown:
+        if len(self.known) < self._replicas:
             return None
         return next(
-            (name for name in self.known if len(at[name]) == 1 and at[name][0].ends_soon), None
+            (
+                name
+                for name in self.known
+                if len(by_replica[name]) == 1 and by_replica[name][0].ends_soon
+            ),
+            None,
         )

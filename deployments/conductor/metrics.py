@@ -1,7 +1,7 @@
-"""What metrics tell of executions' lives, taken from the changes of their records.
+"""Metrics of executions, taken from the updates of their records.
 
-The Conductor writes every change of an execution that runs, so it sees all of them here; nothing
-is measured where the work is done. A stage that a predecessor began is not timed.
+The Conductor writes every update of a running execution, so all of them pass here and nothing is
+measured where the work is done. A stage that a predecessor began is not timed.
 """
 
 from __future__ import annotations
@@ -29,134 +29,143 @@ from deployments.runtime.metrics import (
     STAGE_SECONDS,
     Recorder,
 )
-from deployments.store.conductor_view import Waiting
+from deployments.store.conductor_view import QueuedExecution
 from workflows.errors import Earth2ServeError
 from workflows.execution import FINISHED, Execution, Stage, Status
 
 UNEXPECTED = "Unexpected"
-"""Reason of failures that are no error of ours."""
+"""Reason of failures with an error that is not ours."""
 RECORD_LOST = "ServerStopped"
-"""Reason of failures that nobody was there to record."""
+"""Reason of failures whose error was never recorded."""
 
 
 @dataclass
-class _Place:
-    """Where an execution is in its life."""
+class _Position:
+    """The stage that an execution has reached."""
 
     workflow: str
     stage: Stage | None
     since: float | None
-    """None if the stage was begun by a predecessor."""
+    """None if a predecessor began the stage."""
 
 
 class ExecutionMetrics:
-    """Follows the records of the executions that this process carries.
+    """Measures the executions that run in this process.
 
     Parameters
     ----------
     recorder : Recorder
     now : callable
-        Gives seconds that are never set back.
+        Returns seconds of a monotonic clock.
     """
 
     def __init__(self, recorder: Recorder = RAY, now: Callable[[], float] = time.monotonic) -> None:
         self._recorder = recorder
         self._now = now
-        self._places: dict[str, _Place] = {}
+        self._positions: dict[str, _Position] = {}
         self._queued_since: dict[str, float] = {}
-        self._shown: set[tuple[str, str]] = set()
-        self._queues: set[str] = set()
+        self._running_labels: set[tuple[str, str]] = set()
+        """Every workflow and stage reported so far: each needs a 0 when nothing runs there."""
+        self._workflows: set[str] = set()
 
-    def begun(self, execution: Execution) -> None:
-        """Note that an execution was taken from the queue."""
+    def record_claim(self, execution: Execution) -> None:
+        """Record how long a claimed execution has waited in the queue."""
         now = self._now()
-        self._places[execution.execution_id] = _Place(execution.workflow, execution.stage, now)
+        self._positions[execution.execution_id] = _Position(
+            execution.workflow, execution.stage, now
+        )
         waited = now - self._queued_since.pop(execution.execution_id, now)
         if execution.retries == 0 and execution.started_at is not None:
             waited = (execution.started_at - execution.created_at).total_seconds()
         self._recorder.observe(QUEUE_WAIT, max(waited, 0.0), workflow=execution.workflow)
 
-    def changed(self, execution: Execution) -> None:
-        """Note what the record has become."""
+    def record_update(self, execution: Execution) -> None:
+        """Record the stage that an execution has left, and its end."""
         now = self._now()
-        place = self._places.setdefault(
-            execution.execution_id, _Place(execution.workflow, execution.stage, None)
+        position = self._positions.setdefault(
+            execution.execution_id, _Position(execution.workflow, execution.stage, None)
         )
-        passed = execution.stage is not place.stage or execution.status == Status.COMPLETED
-        if passed and place.stage is not None and place.since is not None:
+        passed = execution.stage is not position.stage or execution.status == Status.COMPLETED
+        if passed and position.stage is not None and position.since is not None:
             self._recorder.observe(
-                STAGE_SECONDS, now - place.since, workflow=place.workflow, stage=place.stage
+                STAGE_SECONDS,
+                now - position.since,
+                workflow=position.workflow,
+                stage=position.stage,
             )
         if passed:
-            place.stage, place.since = execution.stage, now
+            position.stage, position.since = execution.stage, now
         if execution.status in FINISHED:
-            self._ended(execution)
+            self._record_end(execution)
 
-    def _ended(self, execution: Execution) -> None:
-        self._places.pop(execution.execution_id, None)
+    def _record_end(self, execution: Execution) -> None:
+        self._positions.pop(execution.execution_id, None)
         self._recorder.add(ENDED, workflow=execution.workflow, status=execution.status)
         if execution.status == Status.COMPLETED and execution.started_at and execution.ended_at:
             seconds = (execution.ended_at - execution.started_at).total_seconds()
             self._recorder.observe(EXECUTION_SECONDS, seconds, workflow=execution.workflow)
 
-    def failed(self, execution: Execution, error: BaseException | None) -> None:
-        """Note what an execution failed of; None if nobody was there to see it."""
+    def record_failure(self, execution: Execution, error: BaseException | None) -> None:
+        """Record why an execution failed; None if its error was never recorded."""
         self._recorder.add(
             FAILURES,
             workflow=execution.workflow,
             stage=execution.stage or "none",
-            reason=_kind(error),
+            reason=_failure_reason(error),
         )
 
-    def left(self, execution_id: str) -> None:
-        """Note that this process carries an execution no more."""
-        self._places.pop(execution_id, None)
+    def forget(self, execution_id: str) -> None:
+        """Forget an execution that no longer runs in this process."""
+        self._positions.pop(execution_id, None)
 
-    def attempted(self, stage: Stage) -> None:
-        """Note that a step calls a deployment; it is a retry if it has called before."""
+    def record_call(self, stage: Stage) -> None:
+        """Record a step's call of a deployment as a retry, if it is one."""
         step = DBOS.step_status
         if step is not None and step.current_attempt:
             self._recorder.add(RETRIES, stage=stage)
 
-    def show(self, waiting: Sequence[Waiting], workflows: Collection[str]) -> None:
+    def record_heartbeat(
+        self, queued: Sequence[QueuedExecution], workflows: Collection[str]
+    ) -> None:
         """Count a heartbeat and set the gauges.
 
         Parameters
         ----------
-        waiting : sequence of Waiting
-            What is queued.
+        queued : sequence of QueuedExecution
         workflows : collection of str
-            Workflows to show also if nothing of them waits.
+            Workflows to report even if none of their executions is queued.
         """
         now = self._now()
         self._recorder.add(BEATS)
         self._queued_since = {
             each.execution_id: self._queued_since.get(each.execution_id, now - _age(each))
-            for each in waiting
+            for each in queued
         }
-        self._queues.update(workflows, (each.workflow for each in waiting))
-        for workflow in self._queues:
+        self._workflows.update(workflows, (each.workflow for each in queued))
+        for workflow in self._workflows:
             waits = [
                 now - self._queued_since[each.execution_id]
-                for each in waiting
+                for each in queued
                 if each.workflow == workflow
             ]
             self._recorder.set(QUEUE_DEPTH, len(waits), workflow=workflow)
             self._recorder.set(QUEUE_OLDEST, max(waits, default=0.0), workflow=workflow)
-        running = Counter((each.workflow, each.stage or "none") for each in self._places.values())
-        self._shown |= running.keys()
-        for workflow, stage in self._shown:
+        running = Counter(
+            (each.workflow, each.stage or "none") for each in self._positions.values()
+        )
+        self._running_labels |= running.keys()
+        for workflow, stage in self._running_labels:
             self._recorder.set(RUNNING, running[workflow, stage], workflow=workflow, stage=stage)
 
 
-def _age(waiting: Waiting) -> float:
-    """Seconds since it was accepted; one that is tried again waits since we see it."""
-    if waiting.retries:
+def _age(queued: QueuedExecution) -> float:
+    """Return the seconds since acceptance; 0 for a retry, whose time is not recorded."""
+    if queued.retries:
         return 0.0
-    return max((datetime.now(UTC) - waiting.created_at).total_seconds(), 0.0)
+    return max((datetime.now(UTC) - queued.created_at).total_seconds(), 0.0)
 
 
-def _kind(error: BaseException | None) -> str:
+def _failure_reason(error: BaseException | None) -> str:
     if error is None:
         return RECORD_LOST
     if isinstance(error, DBOSMaxStepRetriesExceeded):

@@ -1,4 +1,4 @@
-"""Options of the Conductor deployment."""
+"""Options of the Conductor."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ from pydantic import BaseModel, ConfigDict
 
 
 class RetentionOptions(BaseModel):
-    """When what has ended is removed."""
+    """How long finished executions and their files are kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     keep_s: float | None = None
-    """How long results stay after their execution's end; None is for ever."""
+    """How long results are kept after their execution has ended; None keeps them forever."""
     keep_record_s: float | None = None
-    """How long the record of an expired execution stays after that; None is for ever."""
+    """How long the record of an expired execution is kept after that; None keeps it forever."""
     keep_failed_s: float = 86_400.0
-    """How long the whole members of a failed execution stay for a retry."""
+    """How long the completed members of a failed execution are kept for a retry."""
     look_s: float = 10.0
-    """How often to look what expires."""
+    """Seconds between two searches for expired executions."""
     sweep_s: float = 3600.0
-    """How often to look what crashes have left; the first time is at the start."""
+    """Seconds between two searches for leftovers of crashes; the first is at startup."""
     grace_s: float = 900.0
-    """How long after an execution's end what it has left counts as left by a crash."""
+    """How long after an execution's end its files do not yet count as leftovers."""
 
 
 class ConductorOptions(BaseModel):
-    """What the Conductor needs to know."""
+    """Options of the Conductor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store_url: str
     max_running: dict[str, int]
-    """Executions that run at once, by workflow."""
+    """Executions that run at once, by workflow. A workflow that is not listed, because this server
+    no longer serves it, gets one, so that its executions can fail."""
     replicas: dict[str, int] = {}
-    """Replicas that each model has, or may get by autoscaling."""
-    in_turn: bool = False
-    """Whether models take turns on one GPU: what conditions a forecast is then computed first."""
-    housekeeping: RetentionOptions = RetentionOptions()
+    """Replicas that each model has, or may get by autoscaling; 1 if not listed."""
+    models_share_gpu: bool = False
+    """Whether models share one GPU, and so run one at a time. All conditioning fields are then
+    computed before the forecast that they condition."""
+    retention: RetentionOptions = RetentionOptions()
     drain_s: float = 5.0
-    """What running steps get to end in when another replica takes over."""
+    """How long running steps may take to end when this process stops."""

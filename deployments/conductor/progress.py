@@ -1,13 +1,14 @@
-"""How far executions are: what a life knows of itself, told in its record a few times a second."""
+"""Counting what executions have computed, and recording it a few times a second."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deployments.conductor.records import ExecutionRecords
 from deployments.results.protocols import CompletedMembers
 from workflows.base import Plan
 from workflows.execution import Execution, Progress
@@ -16,168 +17,158 @@ PROGRESS_INTERVAL_S = 0.25
 
 
 @dataclass
-class Life:
-    """A life that this process carries."""
+class ActiveExecution:
+    """An execution that runs in this process."""
 
     task: asyncio.Task[Any]
     written: list[int] = field(default_factory=list)
     """Time steps on disk, per member."""
-    firsts: dict[int, int] = field(default_factory=dict)
-    """Time index at which the latest attempt at a member began, if not with the first."""
+    resumed_from: dict[int, int] = field(default_factory=dict)
+    """Latest time index from which an attempt at a member began; missing for 0."""
     conditioned: list[int] = field(default_factory=list)
-    """Fields that are there, per member of the conditioning forecast."""
-    more_fields: asyncio.Condition = field(default_factory=asyncio.Condition)
-    told_at: float = 0.0
-    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Conditioning fields on disk, per member of the conditioning forecast."""
+    fields_added: asyncio.Condition = field(default_factory=asyncio.Condition)
+    is_cancelling: bool = False
+    recorded_at: float = 0.0
+    """When progress was last recorded, on the monotonic clock."""
+    recording: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+@dataclass(eq=False)
 class ProgressTracker:
-    """Counts what is written, and records it.
+    """Counts what executions have written, and records it."""
 
-    Parameters
-    ----------
-    running : mapping of str to Life
-        The lives that this process carries, by execution.
-    read : callable
-        Reads an execution's record.
-    record : callable
-        Brings it up to date.
-    in_turn : bool
-        Whether models take turns on one GPU.
-    """
-
-    def __init__(
-        self,
-        running: Mapping[str, Life],
-        read: Callable[[str], Awaitable[Execution]],
-        record: Callable[..., Awaitable[None]],
-        *,
-        in_turn: bool,
-    ) -> None:
-        self._running = running
-        self._read = read
-        self._record = record
-        self._in_turn = in_turn
+    active: Mapping[str, ActiveExecution]
+    records: ExecutionRecords
+    models_share_gpu: bool
 
     async def remaining_work(
-        self, execution_id: str, plan: Plan, begun: CompletedMembers | None
+        self, execution_id: str, plan: Plan, completed: CompletedMembers
     ) -> CompletedMembers:
-        """Say which members are left to compute behind what an earlier attempt has left whole."""
-        # One that was recorded before there was anything to tell.
-        begun = begun or CompletedMembers()
-        life = self._running[execution_id]
-        for member in begun.members:
-            life.written[member] = plan.n_times
-        for member in begun.conditioning:
-            life.conditioned[member] = plan.n_steps
-        if begun.members:
-            await self._tell_progress(execution_id, life, plan, at_once=True)
+        """Return the members that are still to be computed, and count the others as written.
+
+        Parameters
+        ----------
+        completed : CompletedMembers
+            The members that earlier attempts have completed.
+        """
+        active = self.active[execution_id]
+        for member in completed.members:
+            active.written[member] = plan.n_times
+        for member in completed.conditioning:
+            active.conditioned[member] = plan.n_steps
+        if completed.members:
+            await self._record(execution_id, active, plan, at_once=True)
         conditioning = plan.conditioning.members if plan.conditioning is not None else ()
         return CompletedMembers(
-            members=tuple(m for m in plan.members if m not in begun.members),
-            conditioning=tuple(m for m in conditioning if m not in begun.conditioning),
+            members=tuple(m for m in plan.members if m not in completed.members),
+            conditioning=tuple(m for m in conditioning if m not in completed.conditioning),
         )
 
     async def note_written(self, execution_id: str, plan: Plan, member: int, written: int) -> None:
-        """Record how far a member is, a few times a second and when it is whole.
+        """Record how many time steps of a member are written.
 
-        A successor counts whole members by this: what is recorded as done is not run again.
+        Always recorded when the member is complete: a successor counts complete members by this,
+        since it does not repeat a recorded step.
         """
-        life = self._running[execution_id]
-        life.written[member] = written
-        await self._tell_progress(execution_id, life, plan, at_once=written == plan.n_times)
+        active = self.active[execution_id]
+        active.written[member] = written
+        await self._record(execution_id, active, plan, at_once=written == plan.n_times)
 
     def resumed_further(self, execution_id: str, member: int, first: int) -> bool:
-        """Note where an attempt at a member begins; says if that is behind all before."""
-        firsts = self._running[execution_id].firsts
-        farther = first > firsts.get(member, 0)
-        firsts[member] = max(first, firsts.get(member, 0))
-        return farther
+        """Return whether an attempt at a member begins at a later time index than all before."""
+        resumed_from = self.active[execution_id].resumed_from
+        latest = resumed_from.get(member, 0)
+        resumed_from[member] = max(first, latest)
+        return first > latest
 
     async def note_conditioning(
         self, execution_id: str, plan: Plan, member: int, fields: int
     ) -> None:
-        """Note how many fields of the conditioning forecast's member are there."""
-        life = self._running[execution_id]
-        async with life.more_fields:
-            life.conditioned[member] = fields
-            life.more_fields.notify_all()
-        await self._tell_progress(execution_id, life, plan, at_once=False)
+        """Record how many fields of a member of the conditioning forecast are written."""
+        active = self.active[execution_id]
+        async with active.fields_added:
+            active.conditioned[member] = fields
+            active.fields_added.notify_all()
+        await self._record(execution_id, active, plan, at_once=False)
 
-    async def all_conditioned(
+    async def note_all_conditioning(
         self, execution_id: str, plan: Plan, member: int, step: Awaitable[None]
     ) -> None:
-        """Await the step that computes a member's fields; a predecessor may have done that."""
+        """Await the step that computes a member's conditioning fields, then count all of them.
+
+        A step that a predecessor has recorded ends without having counted any.
+        """
         await step
         await self.note_conditioning(execution_id, plan, member, plan.n_steps)
 
-    async def conditioned(self, execution_id: str, plan: Plan, member: int) -> bool:
-        """Wait until a member of the conditioning forecast has begun to give fields.
+    async def wait_for_conditioning(self, execution_id: str, plan: Plan, member: int) -> bool:
+        """Wait for the first field of a member of the conditioning forecast.
 
-        Where models take turns on one GPU, until all members have given all: whoever waits there
-        for another would keep the GPU from it.
+        Where models share one GPU, wait for all fields of all members: a model that waited on the
+        GPU for another would keep it from computing.
 
         Returns
         -------
         bool
-            Whether it has given all of them.
+            Whether all fields of the member are written.
         """
-        life = self._running[execution_id]
+        active = self.active[execution_id]
 
-        def ready() -> bool:
-            if self._in_turn:
-                return min(life.conditioned) == plan.n_steps
-            return life.conditioned[member] > 0
+        def can_begin() -> bool:
+            if self.models_share_gpu:
+                return min(active.conditioned) == plan.n_steps
+            return active.conditioned[member] > 0
 
-        async with life.more_fields:
-            await life.more_fields.wait_for(ready)
-        return life.conditioned[member] == plan.n_steps
-
-    async def _tell_progress(
-        self, execution_id: str, life: Life, plan: Plan, *, at_once: bool
-    ) -> None:
-        # One after the other, or an older count could overwrite a newer one.
-        async with life.telling:
-            total = plan.n_times * len(plan.seeds)
-            now, done = time.monotonic(), sum(life.written)
-            if now - life.told_at < PROGRESS_INTERVAL_S and not at_once:
-                return
-            life.told_at = now
-            members = sum(count == plan.n_times for count in life.written)
-            progress = Progress(
-                message=f"{members} of {len(plan.seeds)} members, "
-                f"{done} of {total} time steps written{_conditioning_in_words(life, plan)}",
-                current_step=done,
-                total_steps=total,
-                members=tuple(life.written),
-                steps_per_member=plan.n_times,
-            )
-            await self._record(execution_id, progress=progress)
+        async with active.fields_added:
+            await active.fields_added.wait_for(can_begin)
+        return active.conditioned[member] == plan.n_steps
 
     async def note_upload(self, execution_id: str, sent: int, total: int) -> None:
-        """Record how far an upload is, a few times a second."""
-        life = self._running[execution_id]
-        async with life.telling:
-            if time.monotonic() - life.told_at < PROGRESS_INTERVAL_S:
+        """Record how many bytes of an upload are sent."""
+        active = self.active[execution_id]
+        async with active.recording:
+            if time.monotonic() - active.recorded_at < PROGRESS_INTERVAL_S:
                 return
-            life.told_at = time.monotonic()
-            known = (await self._read(execution_id)).progress
+            active.recorded_at = time.monotonic()
+            before = (await self.records.read(execution_id)).progress
             message = f"{sent / 1e6:.0f} of {total / 1e6:.0f} MB uploaded"
-            if known is not None:
-                told = known.model_copy(update={"message": message})
+            if before is not None:
+                progress = before.model_copy(update={"message": message})
             else:
-                told = Progress(message=message, current_step=0, total_steps=0)
-            await self._record(execution_id, progress=told)
+                progress = Progress(message=message, current_step=0, total_steps=0)
+            await self.records.update(execution_id, progress=progress)
+
+    async def _record(
+        self, execution_id: str, active: ActiveExecution, plan: Plan, *, at_once: bool
+    ) -> None:
+        # One update at a time, or an older count could overwrite a newer one.
+        async with active.recording:
+            now = time.monotonic()
+            if now - active.recorded_at < PROGRESS_INTERVAL_S and not at_once:
+                return
+            active.recorded_at = now
+            members = sum(count == plan.n_times for count in active.written)
+            total, done = plan.n_times * len(plan.seeds), sum(active.written)
+            progress = Progress(
+                message=f"{members} of {len(plan.seeds)} members, "
+                f"{done} of {total} time steps written{_describe_conditioning(active, plan)}",
+                current_step=done,
+                total_steps=total,
+                members=tuple(active.written),
+                steps_per_member=plan.n_times,
+            )
+            await self.records.update(execution_id, progress=progress)
 
 
-def written_before(execution: Execution, plan: Plan) -> list[int]:
-    """Take over what a predecessor told of whole members; unfinished ones begin anew."""
-    told = execution.progress.members if execution.progress else ()
-    return [count if count == plan.n_times else 0 for count in told] or [0] * len(plan.seeds)
+def completed_steps(execution: Execution, plan: Plan) -> list[int]:
+    """Return the time steps written per member, counting only members recorded as complete."""
+    recorded = execution.progress.members if execution.progress else ()
+    return [count if count == plan.n_times else 0 for count in recorded] or [0] * len(plan.seeds)
 
 
-def _conditioning_in_words(life: Life, plan: Plan) -> str:
+def _describe_conditioning(active: ActiveExecution, plan: Plan) -> str:
     if plan.conditioning is None:
         return ""
-    total = plan.n_steps * len(life.conditioned)
-    return f"; {plan.conditioning.model}: {sum(life.conditioned)} of {total} hours"
+    total = plan.n_steps * len(active.conditioned)
+    return f"; {plan.conditioning.model}: {sum(active.conditioned)} of {total} hours"

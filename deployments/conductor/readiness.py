@@ -97,7 +97,7 @@ class ReadinessWatch:
                 self._origins.pop(component, None)
             if status.description not in (None, self._descriptions.get(component)):
                 description = status.description
-                await self._write(self._store.describe, component, description.model_dump())
+                await self._write(self._store.set_description, component, description.model_dump())
                 self._descriptions[component] = description
             await self._write(self._store.set_readiness, component, status)
         except sa.exc.SQLAlchemyError as error:

@@ -1,8 +1,8 @@
-"""What the Conductor removes by itself: results whose time is over, and what crashes have left.
+"""Removing expired executions, and what crashes have left behind.
 
-Whoever is killed in the middle leaves it to the successor. An execution is first marked as
-expired, so that nobody is told of its results any more; then its files and DBOS's records go; then
-its row is marked as one of which nothing else is left. Each of these may happen twice.
+An execution is first marked as expired, so that no client is offered its results any more. Then its
+files and DBOS's records are removed, then its row is marked as the only thing left of it. All of
+these can be repeated: if this process is killed in between, its successor continues.
 """
 
 from __future__ import annotations
@@ -11,214 +11,200 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from dbos import DBOS
 from ray.serve.handle import DeploymentHandle
 
-from deployments.conductor.attempts import attempts_over, execution_of, remove_attempts
-from deployments.conductor.context import Lives
+from deployments.conductor.attempts import ended_attempts, execution_id_of, remove_attempts
+from deployments.conductor.context import ExecutionContext
 from deployments.conductor.options import RetentionOptions
+from deployments.conductor.records import ExecutionRecords
 from deployments.results.protocols import StoredExecution
 from deployments.runtime.log_context import execution_bound
-from deployments.store.conductor_view import ConductorStore
+from deployments.store.retention_view import RetentionView
 from workflows.errors import ExecutionNotFound
 from workflows.execution import FINISHED, Execution, Status
 
 logger = logging.getLogger("ray.serve")
 
 BATCH = 50
-"""Executions dealt with before others get their turn."""
+"""Executions removed before other work gets a chance."""
 PAGE = 500
-"""Executions asked for in one question."""
+"""Executions asked for in one query."""
 PAUSE_S = 0.2
-"""Between two batches or pages."""
-AGAIN_S = 60.0
-"""When what could not be removed is tried again."""
-FORGET_IDS_AFTER = timedelta(days=7)
+"""Pause between two batches or pages."""
+RETRY_DELAY_S = 60.0
+"""Delay before another attempt at an execution that could not be removed."""
+KEEP_DELETED_IDS = timedelta(days=7)
 
 
+@dataclass(eq=False)
 class Retention:
-    """Removes what nobody needs any more, a little at a time.
+    """Removes what is no longer needed, a little at a time."""
 
-    Parameters
-    ----------
-    store : ConductedStore
-    packager : DeploymentHandle
-        Owns the folders of results and working files.
-    lives : Lives
-        For the fencing token, and for what runs here.
-    options : HousekeepingOptions
-    """
+    records: ExecutionRecords
+    context: ExecutionContext
+    packager: DeploymentHandle[Any]
+    options: RetentionOptions
+    _retry_at: dict[str, float] = field(default_factory=dict, init=False)
+    """Executions that could not be removed, and when to try again."""
 
-    def __init__(
-        self,
-        store: ConductorStore,
-        packager: DeploymentHandle[Any],
-        lives: Lives,
-        options: RetentionOptions,
-    ) -> None:
-        self._store = store
-        self._packager = packager
-        self._lives = lives
-        self._options = options
-        self._put_off: dict[str, float] = {}
-        """Executions that could not be removed, and when to try again."""
+    @cached_property
+    def view(self) -> RetentionView:
+        """The store's view of retention."""
+        return RetentionView(self.records.store)
 
     async def run(self) -> None:
-        """Look after everything until cancelled."""
+        """Expire executions and sweep leftovers until cancelled."""
         sweep_at = time.monotonic()
         while True:
-            await self._attempt(self.expire)
+            await self._guarded(self.expire)
             if time.monotonic() >= sweep_at:
-                await self._attempt(self.sweep)
-                sweep_at = time.monotonic() + self._options.sweep_s
-            await asyncio.sleep(self._options.look_s)
+                await self._guarded(self.sweep)
+                sweep_at = time.monotonic() + self.options.sweep_s
+            await asyncio.sleep(self.options.look_s)
 
-    async def _attempt(self, what: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
         try:
-            await what()
+            await duty()
         except Exception:
-            logger.exception("housekeeping was interrupted, tried again later")
+            logger.exception("housekeeping was interrupted, retrying later")
 
     async def expire(self) -> None:
-        """Let results expire whose time is over, and forget those that expired long ago."""
-        await _in_batches(self._expire_some)
-        await _in_batches(self._forget_some)
+        """Expire executions whose time is over, and delete rows that expired long ago."""
+        await _in_batches(self._expire_batch)
+        await _in_batches(self._delete_batch)
 
-    async def _forget_some(self) -> int:
-        """Forget a batch of what expired long ago; says how many."""
-        if self._options.keep_record_s is None:
+    async def _delete_batch(self) -> int:
+        if self.options.keep_record_s is None:
             return 0
-        limit = _ago(self._options.keep_record_s)
-        return await self._lives.write(self._store.forget, limit, BATCH)
+        limit = _ago(self.options.keep_record_s)
+        return await self.records.write(self.view.delete_expired, limit, BATCH)
 
-    async def _expire_some(self) -> int:
-        """Let a batch expire; says how many were to."""
-        due: Sequence[str] = ()
-        if self._options.keep_s is not None:
-            limit = _ago(self._options.keep_s)
-            due = await asyncio.to_thread(self._store.due, limit, BATCH)
-            for execution_id in due:
+    async def _expire_batch(self) -> int:
+        ids: Sequence[str] = ()
+        if self.options.keep_s is not None:
+            limit = _ago(self.options.keep_s)
+            ids = await asyncio.to_thread(self.view.expirable, limit, BATCH)
+            for execution_id in ids:
                 try:
-                    await self._lives.write(self._store.expire, execution_id, limit)
+                    await self.records.write(self.view.expire, execution_id, limit)
                 except ExecutionNotFound:
                     continue  # purged meanwhile
         now = time.monotonic()
-        self._put_off = {each: at for each, at in self._put_off.items() if at > now}
-        # Also what a predecessor has begun.
-        expired = await asyncio.to_thread(self._store.expired, BATCH, self._put_off)
+        self._retry_at = {each: at for each, at in self._retry_at.items() if at > now}
+        # Includes what a predecessor has expired.
+        expired = await asyncio.to_thread(self.view.expired, BATCH, self._retry_at)
         for execution in expired:
             with execution_bound(execution.execution_id, execution.workflow):
                 await self._remove_expired(execution)
-        return max(len(due), len(expired))
+        return max(len(ids), len(expired))
 
     async def _remove_expired(self, execution: Execution) -> None:
         try:
-            await self._packager.purge.remote(execution.workflow, execution.execution_id)
-            self._lives.withdrawals.begin(execution)
+            await self.packager.purge.remote(execution.workflow, execution.execution_id)
+            self.context.withdrawals.start(execution)
             await remove_attempts(execution)
-            await self._lives.write(self._store.mark_removed, execution.execution_id)
+            await self.records.write(self.view.mark_only_row_left, execution.execution_id)
         except Exception:
             logger.exception("%s has expired but is not removed yet", execution.execution_id)
-            # From now on: while an outage lasts a batch takes longer than that.
-            self._put_off[execution.execution_id] = time.monotonic() + AGAIN_S
+            # Counted from now: during an outage a batch takes longer than the delay.
+            self._retry_at[execution.execution_id] = time.monotonic() + RETRY_DELAY_S
 
     async def sweep(self) -> None:
-        """Remove what is left of executions that ended a while ago, or were removed.
+        """Remove what is left of executions that ended a while ago, or were deleted.
 
-        Folders are listed before the store is asked: a row is there before its folder, so one
-        that has none was removed, or is another store's. What this store has never heard of stays:
-        with a wrong `store_url` all results would be such.
+        Folders are listed before the store is queried: a row exists before its folder, so a folder
+        without a row belongs to a deleted execution or to another store. Folders of executions
+        that this store never had are kept: with a wrong `store_url` that would be all results.
         """
-        begun = datetime.now(UTC)
+        started = datetime.now(UTC)
         await self._sweep_folders()
         await self._sweep_attempts()
-        # Each of these was looked for in between.
-        await self._lives.write(self._store.forget_ids, begun - FORGET_IDS_AFTER)
+        # This sweep has looked for the folders of each of these ids.
+        await self.records.write(self.view.delete_ids, started - KEEP_DELETED_IDS)
 
     async def _sweep_folders(self) -> None:
-        after, strangers = "", 0
+        after, unknown = "", 0
         while True:
-            page: list[StoredExecution] = await self._packager.stored_executions.remote(after, PAGE)
+            page: list[StoredExecution] = await self.packager.stored_executions.remote(after, PAGE)
             if not page:
                 break
             after = page[-1].execution_id
-            ids = [holding.execution_id for holding in page]
-            limit = _ago(self._options.grace_s)
-            ended = await asyncio.to_thread(self._store.ended, ids, limit)
-            for holding in page:
-                execution_id = holding.execution_id
+            ids = [stored.execution_id for stored in page]
+            limit = _ago(self.options.grace_s)
+            ended = await asyncio.to_thread(self.view.ended_before, ids, limit)
+            for stored in page:
+                execution_id = stored.execution_id
                 if execution_id in ended and (
-                    holding.is_working or ended[execution_id] != Status.COMPLETED
+                    stored.is_working or ended[execution_id] != Status.COMPLETED
                 ):
-                    with execution_bound(execution_id, next(iter(holding.workflows), None)):
-                        await self._remove_rest(holding)
-            strangers += len(set(ids) - await asyncio.to_thread(self._store.known, ids))
+                    with execution_bound(execution_id, next(iter(stored.workflows), None)):
+                        await self._remove_leftovers(stored)
+            unknown += len(set(ids) - await asyncio.to_thread(self.view.known, ids))
             await asyncio.sleep(PAUSE_S)
-        if strangers:
+        if unknown:
             logger.warning(
-                "folders of %d executions are left alone: this store has never heard of them",
-                strangers,
+                "folders of %d executions are kept although this store never had them", unknown
             )
 
-    async def _remove_rest(self, holding: StoredExecution) -> None:
-        """Remove what an execution has left, unless it goes on."""
-        execution_id = holding.execution_id
-        left_alone = self._lives.removing[execution_id] = asyncio.Event()
-        try:
-            # Read once more: tried again from now on, its life begins only behind this.
-            execution = await self._read(execution_id)
-            if execution is not None and self._may_be_tried_again(execution):
-                return
-            if execution is None or (self._is_over(execution) and execution.results is None):
-                for workflow in holding.workflows:
-                    await self._packager.purge.remote(workflow, execution_id)
-                if execution is not None:
-                    self._lives.withdrawals.begin(execution)
-                await self._lives.write(self._store.mark_left_nothing, execution_id)
-            elif not (self._is_over(execution) and holding.is_working):
-                return
-            await self._packager.clean.remote(execution_id)
-            logger.info("removed what was left of %s", execution_id)
-        except Exception:
-            logger.exception("what is left of %s is not removed yet", execution_id)
-        finally:
-            del self._lives.removing[execution_id]
-            left_alone.set()
+    async def _remove_leftovers(self, stored: StoredExecution) -> None:
+        """Remove what an execution has left, unless it can still be resumed."""
+        execution_id = stored.execution_id
+        async with self.context.holding_back(execution_id):
+            try:
+                # Read again: from here on, a retry begins only after the removal.
+                execution = await self._read(execution_id)
+                if execution is not None and self._is_kept_for_retry(execution):
+                    return
+                if execution is None or (self._is_over(execution) and execution.results is None):
+                    for workflow in stored.workflows:
+                        await self.packager.purge.remote(workflow, execution_id)
+                    if execution is not None:
+                        self.context.withdrawals.start(execution)
+                    await self.records.write(self.records.store.mark_files_removed, execution_id)
+                elif not (self._is_over(execution) and stored.is_working):
+                    return
+                await self.packager.clean.remote(execution_id)
+                logger.info("removed the leftovers of %s", execution_id)
+            except Exception:
+                logger.exception("the leftovers of %s are not removed yet", execution_id)
 
     async def _read(self, execution_id: str) -> Execution | None:
         try:
-            return await asyncio.to_thread(self._store.read, execution_id)
+            return await asyncio.to_thread(self.records.store.read, execution_id)
         except ExecutionNotFound:
             return None
 
-    def _may_be_tried_again(self, execution: Execution) -> bool:
+    def _is_kept_for_retry(self, execution: Execution) -> bool:
         return (
             execution.status == Status.FAILED
             and execution.has_whole_members
             and execution.results is None
             and execution.ended_at is not None
-            and execution.ended_at >= _ago(self._options.keep_failed_s)
+            and execution.ended_at >= _ago(self.options.keep_failed_s)
         )
 
     def _is_over(self, execution: Execution) -> bool:
-        return execution.status in FINISHED and execution.execution_id not in self._lives.running
+        return execution.status in FINISHED and execution.execution_id not in self.context.active
 
     async def _sweep_attempts(self) -> None:
-        """Remove DBOS's records of executions that ended a while ago, or were removed."""
+        """Remove DBOS's records of executions that ended a while ago, or were deleted."""
         kept = 0
-        while attempts := await attempts_over(kept, PAGE):
-            ids = {execution_of(attempt) for attempt in attempts}
-            ended = await asyncio.to_thread(self._store.ended, ids, _ago(self._options.grace_s))
-            known = await asyncio.to_thread(self._store.known, ids)
-            # DBOS's records are this store's alone: here nobody else's can be.
+        while attempts := await ended_attempts(kept, PAGE):
+            ids = {execution_id_of(attempt) for attempt in attempts}
+            ended = await asyncio.to_thread(self.view.ended_before, ids, _ago(self.options.grace_s))
+            known = await asyncio.to_thread(self.view.known, ids)
+            # Unlike folders, DBOS's records cannot belong to another store.
             over = [
                 attempt
                 for attempt in attempts
-                if (execution_of(attempt) in ended or execution_of(attempt) not in known)
-                and execution_of(attempt) not in self._lives.running
+                if (execution_id_of(attempt) in ended or execution_id_of(attempt) not in known)
+                and execution_id_of(attempt) not in self.context.active
             ]
             for start in range(0, len(over), BATCH):
                 await DBOS.delete_workflows_async(over[start : start + BATCH])
@@ -226,10 +212,10 @@ class Retention:
             kept += len(attempts) - len(over)
 
 
-async def _in_batches(some: Callable[[], Awaitable[int]]) -> None:
-    """Do something batch by batch until one is not full."""
+async def _in_batches(batch: Callable[[], Awaitable[int]]) -> None:
+    """Repeat a call until it deals with less than a full batch."""
     while True:
-        if await some() < BATCH:
+        if await batch() < BATCH:
             return
         await asyncio.sleep(PAUSE_S)
 

@@ -1,1 +1,1 @@
-"""The execution store: all SQL of this project."""
+"""The execution store: all of our SQL."""

@@ -10,7 +10,7 @@ from ray._common.formatters import JSONFormatter
 
 from deployments.runtime.log_context import SERVE_LOGGER, LogContextFilter
 from deployments.store.conductor_view import ConductorStore
-from tests.deployments.conductor.conducting_process import Journal
+from tests.deployments.conductor.stand_ins import Journal
 from tests.emulators.azurite import Azurite
 from tests.emulators.flaky_proxy import FlakyProxy
 from workflows.delivery import Container

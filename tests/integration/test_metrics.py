@@ -272,12 +272,12 @@ def test_what_was_tried_again_is_told_in_the_log_of_the_execution(gone_wrong: Mi
     session = ray._private.worker._global_node.get_session_dir_path()
     logs = Path(session) / "logs"
     told = gather(gone_wrong.retried, [logs])
-    again = [entry for entry in told if "is tried again" in str(entry)]
+    again = [entry for entry in told if "is retried" in str(entry)]
     assert again
     for entry in again:
         assert entry.level == "WARNING" and len(entry.lines) == 1
-        assert f"{gone_wrong.retried} is tried again at register, attempt" in str(entry)
-    assert not any("is tried again" in str(e) for e in gather(gone_wrong.failed, [logs]))
+        assert f"{gone_wrong.retried} is retried at register, attempt" in str(entry)
+    assert not any("is retried" in str(e) for e in gather(gone_wrong.failed, [logs]))
 
 
 def test_the_variable_of_the_dashboard_lists_the_application(prom: Prometheus) -> None:

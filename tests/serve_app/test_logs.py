@@ -81,7 +81,7 @@ def test_an_id_that_begins_or_goes_on_with_another_is_another(folder: Path) -> N
     )
     (folder / "serve" / "replica_b.log").write_text(
         json_line(4, f"{ID} waits for this one", execution_id="exec_other")
-        + json_line(5, f"removed what was left of {ID}")
+        + json_line(5, f"removed the leftovers of {ID}")
     )
     assert [entry.rpartition(" ")[2] for entry in gathered(folder)] == ["yes", ID]
 

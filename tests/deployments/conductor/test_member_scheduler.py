@@ -1,4 +1,4 @@
-"""Who goes next at a model, and where."""
+"""Which member is computed next, and by which replica."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import asyncio
 
 import pytest
 
-from deployments.conductor.member_scheduler import AT_HAND_STEPS, MemberScheduler, Turn
+from deployments.conductor.member_scheduler import HANDOVER_STEPS, MemberScheduler, Slot
 
 MODEL = "fcn3"
 LONG = 40
 
 
 class Members:
-    """Members of executions, started at once; each keeps its turn until it is told to end."""
+    """Members of executions, all requested at once; each holds its slot until `end`."""
 
     def __init__(self, replicas: int) -> None:
-        self.turns = MemberScheduler({MODEL: replicas})
-        self.handed: list[str] = []
-        self.held: dict[str, Turn] = {}
+        self.scheduler = MemberScheduler({MODEL: replicas})
+        self.started: list[str] = []
+        self.slots: dict[str, Slot] = {}
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def arrive(self, execution: str, members: int, steps: int = LONG) -> None:
-        self.turns.arrive(execution)
+    async def add(self, execution: str, members: int, steps: int = LONG) -> None:
+        self.scheduler.add_execution(execution)
         for number in range(members):
             name = f"{execution}{number}"
             self._ends[name] = asyncio.Event()
@@ -31,27 +31,25 @@ class Members:
         await settled()
 
     async def _compute(self, execution: str, name: str, steps: int) -> None:
-        async with self.turns.turn(MODEL, execution, steps) as turn:
-            self.handed.append(name)
-            self.held[name] = turn
+        async with self.scheduler.slot(MODEL, execution, steps) as slot:
+            self.started.append(name)
+            self.slots[name] = slot
             await self._ends[name].wait()
 
     async def end(self, name: str) -> None:
         self._ends[name].set()
         await settled()
 
-    async def tell(self, name: str, left: int, replica: str | None = None) -> None:
-        self.held[name].told(left, replica)
+    async def update(self, name: str, left: int, replica: str | None = None) -> None:
+        self.slots[name].update(left, replica)
         await settled()
 
     async def end_all(self) -> list[str]:
-        """End one after the other, in the order in which they began."""
-        place = 0
-        while place < len(self.handed):
-            await self.end(self.handed[place])
-            place += 1
+        """End one after the other in the order of their start, and return that order."""
+        for name in self.started:  # grows meanwhile
+            await self.end(name)
         await asyncio.gather(*self.tasks.values())
-        return self.handed
+        return self.started
 
 
 async def settled() -> None:
@@ -59,158 +57,158 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_replica_gets_one_member_and_the_next_when_that_ends() -> None:
+async def test_replica_gets_its_next_member_when_one_ends() -> None:
     members = Members(2)
-    await members.arrive("a", 5)
-    assert members.handed == ["a0", "a1"]
+    await members.add("a", 5)
+    assert members.started == ["a0", "a1"]
     await members.end("a1")
-    assert members.handed == ["a0", "a1", "a2"]
+    assert members.started == ["a0", "a1", "a2"]
     assert await members.end_all() == [f"a{n}" for n in range(5)]
 
 
-async def test_the_next_is_at_hand_before_a_member_ends_and_not_much_earlier() -> None:
+async def test_next_member_is_handed_over_shortly_before_one_ends() -> None:
     members = Members(1)
-    await members.arrive("a", 4)
-    await members.tell("a0", AT_HAND_STEPS + 1)
-    assert members.handed == ["a0"]
-    await members.tell("a0", AT_HAND_STEPS)
-    assert members.handed == ["a0", "a1"]
-    # Two is what a replica takes.
-    await members.tell("a1", 1)
-    assert members.handed == ["a0", "a1"]
+    await members.add("a", 4)
+    await members.update("a0", HANDOVER_STEPS + 1)
+    assert members.started == ["a0"]
+    await members.update("a0", HANDOVER_STEPS)
+    assert members.started == ["a0", "a1"]
+    # A replica takes two.
+    await members.update("a1", 1)
+    assert members.started == ["a0", "a1"]
     await members.end("a0")
-    assert members.handed == ["a0", "a1", "a2"]
+    assert members.started == ["a0", "a1", "a2"]
 
 
-async def test_short_members_are_at_hand_from_the_beginning() -> None:
+async def test_short_members_are_handed_over_two_at_a_time() -> None:
     members = Members(2)
-    await members.arrive("a", 9, steps=AT_HAND_STEPS)
-    assert members.handed == ["a0", "a1", "a2", "a3"]
+    await members.add("a", 9, steps=HANDOVER_STEPS)
+    assert members.started == ["a0", "a1", "a2", "a3"]
 
 
-async def test_a_small_request_goes_before_the_next_member_of_a_large_one() -> None:
+async def test_small_request_goes_before_the_next_member_of_a_large_one() -> None:
     members = Members(1)
-    await members.arrive("large", 32)
-    await members.arrive("small", 1)
+    await members.add("large", 32)
+    await members.add("small", 1)
     await members.end("large0")
-    assert members.handed == ["large0", "small0"]
+    assert members.started == ["large0", "small0"]
 
 
-async def test_of_equal_requests_the_first_is_finished_first() -> None:
+async def test_first_of_equal_requests_finishes_first() -> None:
     members = Members(1)
-    await members.arrive("a", 3)
-    await members.arrive("b", 3)
+    await members.add("a", 3)
+    await members.add("b", 3)
     assert await members.end_all() == ["a0", "a1", "a2", "b0", "b1", "b2"]
 
 
-async def test_a_large_request_gets_every_second_turn_however_many_small_ones_come() -> None:
+async def test_oldest_request_gets_every_second_slot() -> None:
     members = Members(1)
-    await members.arrive("large", 3)
+    await members.add("large", 3)
     for name in "bcd":
-        await members.arrive(name, 1, steps=10)
+        await members.add(name, 1, steps=10)
     assert await members.end_all() == ["large0", "b0", "large1", "c0", "large2", "d0"]
 
 
-async def test_fewer_steps_count_not_fewer_members() -> None:
+async def test_steps_are_counted_rather_than_members() -> None:
     members = Members(1)
-    await members.arrive("a", 3, steps=400)
-    await members.arrive("b", 1, steps=400)
-    await members.arrive("c", 2, steps=40)
+    await members.add("a", 3, steps=400)
+    await members.add("b", 1, steps=400)
+    await members.add("c", 2, steps=40)
     await members.end("a0")
-    assert members.handed == ["a0", "c0"]
+    assert members.started == ["a0", "c0"]
 
 
-async def test_who_stops_waiting_is_not_waited_for() -> None:
+async def test_cancelled_request_is_skipped() -> None:
     members = Members(1)
-    await members.arrive("a", 2)
-    await members.arrive("b", 1)
+    await members.add("a", 2)
+    await members.add("b", 1)
     members.tasks["b0"].cancel()
     await settled()
     await members.end("a0")
-    assert members.handed == ["a0", "a1"]
+    assert members.started == ["a0", "a1"]
 
 
-async def test_an_execution_that_is_cancelled_leaves_nothing_behind() -> None:
+async def test_cancelled_execution_frees_its_slots() -> None:
     members = Members(2)
-    await members.arrive("a", 8)
-    await members.arrive("b", 3)
+    await members.add("a", 8)
+    await members.add("b", 3)
     for name in ("a1", "a0", *(f"a{n}" for n in range(2, 8))):
         members.tasks[name].cancel()
     await settled()
-    assert members.handed == ["a0", "a1", "b0", "b1"]
+    assert members.started == ["a0", "a1", "b0", "b1"]
     await members.end("b0")
-    assert members.handed[-1] == "b2"
+    assert members.started[-1] == "b2"
 
 
-async def test_a_turn_that_is_given_up_as_it_comes_goes_to_the_next() -> None:
+async def test_slot_that_is_assigned_to_a_cancelled_member_goes_to_the_next() -> None:
     members = Members(1)
-    await members.arrive("a", 3)
+    await members.add("a", 3)
     members._ends["a0"].set()
     for _ in range(2):
         await asyncio.sleep(0)
-    # a1 has been given its turn, but has not run since.
+    # a1 has been assigned a slot, but its task has not run since.
     members.tasks["a1"].cancel()
     await settled()
-    assert members.handed[-1] == "a2"
+    assert members.started[-1] == "a2"
 
 
-async def test_a_member_that_fails_gives_its_turn_back() -> None:
-    turns = MemberScheduler({})
+async def test_member_that_fails_frees_its_slot() -> None:
+    scheduler = MemberScheduler({})
     with pytest.raises(ValueError, match="NaN"):
-        async with turns.turn(MODEL, "a", LONG):
+        async with scheduler.slot(MODEL, "a", LONG):
             raise ValueError("NaN")
-    async with asyncio.timeout(1), turns.turn(MODEL, "b", LONG):
+    async with asyncio.timeout(1), scheduler.slot(MODEL, "b", LONG):
         pass
 
 
-async def test_a_member_goes_to_the_replica_that_is_about_to_be_free() -> None:
+async def test_member_goes_to_the_replica_that_is_about_to_be_free() -> None:
     members = Members(2)
-    await members.arrive("a", 4)
-    assert [members.held[name].replica for name in ("a0", "a1")] == [None, None]
-    await members.tell("a0", LONG, "one")
-    await members.tell("a1", LONG, "two")
-    await members.tell("a1", AT_HAND_STEPS, "two")
-    assert members.held["a2"].replica == "two"
+    await members.add("a", 4)
+    assert [members.slots[name].replica for name in ("a0", "a1")] == [None, None]
+    await members.update("a0", LONG, "one")
+    await members.update("a1", LONG, "two")
+    await members.update("a1", HANDOVER_STEPS, "two")
+    assert members.slots["a2"].replica == "two"
     await members.end("a0")
-    assert members.held["a3"].replica == "one"
+    assert members.slots["a3"].replica == "one"
 
 
-async def test_replicas_that_are_not_known_yet_are_left_to_serve() -> None:
+async def test_serve_chooses_while_replicas_are_unknown() -> None:
     members = Members(3)
-    await members.arrive("a", 1, steps=AT_HAND_STEPS)
-    await members.tell("a0", AT_HAND_STEPS, "one")
-    await members.arrive("b", 2)
-    # "one" still writes; two others may have nothing to do.
-    assert [members.held[name].replica for name in ("b0", "b1")] == [None, None]
+    await members.add("a", 1, steps=HANDOVER_STEPS)
+    await members.update("a0", HANDOVER_STEPS, "one")
+    await members.add("b", 2)
+    # "one" still writes; two others may be idle.
+    assert [members.slots[name].replica for name in ("b0", "b1")] == [None, None]
     await members.end("a0")
-    await members.arrive("c", 1)
-    assert members.held["c0"].replica == "one"
+    await members.add("c", 1)
+    assert members.slots["c0"].replica == "one"
 
 
-async def test_a_replica_at_which_a_member_failed_is_not_chosen() -> None:
+async def test_replica_at_which_a_member_failed_is_not_chosen() -> None:
     members = Members(1)
-    await members.arrive("a", 2)
-    await members.tell("a0", LONG, "one")
+    await members.add("a", 2)
+    await members.update("a0", LONG, "one")
     members.tasks["a0"].cancel()
     await settled()
-    assert members.held["a1"].replica is None
+    assert members.slots["a1"].replica is None
 
 
-async def test_a_replica_that_is_gone_is_not_chosen_again() -> None:
-    """Idle replicas end unnoticed, as by autoscaling: whoever is sent there ends up elsewhere."""
+async def test_replica_that_is_gone_is_not_chosen_again() -> None:
+    """Autoscaling removes idle replicas unnoticed: a member sent there is computed elsewhere."""
     members = Members(1)
-    await members.arrive("a", 3)
-    await members.tell("a0", LONG, "gone")
+    await members.add("a", 3)
+    await members.update("a0", LONG, "gone")
     await members.end("a0")
-    assert members.held["a1"].replica == "gone"
-    await members.tell("a1", LONG, "new")
+    assert members.slots["a1"].replica == "gone"
+    await members.update("a1", LONG, "new")
     await members.end("a1")
-    assert members.held["a2"].replica == "new"
+    assert members.slots["a2"].replica == "new"
     await members.end("a2")
 
 
-async def test_models_do_not_wait_for_each_other() -> None:
-    turns = MemberScheduler({"fcn3": 1, "stormscope": 1})
-    async with asyncio.timeout(1), turns.turn("fcn3", "a", LONG):
-        async with turns.turn("stormscope", "a", LONG):
+async def test_models_have_separate_slots() -> None:
+    scheduler = MemberScheduler({"fcn3": 1, "stormscope": 1})
+    async with asyncio.timeout(1), scheduler.slot("fcn3", "a", LONG):
+        async with scheduler.slot("stormscope", "a", LONG):
             pass

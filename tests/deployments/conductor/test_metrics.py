@@ -1,4 +1,4 @@
-"""What metrics tell of executions, with stand-in deployments and a real store and DBOS."""
+"""Metrics of executions, with stand-in deployments and a real store and DBOS."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from deployments.runtime.metrics import (
     RUNNING,
     STAGE_SECONDS,
 )
-from deployments.store.conductor_view import ConductorStore, Waiting
-from tests.deployments.conductor.conducting import (
-    comes_true,
-    conducts,
+from deployments.store.conductor_view import ConductorStore, QueuedExecution
+from tests.deployments.conductor.harness import (
+    WORKFLOW,
+    conductor_loop,
+    eventually,
     finished,
     on_both_databases,
+    submit,
     until,
 )
-from tests.deployments.conductor.conducting_process import Journal, StandIns
-from tests.deployments.conductor.test_deployment import WORKFLOW, submit
+from tests.deployments.conductor.stand_ins import Journal, StandIns
 from tests.measured import Measured
 from workflows import Status
 from workflows.errors import UploadFailed
@@ -39,13 +40,13 @@ NAME = WORKFLOW.name
 STEP_S = 0.05
 
 
-async def test_a_life_is_timed_stage_by_stage(
+async def test_every_stage_is_timed(
     store: ConductorStore, store_url: str, journal: Journal
 ) -> None:
     measured = Measured()
     execution_id = submit(store, n_samples=1)
     metrics = ExecutionMetrics(measured)
-    async with conducts(store_url, StandIns(journal, step_s=STEP_S), metrics=metrics):
+    async with conductor_loop(store_url, StandIns(journal, step_s=STEP_S), metrics=metrics):
         done = await until(store, execution_id, finished)
     assert done.started_at and done.ended_at
     assert measured.total(ENDED, workflow=NAME, status="completed") == 1
@@ -66,7 +67,7 @@ async def test_a_life_is_timed_stage_by_stage(
     assert measured.values(FAILURES) == measured.values(RETRIES) == []
 
 
-async def test_a_failure_tells_stage_and_kind_and_its_stage_is_not_timed(
+async def test_failure_counts_by_stage_and_reason(
     store: ConductorStore, store_url: str, journal: Journal
 ) -> None:
     async def refuse(job: Any) -> None:
@@ -75,7 +76,7 @@ async def test_a_failure_tells_stage_and_kind_and_its_stage_is_not_timed(
     measured = Measured()
     execution_id = submit(store, n_samples=1)
     stand_ins = StandIns(journal, before={"member": refuse})
-    async with conducts(store_url, stand_ins, metrics=ExecutionMetrics(measured)):
+    async with conductor_loop(store_url, stand_ins, metrics=ExecutionMetrics(measured)):
         await until(store, execution_id, finished)
     reason = {"stage": "inference", "reason": "UploadFailed"}
     assert measured.values(FAILURES, workflow=NAME, **reason) == [1]
@@ -85,9 +86,7 @@ async def test_a_failure_tells_stage_and_kind_and_its_stage_is_not_timed(
     assert measured.values(EXECUTION_SECONDS) == []
 
 
-async def test_a_step_that_is_tried_again_is_a_retry(
-    store: ConductorStore, store_url: str, journal: Journal
-) -> None:
+async def test_retried_step_counts(store: ConductorStore, store_url: str, journal: Journal) -> None:
     deaths = 0
 
     async def die_once(job: Any) -> None:
@@ -99,27 +98,27 @@ async def test_a_step_that_is_tried_again_is_a_retry(
     measured = Measured()
     execution_id = submit(store, n_samples=1)
     stand_ins = StandIns(journal, before={"member": die_once})
-    async with conducts(store_url, stand_ins, metrics=ExecutionMetrics(measured)):
+    async with conductor_loop(store_url, stand_ins, metrics=ExecutionMetrics(measured)):
         assert (await until(store, execution_id, finished)).status == Status.COMPLETED
     assert measured.values(RETRIES, stage="inference") == measured.values(RETRIES) == [1]
 
 
 @on_both_databases
-async def test_gauges_show_what_waits_and_what_runs(
+async def test_gauges_show_queued_and_running_executions(
     store: ConductorStore, store_url: str, journal: Journal
 ) -> None:
     measured = Measured()
     began = time.monotonic()
     running, waiting = submit(store, n_steps=400, n_samples=1), submit(store)
-    async with conducts(
+    async with conductor_loop(
         store_url,
         StandIns(journal, step_s=1.0),
         max_running={NAME: 1},
         metrics=ExecutionMetrics(measured),
-    ) as made:
+    ) as loop:
         await until(store, running, lambda e: e.progress is not None)
         at_inference = {"workflow": NAME, "stage": "inference"}
-        await comes_true(
+        await eventually(
             lambda: (
                 measured.values(RUNNING, **at_inference)[-1:] == [1]
                 and measured.last(QUEUE_OLDEST, workflow=NAME) > 1
@@ -129,24 +128,24 @@ async def test_gauges_show_what_waits_and_what_runs(
         assert measured.last(QUEUE_DEPTH, workflow=NAME) == 1
         for execution_id in (waiting, running):
             store.request_cancel(NAME, execution_id)
-        made.nudge()
+        loop.nudge()
         await until(store, running, finished)
-        await comes_true(lambda: measured.last(RUNNING, **at_inference) == 0)
+        await eventually(lambda: measured.last(RUNNING, **at_inference) == 0)
         assert measured.last(QUEUE_DEPTH, workflow=NAME) == 0
         assert measured.last(QUEUE_OLDEST, workflow=NAME) == 0
-        # One a second, however often it was nudged.
+        # One per second, however many nudges.
         assert 1 <= measured.total(BEATS) <= time.monotonic() - began + 1
-    # The other was cancelled while it waited, where the request came in.
+    # The queued one was cancelled by the request itself.
     assert measured.values(ENDED, status="cancelled") == measured.values(ENDED) == [1]
 
 
-def test_what_is_tried_again_waits_from_its_retry_on() -> None:
+def test_queue_wait_of_a_retry_begins_with_the_retry() -> None:
     measured, now = Measured(), [1000.0]
     metrics = ExecutionMetrics(measured, lambda: now[0])
     old = datetime.now(UTC) - timedelta(hours=5)
-    metrics.show([Waiting("a", NAME, old, retries=1)], [])
+    metrics.record_heartbeat([QueuedExecution("a", NAME, old, retries=1)], [])
     now[0] += 7
-    metrics.show([Waiting("a", NAME, old, retries=1)], [])
+    metrics.record_heartbeat([QueuedExecution("a", NAME, old, retries=1)], [])
     assert measured.last(QUEUE_OLDEST, workflow=NAME) == 7
-    metrics.show([Waiting("b", NAME, old, retries=0)], [])
+    metrics.record_heartbeat([QueuedExecution("b", NAME, old, retries=0)], [])
     assert abs(measured.last(QUEUE_OLDEST, workflow=NAME) - 5 * 3600) < 10

@@ -29,8 +29,8 @@ class CountingStore(ConductorStore):
         self.descriptions: list[tuple[str, Any]] = []
         self.readiness_writes = 0
 
-    def describe(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
-        super().describe(fence, workflow, description)
+    def set_description(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
+        super().set_description(fence, workflow, description)
         self.descriptions.append((workflow, description["description"]))
 
     def set_readiness(self, fence: int, component: str, status: ComponentStatus) -> None:

@@ -1,4 +1,4 @@
-"""What the Conductor removes by itself, with a real store, DBOS, Packager and folders."""
+"""Expiry and the sweep of leftovers, with a real store, DBOS, Packager and folders."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from deployments.conductor.options import RetentionOptions
 from deployments.packager.deployment import Packager
 from deployments.results.protocols import CompletedMembers, StoredExecution
 from deployments.store.conductor_view import ConductorStore
-from deployments.store.schema import executions, forgotten
-from tests.deployments.conductor.conducting import (
-    comes_true,
-    conducts,
+from deployments.store.retention_view import RetentionView
+from deployments.store.schema import deleted_executions, executions
+from tests.deployments.conductor.harness import (
+    conductor_loop,
+    eventually,
+    exists,
     finished,
-    is_there,
     on_both_databases,
+    submit,
     until,
 )
-from tests.deployments.conductor.conducting_process import Journal, StandIns
-from tests.deployments.conductor.test_deployment import submit
+from tests.deployments.conductor.stand_ins import Journal, StandIns
 from workflows import Execution, Status
 from workflows.errors import DiskFull, StageFailed
 
@@ -34,23 +35,23 @@ EXPIRING = RetentionOptions(keep_s=0.3, look_s=0.05, sweep_s=3600)
 SWEEPING = RetentionOptions(look_s=0.05, sweep_s=0.1, grace_s=0, keep_failed_s=0)
 
 
-class Keeping(StandIns):
-    """Stand-ins, but for a real Packager where files are removed."""
+class WithFolders(StandIns):
+    """Stand-ins with folders, which a real Packager removes."""
 
     def __init__(self, journal: Journal, root: Path, **options: Any) -> None:
         super().__init__(journal, **options)
         self.results_dir, self.work_dir = root / "results", root / "work"
         self.sweeps = 0
-        """How many have begun."""
+        """Sweeps that have begun."""
         self._packager = Packager.func_or_class(  # type: ignore[attr-defined]
             self.results_dir, self.work_dir
         )
 
     async def create(self, plan: Any, execution_id: str, *arguments: Any) -> CompletedMembers:
-        begun = await super().create(plan, execution_id, *arguments)
+        completed = await super().create(plan, execution_id, *arguments)
         self.plant(self.result(execution_id) / "results.zarr")
         self.plant(self.work_dir / execution_id / "steps")
-        return begun
+        return completed
 
     async def clean(self, execution_id: str) -> None:
         await super().clean(execution_id)
@@ -73,13 +74,13 @@ class Keeping(StandIns):
         (folder / "planted").write_bytes(b"planted")
 
     def plant_all(self, execution_id: str) -> None:
-        """Leave everything behind that a crash can leave."""
+        """Create every kind of file that a crash can leave behind."""
         self.plant(self.work_dir / execution_id / "fences")
         self.plant(self.results_dir / ".partial" / execution_id)
         self.plant(self.results_dir / ".partial" / f"{execution_id}.purged")
         self.plant(self.result(execution_id) / "results.zarr")
 
-    def left(self, execution_id: str) -> set[str]:
+    def files_of(self, execution_id: str) -> set[str]:
         root = self.results_dir.parent
         return {
             str(path.relative_to(root))
@@ -89,8 +90,8 @@ class Keeping(StandIns):
 
 
 @pytest.fixture
-def keeping(journal: Journal, tmp_path: Path) -> Keeping:
-    return Keeping(journal, tmp_path)
+def folders(journal: Journal, tmp_path: Path) -> WithFolders:
+    return WithFolders(journal, tmp_path)
 
 
 def is_removed(store: ConductorStore, execution_id: str) -> bool:
@@ -112,11 +113,11 @@ def disk_bytes(store: ConductorStore, execution_id: str) -> int:
         return found
 
 
-async def carry(
-    store_url: str, keeping: Keeping, store: ConductorStore, *execution_ids: str
+async def run_executions(
+    store_url: str, folders: WithFolders, store: ConductorStore, *execution_ids: str
 ) -> list[Execution]:
-    """Carry executions to their end and stop; for `asyncio.run`, since DBOS takes a loop along."""
-    async with conducts(store_url, keeping):
+    """Run executions to their end and stop; call with `asyncio.run`, since DBOS keeps its loop."""
+    async with conductor_loop(store_url, folders):
         return [await until(store, each, finished) for each in execution_ids]
 
 
@@ -124,17 +125,17 @@ async def carry(
 
 
 @on_both_databases
-def test_results_expire_with_all_that_is_heavy(
-    store: ConductorStore, store_url: str, keeping: Keeping
+def test_expired_execution_keeps_only_its_row(
+    store: ConductorStore, store_url: str, folders: WithFolders
 ) -> None:
     execution_id = submit(store)
-    completed = asyncio.run(carry(store_url, keeping, store, execution_id))[0]
-    assert keeping.left(execution_id)
+    completed = asyncio.run(run_executions(store_url, folders, store, execution_id))[0]
+    assert folders.files_of(execution_id)
     assert disk_bytes(store, execution_id) > 0
 
     async def expire() -> None:
-        async with conducts(store_url, keeping, housekeeping=EXPIRING):
-            await comes_true(lambda: is_removed(store, execution_id))
+        async with conductor_loop(store_url, folders, retention=EXPIRING):
+            await eventually(lambda: is_removed(store, execution_id))
             assert await DBOS.get_workflow_status_async(execution_id) is None
 
     asyncio.run(expire())
@@ -143,48 +144,48 @@ def test_results_expire_with_all_that_is_heavy(
     assert (expired.results, expired.progress) == (None, None)
     assert (expired.ended_at, expired.parameters) == (completed.ended_at, completed.parameters)
     assert expired.revision > completed.revision
-    assert not keeping.left(execution_id)
-    assert not keeping.result(execution_id).exists()
+    assert not folders.files_of(execution_id)
+    assert not folders.result(execution_id).exists()
     assert disk_bytes(store, execution_id) == 0
 
 
 @on_both_databases
-async def test_what_failed_or_was_cancelled_expires_too(
+async def test_failed_and_cancelled_executions_expire_too(
     store: ConductorStore, store_url: str, journal: Journal, tmp_path: Path
 ) -> None:
     async def refuse(_: str) -> None:
         raise StageFailed("package", "the disk is full")
 
-    keeping = Keeping(journal, tmp_path, before={"describe_result": refuse})
+    folders = WithFolders(journal, tmp_path, before={"describe_result": refuse})
     failed, cancelled = submit(store), submit(store)
     store.request_cancel(WORKFLOW, cancelled)
-    async with conducts(store_url, keeping, housekeeping=EXPIRING):
+    async with conductor_loop(store_url, folders, retention=EXPIRING):
         await until(store, failed, finished)
-        await comes_true(lambda: is_removed(store, failed) and is_removed(store, cancelled))
+        await eventually(lambda: is_removed(store, failed) and is_removed(store, cancelled))
         assert await DBOS.get_workflow_status_async(failed) is None
     assert store.read(failed).status == store.read(cancelled).status == Status.EXPIRED
     assert store.read(failed).error_message == "the disk is full"
 
 
 @pytest.mark.parametrize("keep_s", [None, 3600.0])
-async def test_nothing_expires_before_its_time_or_without_one(
-    store: ConductorStore, store_url: str, keeping: Keeping, keep_s: float | None
+async def test_nothing_expires_early_or_without_a_limit(
+    store: ConductorStore, store_url: str, folders: WithFolders, keep_s: float | None
 ) -> None:
     execution_id = submit(store)
     options = RetentionOptions(keep_s=keep_s, keep_record_s=0, look_s=0.05)
-    async with conducts(store_url, keeping, housekeeping=options):
+    async with conductor_loop(store_url, folders, retention=options):
         await until(store, execution_id, finished)
         await asyncio.sleep(0.5)
     assert store.read(execution_id).status == Status.COMPLETED
-    assert keeping.left(execution_id)
+    assert folders.files_of(execution_id)
 
 
-def test_whoever_comes_next_finishes_what_was_begun(
+def test_successor_finishes_an_expiry(
     store: ConductorStore, store_url: str, journal: Journal, tmp_path: Path
 ) -> None:
     first, second = submit(store), submit(store)
-    keeping = Keeping(journal, tmp_path)
-    asyncio.run(carry(store_url, keeping, store, first, second))
+    folders = WithFolders(journal, tmp_path)
+    asyncio.run(run_executions(store_url, folders, store, first, second))
 
     async def begin() -> None:
         removing = asyncio.Event()
@@ -193,27 +194,27 @@ def test_whoever_comes_next_finishes_what_was_begun(
             removing.set()
             await asyncio.Event().wait()
 
-        hanging = Keeping(journal, tmp_path, before={"purge": hang})
-        async with conducts(store_url, hanging, housekeeping=EXPIRING):
+        hanging = WithFolders(journal, tmp_path, before={"purge": hang})
+        async with conductor_loop(store_url, hanging, retention=EXPIRING):
             await removing.wait()
             assert store.read(first).status == store.read(second).status == Status.EXPIRED
-            # Others go on meanwhile.
+            # Other executions run meanwhile.
             assert (await until(store, submit(store), finished)).status == Status.COMPLETED
 
     asyncio.run(begin())
-    assert keeping.left(first) and keeping.left(second)
+    assert folders.files_of(first) and folders.files_of(second)
 
     async def go_on() -> None:
-        # Also where results do not expire any more.
+        # Even if results no longer expire.
         options = RetentionOptions(look_s=0.05)
-        async with conducts(store_url, keeping, housekeeping=options):
-            await comes_true(lambda: is_removed(store, first) and is_removed(store, second))
+        async with conductor_loop(store_url, folders, retention=options):
+            await eventually(lambda: is_removed(store, first) and is_removed(store, second))
 
     asyncio.run(go_on())
-    assert not keeping.left(first) and not keeping.left(second)
+    assert not folders.files_of(first) and not folders.files_of(second)
 
 
-async def test_one_that_cannot_be_removed_holds_no_other_up(
+async def test_execution_that_cannot_be_removed_delays_no_other(
     store: ConductorStore, store_url: str, journal: Journal, tmp_path: Path
 ) -> None:
     stuck = submit(store)
@@ -222,23 +223,23 @@ async def test_one_that_cannot_be_removed_holds_no_other_up(
         if execution_id == stuck:
             raise OSError("Read-only file system")
 
-    keeping = Keeping(journal, tmp_path, before={"purge": refuse})
-    async with conducts(store_url, keeping, housekeeping=EXPIRING):
+    folders = WithFolders(journal, tmp_path, before={"purge": refuse})
+    async with conductor_loop(store_url, folders, retention=EXPIRING):
         await until(store, stuck, finished)
         other = submit(store)
-        await comes_true(lambda: is_removed(store, other))
-    assert keeping.left(stuck)
+        await eventually(lambda: is_removed(store, other))
+    assert folders.files_of(stuck)
     assert store.read(stuck).status == Status.EXPIRED
     assert not is_removed(store, stuck)
 
 
-async def test_the_record_goes_when_its_key_means_nothing_any_more(
-    store: ConductorStore, store_url: str, keeping: Keeping
+async def test_row_is_deleted_once_its_idempotency_key_is_invalid(
+    store: ConductorStore, store_url: str, folders: WithFolders
 ) -> None:
     old, recent = submit(store), submit(store)
     options = EXPIRING.model_copy(update={"keep_record_s": 0.2})
-    async with conducts(store_url, keeping, housekeeping=options):
-        await comes_true(lambda: is_removed(store, old) and is_removed(store, recent))
+    async with conductor_loop(store_url, folders, retention=options):
+        await eventually(lambda: is_removed(store, old) and is_removed(store, recent))
         with store.engine.begin() as connection:
             created_at = store.read(old).created_at.replace(year=2020)
             connection.execute(
@@ -246,15 +247,15 @@ async def test_the_record_goes_when_its_key_means_nothing_any_more(
                 .where(executions.c.execution_id == old)
                 .values(created_at=created_at)
             )
-        await comes_true(lambda: not is_there(store, old))
-    assert is_there(store, recent)
+        await eventually(lambda: not exists(store, old))
+    assert exists(store, recent)
 
 
-# What crashes leave
+# Leftovers
 
 
 @on_both_databases
-def test_what_crashes_have_left_is_removed_and_nothing_else(
+def test_sweep_removes_leftovers_and_nothing_else(
     store: ConductorStore, store_url: str, journal: Journal, tmp_path: Path
 ) -> None:
     async def fail_one(execution_id: str) -> None:
@@ -262,21 +263,21 @@ def test_what_crashes_have_left_is_removed_and_nothing_else(
             raise StageFailed("package", "the disk is full")
 
     failed, completed, removed = submit(store), submit(store), submit(store)
-    keeping = Keeping(journal, tmp_path, step_s=0.05, before={"describe_result": fail_one})
-    asyncio.run(carry(store_url, keeping, store, failed, completed, removed))
-    # As a purge does, but for DBOS's record.
-    store.remove(store.issue_fence(), removed)
+    folders = WithFolders(journal, tmp_path, step_s=0.05, before={"describe_result": fail_one})
+    asyncio.run(run_executions(store_url, folders, store, failed, completed, removed))
+    # As by a purge that left DBOS's records.
+    store.delete(store.issue_fence(), removed)
     running, queued = submit(store, n_steps=400), submit(store, n_steps=400)
-    stranger = "exec_1700000000_0123abcd"
-    for execution_id in (failed, completed, removed, running, queued, stranger):
-        keeping.plant_all(execution_id)
+    unknown = "exec_1700000000_0123abcd"
+    for execution_id in (failed, completed, removed, running, queued, unknown):
+        folders.plant_all(execution_id)
     others = [
-        keeping.work_dir / "turns" / "0.lock",
-        keeping.work_dir / "scratch" / "exec_1",
-        keeping.results_dir / ".partial" / "0123456789abcdef",
+        folders.work_dir / "turns" / "0.lock",
+        folders.work_dir / "scratch" / "exec_1",
+        folders.results_dir / ".partial" / "0123456789abcdef",
     ]
     for other in others:
-        keeping.plant(other)
+        folders.plant(other)
 
     async def only_one_attempt() -> bool:
         listed = await DBOS.list_workflows_async(load_input=False, load_output=False)
@@ -284,17 +285,17 @@ def test_what_crashes_have_left_is_removed_and_nothing_else(
 
     async def sweep() -> None:
         one = {WORKFLOW: 1}
-        async with conducts(store_url, keeping, housekeeping=SWEEPING, max_running=one):
+        async with conductor_loop(store_url, folders, retention=SWEEPING, max_running=one):
             await until(store, running, lambda e: e.progress is not None)
-            await comes_true(lambda: not keeping.left(failed) and not keeping.left(removed))
-            await comes_true(only_one_attempt)
+            await eventually(lambda: not folders.files_of(failed) and not folders.files_of(removed))
+            await eventually(only_one_attempt)
             assert store.read(running).status == Status.RUNNING
             assert store.read(queued).status == Status.QUEUED
 
     asyncio.run(sweep())
-    assert keeping.left(completed) == {f"results/{WORKFLOW}/{completed}/results.zarr/planted"}
-    for execution_id in (running, queued, stranger):
-        assert len(keeping.left(execution_id)) >= 4
+    assert folders.files_of(completed) == {f"results/{WORKFLOW}/{completed}/results.zarr/planted"}
+    for execution_id in (running, queued, unknown):
+        assert len(folders.files_of(execution_id)) >= 4
     assert all((other / "planted").exists() for other in others)
     assert store.read(completed).status == Status.COMPLETED
 
@@ -302,12 +303,12 @@ def test_what_crashes_have_left_is_removed_and_nothing_else(
 @pytest.mark.parametrize(
     ("failure", "keep_failed_s", "kept"),
     [
-        (StageFailed("package", "the catalogue is not whole"), 600.0, True),
-        (StageFailed("package", "the catalogue is not whole"), 0.0, False),
+        (StageFailed("package", "the catalogue is incomplete"), 600.0, True),
+        (StageFailed("package", "the catalogue is incomplete"), 0.0, False),
         (DiskFull("package", "OSError: No space left on device"), 600.0, False),
     ],
 )
-async def test_whole_members_of_a_failed_one_stay_for_a_retry(
+async def test_completed_members_of_a_failed_execution_are_kept_for_a_retry(
     store: ConductorStore,
     store_url: str,
     journal: Journal,
@@ -322,49 +323,49 @@ async def test_whole_members_of_a_failed_one_stay_for_a_retry(
     execution_id, other = submit(store), submit(store)
     with store.engine.begin() as connection:
         connection.execute(sa.update(executions).values(disk_bytes=80, unwritten_bytes=80))
-    keeping = Keeping(journal, tmp_path, before={"describe_result": fail})
+    folders = WithFolders(journal, tmp_path, before={"describe_result": fail})
     options = SWEEPING.model_copy(update={"keep_failed_s": keep_failed_s})
-    async with conducts(store_url, keeping, housekeeping=options):
+    async with conductor_loop(store_url, folders, retention=options):
         assert (await until(store, execution_id, finished)).status == Status.FAILED
         if kept:
-            keeping.plant_all(other)
+            folders.plant_all(other)
             await until(store, other, finished)
             await asyncio.sleep(0.5)
-            assert keeping.left(execution_id)
+            assert folders.files_of(execution_id)
             assert disk_bytes(store, execution_id) == 80
         else:
-            await comes_true(lambda: disk_bytes(store, execution_id) == 0)
-            assert not keeping.left(execution_id)
+            await eventually(lambda: disk_bytes(store, execution_id) == 0)
+            assert not folders.files_of(execution_id)
 
 
-async def test_what_has_just_ended_is_left_alone(
-    store: ConductorStore, store_url: str, keeping: Keeping
+async def test_execution_that_has_just_ended_is_not_swept(
+    store: ConductorStore, store_url: str, folders: WithFolders
 ) -> None:
     execution_id = submit(store)
     options = SWEEPING.model_copy(update={"grace_s": 600})
-    async with conducts(store_url, keeping, housekeeping=options) as made:
+    async with conductor_loop(store_url, folders, retention=options) as loop:
         await until(store, execution_id, finished)
-        # Its life goes on behind its record, and removes what it has worked with itself.
-        await comes_true(lambda: execution_id not in made.lives.running)
-        keeping.plant_all(execution_id)
-        # That under way may have looked before; the one that follows it has not.
-        seen = keeping.sweeps
-        await comes_true(lambda: keeping.sweeps > seen + 2)
-        assert len(keeping.left(execution_id)) == 4
+        # After the record of its end, the execution removes its own working files.
+        await eventually(lambda: execution_id not in loop.context.active)
+        folders.plant_all(execution_id)
+        # The current sweep may have listed folders before; the one after it has not.
+        seen = folders.sweeps
+        await eventually(lambda: folders.sweeps > seen + 2)
+        assert len(folders.files_of(execution_id)) == 4
         assert await DBOS.get_workflow_status_async(execution_id) is not None
 
 
-def test_a_retry_waits_until_what_was_left_is_removed(
+def test_retry_begins_after_the_sweep_of_its_leftovers(
     store: ConductorStore, store_url: str, journal: Journal, tmp_path: Path
 ) -> None:
     async def fail(_: str) -> None:
         raise StageFailed("package", "the disk is full")
 
     execution_id = submit(store)
-    failing = Keeping(journal, tmp_path, before={"describe_result": fail})
-    asyncio.run(carry(store_url, failing, store, execution_id))
+    failing = WithFolders(journal, tmp_path, before={"describe_result": fail})
+    asyncio.run(run_executions(store_url, failing, store, execution_id))
     failing.plant_all(execution_id)
-    keeping = Keeping(journal, tmp_path)
+    folders = WithFolders(journal, tmp_path)
 
     async def try_again() -> None:
         removing, go_on = asyncio.Event(), asyncio.Event()
@@ -373,38 +374,40 @@ def test_a_retry_waits_until_what_was_left_is_removed(
             removing.set()
             await go_on.wait()
 
-        slow = Keeping(journal, tmp_path, before={"purge": slowly})
-        async with conducts(store_url, slow, housekeeping=SWEEPING) as made:
+        slow = WithFolders(journal, tmp_path, before={"purge": slowly})
+        async with conductor_loop(store_url, slow, retention=SWEEPING) as loop:
             await removing.wait()
             before = journal.lines()
             store.request_retry(WORKFLOW, execution_id, max_queued=9)
-            made.nudge()
+            loop.nudge()
             await until(store, execution_id, lambda e: e.status == Status.RUNNING)
             await asyncio.sleep(0.3)
             assert journal.lines() == before
-            # The claims of others do not wait for it.
+            # Other executions do not wait for it.
             other = submit(store)
-            made.nudge()
+            loop.nudge()
             await until(store, other, finished)
             go_on.set()
             assert (await until(store, execution_id, finished)).status == Status.COMPLETED
 
     asyncio.run(try_again())
-    assert keeping.left(execution_id) == {f"results/{WORKFLOW}/{execution_id}/results.zarr/planted"}
+    assert folders.files_of(execution_id) == {
+        f"results/{WORKFLOW}/{execution_id}/results.zarr/planted"
+    }
 
 
-async def test_ids_are_forgotten_for_good_in_the_end(
-    store: ConductorStore, store_url: str, keeping: Keeping
+async def test_ids_of_deleted_executions_are_deleted_later(
+    store: ConductorStore, store_url: str, folders: WithFolders
 ) -> None:
     fence = store.issue_fence()
     old, recent = submit(store), submit(store)
     for execution_id in (old, recent):
-        store.remove(fence, execution_id)
+        store.delete(fence, execution_id)
     with store.engine.begin() as connection:
         connection.execute(
-            sa.update(forgotten)
-            .where(forgotten.c.execution_id == old)
-            .values(forgotten_at=datetime(2020, 1, 1, tzinfo=UTC))
+            sa.update(deleted_executions)
+            .where(deleted_executions.c.execution_id == old)
+            .values(deleted_at=datetime(2020, 1, 1, tzinfo=UTC))
         )
-    async with conducts(store_url, keeping, housekeeping=SWEEPING):
-        await comes_true(lambda: store.known([old, recent]) == {recent})
+    async with conductor_loop(store_url, folders, retention=SWEEPING):
+        await eventually(lambda: RetentionView(store).known([old, recent]) == {recent})

@@ -12,7 +12,7 @@ import pytest
 
 from deployments.initial_conditions.client import READ, InitialConditionsClient, source_grid
 from deployments.runtime.failures import TransientFailure
-from tests.deployments.conductor.conducting_process import Handle
+from tests.deployments.conductor.stand_ins import Handle
 from tests.deployments.results.results import make_plan
 from workflows.errors import StageFailed
 

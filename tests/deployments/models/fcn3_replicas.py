@@ -17,7 +17,7 @@ from deployments.models.options import FCN3Options
 from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.import_path import LoaderOptions
 from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
-from tests.deployments.conductor.conducting_process import Handle
+from tests.deployments.conductor.stand_ins import Handle
 from tests.deployments.results.results import make_plan
 from workflows.fcn3 import VARIABLES
 from workflows.grids import Grid

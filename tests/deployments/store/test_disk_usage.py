@@ -1,4 +1,4 @@
-"""What results take of the disk, as the execution store accounts for it."""
+"""The execution store's account of disk usage."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.disk_usage import Demand
 from deployments.store.executions import Idempotency
+from deployments.store.retention_view import RetentionView
 from deployments.store.schema import executions
-from tests.deployments.conductor.conducting import on_both_databases
+from tests.deployments.conductor.harness import on_both_databases
 from tests.deployments.store.test_executions import WORKFLOW, new
 from workflows.errors import ExecutionNotFound, IdempotencyConflict, StorageFull
 from workflows.execution import Execution, Progress, Stage, Status
@@ -31,8 +32,8 @@ def submit(store: ConductorStore, demand: Demand, **values: Any) -> Execution:
     return store.submit(new(**values), max_queued=1000, demand=demand).execution
 
 
-def taken(store: ConductorStore) -> tuple[int, int]:
-    """Give the bytes that all executions take, and those still to be written."""
+def usage(store: ConductorStore) -> tuple[int, int]:
+    """Return the bytes that all executions take, and those still to be written."""
     query = sa.select(
         sa.func.sum(executions.c.disk_bytes), sa.func.sum(executions.c.unwritten_bytes)
     )
@@ -41,7 +42,7 @@ def taken(store: ConductorStore) -> tuple[int, int]:
         return int(row[0] or 0), int(row[1] or 0)
 
 
-def test_requests_accepted_together_cannot_overfill_the_disk(store: ConductorStore) -> None:
+def test_concurrent_submits_cannot_overfill_the_disk(store: ConductorStore) -> None:
     def attempt(_: int) -> bool:
         try:
             submit(store, Demand(needed=10, free=95))
@@ -53,26 +54,26 @@ def test_requests_accepted_together_cannot_overfill_the_disk(store: ConductorSto
         assert sum(threads.map(attempt, range(20))) == 9
     with pytest.raises(StorageFull) as refused:
         submit(store, Demand(needed=10, free=95))
-    # Nothing of them is written yet, so all of the disk would be there without them.
+    # Nothing of them is written yet, so without them the whole disk would be free.
     assert (refused.value.available, refused.value.capacity) == (5, 95)
     assert not refused.value.is_permanent
 
 
-def test_what_is_written_already_counts_once(store: ConductorStore) -> None:
+def test_written_bytes_count_once(store: ConductorStore) -> None:
     fence = store.issue_fence()
     execution = submit(store, Demand(needed=80, free=100))
     store.claim_next(fence)
     half = Progress(message="", current_step=2, total_steps=4)
     store.update(fence, execution.execution_id, progress=half)
-    assert taken(store) == (80, 40)
-    # 40 are on the disk, which has 60 left; 40 more will come.
+    assert usage(store) == (80, 40)
+    # 40 are on the disk, which has 60 left; 40 more will be written.
     submit(store, Demand(needed=20, free=60))
     with pytest.raises(StorageFull) as refused:
         submit(store, Demand(needed=1, free=60))
     assert (refused.value.available, refused.value.capacity) == (0, 100)
 
 
-def test_what_can_never_fit_is_told_apart(store: ConductorStore) -> None:
+def test_result_that_can_never_fit_is_distinguished(store: ConductorStore) -> None:
     fence = store.issue_fence()
     execution = submit(store, Demand(needed=80, free=100))
     store.claim_next(fence)
@@ -97,19 +98,19 @@ def test_what_can_never_fit_is_told_apart(store: ConductorStore) -> None:
     "ending",
     ["completed", "delivering", "failed", "failed and removed", "failed with", "cancelled"],
 )
-def test_an_execution_takes_what_is_left_of_it(store: ConductorStore, ending: str) -> None:
+def test_usage_follows_the_execution(store: ConductorStore, ending: str) -> None:
     fence = store.issue_fence()
     execution = submit(store, Demand(needed=80, free=100))
     execution_id = execution.execution_id
-    assert taken(store) == (80, 80)
+    assert usage(store) == (80, 80)
     if ending == "cancelled":
         store.request_cancel(WORKFLOW, execution_id)
-        assert taken(store) == (0, 0)
+        assert usage(store) == (0, 0)
         return
     store.claim_next(fence)
     done = Progress(message="", current_step=1, total_steps=4)
     store.update(fence, execution_id, progress=done)
-    assert taken(store) == (80, 60)
+    assert usage(store) == (80, 60)
     if ending == "completed":
         store.update(fence, execution_id, status=Status.COMPLETED, results=results(30))
     elif ending in ("delivering", "failed with"):
@@ -121,15 +122,15 @@ def test_an_execution_takes_what_is_left_of_it(store: ConductorStore, ending: st
             results=results(30),
         )
         store.update(fence, execution_id, progress=done)
-        assert taken(store) == (30, 0)
+        assert usage(store) == (30, 0)
     if ending.startswith("failed"):
         store.update(fence, execution_id, status=Status.FAILED)
-        # What it has written stays for a retry, until it is removed.
-        assert taken(store) == ((30, 0) if ending == "failed with" else (20, 0))
+        # What it has written is kept for a retry, until it is removed.
+        assert usage(store) == ((30, 0) if ending == "failed with" else (20, 0))
         if ending == "failed and removed":
-            store.mark_left_nothing(fence, execution_id)
-            assert taken(store) == (0, 0)
-        # What has its results needs nothing more.
+            store.mark_files_removed(fence, execution_id)
+            assert usage(store) == (0, 0)
+        # A retry of a delivery writes nothing.
         needed, after = {"failed with": (0, (30, 0)), "failed": (60, (80, 60))}.get(
             ending, (80, (80, 80))
         )
@@ -143,68 +144,68 @@ def test_an_execution_takes_what_is_left_of_it(store: ConductorStore, ending: st
                 with pytest.raises(StorageFull):
                     retry(**left)
         retry(free=needed, quota=80)
-        assert taken(store) == after
-        store.mark_left_nothing(fence, execution_id)
-        assert taken(store) == after, "it is tried again"
+        assert usage(store) == after
+        store.mark_files_removed(fence, execution_id)
+        assert usage(store) == after, "it is being retried"
         return
-    assert taken(store) == (30, 0)
+    assert usage(store) == (30, 0)
 
 
-def test_an_expired_one_takes_its_bytes_until_they_are_gone(store: ConductorStore) -> None:
+def test_expired_execution_counts_until_its_files_are_removed(store: ConductorStore) -> None:
     fence = store.issue_fence()
     execution = submit(store, Demand(needed=80, free=100))
     execution_id = execution.execution_id
     store.claim_next(fence)
     store.update(fence, execution_id, status=Status.COMPLETED, results=results(30))
     now = datetime.now(UTC) + timedelta(seconds=1)
-    assert store.due(now - timedelta(days=1), 9) == []
-    assert store.due(now, 9) == [execution_id]
-    store.expire(fence, execution_id, now)
-    assert store.due(now, 9) == []
-    assert store.expired(9, [execution_id]) == []
-    assert [each.execution_id for each in store.expired(9)] == [execution_id]
-    assert taken(store) == (30, 0)
-    store.mark_removed(fence, execution_id)
-    assert taken(store) == (0, 0)
-    assert store.expired(9) == []
+    assert RetentionView(store).expirable(now - timedelta(days=1), 9) == []
+    assert RetentionView(store).expirable(now, 9) == [execution_id]
+    RetentionView(store).expire(fence, execution_id, now)
+    assert RetentionView(store).expirable(now, 9) == []
+    assert RetentionView(store).expired(9, [execution_id]) == []
+    assert [each.execution_id for each in RetentionView(store).expired(9)] == [execution_id]
+    assert usage(store) == (30, 0)
+    RetentionView(store).mark_only_row_left(fence, execution_id)
+    assert usage(store) == (0, 0)
+    assert RetentionView(store).expired(9) == []
 
 
-def test_what_was_tried_again_meanwhile_does_not_expire(store: ConductorStore) -> None:
+def test_execution_that_was_retried_meanwhile_does_not_expire(store: ConductorStore) -> None:
     fence = store.issue_fence()
     execution_id = submit(store, Demand(needed=8, free=100)).execution_id
     store.claim_next(fence)
     store.update(fence, execution_id, status=Status.FAILED)
     limit = datetime.now(UTC) + timedelta(seconds=1)
-    assert store.due(limit, 9) == [execution_id]
+    assert RetentionView(store).expirable(limit, 9) == [execution_id]
     store.request_retry(WORKFLOW, execution_id, max_queued=9)
-    store.expire(fence, execution_id, limit)
+    RetentionView(store).expire(fence, execution_id, limit)
     assert store.read(execution_id).status == Status.QUEUED
 
 
-def test_a_forgotten_record_frees_its_key_and_its_id_is_known(store: ConductorStore) -> None:
+def test_deleted_execution_frees_its_key_and_stays_known(store: ConductorStore) -> None:
     fence = store.issue_fence()
     key = Idempotency("key", "digest")
     old = new(created_at=datetime.now(UTC) - timedelta(hours=23))
     store.submit(old, max_queued=9, idempotency=key)
     store.request_cancel(WORKFLOW, old.execution_id)
     limit = datetime.now(UTC) + timedelta(seconds=1)
-    store.expire(fence, old.execution_id, limit)
-    store.mark_removed(fence, old.execution_id)
-    # Its key still means something.
-    assert store.forget(fence, limit, 9) == 0
+    RetentionView(store).expire(fence, old.execution_id, limit)
+    RetentionView(store).mark_only_row_left(fence, old.execution_id)
+    # Its key is still valid.
+    assert RetentionView(store).delete_expired(fence, limit, 9) == 0
     with pytest.raises(IdempotencyConflict):
         store.submit(new(), max_queued=9, idempotency=Idempotency("key", "another"))
     with store.engine.begin() as connection:
         earlier = datetime.now(UTC) - timedelta(hours=25)
         connection.execute(sa.update(executions).values(created_at=earlier))
-    assert store.forget(fence, limit, 9) == 1
+    assert RetentionView(store).delete_expired(fence, limit, 9) == 1
     with pytest.raises(ExecutionNotFound):
         store.read(old.execution_id)
-    assert store.known([old.execution_id, "exec_1_00000000"]) == {old.execution_id}
-    assert store.ended([old.execution_id], limit) == {old.execution_id: None}
+    assert RetentionView(store).known([old.execution_id, "exec_1_00000000"]) == {old.execution_id}
+    assert RetentionView(store).ended_before([old.execution_id], limit) == {old.execution_id: None}
 
 
-def test_bytes_are_found_in_the_manifests_of_an_earlier_release(
+def test_upgrade_reads_sizes_from_manifests(
     store: ConductorStore,
 ) -> None:
     fence = store.issue_fence()
@@ -219,7 +220,7 @@ def test_bytes_are_found_in_the_manifests_of_an_earlier_release(
         for column in ("disk_bytes", "unwritten_bytes", "removed_at"):
             connection.exec_driver_sql(f"ALTER TABLE executions DROP COLUMN {column}")
     opened = ConductorStore(store.engine.url.render_as_string(hide_password=False))
-    assert taken(opened) == (3 * 10**9, 0)
+    assert usage(opened) == (3 * 10**9, 0)
     assert opened.read(waiting).status == Status.QUEUED
     names = {index["name"] for index in sa.inspect(opened.engine).get_indexes("executions")}
     assert {str(index.name) for index in executions.indexes} <= names

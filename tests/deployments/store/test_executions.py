@@ -65,7 +65,7 @@ def finish(store: ConductorStore, fence: int, execution: Execution) -> None:
 
 
 def submit_until_full(url: str, bound: int, attempts: int) -> list[int]:
-    """Submit from one process; give the positions that were accepted."""
+    """Submit from one process, and return the positions in the queue."""
     store = ConductorStore(url)
 
     def attempt(_: int) -> int | None:
@@ -83,7 +83,7 @@ def submit_until_full(url: str, bound: int, attempts: int) -> list[int]:
 # Submitting
 
 
-def test_what_was_submitted_is_read_back(store: ConductorStore) -> None:
+def test_submitted_execution_is_read_back(store: ConductorStore) -> None:
     execution = new(
         parameters={"text": "Zürich ☔ 東京", "big": 2**32 - 1, "nested": [None, {"a": 1.5}]},
         plan={"seeds": [1, 2]},
@@ -94,7 +94,7 @@ def test_what_was_submitted_is_read_back(store: ConductorStore) -> None:
     assert store.read(execution.execution_id) == execution
 
 
-def test_it_is_there_for_another_process_and_after_a_restart(url: str) -> None:
+def test_execution_is_visible_to_another_process_and_after_a_restart(url: str) -> None:
     first = ConductorStore(url)
     execution = new()
     submit(first, execution)
@@ -107,7 +107,7 @@ def test_it_is_there_for_another_process_and_after_a_restart(url: str) -> None:
     third.close()
 
 
-def test_an_execution_belongs_to_its_workflow(store: ConductorStore) -> None:
+def test_execution_belongs_to_its_workflow(store: ConductorStore) -> None:
     execution = new()
     submit(store, execution)
     with pytest.raises(ExecutionNotFound):
@@ -118,8 +118,8 @@ def test_an_execution_belongs_to_its_workflow(store: ConductorStore) -> None:
         store.read("exec_0_00000000")
 
 
-def test_the_bound_holds_for_processes_that_submit_at_once(url: str) -> None:
-    # The processes also create the tables at once: nobody made them before.
+def test_queue_bound_holds_for_concurrent_processes(url: str) -> None:
+    # The processes also create the tables concurrently.
     with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as processes:
         tasks = [processes.submit(submit_until_full, url, 20, 12) for _ in range(4)]
         positions = [position for task in tasks for position in task.result(timeout=120)]
@@ -129,7 +129,7 @@ def test_the_bound_holds_for_processes_that_submit_at_once(url: str) -> None:
     store.close()
 
 
-def test_a_full_queue_says_how_full_and_takes_more_when_one_runs(store: ConductorStore) -> None:
+def test_full_queue_accepts_again_after_a_claim(store: ConductorStore) -> None:
     fence = store.issue_fence()
     for _ in range(3):
         store.submit(new(), max_queued=3)
@@ -140,9 +140,9 @@ def test_a_full_queue_says_how_full_and_takes_more_when_one_runs(store: Conducto
     assert store.submit(new(), max_queued=3).position == 2
 
 
-def test_positions_count_what_waits_ahead(store: ConductorStore) -> None:
+def test_position_counts_the_queued_executions_ahead(store: ConductorStore) -> None:
     first, second, other, third = submit(store, new(), new(), new("another_workflow"), new())
-    # Another workflow has replicas of its own: nobody stands in its way.
+    # Another workflow has replicas of its own, so nothing is ahead of it.
     assert [store.position(e) for e in (first, second, other, third)] == [0, 1, 0, 2]
     store.request_cancel(second.workflow, second.execution_id)
     assert store.position(third) == 1
@@ -155,10 +155,10 @@ def test_positions_count_what_waits_ahead(store: ConductorStore) -> None:
 # Idempotency
 
 
-def test_the_same_key_and_body_give_the_same_execution(store: ConductorStore) -> None:
+def test_same_key_and_body_return_the_same_execution(store: ConductorStore) -> None:
     key = Idempotency("key-1", "digest")
     first = store.submit(new(), max_queued=1, idempotency=key)
-    # Also when the queue is full: nothing new is queued.
+    # Even if the queue is full, since nothing new is queued.
     again = store.submit(new(), max_queued=1, idempotency=key)
     assert again.replayed and not first.replayed
     assert again.execution == first.execution
@@ -168,32 +168,32 @@ def test_the_same_key_and_body_give_the_same_execution(store: ConductorStore) ->
     assert later.replayed and later.execution.status == Status.RUNNING and later.position is None
 
 
-def test_the_same_key_with_another_body_is_a_conflict(store: ConductorStore) -> None:
+def test_same_key_with_another_body_is_a_conflict(store: ConductorStore) -> None:
     store.submit(new(), max_queued=9, idempotency=Idempotency("key-1", "digest"))
     with pytest.raises(IdempotencyConflict):
         store.submit(new(), max_queued=9, idempotency=Idempotency("key-1", "other"))
     assert store.count_by_status() == {(WORKFLOW, "queued"): 1}
 
 
-def test_keys_of_workflows_are_apart(store: ConductorStore) -> None:
+def test_keys_of_workflows_are_separate(store: ConductorStore) -> None:
     key = Idempotency("key-1", "digest")
     store.submit(new(), max_queued=9, idempotency=key)
     assert not store.submit(new("another_workflow"), max_queued=9, idempotency=key).replayed
 
 
 @pytest.mark.parametrize(("age_h", "replayed"), [(23.9, True), (24.1, False)])
-def test_a_key_is_kept_for_a_day(store: ConductorStore, age_h: float, replayed: bool) -> None:
+def test_key_is_valid_for_a_day(store: ConductorStore, age_h: float, replayed: bool) -> None:
     key = Idempotency("key-1", "digest")
-    # From now, not from when this file was read: a whole suite may lie between.
+    # From now, not from the import of this file: a whole suite may run in between.
     old = new(created_at=datetime.now(UTC) - timedelta(hours=age_h))
     store.submit(old, max_queued=9, idempotency=key)
     assert store.submit(new(), max_queued=9, idempotency=key).replayed is replayed
     if not replayed:
-        with pytest.raises(IdempotencyConflict):  # the newer one counts from now on
+        with pytest.raises(IdempotencyConflict):  # the newer one counts now
             store.submit(new(), max_queued=9, idempotency=Idempotency("key-1", "other"))
 
 
-def test_one_key_submitted_at_once_is_one_execution(store: ConductorStore) -> None:
+def test_concurrent_submits_with_one_key_are_one_execution(store: ConductorStore) -> None:
     key = Idempotency("key-1", "digest")
     with ThreadPoolExecutor(8) as threads:
         tasks = [
@@ -204,7 +204,7 @@ def test_one_key_submitted_at_once_is_one_execution(store: ConductorStore) -> No
     assert sum(not answer.replayed for answer in answers) == 1
 
 
-def test_a_key_can_be_looked_up_before_anything_is_submitted(store: ConductorStore) -> None:
+def test_key_can_be_looked_up_before_a_submit(store: ConductorStore) -> None:
     key = Idempotency("key-1", "digest")
     assert store.replay(WORKFLOW, key) is None
     first = store.submit(new(), max_queued=9, idempotency=key)
@@ -216,12 +216,12 @@ def test_a_key_can_be_looked_up_before_anything_is_submitted(store: ConductorSto
         store.replay(WORKFLOW, Idempotency("key-1", "other"))
 
 
-# The Conductor's part
+# The Conductor
 
 
-def test_what_waits_longest_is_claimed_first(store: ConductorStore) -> None:
+def test_longest_queued_execution_is_claimed_first(store: ConductorStore) -> None:
     fence = store.issue_fence()
-    # The order of acceptance counts, not what a clock said.
+    # The order of acceptance counts, not the clock.
     first = new(created_at=NOW + timedelta(hours=1))
     second, third = new("another_workflow"), new(created_at=NOW - timedelta(hours=1))
     submit(store, first, second, third)
@@ -231,10 +231,10 @@ def test_what_waits_longest_is_claimed_first(store: ConductorStore) -> None:
     assert claimed[0] is not None
     assert claimed[0].status == Status.RUNNING
     assert claimed[0].started_at is not None
-    assert {e.execution_id for e in store.unfinished()} == {first.execution_id, third.execution_id}
+    assert {e.execution_id for e in store.running()} == {first.execution_id, third.execution_id}
 
 
-def test_none_is_claimed_twice(store: ConductorStore) -> None:
+def test_no_execution_is_claimed_twice(store: ConductorStore) -> None:
     fence = store.issue_fence()
     submitted = submit(store, *(new() for _ in range(12)))
     with ThreadPoolExecutor(4) as threads:
@@ -243,7 +243,7 @@ def test_none_is_claimed_twice(store: ConductorStore) -> None:
     assert sorted(ids) == sorted(execution.execution_id for execution in submitted)
 
 
-def test_a_life_ends_with_its_results(store: ConductorStore) -> None:
+def test_completed_execution_has_its_results(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -256,10 +256,10 @@ def test_a_life_ends_with_its_results(store: ConductorStore) -> None:
     assert done.started_at <= done.ended_at
     assert store.get(WORKFLOW, execution.execution_id) == done
     assert done.results == MANIFEST
-    assert store.unfinished() == []
+    assert store.running() == []
 
 
-def test_a_failure_keeps_its_message_and_stage(store: ConductorStore) -> None:
+def test_failure_keeps_its_message_and_stage(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -280,7 +280,7 @@ def test_a_failure_keeps_its_message_and_stage(store: ConductorStore) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.EXPIRED, Status.PENDING_RESULTS])
-def test_a_state_that_does_not_follow_is_refused(store: ConductorStore, status: Status) -> None:
+def test_illegal_transition_is_refused(store: ConductorStore, status: Status) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     with pytest.raises(IllegalTransition):
@@ -288,7 +288,7 @@ def test_a_state_that_does_not_follow_is_refused(store: ConductorStore, status: 
     assert store.get(WORKFLOW, execution.execution_id) == execution
 
 
-def test_every_change_raises_the_revision(store: ConductorStore) -> None:
+def test_every_update_raises_the_revision(store: ConductorStore) -> None:
     fence = store.issue_fence()
     first, second = submit(store, new(), new())
     seen = [store.read(first.execution_id).revision]
@@ -307,36 +307,36 @@ def test_every_change_raises_the_revision(store: ConductorStore) -> None:
     assert store.revisions([]) == {}
 
 
-def test_a_superseded_conductor_can_change_nothing(store: ConductorStore) -> None:
+def test_superseded_conductor_can_write_nothing(store: ConductorStore) -> None:
     old = store.issue_fence()
     (execution,) = submit(store, new())
     fence = store.issue_fence()
     assert fence > old
     for call in (
-        lambda: store.beat(old),
+        lambda: store.record_heartbeat(old),
         lambda: store.claim_next(old),
         lambda: store.update(old, execution.execution_id, status=Status.CANCELLED),
         lambda: store.set_readiness(old, "fcn3", READY),
-        lambda: store.remove(old, execution.execution_id),
+        lambda: store.delete(old, execution.execution_id),
     ):
         with pytest.raises(StaleConductor):
             call()
     assert store.read(execution.execution_id) == execution
     assert store.readiness() == {}
-    store.beat(fence)
+    store.record_heartbeat(fence)
 
 
-def test_a_conductor_is_heard(store: ConductorStore) -> None:
+def test_heartbeat_is_read_back(store: ConductorStore) -> None:
     assert store.conductor_heartbeat() is None
     fence = store.issue_fence()
     first = store.conductor_heartbeat()
     assert first is not None
-    store.beat(fence)
+    store.record_heartbeat(fence)
     second = store.conductor_heartbeat()
     assert second is not None and first <= second <= datetime.now(UTC)
 
 
-def test_the_latest_status_of_a_component_is_kept(store: ConductorStore) -> None:
+def test_latest_readiness_is_read_back(store: ConductorStore) -> None:
     fence = store.issue_fence()
     store.set_readiness(fence, "fcn3", NotReady(reason="loading"))
     store.set_readiness(fence, "ifs", READY)
@@ -351,7 +351,7 @@ def test_the_latest_status_of_a_component_is_kept(store: ConductorStore) -> None
 # Cancelling and purging
 
 
-def test_what_waits_is_cancelled_at_once(store: ConductorStore) -> None:
+def test_queued_execution_is_cancelled_at_once(store: ConductorStore) -> None:
     (execution,) = submit(store, new())
     cancelled = store.request_cancel(WORKFLOW, execution.execution_id)
     assert cancelled.status == Status.CANCELLED
@@ -360,7 +360,7 @@ def test_what_waits_is_cancelled_at_once(store: ConductorStore) -> None:
     assert store.claim_next(store.issue_fence()) is None
 
 
-def test_what_runs_is_cancelled_by_the_conductor(store: ConductorStore) -> None:
+def test_running_execution_is_cancelled_by_the_conductor(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -372,7 +372,7 @@ def test_what_runs_is_cancelled_by_the_conductor(store: ConductorStore) -> None:
     assert store.cancel_requests() == []
 
 
-def test_cancelling_races_with_claiming_to_one_end(store: ConductorStore) -> None:
+def test_concurrent_cancels_and_claims_have_one_outcome(store: ConductorStore) -> None:
     fence = store.issue_fence()
     submitted = submit(store, *(new() for _ in range(10)))
     with ThreadPoolExecutor(4) as threads:
@@ -392,7 +392,7 @@ def test_cancelling_races_with_claiming_to_one_end(store: ConductorStore) -> Non
     } - cancelled
 
 
-def test_what_has_finished_cannot_be_cancelled(store: ConductorStore) -> None:
+def test_finished_execution_cannot_be_cancelled(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     store.claim_next(fence)
@@ -403,7 +403,7 @@ def test_what_has_finished_cannot_be_cancelled(store: ConductorStore) -> None:
         store.request_cancel("another_workflow", execution.execution_id)
 
 
-def test_what_has_finished_can_be_purged(store: ConductorStore) -> None:
+def test_only_finished_executions_can_be_purged(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     with pytest.raises(IllegalTransition):
@@ -417,7 +417,7 @@ def test_what_has_finished_can_be_purged(store: ConductorStore) -> None:
     assert store.purge_requests() == []
     store.request_purge(WORKFLOW, execution.execution_id)
     assert [e.execution_id for e in store.purge_requests()] == [execution.execution_id]
-    store.remove(fence, execution.execution_id)
+    store.delete(fence, execution.execution_id)
     assert store.purge_requests() == []
     with pytest.raises(ExecutionNotFound):
         store.get(WORKFLOW, execution.execution_id)
@@ -432,11 +432,11 @@ def test_pages_show_every_execution_once_newest_first(store: ConductorStore) -> 
     seen: list[str] = []
     while page := store.list_executions(WORKFLOW, limit=3, before=seen[-1] if seen else None):
         seen += [execution.execution_id for execution in page]
-        submit(store, new())  # what comes meanwhile disturbs no page
+        submit(store, new())  # new executions change no page
     assert seen == [execution.execution_id for execution in reversed(submitted)]
 
 
-def test_a_page_cannot_go_on_from_elsewhere(store: ConductorStore) -> None:
+def test_page_cannot_continue_from_another_workflow(store: ConductorStore) -> None:
     (other,) = submit(store, new("another_workflow"))
     for before in ("exec_0_00000000", other.execution_id):
         with pytest.raises(ExecutionNotFound):
@@ -458,7 +458,7 @@ def test_lists_filter_by_status_and_time(store: ConductorStore) -> None:
         young.execution_id,
         middle.execution_id,
     ]
-    # From the first time on, up to but without the second.
+    # From the first time, inclusive, to the second, exclusive.
     assert listed(created_after=middle.created_at, created_before=young.created_at) == [
         middle.execution_id
     ]
@@ -473,18 +473,18 @@ def test_lists_filter_by_status_and_time(store: ConductorStore) -> None:
 
 def test_readers_do_not_wait_for_a_writer(store: ConductorStore) -> None:
     (execution,) = submit(store, new())
-    with store._writing():
+    with store.writing():
         assert store.get(WORKFLOW, execution.execution_id) == execution
         assert store.list_executions(WORKFLOW) == [execution]
 
 
-def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
+def test_folder_of_a_sqlite_file_is_created(tmp_path: Path) -> None:
     store = ConductorStore(f"sqlite:///{tmp_path}/not/yet/there/executions.sqlite")
     submit(store, new())
     store.close()
 
 
-# Trying again
+# Retries
 
 
 def fail(store: ConductorStore, fence: int, execution_id: str, **values: Any) -> None:
@@ -492,7 +492,7 @@ def fail(store: ConductorStore, fence: int, execution_id: str, **values: Any) ->
     store.update(fence, execution_id, status=Status.FAILED, error_message="no token", **values)
 
 
-def test_what_failed_at_its_delivery_goes_on_there(store: ConductorStore) -> None:
+def test_retry_of_a_failed_delivery_keeps_the_results(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
     fail(store, fence, execution.execution_id, stage=Stage.REGISTER, results=MANIFEST)
@@ -504,10 +504,10 @@ def test_what_failed_at_its_delivery_goes_on_there(store: ConductorStore) -> Non
     assert (claimed.status, claimed.stage) == (Status.RUNNING, Stage.REGISTER)
 
 
-def test_what_failed_before_begins_anew(store: ConductorStore) -> None:
+def test_retry_of_an_earlier_failure_begins_anew(store: ConductorStore) -> None:
     fence = store.issue_fence()
     (execution,) = submit(store, new())
-    # A user's class that falls short of what was asked for leaves results, but not those.
+    # A user's class with a shortcoming leaves results, but they are not complete.
     fail(store, fence, execution.execution_id, stage=Stage.PACKAGE, results=MANIFEST)
     queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
     assert (queued.stage, queued.results, queued.progress) == (None, None, None)
@@ -515,7 +515,7 @@ def test_what_failed_before_begins_anew(store: ConductorStore) -> None:
     assert claimed is not None and not claimed.is_packaged
 
 
-def test_only_what_has_failed_is_tried_again_and_only_once_at_a_time(
+def test_only_failed_executions_are_retried_and_only_once(
     store: ConductorStore,
 ) -> None:
     fence = store.issue_fence()
@@ -543,7 +543,7 @@ def test_only_what_has_failed_is_tried_again_and_only_once_at_a_time(
         store.request_retry(WORKFLOW, second.execution_id, max_queued=9)
 
 
-def test_a_store_of_an_earlier_release_is_brought_up_to_date(store: ConductorStore) -> None:
+def test_database_of_an_earlier_release_is_upgraded(store: ConductorStore) -> None:
     (execution,) = submit(store, new())
     with store.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE executions DROP COLUMN retries")
@@ -555,7 +555,7 @@ def test_a_store_of_an_earlier_release_is_brought_up_to_date(store: ConductorSto
         each.close()
 
 
-def test_a_cancel_while_it_is_delivered_takes_the_results_along(store: ConductorStore) -> None:
+def test_cancel_during_a_delivery_drops_the_results(store: ConductorStore) -> None:
     [execution] = submit(store, new())
     fence = store.issue_fence()
     store.claim_next(fence)
@@ -565,7 +565,7 @@ def test_a_cancel_while_it_is_delivered_takes_the_results_along(store: Conductor
     assert store.read(execution.execution_id).results is None
 
 
-def test_a_cancel_of_what_waits_for_another_delivery_takes_the_results_along(
+def test_cancel_of_a_queued_delivery_drops_the_results(
     store: ConductorStore,
 ) -> None:
     [execution] = submit(store, new())
@@ -584,7 +584,7 @@ def test_a_cancel_of_what_waits_for_another_delivery_takes_the_results_along(
     assert store.read(execution.execution_id).results is None
 
 
-def test_what_an_earlier_attempt_has_not_let_go_of_is_not_claimed(store: ConductorStore) -> None:
+def test_execution_whose_earlier_attempt_is_ending_is_not_claimed(store: ConductorStore) -> None:
     first, second = submit(store, new(), new())
     fence = store.issue_fence()
     claimed = store.claim_next(fence, ending=[first.execution_id])

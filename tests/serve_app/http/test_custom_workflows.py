@@ -64,7 +64,7 @@ def workflows(store: ExecutionStore, limit_s: float = 5, **validators: Validate)
 
 
 def test_only_workflows_in_the_settings_are_known(store: CountingStore) -> None:
-    store.describe(store.issue_fence(), "rain", description())
+    store.set_description(store.issue_fence(), "rain", description())
     assert "storms" in workflows(store)
     assert "rain" not in workflows(store)
 
@@ -74,7 +74,7 @@ def test_a_workflow_is_unavailable_until_its_class_was_described(store: Counting
     for _ in range(2):  # a missing description is not cached
         with pytest.raises(WorkflowUnavailable, match="storms is not ready.*/readiness says why"):
             known.look_up("storms")
-    store.describe(store.issue_fence(), "storms", description())
+    store.set_description(store.issue_fence(), "storms", description())
     found = known.look_up("storms")
     assert (found.name, found.description, found.own_validation) == (
         "storms",
@@ -86,7 +86,7 @@ def test_a_workflow_is_unavailable_until_its_class_was_described(store: Counting
 
 def test_a_description_is_cached_for_a_while(store: CountingStore) -> None:
     fence = store.issue_fence()
-    store.describe(fence, "storms", description())
+    store.set_description(fence, "storms", description())
     known = workflows(store)
     first = known.look_up("storms")
     assert all(known.look_up("storms") is first for _ in range(50))
@@ -97,7 +97,7 @@ def test_a_description_is_cached_for_a_while(store: CountingStore) -> None:
     assert known.look_up("storms") is first
     assert store.reads == ["storms", "storms"]
 
-    store.describe(fence, "storms", description("tracks of strong storms"))
+    store.set_description(fence, "storms", description("tracks of strong storms"))
     time.sleep(CACHE_S)
     assert known.look_up("storms").description == "tracks of strong storms"
 
@@ -108,7 +108,7 @@ def test_a_description_is_cached_for_a_while(store: CountingStore) -> None:
 async def check(
     store: CountingStore, validate: Validate, limit_s: float = 5, **changes: Any
 ) -> None:
-    store.describe(store.issue_fence(), "storms", description(**changes))
+    store.set_description(store.issue_fence(), "storms", description(**changes))
     known = workflows(store, limit_s, storms=validate)
     await known.check(known.look_up("storms"), {"n_steps": 3})
 

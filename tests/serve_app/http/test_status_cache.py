@@ -44,7 +44,7 @@ async def test_a_removed_execution_is_not_served_from_the_cache(service):
     cache.get(WORKFLOW, execution_id)
     with pytest.raises(ExecutionNotFound):
         cache.get("other_workflow", execution_id)
-    service.store.remove(service.conductor.fence, execution_id)
+    service.store.delete(service.conductor.fence, execution_id)
     with pytest.raises(ExecutionNotFound):
         cache.get(WORKFLOW, execution_id)
 

@@ -179,7 +179,7 @@ async def test_an_execution_that_vanishes_while_polled(service):
     service.conductor.start()
     poll = asyncio.create_task(service.client.get(f"{URL}/{execution_id}/status?wait=20"))
     await asyncio.sleep(0.1)
-    service.store.remove(service.conductor.fence, execution_id)
+    service.store.delete(service.conductor.fence, execution_id)
     assert (await poll).status_code == 404
 
 
@@ -257,7 +257,7 @@ async def test_purge(service):
     purge = asyncio.create_task(service.client.delete(f"{URL}/{execution_id}?purge=true"))
     await asyncio.sleep(0.2)
     assert [e.execution_id for e in service.store.purge_requests()] == [execution_id]
-    service.store.remove(service.conductor.fence, execution_id)
+    service.store.delete(service.conductor.fence, execution_id)
     answer = await purge
     assert (answer.status_code, answer.content) == (204, b"")
     assert (await service.client.get(f"{URL}/{execution_id}/status")).status_code == 404

@@ -317,7 +317,7 @@ class Storms(Service):
     """A service of one class, which describes itself when it is told to."""
 
     def describe(self, name="storms", **changes):
-        self.store.describe(self.conductor.fence, name, description(**changes))
+        self.store.set_description(self.conductor.fence, name, description(**changes))
 
     async def post(self, headers=None, **parameters):
         return await self.client.post(STORMS, json={"parameters": parameters}, headers=headers)

@@ -1,24 +1,13 @@
-"""A process that conducts with stand-in deployments and writes down what it calls.
-
-``python -m tests.deployments.conductor.conducting_process STORE JOURNAL [STEP_S [WORKFLOW]]``
-
-The journal gets one line per call, so that a test can kill the process and look at what its
-successor does again.
-"""
+"""Stand-ins for the deployments that the Conductor calls."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS
-
-import deployments.conductor.deployment as conductor
 from deployments.blob_uploader.messages import Uploaded, UploadProgress
-from deployments.conductor.loop import ConductorLoop, conduct_here
 from deployments.geocatalog.messages import Registered
 from deployments.models.messages import MemberProgress
 from deployments.results.protocols import CompletedMembers, StoredExecution
@@ -26,22 +15,20 @@ from workflows.dataset import Origin, Provenance
 from workflows.manifest import Manifest, OutputFile
 from workflows.readiness import Ready
 
-DEPLOYMENTS = ("packager", "initial_conditions", "fcn3", "blob_uploader", "geocatalog")
-
 
 class Response:
-    """Stands in for a handle's response: awaitable, iterable, can be cancelled."""
+    """A handle's response: awaitable, iterable and cancellable."""
 
-    def __init__(self, made: Any) -> None:
-        self._made = made
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
         self._task: asyncio.Task[Any] | None = None
 
     def __await__(self) -> Any:
-        self._task = asyncio.ensure_future(self._made)
+        self._task = asyncio.ensure_future(self._answer)
         return self._task.__await__()
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._made.__aiter__()
+        return self._answer.__aiter__()
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -57,7 +44,7 @@ class Method:
 
 
 class Handle:
-    """Stands in for a deployment's handle: ``handle.method.remote(…)`` calls the object's."""
+    """A deployment's handle: ``handle.method.remote(…)`` calls the method of an object."""
 
     def __init__(self, deployment: Any) -> None:
         self._deployment = deployment
@@ -70,6 +57,8 @@ class Handle:
 
 
 class Journal:
+    """A file with one line per call, which survives the process that wrote it."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -82,12 +71,14 @@ class Journal:
 
 
 class StandIns:
-    """All deployments in one: they do nothing but write down that they were called.
+    """All deployments in one object, which only notes its calls in a journal.
 
     Parameters
     ----------
+    step_s : float
+        Seconds that each time step of a member takes.
     before : mapping of str to callable
-        Called with the arguments before a method notes that it is done: may wait or raise.
+        Hooks by method: called with its arguments before it notes the call, to wait or raise.
     """
 
     def __init__(
@@ -99,10 +90,10 @@ class StandIns:
         self._journal = journal
         self._step_s = step_s
         self._before = before or {}
-        self.begun = CompletedMembers()
-        """What `create` finds of an earlier attempt."""
+        self.completed = CompletedMembers()
+        """The members that `create` finds completed."""
         self.firsts: dict[int, int] = {}
-        """Time index at which a member goes on."""
+        """Time index from which a member resumes."""
 
     async def _call(self, line: str, *args: Any) -> None:
         method = line.split()[0]
@@ -115,7 +106,7 @@ class StandIns:
 
     async def create(self, plan: Any, execution_id: str, *_: Any) -> CompletedMembers:
         await self._call("create", execution_id)
-        return self.begun
+        return self.completed
 
     async def fetch(self, plan: Any, execution_id: str) -> str:
         await self._call("fetch", execution_id)
@@ -182,36 +173,14 @@ class StandIns:
         return []
 
 
-def conducting(store_url: str, stand_ins: StandIns, **settings: Any) -> ConductorLoop:
-    """Conduct in this process; the caller runs and stops it."""
-    handle = Handle(stand_ins)
-    made = ConductorLoop(
-        conductor.execute,
-        dict.fromkeys(DEPLOYMENTS, handle),  # type: ignore[arg-type]
-        settings.pop("components", {"fcn3": "fcn3", "ifs": "initial_conditions"}),
-        store_url=store_url,
-        **{
-            "max_running": {"foundry_fcn3_workflow": 2},
-            "drain_s": 0.1,
-            "replicas": {"fcn3": 4},
-            **settings,
-        },
-    )
-    conduct_here(made)
-    return made
+def failing(times: int, error: Exception) -> Callable[..., Awaitable[None]]:
+    """Return a hook that raises an error a number of times."""
+    remaining = times
 
+    async def hook(*_: Any) -> None:
+        nonlocal remaining
+        if remaining:
+            remaining -= 1
+            raise error
 
-async def _main(store_url: str, journal: Journal, step_s: float) -> None:
-    made = conducting(store_url, StandIns(journal, step_s))
-    journal.note("launched")
-    await made.run()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        # An edit of the code, as far as DBOS can tell: its hash covers registered workflows.
-        @DBOS.workflow(name=sys.argv[4])
-        async def another() -> None:
-            """Do nothing."""
-
-    asyncio.run(_main(sys.argv[1], Journal(Path(sys.argv[2])), float(sys.argv[3])))
+    return hook

@@ -1,0 +1,92 @@
+"""Reading, updating and deleting rows of executions within a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from deployments.store.schema import deleted_executions, executions
+from workflows.errors import ExecutionNotFound
+from workflows.execution import Execution, check_transition
+
+EXECUTION_COLUMNS = [
+    column
+    for column in executions.c
+    if column.name
+    not in {
+        *("number", "idempotency_key", "body_digest"),
+        *("disk_bytes", "unwritten_bytes", "removed_at"),
+    }
+]
+_SELECT_ONE = sa.select(*EXECUTION_COLUMNS).where(executions.c.execution_id == sa.bindparam("id"))
+
+
+def row_of(execution: Execution) -> dict[str, Any]:
+    """Return the columns of a record."""
+    row = execution.model_dump()
+    for name, document in (("progress", execution.progress), ("results", execution.results)):
+        row[name] = document and document.model_dump(mode="json")
+    return row
+
+
+def execution_of(row: Any) -> Execution:
+    """Return the record in a row."""
+    # Rows were validated when they were written, but `model_construct` would leave enums as text.
+    return Execution.model_validate(
+        {column.name: getattr(row, column.name) for column in EXECUTION_COLUMNS}
+    )
+
+
+def read_execution(
+    connection: sa.Connection, execution_id: str, workflow: str | None = None
+) -> Execution:
+    """Return one execution.
+
+    Raises
+    ------
+    ExecutionNotFound
+        If it does not exist, or belongs to another workflow than `workflow`.
+    """
+    row = connection.execute(_SELECT_ONE, {"id": execution_id}).first()
+    if row is None or (workflow is not None and row.workflow != workflow):
+        raise ExecutionNotFound(execution_id)
+    return execution_of(row)
+
+
+def list_executions(connection: sa.Connection, query: sa.Select[Any]) -> list[Execution]:
+    """Return the executions that a query of `EXECUTION_COLUMNS` selects."""
+    return [execution_of(row) for row in connection.execute(query)]
+
+
+def update_execution(connection: sa.Connection, execution: Execution, **values: Any) -> Execution:
+    """Set columns of an execution, raise its revision, and return the new record.
+
+    Raises
+    ------
+    IllegalTransition
+        If the execution's status cannot become the new one.
+    """
+    if "status" in values:
+        check_transition(execution.status, values["status"])
+    values["revision"] = execution.revision + 1
+    connection.execute(
+        sa.update(executions)
+        .where(executions.c.execution_id == execution.execution_id)
+        .values(**values)
+    )
+    return Execution.model_validate({**execution.model_dump(), **values})
+
+
+def delete_executions(connection: sa.Connection, execution_ids: Sequence[str]) -> None:
+    """Delete rows, but remember their ids: files that are found later are known to be theirs."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    now = datetime.now(UTC)
+    connection.execute(
+        insert(deleted_executions).on_conflict_do_nothing(),
+        [{"execution_id": each, "deleted_at": now} for each in execution_ids],
+    )
+    connection.execute(sa.delete(executions).where(executions.c.execution_id.in_(execution_ids)))

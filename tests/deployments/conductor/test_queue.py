@@ -1,0 +1,155 @@
+"""Claiming executions and cancelling them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import sqlalchemy as sa
+
+from deployments.store.conductor_view import ConductorStore
+from deployments.store.schema import executions
+from tests.deployments.conductor.harness import (
+    WORKFLOW,
+    conductor_loop,
+    eventually,
+    finished,
+    has_progress,
+    on_both_databases,
+    submit,
+    until,
+)
+from tests.deployments.conductor.stand_ins import Journal, StandIns, failing
+from workflows import Status
+from workflows.delivery import Delivery, parse_container
+from workflows.errors import DiskFull
+
+DELIVERY = Delivery(
+    container=parse_container("https://weather.blob.core.windows.net/data/forecasts")
+)
+
+
+@on_both_databases
+async def test_cancel_stops_running_members_and_lets_the_next_execution_run(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    execution_id = submit(store, n_steps=400)
+    async with conductor_loop(
+        store_url, StandIns(journal, step_s=0.05), max_running={WORKFLOW.name: 1}
+    ) as loop:
+        await until(store, execution_id, has_progress)
+        waiting = submit(store, n_steps=1, n_samples=1)
+        store.request_cancel(WORKFLOW.name, execution_id)
+        loop.nudge()
+        cancelled = await until(store, execution_id, finished)
+        assert cancelled.status == Status.CANCELLED
+        assert (await until(store, waiting, finished)).status == Status.COMPLETED
+    assert {f"stopped {m}" for m in range(3)} <= set(journal.lines())
+    assert not any(line.startswith("member 1") for line in journal.lines())
+
+
+async def test_cancel_of_a_completed_execution_removes_nothing(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    async def cancel(execution_id: str) -> None:
+        # As by a DELETE that was read as a request just before the results were recorded.
+        with store.engine.begin() as connection:
+            connection.execute(sa.update(executions).values(cancel_requested=True))
+        loop.context.active[execution_id].task.cancel()
+        await asyncio.sleep(0.1)
+
+    execution_id = submit(store)
+    async with conductor_loop(store_url, StandIns(journal, before={"clean": cancel})) as loop:
+        await until(store, execution_id, finished)
+        await eventually(lambda: execution_id not in loop.context.active)
+        await loop.context.end_cancelled(execution_id)
+    assert store.read(execution_id).status == Status.COMPLETED
+    assert "clean" in journal.lines()
+    assert "purge" not in journal.lines()
+
+
+async def test_second_cancel_does_not_interrupt_the_cleanup(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    async def cancel_again(execution_id: str) -> None:
+        loop.context.active[execution_id].task.cancel()
+        await asyncio.sleep(0.1)
+
+    execution_id = submit(store, n_steps=400)
+    stand_ins = StandIns(journal, step_s=0.05, before={"purge": cancel_again})
+    async with conductor_loop(store_url, stand_ins) as loop:
+        await until(store, execution_id, has_progress)
+        store.request_cancel(WORKFLOW.name, execution_id)
+        loop.nudge()
+        assert (await until(store, execution_id, finished)).status == Status.CANCELLED
+    assert journal.lines()[-1] == "purge"
+
+
+async def test_cancel_waits_for_files_that_are_being_created_and_removes_them(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    creating, go_on = asyncio.Event(), asyncio.Event()
+
+    async def create_slowly(_: str) -> None:
+        creating.set()
+        await go_on.wait()
+
+    execution_id = submit(store)
+    stand_ins = StandIns(journal, before={"create": create_slowly})
+    async with conductor_loop(store_url, stand_ins) as loop:
+        await creating.wait()
+        store.request_cancel(WORKFLOW.name, execution_id)
+        loop.nudge()
+        task = loop.context.active[execution_id].task
+        await eventually(lambda: task.cancelling() > 0)
+        assert "purge" not in journal.lines()
+        go_on.set()
+        assert (await until(store, execution_id, finished)).status == Status.CANCELLED
+    assert [line for line in journal.lines() if line != "fetch"] == ["create", "purge"]
+
+
+async def test_retry_is_claimed_after_the_cleanup_of_the_failed_attempt(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    cleaned_up = asyncio.Event()
+
+    async def purge(*_: str) -> None:
+        await cleaned_up.wait()
+
+    execution_id = submit(store)
+    hooks = {"describe_result": failing(1, DiskFull("package", "no disk")), "purge": purge}
+    async with conductor_loop(store_url, StandIns(journal, before=hooks)) as loop:
+        await until(store, execution_id, finished)
+        store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+        other = submit(store)
+        loop.nudge()
+        # Other executions do not wait for it.
+        await until(store, other, finished)
+        assert store.read(execution_id).status == Status.QUEUED
+        cleaned_up.set()
+        done = await until(store, execution_id, finished)
+    assert done.status == Status.COMPLETED
+    lines = journal.lines()
+    assert lines.count("purge") == 1
+    assert lines.index("purge") < len(lines) - lines[::-1].index("create") - 1
+
+
+async def test_execution_that_is_being_delivered_does_not_count_as_running(
+    store: ConductorStore,
+    store_url: str,
+    journal: Journal,
+) -> None:
+    first, second = submit(store, DELIVERY), submit(store, DELIVERY)
+    go_on = asyncio.Event()
+
+    async def wait(job: Any) -> None:
+        if job.execution_id == first:
+            await go_on.wait()
+
+    stand_ins = StandIns(journal, before={"upload": wait})
+    async with conductor_loop(store_url, stand_ins, max_running={WORKFLOW.name: 1}):
+        await until(store, second, finished)
+        assert store.read(first).status == Status.PENDING_RESULTS
+        go_on.set()
+        done = await until(store, first, finished)
+    assert done.status == Status.COMPLETED
