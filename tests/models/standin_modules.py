@@ -1,24 +1,28 @@
-"""Modules in the place of makani, torch-harmonics, earth2grid, natten and PhysicsNeMo.
+"""Stand-ins for the modules makani, torch-harmonics, earth2grid, natten and PhysicsNeMo.
 
-The first ones are not on PyPI in a usable form, and PhysicsNeMo brings a torchvision that breaks
-beside a torch for CPUs. Earth2Studio looks for them once, when `earth2studio.models.px` is first
-imported.
+PyPI has no usable form of the first four, and PhysicsNeMo depends on a torchvision that does not
+work with a CPU build of torch. Earth2Studio looks for them once, when `earth2studio.models.px` is
+first imported.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from datetime import UTC, datetime
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from workflows.grids import Grid
+
 
 def register() -> None:
-    """Make the stand-ins importable, unless the real ones are."""
+    """Make the stand-ins importable where the real modules are not, and Earth2Studio quickly."""
+    inspect.stack = _stack
     if importlib.util.find_spec("makani") is None:
         _add("torch_harmonics", __version__="0.8.1")
         _add("torch_harmonics.disco", cuda_kernels_is_available=lambda: False)
@@ -36,6 +40,23 @@ def register() -> None:
         _add("natten", HAS_LIBNATTEN=True)
 
 
+_inspect_stack = inspect.stack
+
+
+def _stack(context: int = 1) -> list[Any]:
+    """Return the stack; to Earth2Studio only the file names of its caller.
+
+    Earth2Studio 0.19 asks for the stack once for every optional dependency, uses nothing but the
+    second entry's file name, and spends nine tenths of its import on it: `inspect` looks through
+    all modules for the source of each frame.
+    """
+    caller = sys._getframe(1)
+    if caller.f_globals.get("__name__") != "earth2studio.utils.imports":
+        return _inspect_stack(context)[1:]
+    frames = (caller, caller.f_back)
+    return [SimpleNamespace(filename=frame.f_code.co_filename) for frame in frames if frame]
+
+
 def _add(name: str, **attributes: Any) -> None:
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None, is_package=True)
@@ -45,26 +66,26 @@ def _add(name: str, **attributes: Any) -> None:
 
 
 def _load_model_package(package: Any) -> Any:
-    """Load a package, as makani does: from its configuration, with random weights here."""
+    """Load a package from its configuration as makani does, but with random weights."""
     package.get("config.json")
     from tests.models.standin_core import Core
 
-    return Core()
+    return Core(Grid())
 
 
 def _ang2vec(lon: Any, lat: Any) -> tuple[Any, Any, Any]:
-    """Give the unit vector of a place, angles in radians."""
+    """Return the unit vector of a point; angles in radians."""
     return lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()
 
 
 def _haversine_distance(lon1: Any, lat1: Any, lon2: Any, lat2: Any) -> Any:
-    """Give the arc between places, radians."""
+    """Return the arc between points, radians."""
     half = ((lat2 - lat1) / 2).sin() ** 2 + lat1.cos() * lat2.cos() * ((lon2 - lon1) / 2).sin() ** 2
     return 2 * half.clamp(0, 1).sqrt().asin()
 
 
 def _cos_zenith_angle(time: datetime, lon: Any, lat: Any) -> Any:
-    """Give the cosine of the sun's zenith angle, roughly; time and angles in degrees as given."""
+    """Return an approximate cosine of the solar zenith angle; longitude and latitude in degrees."""
     days = (time.replace(tzinfo=UTC) - datetime(2000, 1, 1, tzinfo=UTC)).total_seconds() / 86400
     declination = np.radians(-23.44 * np.cos(2 * np.pi * (days + 10) / 365.25))
     hour = np.radians(lon + 360 * (days % 1) - 180)
@@ -75,7 +96,7 @@ def _cos_zenith_angle(time: datetime, lon: Any, lat: Any) -> Any:
 
 
 class _PhysicsNeMoModule:
-    """Only `from_checkpoint` is called, and no test has a checkpoint of its own."""
+    """Only `from_checkpoint` is called; no test has a real checkpoint."""
 
     @classmethod
     def from_checkpoint(cls, path: str) -> Any:

@@ -1,12 +1,13 @@
 """Small cores inside Earth2Studio's real StormScope, InterpModAFNO and surface pressure.
 
-Like the real ones: StormScope draws from torch's global generator at every step, and the
+As in the real ones, StormScope draws from torch's global generator at every step, and the
 interpolation writes every hour into one buffer. A stray draw, a missed copy or a shared source of
 conditioning changes every value.
 """
 
 from __future__ import annotations
 
+import time as clock
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 import xarray as xr
 
 from tests.models import standin_modules
+from tests.models.standin_core import at_points
 from workflows.grids import Grid, LambertGrid
 from workflows.stormscope import VARIABLES
 
@@ -27,7 +29,7 @@ LEVELS = [50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000]
 
 
 class Interpolator(torch.nn.Module):
-    """What `InterpModAFNO` has inside: a blend of two states, and a little of the sun."""
+    """The core of `InterpModAFNO`: a blend of two states and a little of the solar angle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,13 +41,15 @@ class Interpolator(torch.nn.Module):
 
 
 class Denoiser(torch.nn.Module):
-    """What StormScope has inside, an expert for some noise levels."""
+    """One of StormScope's cores, an expert for some noise levels."""
 
-    def __init__(self, pull: float = 0.7) -> None:
+    def __init__(self, pull: float = 0.7, pause_s: float = 0.0) -> None:
         super().__init__()
+        self.pause_s = pause_s
         self.pull = torch.nn.Parameter(torch.tensor(pull))
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> Any:
+        clock.sleep(self.pause_s)
         channels = x.shape[1]
         state, z500 = condition[:, :channels], condition[:, channels : channels + 1]
         target = torch.tanh(state.roll(1, -1) + 0.3 * z500 + 0.1 * condition[:, -1:])
@@ -53,27 +57,35 @@ class Denoiser(torch.nn.Module):
 
 
 def network_of(path: str) -> torch.nn.Module:
-    """Give what a checkpoint's name stands for."""
+    """Return the network that a checkpoint's name stands for."""
     return Interpolator() if "interp" in path else Denoiser()
 
 
 def load_interpolation(device: str, px_model: Any) -> Any:
-    """Put the cores into the real wrappers, around the FCN3 that is given."""
+    """Return the real wrappers of the cores, around an FCN3 and on its grid."""
     from earth2studio.models.dx import DerivedSurfacePressure
     from earth2studio.models.px import DiagnosticWrapper, InterpModAFNO
 
     coords = px_model.input_coords()
+    grid = Grid(n_lat=coords["lat"].size, n_lon=coords["lon"].size)
+
+    class OnGrid(InterpModAFNO):
+        def output_coords(self, input_coords: Any) -> Any:
+            hourly = at_points(super().output_coords(input_coords), grid)
+            return hourly | {"lat": grid.latitudes()[:-1]}
+
     pressure = DerivedSurfacePressure(
         p_levels=LEVELS,
-        surface_geopotential=torch.zeros(721, 1440),
+        surface_geopotential=torch.zeros(grid.shape),
         surface_geopotential_coords=OrderedDict(lat=coords["lat"], lon=coords["lon"]),
     )
-    model = InterpModAFNO(
+    hourly_shape = (grid.n_lat - 1, grid.n_lon)
+    model = (InterpModAFNO if grid == Grid() else OnGrid)(
         Interpolator(),
         center=torch.zeros(1, 73, 1, 1),
         scale=torch.full((1, 73, 1, 1), 2.0),
-        geop=torch.zeros(1, 1, 720, 1440),
-        lsm=torch.zeros(1, 1, 720, 1440),
+        geop=torch.zeros(1, 1, *hourly_shape),
+        lsm=torch.zeros(1, 1, *hourly_shape),
         px_model=DiagnosticWrapper(px_model=px_model, dx_model=pressure),
     )
     model.to(device)
@@ -82,14 +94,15 @@ def load_interpolation(device: str, px_model: Any) -> Any:
     return model
 
 
-def load_stormscope(device: str) -> Any:
+def load_stormscope(device: str, pause_s: float = 0.0) -> Any:
+    """Return the real wrapper of two cores, which wait at each of seven evaluations a step."""
     from earth2studio.models.px.stormscope import StormScopeGOES
 
     n = len(VARIABLES)
     model = StormScopeGOES(
         [
-            {"model": Denoiser(0.7), "sigma_min": 0.1, "sigma_max": 5.0},
-            {"model": Denoiser(0.5), "sigma_min": 5.0, "sigma_max": 80.0},
+            {"model": Denoiser(0.7, pause_s), "sigma_min": 0.1, "sigma_max": 5.0},
+            {"model": Denoiser(0.5, pause_s), "sigma_min": 5.0, "sigma_max": 80.0},
         ],
         means=torch.linspace(0, 1, n).view(1, n, 1, 1),
         stds=torch.linspace(1, 2, n).view(1, n, 1, 1),
@@ -100,7 +113,9 @@ def load_stormscope(device: str) -> Any:
         sampler_args={"num_steps": 4, "S_churn": 1},
         y_coords=GRID.y(),
         x_coords=GRID.x(),
+        # Of coarse grids: for finer ones the nearest point is as close as they are.
         input_interp_max_dist_km=120.0,
+        conditioning_interp_max_dist_km=260.0,
         amp=False,
     )
     model.to(device)
@@ -110,14 +125,14 @@ def load_stormscope(device: str) -> Any:
 
 
 class GOES:
-    """Images as `PlanetaryComputerGOES` gives them: their own grid, in float64, with a dark rim."""
+    """Images like those of `PlanetaryComputerGOES`: their own grid, float64, a dark rim."""
 
     def __init__(self, satellite: str) -> None:
         self._satellite = satellite
         self.lat, self.lon = np.meshgrid(
             np.linspace(50, 15, 90), np.linspace(-130, -60, 120), indexing="ij"
         )
-        # The satellite looks past the Earth there.
+        # There the satellite looks past the Earth.
         self.lat[:20, :20] = self.lon[:20, :20] = np.nan
 
     def __call__(self, time: np.ndarray[Any, Any], variable: Sequence[str]) -> xr.DataArray:
@@ -143,7 +158,7 @@ class GOES:
 
 
 class BrokenGOES(GOES):
-    """One pixel in the middle of the country is missing."""
+    """A satellite with pixels missing in the middle of the region."""
 
     def __call__(self, time: np.ndarray[Any, Any], variable: Sequence[str]) -> xr.DataArray:
         images = super().__call__(time, variable)
@@ -160,15 +175,14 @@ def load_broken_goes(satellite: str) -> GOES:
 
 
 class Recorded:
-    """Fields of a global forecast as a forecast source, as the peer gives them to StormScope."""
+    """Fields of a global forecast as a forecast source, as the peer passes them to StormScope."""
 
-    def __init__(self, start: np.datetime64, fields: Sequence[Any]) -> None:
-        self._start, self._fields = start, fields
+    def __init__(self, start: np.datetime64, fields: Sequence[Any], grid: Grid) -> None:
+        self._start, self._fields, self._grid = start, fields, grid
 
     def __call__(self, time: Any, lead_time: Any, variable: Any) -> xr.DataArray:
         (moment,), (lead,) = time, lead_time
         hour = int((moment + lead - self._start) / np.timedelta64(1, "h"))
-        grid = Grid()
         return xr.DataArray(
             self._fields[hour][None, None, None],
             dims=("time", "lead_time", "variable", "lat", "lon"),
@@ -176,7 +190,7 @@ class Recorded:
                 "time": list(time),
                 "lead_time": list(lead_time),
                 "variable": list(variable),
-                "lat": grid.latitudes()[:-1],
-                "lon": grid.longitudes(),
+                "lat": self._grid.latitudes()[:-1],
+                "lon": self._grid.longitudes(),
             },
         )

@@ -1,12 +1,9 @@
-"""Earth2Studio's real FCN3 wrapper, around a small core, by itself and through the graph.
-
-Its grid is fixed: a state is 300 MB, so members and steps are few.
-"""
+"""Earth2Studio's real FCN3 wrapper around a small core, by itself and through the graph."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -23,13 +20,14 @@ from deployments.models.messages import MemberJob
 from deployments.models.state import internal_state
 from deployments.results.checkpoint import Checkpoint
 from tests.integration.serving import WORKFLOW, Server, deploy, served
-from workflows.base import Plan
+from tests.models.grids import SMALL, own_grid_too
 from workflows.fcn3 import VARIABLES, FCN3Workflow
 from workflows.grids import Grid
 
 pytestmark = pytest.mark.models
 
 Floats = NDArray[np.float32]
+PlainLoop = Callable[[int], Floats]
 
 START = datetime(2025, 1, 1, 6, tzinfo=UTC)
 KEPT = ("z500", "t2m")  # not in the model's order
@@ -39,43 +37,48 @@ OTHERS = (8, 9)
 
 
 @pytest.fixture(scope="module")
-def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grid(request: pytest.FixtureRequest) -> Grid:
+    return getattr(request, "param", SMALL)
+
+
+@pytest.fixture(scope="module")
+def analysis(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state at START, as InitialConditions leaves it."""
     from tests.models.standin_core import load_source
 
     path = tmp_path_factory.mktemp("analysis") / "initial_conditions.npy"
     time = np.array([START.replace(tzinfo=None)], "datetime64[ns]")
-    np.save(path, load_source()(time, VARIABLES).values[0])
+    np.save(path, load_source(**grid.model_dump())(time, VARIABLES).values[0])
     return path
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model(grid: Grid) -> Any:
     """One model, as a replica holds it."""
     from tests.models.standin_core import load
 
-    return load("cpu")
+    return load("cpu", **grid.model_dump())
 
 
 @pytest.fixture(scope="module")
-def plain_loop(analysis: Path) -> Any:
-    """What a loop over a wrapper of its own gives for a seed, longitudes from -180."""
+def plain_loop(grid: Grid, analysis: Path) -> PlainLoop:
+    """The fields of one seed from a loop over a wrapper of its own; longitudes from -180."""
 
     @cache
     def loop(seed: int) -> Floats:
         from tests.models.standin_core import load
 
-        given = [fields.numpy().copy() for fields, _ in steps_of(load("cpu"), analysis, seed)]
-        return np.roll(given, 720, axis=-1)
+        model = load("cpu", **grid.model_dump())
+        fields = [each.numpy().copy() for each in time_steps(model, grid, analysis, seed)]
+        return np.roll(fields, grid.n_lon // 2, axis=-1)
 
     return loop
 
 
-def steps_of(model: Any, analysis: Path, seed: int) -> Iterator[Any]:
-    """Run a model by hand; gives the variables that are kept, still the model's memory."""
+def time_steps(model: Any, grid: Grid, analysis: Path, seed: int) -> Iterator[Any]:
+    """Run a model by hand; yields the kept variables as views of the model's memory."""
     import torch
 
-    grid = Grid()
     coords = OrderedDict(
         time=np.array([START.replace(tzinfo=None)], "datetime64[ns]"),
         lead_time=np.array([np.timedelta64(0, "h")]),
@@ -87,13 +90,19 @@ def steps_of(model: Any, analysis: Path, seed: int) -> Iterator[Any]:
     iterator = model.create_iterator(torch.from_numpy(np.load(analysis)[None, None]), coords)
     kept = [VARIABLES.index(name) for name in KEPT]
     for _ in range(N_STEPS + 1):
-        x, given = next(iterator)
-        yield x[0, 0, kept], given
+        x, _ = next(iterator)
+        yield x[0, 0, kept]
 
 
-def plan_for(seeds: tuple[int, ...]) -> Plan:
-    workflow = FCN3Workflow()
-    return workflow.plan(workflow.validate(parameters_for(seeds)))
+def member_job(grid: Grid, analysis: Path, member: int) -> MemberJob:
+    workflow = FCN3Workflow(grid)
+    return MemberJob(
+        execution_id="exec_1",
+        plan=workflow.plan(workflow.validate(parameters_for(ENSEMBLE))),
+        member=member,
+        initial_conditions=str(analysis),
+        fence=1,
+    )
 
 
 def parameters_for(seeds: tuple[int, ...]) -> dict[str, Any]:
@@ -106,49 +115,37 @@ def parameters_for(seeds: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def test_two_iterators_on_one_model_do_disturb_each_other(
-    model: Any, analysis: Path, plain_loop: Any
+def test_two_iterators_on_one_model_disturb_each_other(
+    model: Any, grid: Grid, analysis: Path, plain_loop: PlainLoop
 ) -> None:
-    """The core can tell: the tests below would fail if the deployment interleaved members."""
-    first = steps_of(model, analysis, 7)
-    given = [next(first)[0].numpy().copy()]
-    second = steps_of(model, analysis, 8)
+    """The tests below would fail if the deployment interleaved members."""
+    first = time_steps(model, grid, analysis, 7)
+    fields = [next(first).numpy().copy()]
+    second = time_steps(model, grid, analysis, 8)
     next(second)
-    for fields, _ in first:
-        given.append(fields.numpy().copy())
+    for each in first:
+        fields.append(each.numpy().copy())
         next(second)
+    rolled = np.roll(fields, grid.n_lon // 2, axis=-1)
+    assert np.array_equal(rolled[0], plain_loop(7)[0])
+    assert not np.array_equal(rolled[1], plain_loop(7)[1])
 
-    assert np.array_equal(np.roll(given[0], 720, axis=-1), plain_loop(7)[0])
-    assert not np.array_equal(np.roll(given[1], 720, axis=-1), plain_loop(7)[1])
 
-
-def test_members_on_one_model_are_what_a_plain_loop_gives(
-    model: Any, analysis: Path, plain_loop: Any
+@own_grid_too
+def test_members_on_one_model_equal_a_plain_loop(
+    model: Any, grid: Grid, analysis: Path, plain_loop: PlainLoop
 ) -> None:
     for member, seed in enumerate(ENSEMBLE):
-        job = MemberJob(
-            execution_id="exec_1",
-            plan=plan_for(ENSEMBLE),
-            member=member,
-            initial_conditions=str(analysis),
-            fence=1,
-        )
-        kept = list(forecast(model, job))
-        assert np.array_equal(np.roll(kept, 720, axis=-1), plain_loop(seed))
+        fields = list(forecast(model, member_job(grid, analysis, member)))
+        assert np.array_equal(np.roll(fields, grid.n_lon // 2, axis=-1), plain_loop(seed))
     assert not np.array_equal(plain_loop(ENSEMBLE[0]), plain_loop(ENSEMBLE[1]))
 
 
-def test_goes_on_from_a_checkpoint_bit_for_bit(
-    model: Any, analysis: Path, plain_loop: Any, tmp_path: Path
+def test_a_member_continues_from_a_checkpoint_bit_for_bit(
+    model: Any, grid: Grid, analysis: Path, plain_loop: PlainLoop, tmp_path: Path
 ) -> None:
-    """As another process does, whose model has run others before; through a file."""
-    job = MemberJob(
-        execution_id="exec_1",
-        plan=plan_for(ENSEMBLE),
-        member=0,
-        initial_conditions=str(analysis),
-        fence=1,
-    )
+    """As in another process, whose model has run other members before; through a file."""
+    job = member_job(grid, analysis, 0)
     path = tmp_path / "checkpoint.npz"
 
     def save(step: int, fields: Any) -> None:
@@ -159,76 +156,85 @@ def test_goes_on_from_a_checkpoint_bit_for_bit(
                 Checkpoint(step, "", fields.numpy().copy(), internal).write(file)
 
     list(forecast(model, job, save=save))
-    next(steps_of(model, analysis, 8))
+    next(time_steps(model, grid, analysis, 8))
     with path.open("rb") as file:
         checkpoint = Checkpoint.read(1, file)
 
-    def rest(checkpoint: Checkpoint) -> Floats:
-        return np.roll(list(forecast(model, job, checkpoint=checkpoint)), 720, axis=-1)
+    def remaining_steps(checkpoint: Checkpoint) -> Floats:
+        fields = list(forecast(model, job, checkpoint=checkpoint))
+        return np.roll(fields, grid.n_lon // 2, axis=-1)
 
-    assert np.array_equal(rest(checkpoint), plain_loop(ENSEMBLE[0])[2:])
-    # Without either the noise or its generator it would be another member.
+    assert np.array_equal(remaining_steps(checkpoint), plain_loop(ENSEMBLE[0])[2:])
+    # Without the noise or its generator, it would be another member.
     for name in ("noise", "cpu"):
-        internal = {key: kept for key, kept in checkpoint.internal.items() if key != name}
-        given = rest(replace(checkpoint, internal=internal))
-        assert not np.array_equal(given, plain_loop(ENSEMBLE[0])[2:])
+        internal = {key: value for key, value in checkpoint.internal.items() if key != name}
+        fields = remaining_steps(replace(checkpoint, internal=internal))
+        assert not np.array_equal(fields, plain_loop(ENSEMBLE[0])[2:])
 
 
-def args_for(data_dir: Path, replicas: int) -> dict[str, Any]:
+def args_for(data_dir: Path, grid: Grid, replicas: int) -> dict[str, Any]:
     return {
         "data_dir": str(data_dir),
         "models": {
             "fcn3": {
                 "loader": "tests.models.standin_core:load",
+                "options": grid.model_dump(),
+                "grid": grid.model_dump(),
                 "num_gpus": 0,
                 "replicas": replicas,
             }
         },
-        "data_sources": {"ifs": {"loader": "tests.models.standin_core:load_source"}},
+        "data_sources": {
+            "ifs": {
+                "loader": "tests.models.standin_core:load_source",
+                "options": grid.model_dump(),
+            }
+        },
         "queue": {"max_running": 2},
     }
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("wrapper")
 
 
 @pytest.fixture(scope="module")
-def server(http_port: int, data_dir: Path) -> Iterator[Server]:
-    with served(args_for(data_dir, replicas=1), "wrapper", http_port) as server:
+def server(http_port: int, data_dir: Path, grid: Grid) -> Iterator[Server]:
+    with served(args_for(data_dir, grid, replicas=1), "wrapper", http_port, seconds=180) as server:
         yield server
 
 
-def result_of(server: Server, data_dir: Path, execution_id: str) -> Floats:
-    """Read what an execution left, shape (ensemble, time, variable, lat, lon)."""
+def result_of(server: Server, data_dir: Path, grid: Grid, execution_id: str) -> Floats:
+    """Read the result of an execution, shape (ensemble, time, variable, lat, lon)."""
     ended = server.finished(execution_id, seconds=300)
     assert ended["status"] == "completed", ended
     store = data_dir / "results" / WORKFLOW / execution_id / "results.zarr"
     with xr.open_zarr(store, mask_and_scale=False) as dataset:
         assert dataset["t2m"].dims == ("ensemble", "time", "lat", "lon")
-        assert list(dataset["lon"].values[[0, 720]]) == [-180, 0]
+        assert list(dataset["lon"].values[[0, grid.n_lon // 2]]) == [-180, 0]
         return np.stack([dataset[name].values for name in KEPT], axis=2)
 
 
 @pytest.mark.ray
-def test_through_the_graph_it_is_the_same_bit_for_bit(
-    server: Server, data_dir: Path, plain_loop: Any
+@own_grid_too
+def test_through_the_graph_members_equal_a_plain_loop(
+    server: Server, data_dir: Path, grid: Grid, plain_loop: PlainLoop
 ) -> None:
     def check(*executions: tuple[str, tuple[int, ...]]) -> None:
         for execution_id, seeds in executions:
-            given = result_of(server, data_dir, execution_id)
-            assert len(given) == len(seeds)
-            for member, seed in zip(given, seeds, strict=True):
+            result = result_of(server, data_dir, grid, execution_id)
+            assert len(result) == len(seeds)
+            for member, seed in zip(result, seeds, strict=True):
                 assert np.array_equal(member, plain_loop(seed))
 
     def submit(seeds: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         return server.submit(**parameters_for(seeds)), seeds
 
-    # On one replica, two executions at once.
+    # Two executions at once on one replica.
     check(submit(ENSEMBLE), submit(OTHERS))
 
-    deploy(args_for(data_dir, replicas=2), "wrapper")
-    # On two replicas, one of which has run others before, again two at once, in another order.
+    deploy(args_for(data_dir, grid, replicas=2), "wrapper")
+    # Again two at once, in another order, on two replicas, one of which has run others before.
     check(submit(OTHERS), submit(ENSEMBLE[::-1]))
     assert len(server.pids("FCN3")) == 2

@@ -1,7 +1,6 @@
 """Earth2Studio's real wrappers of FCN3, its interpolation and StormScope, around small cores.
 
-By themselves and through the graph: what comes out must be what the peer's loop gives, bit for
-bit. The global grid is fixed: a state is 300 MB, so members and steps are few.
+By themselves and through the graph, results must equal those of the peer's loop bit for bit.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from deployments.models.fcn3_rollout import check_interpolation, conditioning_fi
 from deployments.models.messages import ConditioningJob, NowcastJob
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
 from tests.integration.serving import Server, deploy, served
+from tests.models.grids import SMALL, own_grid_too
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.grids import Grid, LambertGrid
@@ -33,6 +33,8 @@ from workflows.stormscope import VARIABLES, StormScopeWorkflow
 pytestmark = pytest.mark.models
 
 Floats = NDArray[np.float32]
+HourlyLoop = Callable[[int], list[Floats]]
+NowcastLoop = Callable[[int, int], Floats]
 
 FCN3_START = datetime(2025, 4, 6, 18, tzinfo=UTC)
 START = datetime(2025, 4, 6, 20, tzinfo=UTC)
@@ -41,38 +43,41 @@ N_STEPS = 3
 AHEAD = 2
 FCN3_SEEDS = (11, 12)
 SEEDS = (7, 2**32 - 1, 7, 8)
-
-
-def plan_for(seeds: tuple[int, ...] = SEEDS, fcn3_seeds: tuple[int, ...] = FCN3_SEEDS) -> Plan:
-    from tests.models.standin_stormscope import GRID
-
-    workflow = StormScopeWorkflow(Grid(), GRID)
-    return workflow.plan(workflow.validate(parameters_for(seeds, fcn3_seeds)))
-
-
-def parameters_for(
-    seeds: tuple[int, ...] = SEEDS, fcn3_seeds: tuple[int, ...] = FCN3_SEEDS
-) -> dict[str, Any]:
-    return {
-        "start_time_fcn3": FCN3_START.isoformat(),
-        "start_time_stormscope": START.isoformat(),
-        "n_steps": N_STEPS,
-        "seeds_fcn3": list(fcn3_seeds),
-        "seeds_stormscope": list(seeds),
-        "variables": list(KEPT),
-        "output_format": "zarr",
-    }
+PARAMETERS = {
+    "start_time_fcn3": FCN3_START.isoformat(),
+    "start_time_stormscope": START.isoformat(),
+    "n_steps": N_STEPS,
+    "seeds_fcn3": list(FCN3_SEEDS),
+    "seeds_stormscope": list(SEEDS),
+    "variables": list(KEPT),
+    "output_format": "zarr",
+}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What InitialConditions leaves: the analysis at FCN3_START, the image at START."""
+def grid(request: pytest.FixtureRequest) -> Grid:
+    """Grid of the global model."""
+    return getattr(request, "param", SMALL)
+
+
+@pytest.fixture(scope="module")
+def plan(grid: Grid) -> Plan:
+    from tests.models.standin_stormscope import GRID
+
+    workflow = StormScopeWorkflow(grid, GRID)
+    return workflow.plan(workflow.validate(PARAMETERS))
+
+
+@pytest.fixture(scope="module")
+def folder(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files as InitialConditions writes them: the analysis at FCN3_START, the image at START."""
     from tests.models.standin_core import load_source
     from tests.models.standin_stormscope import load_goes
     from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
 
     folder = tmp_path_factory.mktemp("analysis")
-    np.save(folder / "ifs.npy", load_source()(times(FCN3_START), FCN3_VARIABLES).values[0])
+    source = load_source(**grid.model_dump())
+    np.save(folder / "ifs.npy", source(times(FCN3_START), FCN3_VARIABLES).values[0])
     goes = load_goes("goes16")
     np.save(folder / "goes16.npy", goes(times(START), VARIABLES).values[0].astype(np.float32))
     np.save(source_grid(folder / "goes16.npy"), np.stack([goes.lat, goes.lon]))
@@ -84,8 +89,8 @@ def times(moment: datetime) -> NDArray[np.datetime64]:
 
 
 @pytest.fixture(scope="module")
-def peers_fcn3(folder: Path) -> Any:
-    """What a loop over wrappers of its own gives for a seed: z500, hour by hour."""
+def hourly_loop(grid: Grid, folder: Path) -> HourlyLoop:
+    """The hourly z500 of one seed from a loop over wrappers of its own."""
 
     @cache
     def loop(seed: int) -> list[Floats]:
@@ -95,8 +100,7 @@ def peers_fcn3(folder: Path) -> Any:
         from tests.models.standin_stormscope import load_interpolation
         from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
 
-        hourly = load_interpolation("cpu", load("cpu"))
-        grid = Grid()
+        hourly = load_interpolation("cpu", load("cpu", **grid.model_dump()))
         coords = OrderedDict(
             time=times(FCN3_START),
             lead_time=np.array([np.timedelta64(0, "h")]),
@@ -109,17 +113,17 @@ def peers_fcn3(folder: Path) -> Any:
         fields = []
         hours = hourly.create_iterator(x, coords)
         for _ in range(AHEAD + N_STEPS):
-            state, given = next(hours)
-            place = list(given["variable"]).index("z500")
-            fields.append(state[0, 0, place].numpy().copy())
+            state, state_coords = next(hours)
+            z500 = list(state_coords["variable"]).index("z500")
+            fields.append(state[0, 0, z500].numpy().copy())
         return fields
 
     return loop
 
 
 @pytest.fixture(scope="module")
-def peers_loop(folder: Path, peers_fcn3: Any) -> Any:
-    """What the peer's loop gives for two seeds, shape (time, variable, y, x)."""
+def nowcast_loop(grid: Grid, folder: Path, hourly_loop: HourlyLoop) -> NowcastLoop:
+    """The result of the peer's loop for two seeds, shape (time, variable, y, x)."""
 
     @cache
     def loop(fcn3_seed: int, seed: int) -> Floats:
@@ -128,10 +132,11 @@ def peers_loop(folder: Path, peers_fcn3: Any) -> Any:
         from tests.models.standin_stormscope import Recorded, load_goes, load_stormscope
 
         model = load_stormscope("cpu")
-        goes, grid = load_goes("goes16"), Grid()
+        goes = load_goes("goes16")
         model.build_input_interpolator(goes.lat, goes.lon)
         model.build_conditioning_interpolator(grid.latitudes()[:-1], grid.longitudes())
-        model.conditioning_data_source = Recorded(times(FCN3_START)[0], peers_fcn3(fcn3_seed))
+        recorded = Recorded(times(FCN3_START)[0], hourly_loop(fcn3_seed), grid)
+        model.conditioning_data_source = recorded
         image = torch.from_numpy(np.load(folder / "goes16.npy"))[None, None, None]
         coords = OrderedDict(
             batch=np.arange(1),
@@ -144,23 +149,23 @@ def peers_loop(folder: Path, peers_fcn3: Any) -> Any:
         y, coords = model.prep_input(image, coords)
         y = torch.where(model.valid_mask, y, torch.nan)
         kept = [VARIABLES.index(name) for name in KEPT]
-        given = [y[0, 0, 0, kept].numpy().copy()]
+        images = [y[0, 0, 0, kept].numpy().copy()]
         torch.manual_seed(seed)
         for _ in range(N_STEPS):
             predicted, coords_predicted = model(y, coords)
-            given.append(predicted[0, 0, 0, kept].numpy().copy())
+            images.append(predicted[0, 0, 0, kept].numpy().copy())
             y, coords = model.next_input(predicted, coords_predicted, y, coords)
-        return np.stack(given)
+        return np.stack(images)
 
     return loop
 
 
 @pytest.fixture(scope="module")
-def nowcaster() -> Nowcaster:
+def nowcaster(grid: Grid) -> Nowcaster:
     """One model, as a replica holds it."""
     from tests.models.standin_stormscope import GRID, load_stormscope
 
-    return prepare(load_stormscope("cpu"), GRID, Grid(), VARIABLES)
+    return prepare(load_stormscope("cpu"), GRID, grid, VARIABLES)
 
 
 def nowcast_job(folder: Path, plan: Plan, member: int) -> NowcastJob:
@@ -173,16 +178,15 @@ def nowcast_job(folder: Path, plan: Plan, member: int) -> NowcastJob:
     )
 
 
-def test_the_fields_that_condition_are_what_the_peers_loop_gives(
-    folder: Path, peers_fcn3: Any
+def test_conditioning_fields_equal_the_peers_loop(
+    folder: Path, grid: Grid, plan: Plan, hourly_loop: HourlyLoop
 ) -> None:
     from tests.models.standin_core import load
     from tests.models.standin_stormscope import load_interpolation
 
-    model = load("cpu")
+    model = load("cpu", **grid.model_dump())
     hourly = load_interpolation("cpu", model)
-    check_interpolation(hourly, Grid())
-    plan = plan_for()
+    check_interpolation(hourly, grid)
     for member, seed in enumerate(FCN3_SEEDS):
         job = ConditioningJob(
             execution_id="exec_1",
@@ -191,86 +195,92 @@ def test_the_fields_that_condition_are_what_the_peers_loop_gives(
             initial_conditions=str(folder / "ifs.npy"),
             fence=1,
         )
-        # All at once: a field that is not copied would have become the next.
+        # All are collected first: a field that is not copied would be overwritten by the next.
         fields = list(conditioning_fields(model, hourly, job))
         assert len(fields) == N_STEPS
-        expected = peers_fcn3(seed)[AHEAD : AHEAD + N_STEPS]
-        np.testing.assert_array_equal(fields, expected)
-    assert not np.array_equal(peers_fcn3(11)[AHEAD], peers_fcn3(12)[AHEAD])
-    assert not np.array_equal(peers_fcn3(11)[AHEAD], peers_fcn3(11)[AHEAD + 1])
+        np.testing.assert_array_equal(fields, hourly_loop(seed)[AHEAD : AHEAD + N_STEPS])
+    assert not np.array_equal(hourly_loop(11)[AHEAD], hourly_loop(12)[AHEAD])
+    assert not np.array_equal(hourly_loop(11)[AHEAD], hourly_loop(11)[AHEAD + 1])
 
 
-def test_members_on_one_model_are_what_the_peers_loop_gives(
-    folder: Path, nowcaster: Nowcaster, peers_fcn3: Any, peers_loop: Any
+def test_members_on_one_model_equal_the_peers_loop(
+    folder: Path,
+    plan: Plan,
+    nowcaster: Nowcaster,
+    hourly_loop: HourlyLoop,
+    nowcast_loop: NowcastLoop,
 ) -> None:
     import torch
 
-    plan = plan_for()
     for member, seed in enumerate(SEEDS):
         fcn3_seed = FCN3_SEEDS[plan.conditioned_by(member)]
-        fields = peers_fcn3(fcn3_seed)
-        given = []
+        fields = hourly_loop(fcn3_seed)
+        images = []
         job = nowcast_job(folder, plan, member)
-        for step in nowcast(nowcaster, job, lambda s, fields=fields: fields[AHEAD + s]):
-            given.append(step)
-            torch.rand(3)  # whoever draws between two steps must not matter
-        np.testing.assert_array_equal(np.stack(given), peers_loop(fcn3_seed, seed))
-    # The same seed, conditioned by another member, and another seed.
-    assert not np.array_equal(peers_loop(11, 7), peers_loop(12, 7), equal_nan=True)
-    assert not np.array_equal(peers_loop(11, 7), peers_loop(11, 2**32 - 1), equal_nan=True)
+        for image in nowcast(nowcaster, job, lambda s, fields=fields: fields[AHEAD + s]):
+            images.append(image)
+            torch.rand(3)  # draws of others between two steps must not matter
+        np.testing.assert_array_equal(np.stack(images), nowcast_loop(fcn3_seed, seed))
+    # The same seed conditioned by another member, and another seed.
+    assert not np.array_equal(nowcast_loop(11, 7), nowcast_loop(12, 7), equal_nan=True)
+    assert not np.array_equal(nowcast_loop(11, 7), nowcast_loop(11, 2**32 - 1), equal_nan=True)
 
 
 def test_members_on_one_model_do_not_disturb_each_other(
-    folder: Path, nowcaster: Nowcaster, peers_fcn3: Any, peers_loop: Any
+    folder: Path,
+    plan: Plan,
+    nowcaster: Nowcaster,
+    hourly_loop: HourlyLoop,
+    nowcast_loop: NowcastLoop,
 ) -> None:
-    plan = plan_for()
-
     def member(number: int) -> Any:
-        fields = peers_fcn3(FCN3_SEEDS[plan.conditioned_by(number)])
+        fields = hourly_loop(FCN3_SEEDS[plan.conditioned_by(number)])
         return nowcast(nowcaster, nowcast_job(folder, plan, number), lambda s: fields[AHEAD + s])
 
-    # Step by step in turns: neither conditioning nor random numbers may be the model's.
-    given = list(zip(member(1), member(2), strict=True))
-    np.testing.assert_array_equal([step[0] for step in given], peers_loop(11, SEEDS[1]))
-    np.testing.assert_array_equal([step[1] for step in given], peers_loop(12, SEEDS[2]))
+    # Interleaved step by step: the model may keep neither conditioning nor random numbers.
+    images = list(zip(member(1), member(2), strict=True))
+    np.testing.assert_array_equal([each[0] for each in images], nowcast_loop(11, SEEDS[1]))
+    np.testing.assert_array_equal([each[1] for each in images], nowcast_loop(12, SEEDS[2]))
 
 
-def test_a_nowcast_leaves_the_random_numbers_of_others_alone(
-    folder: Path, nowcaster: Nowcaster, peers_fcn3: Any
+def test_a_nowcast_leaves_the_global_random_generator_alone(
+    folder: Path, plan: Plan, nowcaster: Nowcaster, hourly_loop: HourlyLoop
 ) -> None:
     import torch
 
     torch.manual_seed(5)
     expected = torch.rand(8)
     torch.manual_seed(5)
-    fields = peers_fcn3(11)
-    for _ in nowcast(nowcaster, nowcast_job(folder, plan_for(), 0), lambda s: fields[AHEAD + s]):
+    fields = hourly_loop(11)
+    for _ in nowcast(nowcaster, nowcast_job(folder, plan, 0), lambda s: fields[AHEAD + s]):
         pass
     assert torch.equal(torch.rand(8), expected)
 
 
-def test_what_the_satellite_does_not_see_is_nan(folder: Path, nowcaster: Nowcaster) -> None:
-    job = nowcast_job(folder, plan_for(), 0)
-    first = next(nowcast(nowcaster, job, lambda _: np.zeros((720, 1440), np.float32)))
+def test_points_that_the_satellite_does_not_see_are_nan(
+    folder: Path, grid: Grid, plan: Plan, nowcaster: Nowcaster
+) -> None:
+    first = next(nowcast(nowcaster, nowcast_job(folder, plan, 0), lambda _: zeros(grid)))
     unseen = ~nowcaster.model.valid_mask.numpy()
     assert 0 < unseen.mean() < 0.5
     assert (np.isnan(first) == unseen).all()
 
 
-def test_gaps_in_the_image_are_named(tmp_path: Path, nowcaster: Nowcaster) -> None:
+def test_gaps_in_the_image_are_named(
+    tmp_path: Path, grid: Grid, plan: Plan, nowcaster: Nowcaster
+) -> None:
     from tests.models.standin_stormscope import load_broken_goes
 
     goes = load_broken_goes("goes16")
     np.save(tmp_path / "goes16.npy", goes(times(START), VARIABLES).values[0].astype(np.float32))
     np.save(source_grid(tmp_path / "goes16.npy"), np.stack([goes.lat, goes.lon]))
     with pytest.raises(StageFailed, match=r"goes16 has gaps at .*: abi02c at \d+ of \d+ points"):
-        next(
-            nowcast(
-                nowcaster,
-                nowcast_job(tmp_path, plan_for(), 0),
-                lambda _: np.zeros((720, 1440), np.float32),
-            )
-        )
+        next(nowcast(nowcaster, nowcast_job(tmp_path, plan, 0), lambda _: zeros(grid)))
+
+
+def zeros(grid: Grid) -> Floats:
+    """Return a conditioning field, which has no south pole."""
+    return np.zeros((grid.n_lat - 1, grid.n_lon), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +294,9 @@ def test_gaps_in_the_image_are_named(tmp_path: Path, nowcaster: Nowcaster) -> No
         ({"latitudes": None}, "points lie up to .* degrees from"),
     ],
 )
-def test_a_model_that_is_another_is_refused(change: dict[str, Any], match: str) -> None:
+def test_a_model_other_than_the_configured_one_is_refused(
+    change: dict[str, Any], match: str
+) -> None:
     from tests.models.standin_stormscope import GRID, load_stormscope
 
     model = load_stormscope("cpu")
@@ -294,51 +306,58 @@ def test_a_model_that_is_another_is_refused(change: dict[str, Any], match: str) 
         if name in change:
             setattr(model, name, change[name])
     with pytest.raises(ModelUnavailable, match=match):
-        prepare(model, change.get("grid", GRID), Grid(), change.get("variables", VARIABLES))
+        prepare(model, change.get("grid", GRID), SMALL, change.get("variables", VARIABLES))
 
-
-# Through the graph.
 
 WORKFLOW = StormScopeWorkflow.name
+FCN3_STEP_S, PAUSE_S = 2.0, 0.03
+"""While FCN3 computes its second member, the nowcasts that the first one conditions run."""
 
 
-def args_for(data_dir: Path, replicas: int) -> dict[str, Any]:
+def args_for(data_dir: Path, grid: Grid, replicas: int) -> dict[str, Any]:
     from tests.models.standin_stormscope import GRID
 
-    cores = "tests.models.standin_stormscope"
+    core, stormscope = "tests.models.standin_core", "tests.models.standin_stormscope"
     on_cpu = {"num_gpus": 0, "replicas": replicas}
+    points = grid.model_dump()
     return {
         "data_dir": str(data_dir),
         "workflows": {"exposed": [WORKFLOW]},
         "models": {
-            "fcn3": {"loader": "tests.models.standin_core:load", **on_cpu},
-            "interpolation": {"loader": f"{cores}:load_interpolation"},
+            "fcn3": {
+                "loader": f"{core}:load",
+                "options": {"step_s": FCN3_STEP_S, **points},
+                "grid": points,
+                **on_cpu,
+            },
+            "interpolation": {"loader": f"{stormscope}:load_interpolation"},
             "stormscope": {
-                "loader": f"{cores}:load_stormscope",
+                "loader": f"{stormscope}:load_stormscope",
+                "options": {"pause_s": PAUSE_S},
                 "grid": GRID.model_dump(),
                 **on_cpu,
             },
         },
         "data_sources": {
-            "ifs": {"loader": "tests.models.standin_core:load_source"},
-            "goes": {"loader": f"{cores}:load_goes"},
+            "ifs": {"loader": f"{core}:load_source", "options": points},
+            "goes": {"loader": f"{stormscope}:load_goes"},
         },
     }
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chain")
 
 
 @pytest.fixture(scope="module")
-def server(http_port: int, data_dir: Path) -> Iterator[Server]:
-    with served(args_for(data_dir, replicas=1), "chain", http_port, seconds=180) as server:
+def server(http_port: int, data_dir: Path, grid: Grid) -> Iterator[Server]:
+    with served(args_for(data_dir, grid, replicas=1), "chain", http_port, seconds=180) as server:
         yield server.calling(WORKFLOW)
 
 
 def result_of(server: Server, data_dir: Path, execution_id: str) -> Floats:
-    """Read what an execution left, shape (ensemble, time, variable, y, x)."""
+    """Read the result of an execution, shape (ensemble, time, variable, y, x)."""
     ended = server.finished(execution_id, seconds=300)
     assert ended["status"] == "completed", ended
     store = data_dir / "results" / WORKFLOW / execution_id / "results.zarr"
@@ -350,38 +369,44 @@ def result_of(server: Server, data_dir: Path, execution_id: str) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def expected(peers_loop: Any) -> Floats:
+def expected(nowcast_loop: NowcastLoop) -> Floats:
     pairs = zip(np.repeat(FCN3_SEEDS, 2).tolist(), SEEDS, strict=True)
-    return np.stack([peers_loop(fcn3_seed, seed) for fcn3_seed, seed in pairs])
+    return np.stack([nowcast_loop(fcn3_seed, seed) for fcn3_seed, seed in pairs])
 
 
 @pytest.mark.ray
-def test_through_the_graph_it_is_what_the_peers_loop_gives(
+@own_grid_too
+def test_through_the_graph_members_equal_the_peers_loop(
     server: Server, data_dir: Path, expected: Floats
 ) -> None:
-    execution_id = server.submit(**parameters_for())
-    given = result_of(server, data_dir, execution_id)
-    np.testing.assert_array_equal(given, expected)
+    execution_id = server.submit(**PARAMETERS)
+    np.testing.assert_array_equal(result_of(server, data_dir, execution_id), expected)
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("victims", [("Conductor",), ("FCN3", "StormScope")], ids=str)
-def test_killed_in_the_middle_it_goes_on_to_the_same(
+def test_an_execution_interrupted_by_kills_gives_the_same_result(
     server: Server, data_dir: Path, expected: Floats, victims: tuple[str, ...]
 ) -> None:
-    execution_id = server.submit(**parameters_for())
-    # The first member of FCN3 has conditioned some steps, the second has still to come.
-    server.until(execution_id, lambda s: (s["progress"] or {}).get("current_step", 0) >= 5, 120)
+    execution_id = server.submit(**PARAMETERS)
+    # The first member of FCN3 has conditioned some steps; the second has not.
+    status = server.until(
+        execution_id, lambda s: (s["progress"] or {}).get("current_step", 0) >= 5, 120
+    )
+    assert status["progress"]["current_step"] < 2 * (N_STEPS + 1), "too late to interrupt it"
     for victim in victims:
         for pid in server.pids(victim):
             os.kill(pid, signal.SIGKILL)
-    given = result_of(server, data_dir, execution_id)
-    np.testing.assert_array_equal(given, expected)
+    np.testing.assert_array_equal(result_of(server, data_dir, execution_id), expected)
 
 
 @pytest.mark.ray
-def test_more_replicas_give_the_same(server: Server, data_dir: Path, expected: Floats) -> None:
-    deploy(args_for(data_dir, replicas=2), "chain")
-    execution_id = server.submit(**parameters_for())
+@pytest.mark.slow
+def test_more_replicas_give_the_same_result(
+    server: Server, data_dir: Path, grid: Grid, expected: Floats
+) -> None:
+    deploy(args_for(data_dir, grid, replicas=2), "chain")
+    execution_id = server.submit(**PARAMETERS)
     np.testing.assert_array_equal(result_of(server, data_dir, execution_id), expected)
     assert len(server.pids("StormScope")) == 2
