@@ -8,14 +8,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test format lint types check test chaos demo serve bench
+.PHONY: help install install-test format lint types check test test-all chaos demo serve bench
 
 help:
 	@echo "make install  set up .venv"
 	@echo "make demo     run a 4-member forecast; leaves a dataset, a map and a STAC item in var/demo"
 	@echo "make serve    serve config/local.yaml on 127.0.0.1:8000; PORT=8001, CONFIG=config/gpu.yaml"
 	@echo "make check    check the configuration files"
-	@echo "make test     all tests"
+	@echo "make test     all tests but slow ones, in parallel; ARGS=\"tests/serve_app -k check\" WORKERS=0"
+	@echo "make test-all all tests"
 	@echo "make chaos    kill processes, nodes and clusters under load; ARGS=\"--kills 50\""
 	@echo "make bench    measure; ARGS=\"--base URL --against URL\" compares two servers"
 	@echo "make format lint types"
@@ -62,9 +63,17 @@ check: install
 	$(BIN)/python -m serve_app.check config/*.yaml config/kuberay/overlays/*/serve.yaml \
 		config/azureml/model/serve.yaml
 
+# For two cores: tests with Ray wait most of the time.
+WORKERS ?= 3
 # Otherwise Ray writes a token to the home folder and reports usage statistics.
+PYTEST := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest \
+	-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: install-test $(EMULATORS)/node_modules/.installed
-	RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: install-test $(EMULATORS)/node_modules/.installed
+	$(PYTEST) $(ARGS)
 
 # Needs root: mounts give each node its own disk.
 chaos: install-test $(EMULATORS)/node_modules/.installed

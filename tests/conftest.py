@@ -1,8 +1,8 @@
-"""What many tests share: a private PostgreSQL server and one Ray cluster, both for the session."""
+"""Fixtures of the session, and how its tests are divided among workers."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -16,24 +16,60 @@ from tests.postgres import PostgresServer
 
 __all__ = ["azurite"]
 
-# Read by Ray when it is imported. Without HAProxy: it listens on two ports of its own, which a
-# server on this machine may have. Without tokens: left unset, Ray writes one to the home folder.
+MAY_BE_SKIPPED_IN_CI = {"gpu", "privileged"}
+"""Markers of what a machine may lack. Everything else that a test needs is installed in CI."""
+
+# Ray reads these when it is imported. HAProxy would listen on two fixed ports, which a server on
+# this machine may use. Without an authentication mode Ray writes a token to the home folder.
 os.environ.update(ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_AUTH_MODE": "disabled"})
 
-# Whichever test imports Earth2Studio's models first: they look once.
+# Before any test imports Earth2Studio's models, which look for these modules once.
 standin_modules.register()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for the workers of pytest-xdist, the groups that take longest first.
+
+    Files that use the session's Ray cluster form one group, so that one worker starts it. Files
+    whose tests start clusters of their own form another. Every other file is a group.
+    """
+    clusters = {item.path for item in items if item.get_closest_marker("ray")}
+    shared = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+
+    def group(path: Path) -> str:
+        return "ray" if path in shared else "clusters" if path in clusters else str(path)
+
+    items.sort(key=lambda item: (item.path not in shared, item.path not in clusters))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item.path)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail tests that are skipped in CI for any reason but missing hardware or privileges."""
+    report = yield
+    if (
+        os.environ.get("CI") == "true"
+        and report.skipped
+        and not hasattr(report, "wasxfail")
+        and MAY_BE_SKIPPED_IN_CI.isdisjoint(mark.name for mark in item.iter_markers())
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {call.excinfo and call.excinfo.value}"
+    return report
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of an empty PostgreSQL server for all tests."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(PostgresServer())
-        except FileNotFoundError as missing:
-            if os.environ.get("CI") == "true":
-                pytest.fail(str(missing))
-            pytest.skip(str(missing))
+    try:
+        server = PostgresServer()
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    with server:
         yield server.url
 
 
@@ -51,13 +87,12 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One Ray for all tests; indirect parameters, such as num_gpus=2, go to `ray.init`."""
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster for all tests."""
     import ray
     from ray import serve
 
-    options = {"num_cpus": 8, "num_gpus": 0, "include_dashboard": False, "log_to_driver": False}
-    ray.init("local", **{**options, **getattr(request, "param", {})})
+    ray.init("local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield
     serve.shutdown()
     ray.shutdown()
@@ -65,13 +100,13 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def free_port() -> int:
-    """Port on 127.0.0.1 that nobody listens on."""
+    """Port on 127.0.0.1 on which nothing listens."""
     return ports.free_port()
 
 
 @pytest.fixture(scope="session")
 def http_port(ray_cluster: None) -> int:
-    """Port on 127.0.0.1 at which Serve answers; applications lie below it by route."""
+    """Port on 127.0.0.1 on which Serve answers; each application has a route prefix of its own."""
     from ray import serve
 
     port = ports.free_port()

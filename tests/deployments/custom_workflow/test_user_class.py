@@ -825,7 +825,7 @@ def as_nobody() -> list[str]:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("user", ["self", "nobody"])
+@pytest.mark.parametrize("user", ["self", pytest.param("nobody", marks=pytest.mark.privileged)])
 def test_importing_earth2studios_server_leaves_the_process_as_it_was(user: str) -> None:
     become = as_nobody() if user == "nobody" else []
     # Not pytest's own folder: only root may enter that.
