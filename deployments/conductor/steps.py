@@ -26,7 +26,7 @@ from deployments.conductor.retries import (
     recorded_user_code,
     retry_while_progressing,
 )
-from deployments.custom_workflow.deployment import Packaging, RunJob, RunResult
+from deployments.custom_workflow.messages import Packaging, RunJob, RunResult
 from deployments.geocatalog.messages import Registered, Registration
 from deployments.models.messages import ConditioningJob, MemberJob, NowcastJob
 from deployments.results.protocols import CompletedMembers

@@ -1,10 +1,10 @@
-"""A user's workflow writes Zarr: whole maps as files, all else through zarr-python."""
+"""The output of a user's workflow as Zarr; threads write its whole chunks."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +15,82 @@ from zarr.codecs import BytesCodec
 from zarr.core.array_spec import ArrayConfig
 from zarr.errors import UnstableSpecificationWarning
 
-from deployments.custom_workflow.backend import Field, Index, Output
+from deployments.custom_workflow.arguments import copy_to
+from deployments.custom_workflow.backend import Output
+from deployments.custom_workflow.coverage import Index, OutputArray, Selection
 from deployments.custom_workflow.write_behind import WriteBehind
 from deployments.results.protocols import StoredObject
 from deployments.runtime.files import remove_tree
 
 _SEPARATOR = {"name": "default", "separator": "."}
-"""Chunks lie side by side, see `deployments.results.zarr`."""
+"""All chunks of an array are files of one folder, as in `deployments.results.zarr`."""
 
 
 class ZarrOutput(Output):
-    """An Earth2Studio ``ZarrBackend`` that writes behind the loop; see `Output`."""
+    """An Earth2Studio ``ZarrBackend`` that writes behind the workflow's loop; see `Output`.
+
+    Parameters
+    ----------
+    writer : WriteBehind
+        Writes whole chunks; closed with the output.
+    """
 
     def __init__(
         self,
         path: Path,
-        writer: WriteBehind,
         max_bytes: int,
         check: Callable[[], None] = lambda: None,
+        *,
+        writer: WriteBehind,
     ) -> None:
-        super().__init__(path, writer, max_bytes, check)
+        super().__init__(path, max_bytes, check)
+        self._writer = writer
         self.store = zarr.storage.LocalStore(path)
         self.zarr_codecs = None
         self._group = zarr.create_group(self.store, overwrite=True)
         self._root = _Root(self._group._async_group, self)
         self._chunk_files: dict[str, dict[Index, tuple[Path, StoredObject, int]]] = {}
-        """By array, files of chunks as they were written, and when, in nanoseconds."""
+        """Files of chunks by array: path, what was written, modification time in nanoseconds."""
 
     @property
     def root(self) -> zarr.Group:
-        """Give the group; attributes set on it and its arrays are kept."""
+        """The group; attributes set on it and its arrays are kept."""
         return self._root
 
     @property
     def chunks(self) -> dict[str, int]:
-        """Give the size of chunks along each dimension."""
+        """Size of chunks along each dimension."""
         return {
             dim: size
-            for each in self.fields.values()
+            for each in self._arrays.values()
             for dim, size in zip(each.dims, each.chunks, strict=True)
         }
 
+    def flush(self) -> None:
+        """Wait until all pending chunks are written."""
+        self._writer.flush()
+
     def finish(self) -> dict[Path, StoredObject]:
-        """Write what is pending, consolidate the metadata, and tell which chunks are known."""
+        """Write what is pending and consolidate the metadata; return the chunks written here."""
         self.flush()
-        if not self.fields and not list(self._group.keys()):
+        self._writer.close()
+        if not self._arrays and not list(self._group.keys()):
             self.discard()
             return {}
         with warnings.catch_warnings():
-            # "not part of the Zarr specification yet": every reader that we know takes it.
+            # "not part of the Zarr specification yet", but common readers support it.
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self.store)
         return {
             path: written
             for files in self._chunk_files.values()
-            for path, written, at in files.values()
-            if path.is_file() and path.stat().st_mtime_ns == at
+            for path, written, mtime_ns in files.values()
+            if path.is_file() and path.stat().st_mtime_ns == mtime_ns
         }
 
     def discard(self) -> None:
-        """Remove the store."""
+        """Drop what is pending and remove the store."""
+        self._writer.close()
         remove_tree(self.path)
 
     def _create(
@@ -101,7 +117,7 @@ class ZarrOutput(Output):
             },
         )
         [*others, last] = getattr(array.metadata, "codecs", (None, None))
-        # What does nothing: the order of bytes is this machine's, or there is only one.
+        # Codecs that change nothing: native byte order, or single bytes.
         plain = not others and last in (BytesCodec(), BytesCodec(endian=None)) and dtype.isnative
         return array, plain and array.chunks == chunks and not array.shards
 
@@ -120,44 +136,55 @@ class ZarrOutput(Output):
         return array
 
     def _create_array(self, name: str, **options: Any) -> zarr.Array[Any]:
-        # All-NaN chunks would leave no file: what was written could not be told from what was not.
+        # Otherwise all-NaN chunks would have no file, like those that were not written.
         config = ArrayConfig.from_dict({"write_empty_chunks": True})
         with warnings.catch_warnings():
-            # Times have no Zarr v3 data type yet; Earth2Studio stores them like this, too.
+            # Zarr v3 has no stable data type for times; Earth2Studio stores them like this, too.
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
             created = self._group.create_array(name, config=config, **options)
         return self._root.adopt(name, created)
 
-    def _write_chunk(self, target: Field, index: Index, values: NDArray[Any]) -> None:
+    def _write_chunk(self, array: OutputArray, index: Index, tensor: Any) -> None:
+        def write(values: NDArray[Any]) -> None:
+            self._write_file(array, index, values)
+            array.record_chunk(index, values)
+
+        self._writer.put(
+            f"{array.name}{index}",
+            tuple(tensor.shape),
+            array.dtype,
+            lambda memory: copy_to(memory, tensor),
+            write,
+        )
+
+    def _write_file(self, array: OutputArray, index: Index, values: NDArray[Any]) -> None:
         key = ".".join(["c", *map(str, index)])
-        path = self.path / target.name / key
-        # Not unbuffered: on a full disk that writes a part, and tells it only by its result.
+        path = self.path / array.name / key
+        # Buffered: on a full disk an unbuffered write stores a part and reports it by its result.
         with path.open("wb") as file:
             file.write(values.data)
         written = StoredObject(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
-        files = self._chunk_files.setdefault(target.name, {})
+        files = self._chunk_files.setdefault(array.name, {})
         files[index] = path, written, path.stat().st_mtime_ns
 
-    def _write_part(
-        self, target: Field, selection: Sequence[NDArray[np.intp]], values: NDArray[Any]
-    ) -> None:
-        files = self._chunk_files.get(target.name, {})
-        for index in files.keys() & target.chunks_of(selection):
+    def _write_part(self, array: OutputArray, selection: Selection, values: NDArray[Any]) -> None:
+        files = self._chunk_files.get(array.name, {})
+        for index in files.keys() & array.chunks_of(selection):
             del files[index]
-        zarr.Array.__setitem__(target.handle, _selector(selection), values)
+        zarr.Array.__setitem__(array.handle, _selector(selection), values)
 
-    def touched(self, name: str) -> None:
-        """Note that the class sets values of an array by itself."""
+    def before_direct_write(self, name: str) -> None:
+        """Prepare for values that the class sets in an array itself."""
         self.flush()
         self._chunk_files.pop(name, None)
-        if name in self.fields:
-            self.fields[name].by_hand = True
+        if name in self._arrays:
+            self._arrays[name].is_unaccounted = True
 
-    def _read(self, target: Field, selection: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
-        return np.asarray(target.handle[_selector(selection)])
+    def _read(self, array: OutputArray, selection: Selection) -> NDArray[Any]:
+        return np.asarray(array.handle[_selector(selection)])
 
 
-def _selector(selection: Sequence[NDArray[np.intp]]) -> Any:
+def _selector(selection: Selection) -> Any:
     if not selection:
         return ...
     if all(len(p) and np.array_equal(p, np.arange(p[0], p[0] + len(p))) for p in selection):
@@ -166,7 +193,7 @@ def _selector(selection: Sequence[NDArray[np.intp]]) -> Any:
 
 
 class _Array(zarr.Array[Any]):
-    """An array that keeps attributes as netCDF4's variables do: ``array.units = "K"``."""
+    """An array that keeps attributes like netCDF4's variables: ``array.units = "K"``."""
 
     def __init__(self, node: Any, output: ZarrOutput | None = None) -> None:
         super().__init__(node)
@@ -179,7 +206,7 @@ class _Array(zarr.Array[Any]):
 
     def __setitem__(self, selection: Any, value: Any) -> None:
         if self._output is not None:
-            self._output.touched(self.basename)
+            self._output.before_direct_write(self.basename)
         super().__setitem__(selection, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -190,7 +217,7 @@ class _Array(zarr.Array[Any]):
 
 
 class _Root(zarr.Group):
-    """A group whose arrays, and itself, keep attributes as netCDF4's do."""
+    """A group that keeps attributes like netCDF4's groups, as do its arrays."""
 
     def __init__(self, node: Any, output: ZarrOutput | None = None) -> None:
         super().__init__(node)
@@ -198,14 +225,14 @@ class _Root(zarr.Group):
         object.__setattr__(self, "_known", {})
 
     def __getitem__(self, path: str) -> Any:
-        # One object for each array: zarr's keep the metadata that they saw first, and one would
-        # overwrite what was set through another.
+        # One object per array: each keeps the metadata that it read first, so a second object
+        # would overwrite attributes set through another.
         if path not in self._known:
             self._known[path] = self._opened(path)
         return self._known[path]
 
     def adopt(self, path: str, created: zarr.Array[Any]) -> zarr.Array[Any]:
-        """Show an array that was created a moment ago."""
+        """Return the object that represents a newly created array from now on."""
         array = self._known[path] = _Array(created._async_array, self._output)
         return array
 
@@ -239,7 +266,7 @@ def _set_attribute(node: Any, name: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Give what JSON takes for numbers of NumPy's, as netCDF4 takes them as well."""
+    """Return NumPy values as JSON values; netCDF4 accepts them as attributes, too."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, (list, tuple)):

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 import yaml
 
-from deployments.custom_workflow.run_output import RunOutput
+from deployments.custom_workflow.run_output import open_output
 from deployments.custom_workflow.user_class import UserClass
 
 pytestmark = pytest.mark.models
@@ -29,28 +29,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[UserClass,
         workflow = UserClass(entry["class"], scratch)
         config = entry["config"]
         config["model_options"] |= SMALL
-        found[workflow.name] = workflow, workflow.make(config | {"data_options": SMALL})
+        found[workflow.name] = workflow, workflow.create(config | {"data_options": SMALL})
     return found
 
 
 def run(made: Any, name: str, folder: Path, **parameters: Any) -> xr.Dataset:
     workflow, instance = made[name]
     folder.mkdir()
-    output = RunOutput(
+    output = open_output(
         folder,
         parameters.get("output_format", "zarr"),
         window_bytes=10**8,
         max_bytes=10**9,
         check=lambda: None,
     )
-    instance(io=output.backend, **workflow.validated(parameters))
-    output.backend.finish()
-    assert output.shortcoming() is None
+    instance(io=output, **workflow.validated(parameters))
+    output.finish()
+    assert output.coverage.shortcoming() is None
     [path] = folder.iterdir()
     opened = xr.open_zarr(path) if path.suffix == ".zarr" else xr.open_dataset(path)
     with opened as dataset:
         loaded = dataset.load()
-    output.close()
+    output.discard()
     return loaded
 
 

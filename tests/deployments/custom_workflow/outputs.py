@@ -13,8 +13,9 @@ import pytest
 import xarray as xr
 from numpy.typing import DTypeLike, NDArray
 
-from deployments.custom_workflow.backend import Output, OutputTooLarge, as_backend
+from deployments.custom_workflow.backend import Output, OutputTooLarge
 from deployments.custom_workflow.netcdf_backend import NetCDFOutput
+from deployments.custom_workflow.run_output import as_backend
 from deployments.custom_workflow.write_behind import WriteBehind
 from deployments.custom_workflow.zarr_backend import ZarrOutput
 from workflows.base import OutputFormat
@@ -57,6 +58,9 @@ class LateWriter:
         while self.pending:
             self.pending.pop(0)()
 
+    def close(self) -> None:
+        self.pending.clear()
+
 
 def new_output(
     folder: Path,
@@ -65,15 +69,14 @@ def new_output(
     *,
     max_bytes: int = 1 << 30,
     check: Callable[[], None] = lambda: None,
-    **more: Any,
-) -> Output:
+) -> Any:
     from earth2studio.io import NetCDF4Backend, ZarrBackend
 
-    ours, theirs, name = {
-        "zarr": (ZarrOutput, ZarrBackend, "results.zarr"),
-        "netcdf4": (NetCDFOutput, NetCDF4Backend, "results.nc"),
-    }[output_format]
-    return as_backend(ours, theirs)(folder / name, writer or LateWriter(), max_bytes, check, **more)
+    if output_format == "netcdf4":
+        netcdf = as_backend(NetCDFOutput, NetCDF4Backend)
+        return netcdf(folder / "results.nc", max_bytes, check)
+    zarr: Any = as_backend(ZarrOutput, ZarrBackend)
+    return zarr(folder / "results.zarr", max_bytes, check, writer=writer or LateWriter())
 
 
 def new_backend(path: Path, output_format: OutputFormat) -> Any:
@@ -340,7 +343,6 @@ class OutputContract:
     """What holds for every format; a subclass names its own."""
 
     output_format: OutputFormat
-    options: Mapping[str, Any] = {}
 
     @pytest.fixture
     def new(self, tmp_path: Path) -> Iterator[NewOutput]:
@@ -350,9 +352,7 @@ class OutputContract:
         def new(*args: Any, **options: Any) -> Output:
             folder = tmp_path / f"run {len(made)}"
             folder.mkdir()
-            made.append(
-                new_output(folder, self.output_format, *args, **{**self.options, **options})
-            )
+            made.append(new_output(folder, self.output_format, *args, **options))
             return made[-1]
 
         yield new
@@ -375,15 +375,12 @@ class OutputContract:
         theirs = new_backend(tmp_path / "theirs", self.output_format)
         calls(theirs, give_theirs)
         names = set(theirs)
-        # It takes no lock, and two threads in HDF5 at once crash.
         close(theirs)
-        writer = WriteBehind(2 if self.output_format == "zarr" else 1, 1 << 20)
-        ours = new(writer)
+        ours = new(WriteBehind(2, 1 << 20) if self.output_format == "zarr" else None)
         calls(ours, give)
         assert set(ours) == names
         assert len(ours) == len(names)
         ours.finish()
-        writer.close()
 
         got, expected = dataset(ours.path), dataset(tmp_path / "theirs")
         xr.testing.assert_equal(got, expected)
@@ -561,7 +558,7 @@ class OutputContract:
         set_up_as_the_peer(io)
         member_by_member_after_set_up(io)
         io.flush()
-        assert io.shortcomings() == []
+        assert io.coverage.missing() == []
         io.finish()
 
         got = dataset(io.path)
@@ -621,14 +618,14 @@ class OutputContract:
         expected[0, 0, 0] = 1.0
         expected[0, 2, 1:3] = 2.0
         expected[:, [2], [4]] = tensor(last)[:, :, 0]
-        assert io.shortcomings() == []
+        assert io.coverage.missing() == []
         io.finish()
         np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
     def test_it_says_what_is_missing(self, io: Output) -> None:
         io.add_array({}, "crs")
         io.add_array(FORECAST, VARIABLES)
-        assert io.shortcomings() == [
+        assert io.coverage.missing() == [
             "3 of 3 parts of t2m were not written",
             "3 of 3 parts of z500 were not written",
         ]
@@ -637,27 +634,27 @@ class OutputContract:
             io.write(tensor(part), part, "t2m")
         io.write(tensor(part), part, "z500")
         io.flush()
-        assert io.shortcomings() == ["2 of 3 parts of z500 were not written"]
+        assert io.coverage.missing() == ["2 of 3 parts of z500 were not written"]
         io.root["z500"][0, 0] = 5.0
-        assert io.shortcomings() == []
+        assert io.coverage.missing() == []
 
     def test_it_tells_how_far_it_is(self, io: Output) -> None:
-        assert io.progress == (0, 0)
+        assert io.coverage.progress == (0, 0)
         io.add_array({}, "crs")
-        assert io.progress == (0, 0)
+        assert io.coverage.progress == (0, 0)
         io.add_array(ENSEMBLE, VARIABLES)
-        assert io.progress == (0, 6)
+        assert io.coverage.progress == (0, 6)
         io.write(tensor(ENSEMBLE), ENSEMBLE, "z500")
         io.flush()
-        assert io.progress == (0, 6)
+        assert io.coverage.progress == (0, 6)
         part = at(ENSEMBLE, ensemble=[1], time=[0, 2])
         for _ in range(2):
             io.write(tensor(part), part, "t2m")
             io.flush()
-            assert io.progress == (2, 6)
+            assert io.coverage.progress == (2, 6)
         part = at(ENSEMBLE, ensemble=[0], time=[1], lat=[2])
         io.write(tensor(part), part, "t2m")
-        assert io.progress == (3, 6)
+        assert io.coverage.progress == (3, 6)
 
     def test_a_map_without_values_is_written_like_any_other(self, io: Output) -> None:
         import torch
@@ -665,16 +662,16 @@ class OutputContract:
         io.add_array(FORECAST, VARIABLES)
         io.write([torch.full((1, 3, 5, 8), torch.nan)] * 2, FORECAST, VARIABLES)
         io.flush()
-        assert io.progress == (3, 3)
-        assert io.shortcomings() == []
-        assert io.without_values() == ["t2m", "z500"]
-        assert not io.has_values
+        assert io.coverage.progress == (3, 3)
+        assert io.coverage.missing() == []
+        assert io.coverage.without_values() == ["t2m", "z500"]
+        assert not io.coverage.has_values
 
         part = at(FORECAST, lead_time=[1])
         io.write(tensor(part), part, "z500")
         io.flush()
-        assert io.without_values() == ["t2m"]
-        assert io.has_values
+        assert io.coverage.without_values() == ["t2m"]
+        assert io.coverage.has_values
         io.finish()
         assert np.isnan(dataset(io.path).t2m).all()
 
@@ -686,8 +683,8 @@ class OutputContract:
         values[2, 3] = 1.0
         io.write(values, MAP, "t2m")
         io.flush()
-        assert io.without_values() == []
-        assert io.has_values
+        assert io.coverage.without_values() == []
+        assert io.coverage.has_values
 
     def test_a_part_without_values_does_not_take_those_of_the_rest(self, io: Output) -> None:
         import torch
@@ -696,9 +693,9 @@ class OutputContract:
         io.write([tensor(FORECAST), torch.full((1, 3, 5, 8), torch.nan)], FORECAST, VARIABLES)
         band = at(FORECAST, lat=[1])
         io.write([torch.full((1, 3, 1, 8), torch.nan)] * 2, band, VARIABLES)
-        assert io.without_values() == ["z500"]
+        assert io.coverage.without_values() == ["z500"]
         io.write(tensor(band), band, "z500")
-        assert io.without_values() == []
+        assert io.coverage.without_values() == []
 
     def test_a_part_without_values_is_one(self, io: Output) -> None:
         import torch
@@ -706,8 +703,8 @@ class OutputContract:
         io.add_array(FORECAST, "t2m")
         band = at(FORECAST, lat=[1])
         io.write(torch.full((1, 3, 1, 8), torch.nan), band, "t2m")
-        assert io.without_values() == ["t2m"]
-        assert not io.has_values
+        assert io.coverage.without_values() == ["t2m"]
+        assert not io.coverage.has_values
 
     def test_what_a_class_writes_by_hand_may_be_values(self, io: Output) -> None:
         import torch
@@ -715,16 +712,16 @@ class OutputContract:
         io.add_array(FORECAST, "t2m")
         io.write(torch.full((1, 3, 5, 8), torch.nan), FORECAST, "t2m")
         io.root["t2m"][0, 1] = 5.0
-        assert io.without_values() == []
-        assert io.has_values
+        assert io.coverage.without_values() == []
+        assert io.coverage.has_values
 
     def test_data_count_as_written(self, io: Output) -> None:
         import torch
 
         io.add_array(MAP, ["a", "b"], data=[tensor(MAP), torch.full((5, 8), torch.nan)])
-        assert io.shortcomings() == []
-        assert io.progress == (1, 1)
-        assert io.without_values() == ["b"]
+        assert io.coverage.missing() == []
+        assert io.coverage.progress == (1, 1)
+        assert io.coverage.without_values() == ["b"]
 
     # What is refused.
 
@@ -745,7 +742,7 @@ class OutputContract:
 
     def test_more_than_the_disk_holds_is_refused(self, new: NewOutput) -> None:
         io = new(max_bytes=1 << 62)
-        with pytest.raises(OutputTooLarge, match=r"takes 8.8e\+03 GB; .* GB of disk are left"):
+        with pytest.raises(OutputTooLarge, match=r"takes 8.8e\+03 GB; the disk has .* GB left"):
             io.add_array(
                 {"a": np.arange(1 << 13), "b": np.arange(1 << 14), "c": np.arange(1 << 14)}, "t2m"
             )
@@ -838,7 +835,7 @@ class OutputContract:
             io.write(tensor(FORECAST), FORECAST, "t2m")
         stopped.clear()
         io.flush()
-        assert io.progress == (0, 3)
+        assert io.coverage.progress == (0, 3)
 
     # The end.
 

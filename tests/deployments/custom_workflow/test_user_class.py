@@ -1,26 +1,21 @@
-"""A user's class: what is read from it, how it is made and called, and what its import may do."""
+"""A user's class: description, construction, validation, and how it runs."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import pwd
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 from pydantic import AfterValidator, BaseModel, field_validator, model_validator
 
-from deployments.custom_workflow.earth2studio_shim import FOLDERS, isolate_import
-from deployments.custom_workflow.user_class import InvalidConfig, Told, UserClass, prepare
+from deployments.custom_workflow.earth2studio_shim import FOLDERS
+from deployments.custom_workflow.run_interface import attach_run
+from deployments.custom_workflow.user_class import InvalidConfig, UserClass
 from workflows.errors import Problem
 
 if TYPE_CHECKING:
@@ -33,14 +28,14 @@ NOON = datetime(2024, 1, 1, 12)
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put back what `isolate_import` sets for good."""
+    """Restore the variables that `isolate_import` sets permanently."""
     for name in (*FOLDERS, "EARTH2STUDIO_API_ACTIVE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[[str], UserClass]:
-    """Give a class of this module, or of another if its path is whole."""
+    """A function that loads a class of this module, or of another by its full path."""
     return lambda path: UserClass(
         path if ":" in path else f"{__name__}:{path}", tmp_path / "scratch"
     )
@@ -87,24 +82,24 @@ class Nameless:
         """Not this."""
 
 
-class Deaf(Nameless):
+class Blank(Nameless):
     name = ""
     description = ""
 
 
-class NoClass:
+class Outer:
     class Inner(Nameless):
         name = "inner"
 
 
-class Picky:
+class Failing:
     def __init__(self) -> None:
         raise OSError(2, "No such file or directory", "/weights")
 
     def __call__(self, io: Any) -> None: ...
 
 
-class Speechless:
+class RaisesWithoutText:
     def __call__(self, io: Any) -> None: ...
 
     @classmethod
@@ -112,7 +107,7 @@ class Speechless:
         raise KeyError
 
 
-class ChecksItself:
+class ValidatesItself:
     def __call__(self, io: Any, nsteps: int = 4) -> None: ...
 
     @classmethod
@@ -125,7 +120,7 @@ class ChecksItself:
         return None
 
 
-class InheritsChecks(ChecksItself):
+class InheritsValidation(ValidatesItself):
     def __call__(self, io: Any, nsteps: int = 4) -> None: ...
 
 
@@ -170,10 +165,10 @@ class WithoutCall:
     name = "without"
 
 
-# What a class is.
+# Description.
 
 
-def test_a_class_is_read_without_a_base(load: Load) -> None:
+def test_a_class_needs_no_base(load: Load) -> None:
     described = load("Plain").describe()
     assert load("Plain").name == "plain"
     assert described.description == "What it does,\nin two lines."
@@ -194,7 +189,7 @@ def test_a_class_is_read_without_a_base(load: Load) -> None:
     assert properties["grid"]["enum"] == ["tiny", "full"]
 
 
-def test_steps_have_the_bounds_of_the_peer(load: Load) -> None:
+def test_step_parameters_have_earth2studios_bounds(load: Load) -> None:
     properties = load("Plain").describe().parameters_schema["properties"]
     bounds = {"minimum": 1, "maximum": 1000}
     assert properties["nsteps"].items() >= bounds.items()
@@ -212,11 +207,11 @@ def test_a_description_is_strict_json(load: Load) -> None:
     ("path", "name", "description"),
     [
         ("Nameless", "Nameless", "said in an attribute"),
-        ("Deaf", "Deaf", ""),
-        ("NoClass.Inner", "inner", "said in an attribute"),
+        ("Blank", "Blank", ""),
+        ("Outer.Inner", "inner", "said in an attribute"),
     ],
 )
-def test_what_a_class_does_not_say_is_left_open(
+def test_name_and_description_have_defaults(
     load: Load, path: str, name: str, description: str
 ) -> None:
     assert load(path).name == name
@@ -224,8 +219,8 @@ def test_what_a_class_does_not_say_is_left_open(
 
 
 @pytest.mark.parametrize("path", ["WithoutCall", "even", "NOON"])
-def test_what_cannot_be_called_is_no_workflow(load: Load, path: str) -> None:
-    with pytest.raises(TypeError, match=f"{path} is no class with a __call__ method"):
+def test_a_workflow_must_be_a_callable_class(load: Load, path: str) -> None:
+    with pytest.raises(TypeError, match=f"{path} is not a class with a __call__ method"):
         load(path)
 
 
@@ -237,7 +232,7 @@ def test_what_cannot_be_called_is_no_workflow(load: Load, path: str) -> None:
         (f"{__name__}:Plain.Missing", AttributeError, "Missing"),
     ],
 )
-def test_a_path_that_leads_nowhere_says_so(
+def test_a_wrong_path_is_reported(
     load: Load, path: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -253,7 +248,7 @@ def test_a_module_that_exits_does_not_end_the_replica(
         load("users_exiting:Storms")
 
 
-def test_a_module_that_was_repaired_is_imported(
+def test_a_module_that_was_added_later_is_imported(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -263,14 +258,14 @@ def test_a_module_that_was_repaired_is_imported(
     assert load("users_late:Storms").name == "Storms"
 
 
-# What it is made with.
+# Construction.
 
 
-def test_it_is_made_with_its_config_and_its_own_defaults(load: Load) -> None:
-    assert load("Plain").make({"model_type": "dlwp"}).made_with == ("dlwp", "cuda", [500])
-    made = load("Plain").make({"model_type": "dlwp", "levels": ["850"]})
+def test_an_instance_is_created_with_config_and_defaults(load: Load) -> None:
+    assert load("Plain").create({"model_type": "dlwp"}).made_with == ("dlwp", "cuda", [500])
+    made = load("Plain").create({"model_type": "dlwp", "levels": ["850"]})
     assert made.made_with == ("dlwp", "cuda", [850])
-    assert isinstance(load("Nameless").make({}), Nameless)
+    assert isinstance(load("Nameless").create({}), Nameless)
 
 
 @pytest.mark.parametrize(
@@ -288,28 +283,28 @@ def test_it_is_made_with_its_config_and_its_own_defaults(load: Load) -> None:
         ),
     ],
 )
-def test_a_wrong_config_is_named(load: Load, config: dict[str, Any], message: str) -> None:
+def test_a_wrong_config_names_the_field(load: Load, config: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig) as refused:
-        load("Plain").make(config)
+        load("Plain").create(config)
     assert str(refused.value).startswith(message)
 
 
-def test_everything_wrong_with_a_config_is_named(load: Load) -> None:
+def test_all_problems_of_a_config_are_named(load: Load) -> None:
     with pytest.raises(InvalidConfig, match=r"config\.model_type: .*; config\.devise: "):
-        load("Plain").make({"model_type": 5, "devise": "cpu"})
+        load("Plain").create({"model_type": 5, "devise": "cpu"})
 
 
-def test_a_class_without_constructor_takes_no_config(load: Load) -> None:
+def test_a_class_without_constructor_accepts_no_config(load: Load) -> None:
     with pytest.raises(InvalidConfig, match="config.device: unknown"):
-        load("Nameless").make({"device": "cpu"})
+        load("Nameless").create({"device": "cpu"})
 
 
-def test_what_a_constructor_raises_is_passed_on(load: Load) -> None:
+def test_errors_of_the_constructor_are_passed_on(load: Load) -> None:
     with pytest.raises(FileNotFoundError, match="/weights"):
-        load("Picky").make({})
+        load("Failing").create({})
 
 
-# What it says of parameters.
+# Validation.
 
 
 @pytest.mark.parametrize(
@@ -317,15 +312,15 @@ def test_what_a_constructor_raises_is_passed_on(load: Load) -> None:
     [
         ("Plain", False),
         ("OwnModel", False),
-        ("ChecksItself", True),
-        ("InheritsChecks", True),
+        ("ValidatesItself", True),
+        ("InheritsValidation", True),
         ("OwnFieldValidator", True),
         ("OwnModelValidator", True),
         ("AnnotatedValidator", True),
         ("NestedValidator", True),
     ],
 )
-def test_it_is_said_whether_a_class_has_checks_of_its_own(load: Load, path: str, own: bool) -> None:
+def test_validation_code_of_the_class_is_detected(load: Load, path: str, own: bool) -> None:
     assert load(path).describe().own_validation is own
 
 
@@ -352,12 +347,12 @@ def test_it_is_said_whether_a_class_has_checks_of_its_own(load: Load, path: str,
             "parameters.windows.a.1.hours",
             "an even number is needed",
         ),
-        ("ChecksItself", {"nsteps": 13}, "parameters", "13 brings bad luck"),
-        ("ChecksItself", {"nsteps": 0}, "parameters.nsteps", "greater than or equal to 1"),
-        ("Speechless", {}, "parameters", "KeyError"),
+        ("ValidatesItself", {"nsteps": 13}, "parameters", "13 brings bad luck"),
+        ("ValidatesItself", {"nsteps": 0}, "parameters.nsteps", "greater than or equal to 1"),
+        ("RaisesWithoutText", {}, "parameters", "KeyError"),
     ],
 )
-def test_what_is_wrong_with_parameters_is_named(
+def test_wrong_parameters_name_the_field(
     load: Load, path: str, parameters: dict[str, Any], field: str, message: str
 ) -> None:
     (problem,) = load(path).problems_with(parameters)
@@ -365,7 +360,7 @@ def test_what_is_wrong_with_parameters_is_named(
     assert message in problem.message
 
 
-def test_everything_wrong_with_parameters_is_named(load: Load) -> None:
+def test_all_problems_of_parameters_are_named(load: Load) -> None:
     problems = load("Plain").problems_with({"nsteps": 0, "grid": "huge"})
     assert [problem.field for problem in problems] == [
         "parameters.nsteps",
@@ -378,20 +373,20 @@ def test_everything_wrong_with_parameters_is_named(load: Load) -> None:
     ("path", "parameters", "arguments"),
     [
         ("OwnModel", {"n_steps": "2"}, {"n_steps": 2, "region": "world"}),
-        ("ChecksItself", {"nsteps": "2"}, {"nsteps": 2}),
-        ("ChecksItself", {"nsteps": 7}, {"nsteps": 8}),
+        ("ValidatesItself", {"nsteps": "2"}, {"nsteps": 2}),
+        ("ValidatesItself", {"nsteps": 7}, {"nsteps": 8}),
         ("NestedValidator", {"windows": {"a": [{}]}}, {"windows": {"a": [{"hours": 6}]}}),
         ("Nameless", {}, {}),
     ],
 )
-def test_right_parameters_become_the_arguments_of_a_call(
+def test_valid_parameters_become_arguments(
     load: Load, path: str, parameters: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
     assert load(path).problems_with(parameters) == []
     assert load(path).validated(parameters) == arguments
 
 
-def test_times_arrive_as_naive_datetimes(load: Load) -> None:
+def test_times_become_naive_datetimes(load: Load) -> None:
     arguments = load("Plain").validated({"start_time": ["2025-01-01T06:00:00"], "seed": 1})
     assert arguments["start_time"] == [datetime(2025, 1, 1, 6)]
     assert load("Plain").validated({"seed": 1})["start_time"] == [NOON]
@@ -403,172 +398,9 @@ def test_one_call_does_not_change_the_defaults_of_the_next(load: Load) -> None:
     assert plain.validated({"seed": 1})["start_time"] == [NOON]
 
 
-# What it may use while it runs.
+# Classes derived from Earth2Studio's base class.
 
-
-class Slotted:
-    __slots__ = ("seen",)
-
-    def __call__(self, io: Any) -> None: ...
-
-
-class SlottedForIt:
-    __slots__ = ("execution_id",)
-
-    def __call__(self, io: Any) -> None: ...
-
-
-class OwnWays:
-    """Has some of it already, for use elsewhere."""
-
-    execution_id = "none"
-
-    def __init__(self) -> None:
-        self.told: list[object] = []
-
-    def __call__(self, io: Any) -> None: ...
-
-    def update_progress(self, progress: object) -> None:
-        self.told.append(progress)
-        self.update_execution_data(self.execution_id, progress)
-
-    def update_execution_data(self, execution_id: str, updates: object) -> None:
-        raise RuntimeError("wants a Redis")
-
-    def get_output_path(self, execution_id: str) -> Path:
-        raise RuntimeError("wants a folder")
-
-
-class ReadOnly:
-    def __call__(self, io: Any) -> None: ...
-
-    @property
-    def execution_id(self) -> str:
-        return "mine"
-
-
-Notes = list[dict[str, Any]]
-
-
-def prepared(instance: Any, folder: Path = Path("/results")) -> Notes:
-    notes: Notes = []
-    prepare(instance, ID, folder, lambda told: notes.append(dict(told)))
-    return notes
-
-
-def test_a_class_without_base_is_given_what_it_may_use(tmp_path: Path) -> None:
-    instance: Any = Nameless()
-    notes = prepared(instance, tmp_path)
-    assert instance.execution_id == ID
-    assert instance.get_output_path() == instance.get_output_path(ID) == tmp_path
-    instance.update_progress({"progress": "begun", "current_step": 1, "else": 5})
-    instance.update_execution_data(ID, {"metadata": {"a": 1}})
-    instance.update_execution_data(ID, {"progress": {"total_steps": 3}})
-    assert notes == [{"progress": "begun", "current_step": 1}, {"total_steps": 3}]
-
-
-def test_a_class_keeps_its_own_update_of_progress(tmp_path: Path) -> None:
-    instance = OwnWays()
-    notes = prepared(instance, tmp_path)
-    instance.update_progress("begun")
-    assert instance.told == ["begun"]
-    assert notes == [{"progress": "begun"}]
-    assert instance.execution_id == ID
-    assert instance.get_output_path(ID) == tmp_path
-
-
-def test_each_execution_has_its_own(tmp_path: Path) -> None:
-    instance: Any = Nameless()
-    first = prepared(instance, tmp_path / "first")
-    second: Notes = []
-    prepare(instance, "another", tmp_path / "second", lambda told: second.append(dict(told)))
-    instance.update_progress("begun")
-    assert (first, second) == ([], [{"progress": "begun"}])
-    assert instance.get_output_path("another") == tmp_path / "second"
-    assert instance.execution_id == "another"
-
-
-def test_slots_that_a_class_does_not_have_stay_empty() -> None:
-    instance = Slotted()
-    assert prepared(instance) == []
-    assert not hasattr(instance, "execution_id")
-
-
-def test_slots_that_a_class_has_are_filled() -> None:
-    instance = SlottedForIt()
-    assert prepared(instance) == []
-    assert instance.execution_id == ID  # type: ignore[attr-defined]
-
-
-def test_a_property_of_the_classs_own_stays() -> None:
-    instance: Any = ReadOnly()
-    prepared(instance)
-    assert instance.execution_id == "mine"
-    assert instance.get_output_path() == Path("/results")
-
-
-@pytest.mark.parametrize(
-    ("told", "noted"),
-    [
-        ("begun", {"progress": "begun"}),
-        ({"current_step": 2, "total_steps": None}, {"current_step": 2}),
-        (
-            SimpleNamespace(progress="begun", current_step=2),
-            {"progress": "begun", "current_step": 2},
-        ),
-        ({"current_step": "2", "progress": 5}, {"current_step": 2, "progress": "5"}),
-        ({"error_message": "one file is missing"}, {"error_message": "one file is missing"}),
-    ],
-)
-def test_progress_is_told_in_several_ways(told: Any, noted: dict[str, Any]) -> None:
-    instance: Any = Nameless()
-    notes = prepared(instance)
-    instance.update_progress(told)
-    assert notes == [noted]
-
-
-def test_a_step_that_is_no_number_fails_where_it_is_told() -> None:
-    instance: Any = Nameless()
-    notes = prepared(instance)
-    with pytest.raises(ValueError, match="first"):
-        instance.update_progress({"current_step": "first"})
-    assert notes == []
-
-
-def progress(*told: Mapping[str, Any], done: int = 0, total: int = 0) -> tuple[Any, ...]:
-    pieces = Told()
-    for piece in told:
-        pieces.note(piece)
-    made = pieces.progress(done, total)
-    return made.message, made.current_step, made.total_steps, made.error_message
-
-
-def test_pieces_of_progress_add_up() -> None:
-    assert progress(
-        {"progress": "begun", "total_steps": 9}, {"current_step": 1}, {"current_step": 2}
-    ) == ("begun", 2, 9, None)
-    assert progress({"progress": "begun"}, {"progress": "done"}, {"error_message": "odd"}) == (
-        "done",
-        0,
-        0,
-        "odd",
-    )
-
-
-def test_where_the_class_is_silent_its_output_tells_the_steps() -> None:
-    assert progress(done=3, total=8) == ("3 of 8 steps", 3, 8, None)
-    assert progress({"progress": "begun"}, done=3, total=8) == ("begun", 3, 8, None)
-    assert progress({"current_step": 5}, done=3, total=8) == ("5 of 8 steps", 5, 8, None)
-    assert progress() == ("running", 0, 0, None)
-
-
-def test_steps_are_never_negative() -> None:
-    assert progress({"current_step": -1, "total_steps": -1})[1:3] == (0, 0)
-
-
-# Classes that derive from Earth2Studio's.
-
-THEIRS = """\
+DERIVED = """\
 from datetime import datetime
 
 from earth2studio.io import IOBackend
@@ -593,7 +425,7 @@ class Storms(Earth2Workflow):
         nsteps: int = 4,
         output_format: str = "zarr",
     ):
-        self.update_progress(WorkflowProgress(progress="begun", total_steps=nsteps))
+        self.update_progress(WorkflowProgress(progress="started", total_steps=nsteps))
         folder = self.get_output_path(self.execution_id)
         (folder / "tracks.csv").write_text(f"{start_time[0]:%Y-%m-%d}")
         self.update_execution_data(self.execution_id, {"metadata": {"tracks": 1}})
@@ -651,19 +483,19 @@ class ParametersWithValidator(BaseOfParametersAlone):
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], UserClass]]:
-    """Give a class of `THEIRS`."""
-    folder = tmp_path_factory.mktemp("theirs")
-    (folder / "users_theirs.py").write_text(THEIRS)
+def derived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], UserClass]]:
+    """A function that loads a class of `DERIVED`."""
+    folder = tmp_path_factory.mktemp("derived")
+    (folder / "users_derived.py").write_text(DERIVED)
     sys.path.insert(0, str(folder))
-    yield lambda name: UserClass(f"users_theirs:{name}", folder / "scratch")
+    yield lambda name: UserClass(f"users_derived:{name}", folder / "scratch")
     sys.path.remove(str(folder))
-    sys.modules.pop("users_theirs", None)
+    sys.modules.pop("users_derived", None)
 
 
 @pytest.mark.models
-def test_a_class_of_earth2studios_is_described_as_its_own_server_does(theirs: Load) -> None:
-    storms = theirs("Storms")
+def test_a_derived_class_is_described_as_by_earth2studios_server(derived: Load) -> None:
+    storms = derived("Storms")
     described = storms.describe()
     assert (storms.name, described.description) == ("storms", "tracks of storms")
     assert list(described.parameters_schema["properties"]) == [
@@ -677,9 +509,9 @@ def test_a_class_of_earth2studios_is_described_as_its_own_server_does(theirs: Lo
 
 
 @pytest.mark.models
-def test_what_the_base_class_says_of_itself_is_no_description(theirs: Load) -> None:
-    assert (theirs("Silent").name, theirs("Silent").describe().description) == ("Silent", "")
-    assert theirs("Strict").describe().description == "Refuses odd steps."
+def test_the_docstring_of_the_base_class_is_ignored(derived: Load) -> None:
+    assert (derived("Silent").name, derived("Silent").describe().description) == ("Silent", "")
+    assert derived("Strict").describe().description == "Refuses odd steps."
 
 
 @pytest.mark.models
@@ -693,10 +525,10 @@ def test_what_the_base_class_says_of_itself_is_no_description(theirs: Load) -> N
         ("ParametersWithValidator", True),
     ],
 )
-def test_checks_of_the_base_class_are_not_the_classs_own(
-    theirs: Load, name: str, own: bool
+def test_validation_code_of_the_base_class_does_not_count(
+    derived: Load, name: str, own: bool
 ) -> None:
-    assert theirs(name).describe().own_validation is own
+    assert derived(name).describe().own_validation is own
 
 
 @pytest.mark.models
@@ -711,24 +543,24 @@ def test_checks_of_the_base_class_are_not_the_classs_own(
         ),
     ],
 )
-def test_a_wrong_config_of_a_class_of_earth2studios_is_named(
-    theirs: Load, config: dict[str, Any], message: str
+def test_a_wrong_config_of_a_derived_class_names_the_field(
+    derived: Load, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidConfig) as refused:
-        theirs("Storms").make(config)
+        derived("Storms").create(config)
     assert str(refused.value).startswith(message)
 
 
 @pytest.mark.models
-def test_what_a_constructor_of_earth2studios_raises_is_passed_on(theirs: Load) -> None:
+def test_errors_of_a_derived_constructor_are_passed_on(derived: Load) -> None:
     with pytest.raises(RuntimeError, match="no weights"):
-        theirs("Broken").make({})
+        derived("Broken").create({})
 
 
 @pytest.mark.models
-def test_what_earth2studio_wraps_is_named_by_field(theirs: Load) -> None:
-    # Its base class says in the words of one ValueError what pydantic has found.
-    assert theirs("Storms").problems_with({"nsteps": 0, "x": 1}) == [
+def test_problems_wrapped_by_earth2studio_are_named_by_field(derived: Load) -> None:
+    # Its base class wraps pydantic's error in a ValueError.
+    assert derived("Storms").problems_with({"nsteps": 0, "x": 1}) == [
         Problem(
             "parameters.nsteps",
             "Input should be greater than or equal to 1",
@@ -740,21 +572,22 @@ def test_what_earth2studio_wraps_is_named_by_field(theirs: Load) -> None:
             "extra_forbidden",
         ),
     ]
-    (problem,) = theirs("Storms").problems_with({"start_time": ["2025-01-01"]})
+    (problem,) = derived("Storms").problems_with({"start_time": ["2025-01-01"]})
     assert problem.field == "parameters.start_time"
     assert "not a valid ISO 8601 datetime" in problem.message
-    assert theirs("Strict").problems_with({"nsteps": 3}) == [
+    assert derived("Strict").problems_with({"nsteps": 3}) == [
         Problem("parameters", "an even number is needed")
     ]
-    assert theirs("Strict").problems_with({"nsteps": 2}) == []
+    assert derived("Strict").problems_with({"nsteps": 2}) == []
 
 
 @pytest.mark.models
-def test_a_class_of_earth2studios_runs_without_redis(theirs: Load, tmp_path: Path) -> None:
-    storms = theirs("Storms")
-    instance = storms.make({"model_type": "dlwp"})
+def test_a_derived_class_runs_without_redis(derived: Load, tmp_path: Path) -> None:
+    storms = derived("Storms")
+    instance = storms.create({"model_type": "dlwp"})
     assert (instance.model_type, instance.device) == ("dlwp", "cuda")
-    notes = prepared(instance, tmp_path)
+    reports: list[dict[str, Any]] = []
+    attach_run(instance, ID, tmp_path, lambda values: reports.append(dict(values)))
     arguments = storms.validated({"start_time": ["2025-01-02T00:00:00"], "nsteps": 3})
     assert arguments == {
         "start_time": [datetime(2025, 1, 2)],
@@ -763,121 +596,12 @@ def test_a_class_of_earth2studios_runs_without_redis(theirs: Load, tmp_path: Pat
     }
     instance(io=None, **arguments)
     assert (tmp_path / "tracks.csv").read_text() == "2025-01-02"
-    assert notes == [{"progress": "begun", "total_steps": 3}, {"current_step": 3}]
+    assert reports == [{"progress": "started", "total_steps": 3}, {"current_step": 3}]
     assert instance.redis_client is None
 
 
-# What an import does to the process.
-
-IMPORT = """\
-import logging, os, sys
-made = []
-sys.addaudithook(lambda event, args: made.append(args[0]) if event == "os.mkdir" else None)
-root, mine = logging.getLogger(), logging.FileHandler("log", "w")
-root.addHandler(mine)
-root.setLevel(logging.ERROR)
-
-import json
-from pathlib import Path
-from deployments.custom_workflow.earth2studio_shim import contained
-from deployments.runtime.log_context import bridge_loguru
-
-with contained(Path("scratch").absolute()):
-    from earth2studio.serve.server import Earth2Workflow, WorkflowRegistry
-
-as_it_was = root.handlers == [mine] and root.level == logging.ERROR
-logging.getLogger("users").error("still written")
-
-class Storms(Earth2Workflow):
-    def __init__(self): super().__init__()
-    def __call__(self, io): pass
-
-Storms()  # makes the folder of its output once more
-WorkflowRegistry.instance().register(Storms)
-print(json.dumps({
-    "user": os.getuid(),
-    "made": [str(Path(os.fsdecode(path)).absolute()) for path in made],
-    "as_it_was": as_it_was,
-    "registered": WorkflowRegistry.instance().list_workflows(),
-}))
-"""
-
-
-def as_nobody() -> list[str]:
-    """Give what runs a command as a user who may write nowhere, but read all.
-
-    The interpreter may lie in root's home.
-    """
-    if os.getuid():
-        return []  # nobody special already
-    command = shutil.which("setpriv")
-    if command is None:
-        pytest.skip("root cannot become somebody else without setpriv")
-    try:
-        group = pwd.getpwnam("nobody").pw_gid
-    except KeyError:
-        pytest.skip("there is no user nobody")
-    read_all = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    become = [command, "--reuid=nobody", f"--regid={group}", "--clear-groups", *read_all]
-    if subprocess.run([*become, sys.executable, "-c", ""], capture_output=True).returncode:
-        pytest.skip("root may not become nobody here")
-    return become
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("user", ["self", pytest.param("nobody", marks=pytest.mark.privileged)])
-def test_importing_earth2studios_server_leaves_the_process_as_it_was(user: str) -> None:
-    become = as_nobody() if user == "nobody" else []
-    # Not pytest's own folder: only root may enter that.
-    folder = Path(tempfile.mkdtemp(prefix="e2s-import-"))
-    try:
-        if become:
-            shutil.chown(folder, "nobody")
-        done = subprocess.run(
-            [*become, sys.executable, "-c", IMPORT],
-            cwd=folder,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(folder),
-                "PYTHONPATH": str(ROOT),
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "DEFAULT_OUTPUT_DIR": str(folder / "named"),
-                "EARTH2STUDIO_API_ACTIVE": "1",
-            },
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        assert not become or found["user"] == pwd.getpwnam("nobody").pw_uid
-        # Even /outputs that is there already would be noticed: asking to make it is enough.
-        assert set(found["made"]) == {str(folder / "scratch")}
-        assert sorted(path.name for path in folder.iterdir()) == ["log", "scratch"]
-        assert found["as_it_was"]
-        assert "still written" in (folder / "log").read_text()
-        assert found["registered"] == {}
-        assert "Hydra" not in done.stderr
-    finally:
-        shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_logging_is_put_back_whatever_is_imported(tmp_path: Path, fails: bool) -> None:
-    root = logging.getLogger()
-    before = (list(root.handlers), root.level)
-    try:
-        with isolate_import(tmp_path / "deep" / "scratch"):
-            logging.basicConfig(handlers=[logging.NullHandler()], level=1, force=True)
-            if fails:
-                raise ImportError
-    except ImportError:
-        assert fails
-    assert (root.handlers, root.level) == before
-    assert {os.environ[name] for name in FOLDERS} == {str(tmp_path / "deep" / "scratch")}
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_checks_that_raise_what_ends_a_process_only_refuse(
+def test_exits_in_validation_code_become_problems(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     (tmp_path / "users_ending.py").write_text(
@@ -894,7 +618,7 @@ def test_checks_that_raise_what_ends_a_process_only_refuse(
 
 
 @pytest.mark.parametrize("name", ["_hidden", "model_config"])
-def test_parameters_that_cannot_be_served_are_named(
+def test_parameter_names_that_pydantic_rejects_are_refused(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / "users_hiding.py").write_text(

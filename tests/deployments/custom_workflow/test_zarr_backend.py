@@ -53,9 +53,9 @@ class TestContract(OutputContract):
     def test_progress_is_of_what_is_on_disk(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
         io.write(tensor(FORECAST), FORECAST, "t2m")
-        assert io.progress == (0, 3)
+        assert io.coverage.progress == (0, 3)
         io.flush()
-        assert io.progress == (3, 3)
+        assert io.coverage.progress == (3, 3)
 
     def test_a_write_that_fails_is_told_at_the_latest_at_the_end(self, new: NewOutput) -> None:
         class FullDisk(LateWriter):
@@ -95,7 +95,6 @@ def test_chunks_are_known_when_they_were_written_whole(tmp_path: Path) -> None:
     for round_ in range(3):
         io.write([tensor(ENSEMBLE, round_), tensor(ENSEMBLE, 10 + round_)], ENSEMBLE, VARIABLES)
     known = io.finish()
-    writer.close()
 
     assert {str(path.relative_to(io.path)) for path in known} == {
         f"{name}/c.{member}.{step}.0.0"
@@ -217,7 +216,7 @@ def test_an_array_is_replaced_when_asked_to(tmp_path: Path) -> None:
     io.add_array(FORECAST, "t2m", overwrite=True)
     io.flush()
     assert np.isnan(io["t2m"][...]).all()
-    assert io.shortcomings() == ["3 of 3 parts of t2m were not written"]
+    assert io.coverage.missing() == ["3 of 3 parts of t2m were not written"]
 
     step = at(FORECAST, lead_time=[1])
     io.write(tensor(step), step, "t2m")
@@ -244,7 +243,7 @@ def test_arrays_with_codecs_of_their_own_are_written_through_these(
         io.write(tensor(part, step), part, "t2m")
     # Zarr's own files: nothing is known of them.
     assert io.finish() == {}
-    assert io.shortcomings() == []
+    assert io.coverage.missing() == []
     for step in range(3):
         part = at(FORECAST, lead_time=[step])
         np.testing.assert_array_equal(dataset(io.path).t2m[:, [step]], tensor(part, step))
@@ -262,4 +261,4 @@ def test_a_full_disk_is_told(io: Output) -> None:
             io.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert io.shortcomings() == ["1 of 1 parts of t2m were not written"]
+    assert io.coverage.missing() == ["1 of 1 parts of t2m were not written"]
