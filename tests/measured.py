@@ -1,4 +1,4 @@
-"""A recorder that keeps what it is told, instead of Ray's."""
+"""A recorder of metrics that keeps all values, instead of Ray's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Labels = frozenset[tuple[str, str]]
 
 
 class Measured:
-    """What was recorded; refuses labels that a metric does not declare."""
+    """All recorded values; labels that a metric does not declare are an error."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[Labels, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -35,12 +35,12 @@ class Measured:
             self._values[metric.name][frozenset(labels.items())].append(value)
 
     def values(self, metric: Metric, **labels: str) -> list[float]:
-        """Give all that was recorded with these labels, among others."""
+        """Return the values of all label sets that include these labels."""
         with self._lock:
             return [
                 value
-                for given, values in self._values[metric.name].items()
-                if labels.items() <= dict(given).items()
+                for recorded, values in self._values[metric.name].items()
+                if labels.items() <= dict(recorded).items()
                 for value in values
             ]
 
@@ -48,5 +48,5 @@ class Measured:
         return sum(self.values(metric, **labels))
 
     def last(self, metric: Gauge, **labels: str) -> float:
-        """Give a gauge's value."""
+        """Return the latest value of a gauge."""
         return self.values(metric, **labels)[-1]
