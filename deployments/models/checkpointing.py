@@ -123,7 +123,7 @@ class Checkpoints:
             logger.warning("no checkpoint at step %d", checkpoint.step, exc_info=True)
         self._buffers.release(checkpoint.state)
 
-    async def drop(self) -> None:
+    async def remove(self) -> None:
         """Remove the checkpoints: the member is complete, or cannot use them."""
         if not self._may_exist:
             return

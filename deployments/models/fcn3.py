@@ -224,12 +224,12 @@ class FCN3:
                     yield progress
         except UnusableCheckpoint as error:
             # If it stayed, every attempt would end like this one.
-            await checkpoints.drop()
+            await checkpoints.remove()
             raise TransientFailure(
                 Stage.INFERENCE,
                 f"member {job.member} restarts: its checkpoint cannot be used: {error}",
             ) from None
-        await checkpoints.drop()
+        await checkpoints.remove()
 
     async def condition_member(self, job: ConditioningJob) -> AsyncGenerator[MemberProgress]:
         """Compute the hourly fields that condition a nowcast, and yield how many are written.

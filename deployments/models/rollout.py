@@ -38,7 +38,7 @@ def on_gpu(
 
 
 def member_window(writer: Any, job: MemberJob, size: int, **options: Any) -> WriteWindow:
-    """Return the window of a member.
+    """Return the window through which the Packager writes the steps of a member.
 
     Parameters
     ----------

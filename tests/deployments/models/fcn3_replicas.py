@@ -86,7 +86,7 @@ class Packager:
         self.checkpoints: dict[int, Checkpoint] = {}
         self.write_failure: Exception | None = None
         self.read_failures: list[Exception] = []
-        self.drop_failure: Exception | None = None
+        self.remove_failure: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.step_failure: Exception | None = None
@@ -114,8 +114,8 @@ class Packager:
         return self.checkpoints.get(member)
 
     async def remove_checkpoints(self, execution_id: str, fence: int, member: int) -> None:
-        if self.drop_failure is not None:
-            raise self.drop_failure
+        if self.remove_failure is not None:
+            raise self.remove_failure
         self.checkpoints.pop(member, None)
 
 

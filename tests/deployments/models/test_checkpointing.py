@@ -111,7 +111,7 @@ async def test_a_checkpoint_that_cannot_be_read_or_removed_does_not_fail_the_mem
     await interrupt(packager, analysis)
     packager.steps.clear()
     packager.read_failures = [OSError(5, "Input/output error")]
-    packager.drop_failure = ActorDiedError()
+    packager.remove_failure = ActorDiedError()
     another = await make_replica(packager, checkpoint_steps=2)
     job = member_job(analysis, member=1)
     assert (await outcome(another.forecast_member(job)))[-1] == 5
