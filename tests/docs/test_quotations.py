@@ -17,7 +17,7 @@ QUOTED = [
     ("docs/operations.md", "given up after"),
     ("docs/operations.md", "args.store_url: SQLite"),
     ("docs/operations.md", "this cluster has"),
-    ("docs/observability.md", " is tried again at "),
+    ("docs/observability.md", " is retried at "),
     ("docs/observability.md", "DBOS:"),
     ("docs/custom-workflows.md", "the workflow wrote no results"),
     ("docs/http-api.md", "internal error"),
