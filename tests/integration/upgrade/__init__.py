@@ -1,0 +1,1 @@
+"""What an upgrade finds: a data folder of an earlier version."""
