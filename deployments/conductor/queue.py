@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,13 @@ from dbos import DBOS, SetWorkflowID
 
 from deployments.conductor.attempts import attempt_id
 from deployments.conductor.context import ExecutionContext
+from deployments.conductor.dbos_setup import APPLICATION_VERSION
 from deployments.conductor.metrics import ExecutionMetrics
 from deployments.conductor.records import ExecutionRecords
 from deployments.conductor.workflow import ExecutionWorkflow
 from workflows.execution import FINISHED, Execution
+
+logger = logging.getLogger("ray.serve")
 
 
 @dataclass(eq=False)
@@ -29,7 +33,8 @@ class ExecutionQueue:
         """Make executions that a predecessor claimed agree with their workflows in DBOS.
 
         Those whose workflow never began are started. Those whose workflow has ended without the
-        execution's record saying so are ended. DBOS recovers all others by itself.
+        execution's record saying so are ended. Those that another version of this server began
+        are restarted. DBOS recovers all others by itself.
         """
         for execution in claimed:
             execution_id = execution.execution_id
@@ -49,6 +54,8 @@ class ExecutionQueue:
                     await self.context.end_failed(
                         execution_id, "the server was stopped before the outcome was recorded"
                     )
+            elif status.app_version != APPLICATION_VERSION:
+                await self._take_over(execution, status.app_version)
 
     async def claim_next(self) -> bool:
         """Claim and start the execution that has waited longest; return whether there was one."""
@@ -77,6 +84,30 @@ class ExecutionQueue:
             await DBOS.start_workflow_async(
                 self.workflow.execute, execution.execution_id, execution.retries, packaged
             )
+
+    async def _take_over(self, execution: Execution, version: str | None) -> None:
+        """Restart an execution that another version of this server began, or end it if asked to.
+
+        DBOS does not recover its workflow. Seeds are in its plan and complete members in its
+        files, so that another attempt computes only what is missing.
+        """
+        execution_id = execution.execution_id
+        if execution.cancel_requested:
+            self.context.capacity.remove(execution_id)
+            await DBOS.cancel_workflow_async(attempt_id(execution))
+            await self.context.end_cancelled(execution_id)
+            return
+        logger.warning(
+            "%s was begun by version %s of this server and is restarted by version %s; its seeds "
+            "and complete members are kept",
+            execution_id,
+            version,
+            APPLICATION_VERSION,
+        )
+        # Counted first: a Conductor that dies here leaves an attempt that never began.
+        restarted = await self.records.write(self.records.store.count_attempt, execution_id)
+        await DBOS.cancel_workflow_async(attempt_id(execution))
+        await self._start(restarted)
 
     async def cancel_requested(self) -> None:
         """Cancel the executions for which that was requested."""

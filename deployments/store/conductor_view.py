@@ -197,6 +197,18 @@ class ConductorStore(ExecutionStore):
             values |= disk_usage.after_update(execution, status, progress, results)
             return update_execution(connection, execution, **values)
 
+    def count_attempt(self, fence: int, execution_id: str) -> Execution:
+        """Count another attempt at a running execution, and return its record.
+
+        Raises
+        ------
+        StaleConductor
+            If another Conductor has taken over.
+        """
+        with self.fenced(fence) as connection:
+            execution = read_execution(connection, execution_id)
+            return update_execution(connection, execution, retries=execution.retries + 1)
+
     def mark_files_removed(self, fence: int, execution_id: str) -> None:
         """Record that a failed execution has no files any more, unless it is being retried."""
         with self.fenced(fence) as connection:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
+from dbos import DBOS
 
+from deployments.conductor.dbos_setup import sqlite_url
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.schema import executions
 from tests.deployments.conductor.harness import (
@@ -153,3 +157,55 @@ async def test_execution_that_is_being_delivered_does_not_count_as_running(
         go_on.set()
         done = await until(store, first, finished)
     assert done.status == Status.COMPLETED
+
+
+@on_both_databases
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_execution_of_another_version_is_restarted_and_can_be_cancelled(
+    store: ConductorStore, store_url: str, journal: Journal, cancel: bool
+) -> None:
+    running, delivering = submit(store), submit(store, DELIVERY)
+    async with conductor_loop(store_url, StandIns(journal, before={"upload": forever}, step_s=0.3)):
+        await until(store, delivering, lambda execution: execution.is_packaged)
+        late = submit(store, n_steps=400)
+        await until(store, late, has_progress)
+        # The loop stops without waiting for them.
+    # DBOS has replaced the event loop's executor by its own, and shut that down.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+    begun_by_version(store_url, "1")
+    if cancel:
+        store.request_cancel(WORKFLOW.name, late)
+    before = len(journal.lines())
+    async with conductor_loop(store_url, StandIns(journal)):
+        ended = {i: await until(store, i, finished) for i in (running, delivering, late)}
+        await eventually(no_attempt_is_pending)
+    assert ended[running].status == ended[delivering].status == Status.COMPLETED
+    assert ended[late].status == (Status.CANCELLED if cancel else Status.COMPLETED)
+    retries = [ended[i].retries for i in (running, delivering, late)]
+    assert retries == [0, 1, 0 if cancel else 1]
+    since = journal.lines()[before:]
+    # What was described is only delivered; the other one is computed again, unless cancelled.
+    assert since.count("upload") == 1
+    assert since.count("create") == (0 if cancel else 1)
+
+
+async def no_attempt_is_pending() -> bool:
+    return await DBOS.list_workflows_async(status="PENDING") == []
+
+
+async def forever(*_: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def begun_by_version(store_url: str, version: str) -> None:
+    """Record of all pending attempts that this version of the server began them."""
+    is_sqlite = store_url.startswith("sqlite")
+    engine = sa.create_engine(sqlite_url(store_url) if is_sqlite else store_url)
+    table = "workflow_status" if is_sqlite else "dbos.workflow_status"
+    with engine.begin() as connection:
+        done = connection.execute(
+            sa.text(f"UPDATE {table} SET application_version = :v WHERE status = 'PENDING'"),
+            {"v": version},
+        )
+    assert done.rowcount == 2
+    engine.dispose()
