@@ -20,6 +20,7 @@ from deployments.conductor.lease import lease_for
 from deployments.conductor.member_scheduler import MemberScheduler
 from deployments.conductor.metrics import ExecutionMetrics
 from deployments.conductor.options import ConductorOptions
+from deployments.conductor.origins import Origins
 from deployments.conductor.progress import ProgressTracker
 from deployments.conductor.purges import Purges
 from deployments.conductor.queue import ExecutionQueue
@@ -29,7 +30,6 @@ from deployments.conductor.retention import Retention
 from deployments.conductor.steps import ExecutionSteps
 from deployments.conductor.workflow import ExecutionWorkflow
 from deployments.store.conductor_view import ConductorStore
-from workflows.dataset import Origin
 
 logger = logging.getLogger("ray.serve")
 
@@ -111,7 +111,7 @@ class ConductorLoop:
         """Serve the queue until `stop` is called; however this ends, no step runs after it."""
         options, metrics, deployments = self._options, self._metrics, self._deployments
         packager = deployments["packager"]
-        origins: dict[str, Origin] = {}
+        origins = Origins(self._components)
         scheduler = MemberScheduler(options.replicas)
         capacity = WorkflowCapacity(options.max_running, self.nudge)
         withdrawals = Withdrawals(deployments.get("blob_uploader"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,11 +13,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.conductor.origins import Origins
 from deployments.runtime.failures import as_stage_failure
 from deployments.store.conductor_view import ConductorStore
 from workflows.custom import WorkflowDescription
-from workflows.dataset import Origin
-from workflows.readiness import ComponentStatus, NotReady, Ready
+from workflows.readiness import ComponentStatus, NotReady
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,9 +37,8 @@ class ReadinessWatch:
     store : ConductorStore
     write : callable
         Calls a method of the store with the fencing token, in a thread.
-    origins : mapping of str to Origin
-        Receives the origin of each component that is ready; an entry is removed when its
-        component stops being ready.
+    origins : Origins
+        Receives the answers.
     scaled_to_zero : callable, optional
         Returns the deployments that autoscaling has left without a replica. Their components keep
         their last status: a call would start a replica.
@@ -51,7 +50,7 @@ class ReadinessWatch:
         deployments: dict[str, DeploymentHandle[Any]],
         store: ConductorStore,
         write: Callable[..., Awaitable[Any]],
-        origins: MutableMapping[str, Origin],
+        origins: Origins,
         scaled_to_zero: Callable[[], Collection[str]] = lambda: (),
     ) -> None:
         self._components = components
@@ -91,10 +90,6 @@ class ReadinessWatch:
         if status is None:
             return
         try:
-            if isinstance(status, Ready):
-                self._origins[component] = status.origin
-            else:
-                self._origins.pop(component, None)
             if status.description not in (None, self._descriptions.get(component)):
                 description = status.description
                 await self._write(self._store.set_description, component, description.model_dump())
@@ -111,12 +106,14 @@ class ReadinessWatch:
         try:
             response = deployment.check_readiness.remote(*arguments)
             status: ComponentStatus = await asyncio.wait_for(_result(response), TIMEOUT_S)
+            self._origins.record(component, status)
             return status
         except TimeoutError:
             if component in self._origins:
                 return None
             return NotReady(reason=f"{component} is still being loaded, or waits for a GPU or CPU")
         except Exception as error:
+            self._origins.forget(component)
             return NotReady(reason=str(as_stage_failure("readiness", error)))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, cast
 from deployments.blob_uploader.messages import Uploaded, UploadJob
 from deployments.conductor.calls import DeploymentCalls
 from deployments.conductor.capacity import WorkflowCapacity
+from deployments.conductor.origins import Origins
 from deployments.conductor.progress import ProgressTracker
 from deployments.conductor.records import ExecutionRecords
 from deployments.conductor.retries import (
@@ -35,7 +36,7 @@ from deployments.runtime.tasks import run_after, shield
 from deployments.runtime.versions import software
 from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan
-from workflows.dataset import Origin, Provenance
+from workflows.dataset import Provenance
 from workflows.delivery import Container, Delivery
 from workflows.errors import StageFailed
 from workflows.execution import Progress, Stage, Status
@@ -54,8 +55,7 @@ class ExecutionSteps:
     records: ExecutionRecords
     progress: ProgressTracker
     capacity: WorkflowCapacity
-    origins: Mapping[str, Origin]
-    """Origins of the models and data sources that are ready, by name."""
+    origins: Origins
 
     @recorded_step
     async def create_result(self, execution_id: str, plan: Plan) -> CompletedMembers:
@@ -66,25 +66,22 @@ class ExecutionSteps:
         CompletedMembers
             The members that an earlier attempt has completed; their values are kept.
         """
+        provenance = await self._provenance(plan)
         # Shielded: a cancelled call would go on creating what the cancel removes.
         completed: CompletedMembers = await shield(
-            self.calls.call(
-                Stage.PACKAGE, "packager", "create", plan, execution_id, self._provenance(plan)
-            )
+            self.calls.call(Stage.PACKAGE, "packager", "create", plan, execution_id, provenance)
         )
         return completed
 
-    def _provenance(self, plan: Plan) -> dict[str, Any]:
-        def origin(name: str) -> Origin:
-            return self.origins.get(name) or Origin(name=name)
-
+    async def _provenance(self, plan: Plan) -> dict[str, Any]:
+        origin = self.origins.wait
         conditioned_on: tuple[str, ...] = ()
         if (other := plan.conditioning) is not None:
             conditioned_on = (other.model, other.interpolation, other.data_source)
         return {
-            "model": origin(plan.model),
-            "data_source": origin(plan.data_source),
-            "conditioned_on": [origin(name) for name in conditioned_on],
+            "model": await origin(plan.model),
+            "data_source": await origin(plan.data_source),
+            "conditioned_on": [await origin(name) for name in conditioned_on],
             "software": software(),
         }
 

@@ -63,22 +63,27 @@ class ExecutionWorkflow(DBOSConfiguredInstance):
             elif isinstance(plan, CustomPlan):
                 results, progress = await self.run_custom_workflow(execution_id, plan)
             else:
-                results = await self.run_forecast(execution_id, plan)
+                results = await self.run_forecast(execution_id, plan, attempt)
             if plan.delivery is not None:
                 results = await self.deliver(execution_id, plan, plan.delivery, results, progress)
             await self._context.mark_completed(execution_id, results, progress)
 
-    async def run_forecast(self, execution_id: str, plan: Plan) -> Manifest:
+    async def run_forecast(self, execution_id: str, plan: Plan, attempt: int) -> Manifest:
         """Run a forecast, or a nowcast and the forecast that conditions it, up to the manifest."""
         steps = self._steps
         await self._records.enter_stage(execution_id, Stage.INITIAL_CONDITIONS)
         sources: list[Plan | Conditioning] = [plan]
         if plan.conditioning is not None:
             sources.append(plan.conditioning)
-        completed, *states = await run_concurrently(
-            steps.create_result(execution_id, plan),
-            *(steps.fetch_initial_conditions(execution_id, source) for source in sources),
-        )
+        create = steps.create_result(execution_id, plan)
+        fetches = [steps.fetch_initial_conditions(execution_id, source) for source in sources]
+        if attempt == 0:
+            completed, *states = await run_concurrently(create, *fetches)
+        else:
+            # Before the fetch: it removes what an earlier attempt has left, initial conditions
+            # included, if another model or data source is configured now.
+            completed = await create
+            states = await run_concurrently(*fetches)
         remaining = await self._progress.remaining_work(execution_id, plan, completed)
         await self._records.enter_stage(execution_id, Stage.INFERENCE)
         async with steps.uploading_ahead(execution_id, plan):

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from deployments.conductor.dbos_setup import sqlite_url
+from deployments.results.protocols import CompletedMembers
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.schema import executions
 from tests.deployments.conductor.harness import (
@@ -25,8 +26,10 @@ from tests.deployments.conductor.harness import (
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns, failing
 from workflows import Status
+from workflows.dataset import Provenance
 from workflows.delivery import Delivery, parse_container
 from workflows.errors import DiskFull
+from workflows.readiness import Ready
 
 DELIVERY = Delivery(
     container=parse_container("https://weather.blob.core.windows.net/data/forecasts")
@@ -209,3 +212,49 @@ def begun_by_version(store_url: str, version: str) -> None:
         )
     assert done.rowcount == 2
     engine.dispose()
+
+
+async def test_result_is_created_when_the_origins_of_its_values_are_known(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    answers = asyncio.Event()
+
+    class Loading(StandIns):
+        async def check_readiness(self, *_: Any) -> Ready:
+            await answers.wait()
+            return await super().check_readiness()
+
+        async def create(self, plan: Any, execution_id: str, *rest: Any) -> CompletedMembers:
+            provenance = Provenance.model_validate(rest[0])
+            journal.note(f"origins {[origin.name for origin in provenance.origins]}")
+            return await super().create(plan, execution_id)
+
+    execution_id = submit(store)
+    async with conductor_loop(store_url, Loading(journal)):
+        await eventually(lambda: "fetch" in journal.lines())
+        assert "create" not in journal.lines()
+        answers.set()
+        assert (await until(store, execution_id, finished)).status == Status.COMPLETED
+    assert "origins ['stand-in', 'stand-in']" in journal.lines()
+
+
+async def test_retry_fetches_initial_conditions_after_the_result_is_created(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    async def create_slowly(_execution_id: str) -> None:
+        await asyncio.sleep(0.2)
+
+    execution_id = submit(store)
+    hooks = {
+        "describe_result": failing(1, DiskFull("package", "no disk")),
+        "create": create_slowly,
+    }
+    async with conductor_loop(store_url, StandIns(journal, before=hooks)) as loop:
+        await until(store, execution_id, finished)
+        begun = len(journal.lines())
+        store.request_retry(WORKFLOW.name, execution_id, max_queued=9)
+        loop.nudge()
+        done = await until(store, execution_id, lambda e: finished(e) and e.retries == 1)
+    assert done.status == Status.COMPLETED
+    lines = journal.lines()[begun:]
+    assert lines.index("create") < lines.index("fetch")
