@@ -11,8 +11,7 @@ from typing import Any, cast
 import ray
 from ray.serve import Application, Deployment
 
-from deployments.azure.blobs import BlobResultsOptions
-from deployments.azure.options import AzureOptions
+from deployments.azure.options import AzureOptions, BlobResultsOptions
 from deployments.blob_uploader.deployment import UPLOADS, BlobUploader
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.conductor.deployment import Conductor

@@ -1,38 +1,33 @@
-"""Blobs of one container: the few calls that results need, with errors in our words.
+"""Blobs of one container, for many small objects.
 
-obstore does the work: it is written in Rust, lets other threads run meanwhile, and tries again
-what was busy or out of reach. What it says names URLs, so nothing of it is passed on.
+obstore does the work. It is written in Rust, releases the interpreter lock, and retries by itself.
+`deployments.azure.rest` has the calls that obstore cannot make.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
-from deployments.azure.errors import (
-    blob_failure,
-    is_untrusted,
-    is_without_container,
-    status_and_code,
-)
-from deployments.azure.large_blob import digests, upload
-from deployments.azure.listing import DIGEST, FOLDER
-from deployments.azure.options import AzureOptions
+from deployments.azure.calls import RetriedCalls
+from deployments.azure.errors import BlobError, BlobUnavailable
+from deployments.azure.large_file import LargeFileUpload
+from deployments.azure.local_file import LocalFile
+from deployments.azure.options import ContainerOptions
+from deployments.azure.rest import DIGEST, FOLDER, RestClient
 from deployments.azure.token import TokenBridge
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.log_context import ContextThreadPool
-from workflows.delivery import Container
-from workflows.execution import Stage
+from deployments.runtime.retries import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult
@@ -42,93 +37,69 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = 16
-"""Calls at once. Azurite takes 140 blobs of 66 kB a second with 4, 300 with 16, no more beyond."""
-RETRY_LIMIT_S = 60.0
-"""Steps of an execution's life are tried again as well: it survives some minutes."""
-FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=0.1), timedelta(seconds=5)
+"""Concurrent calls. Azurite takes 140 blobs of 66 kB a second with 4, 300 with 16, and no more
+beyond."""
+BLOB_CALL = RetryPolicy(initial_delay_s=0.1, max_delay_s=5.0, jitter=0.5)
+BATCH_DELETION = RetryPolicy(attempts=10, initial_delay_s=0.1)
 MAX_RETRIES = 1000
-"""It is the time that ends them: refused connections would use up ten within seconds."""
-CALL_LIMIT_S = 120.0
-"""Of one try. A map of 0.25 degrees has 4 MiB."""
-DELETED_AT_ONCE, DELETE_ATTEMPTS = 2560, 10
-
-
-class BlobResultsOptions(BaseModel):
-    """Where results lie in Blob Storage, and who this server is there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    container: Container
-    azure: AzureOptions = AzureOptions()
-    scratch_dir: Path
-    """Folder on the own disk, for files before they are uploaded and nothing else."""
-    retry_limit_s: float = RETRY_LIMIT_S
-    """How long a call is tried again."""
+"""Only the time ends obstore's retries: refused connections would use up ten within seconds."""
+DELETION_BATCH = 2560
+BLOCKS_IN_FLIGHT, BLOCK_BYTES = 4, 8 << 20
 
 
 @dataclass(frozen=True)
 class Blob:
-    """What a blob's properties say."""
+    """Properties of a blob."""
 
     key: str
     size: int
     sha256: str | None
     etag: str
-    """Quotes included."""
+    """With its quotes."""
     modified: datetime
     is_folder: bool
-    """Whether it stands for a folder, on accounts that have folders."""
+    """Whether it represents a folder, on accounts with a hierarchical namespace."""
 
 
 class Blobs:
     """The blobs of a container, or of a folder in one.
 
-    Keys are relative to that folder. Methods may be called from any thread. All raise
-    TransientFailure if Blob Storage is out of reach or busy for long, and StageFailed if it
-    refuses.
+    Keys are relative to that folder. All methods may be called from any thread and raise
+    BlobUnavailable if Blob Storage stays busy or unreachable, and StageFailed if it refuses.
+
+    Parameters
+    ----------
+    options : ContainerOptions
+    threads : int
+        Concurrent calls of `each`.
+    token : TokenBridge, optional
+        By default a new one, whose thread lives as long as the process.
     """
 
     def __init__(
         self,
-        options: BlobResultsOptions,
+        options: ContainerOptions,
         *,
         threads: int = THREADS,
         token: TokenBridge | None = None,
     ) -> None:
         import obstore
-        from obstore.store import AzureStore
 
         self._obstore: Any = obstore
         self._options = options
-        # One of its own has a thread for good.
         self.token = token or TokenBridge(options.azure)
         self.pool = ContextThreadPool(threads, "blobs")
-        container, azure = options.container, options.azure
-        trusted = azure.ca_file and azure.ca_file.read_bytes()
-        self._store: AzureStore = AzureStore(
-            container.name,
-            prefix=container.prefix or None,
-            account_name=container.account,
-            endpoint=container.account_url,
-            credential_provider=self.token,
-            # It would take them from the environment.
-            use_emulator=False,
-            use_fabric_endpoint=False,
-            skip_signature=False,
-            client_options={
-                "timeout": timedelta(seconds=CALL_LIMIT_S),
-                **({"root_certificate": trusted} if trusted else {}),
-            },
-            retry_config={
-                "max_retries": MAX_RETRIES,
-                "retry_timeout": timedelta(seconds=options.retry_limit_s),
-                "backoff": {"init_backoff": FIRST_PAUSE, "max_backoff": LONGEST_PAUSE, "base": 2.0},
-            },
-        )
+        self._store = _open_store(options, self.token)
+        self.rest = RestClient(options, self.token)
+
+    def close(self) -> None:
+        """Close connections and threads."""
+        self.pool.shutdown(wait=False)
+        self.rest.close()
 
     def look(self) -> None:
-        """See whether the container can be read: it is there, and this server may."""
-        with self._told():
+        """Check that the container exists and may be read."""
+        with self._translating():
             next(iter(self._obstore.list(self._store, chunk_size=1)), None)
 
     def put(self, key: str, content: Any, media_type: str, sha256: str | None = None) -> None:
@@ -140,22 +111,25 @@ class Blobs:
         content : bytes or array of uint8
         media_type : str
         sha256 : str, optional
-            Kept among its metadata.
+            Kept in its metadata.
         """
-        with self._told():
-            self._obstore.put(
-                self._store,
-                key,
-                content,
-                attributes=_attributes(media_type, sha256),
-                use_multipart=False,
+        attributes = _attributes(media_type, sha256)
+        with self._translating():
+            self._obstore.put(self._store, key, content, attributes=attributes, use_multipart=False)
+
+    async def put_async(self, key: str, content: Any, media_type: str, sha256: str) -> None:
+        """Write a blob without blocking the event loop."""
+        with self._translating():
+            attributes = _attributes(media_type, sha256)
+            await self._obstore.put_async(
+                self._store, key, content, attributes=attributes, use_multipart=False
             )
 
     def create(self, key: str, content: bytes, media_type: str) -> bool:
-        """Write a blob unless there is one; says whether this call did."""
+        """Write a blob unless it exists; return whether this call did."""
         from obstore.exceptions import AlreadyExistsError
 
-        with self._told():
+        with self._translating():
             try:
                 attributes = _attributes(media_type)
                 self._obstore.put(self._store, key, content, attributes=attributes, mode="create")
@@ -163,145 +137,192 @@ class Blobs:
                 return False
         return True
 
-    def upload(self, key: str, path: Path, media_type: str) -> bool:
-        """Write a large file as a blob unless there is one; says whether this call did."""
-        sha256, md5 = digests(path)
-        return upload(
-            path,
-            self._options.container,
-            key,
-            self.token,
-            self._options.azure.ca_file,
-            media_type=media_type,
-            metadata={DIGEST: sha256},
-            md5=md5,
-            retry_limit_s=self._options.retry_limit_s,
-        )
+    def upload(self, key: str, path: Path, media_type: str, sha256: str) -> bool:
+        """Write a large file as a blob unless it exists; return whether this call did.
+
+        Must not be called from an event loop.
+        """
+        file = LocalFile(key, path, path.stat().st_size, sha256, media_type)
+        policy = replace(BLOB_CALL, deadline_s=self._options.retry_limit_s)
+
+        async def run() -> bool:
+            return await LargeFileUpload(
+                self.rest,
+                key,
+                file,
+                call=RetriedCalls(self.pool, policy),
+                in_flight=asyncio.Semaphore(BLOCKS_IN_FLIGHT),
+                block_bytes=BLOCK_BYTES,
+                overwrite=False,
+            ).run()
+
+        return asyncio.run(run())
 
     def get(self, key: str) -> bytes:
-        """Read a blob; FileNotFoundError if there is none."""
-        with self._told(key):
+        """Return the content of a blob; FileNotFoundError if it does not exist."""
+        with self._translating(key):
             return bytes(self._obstore.get(self._store, key).bytes())
 
     def open(self, key: str, at_most: int) -> tuple[Blob, bytes | None]:
-        """Read a blob's properties, and its content unless that is longer than asked for.
+        """Return the properties of a blob, and its content unless it is longer than `at_most`.
 
         Raises
         ------
         FileNotFoundError
-            If there is none. A container that is missing is told apart, as `head` cannot.
+            If the blob does not exist. Unlike `head`, a missing container is another error.
         """
-        with self._told(key):
-            found = self._obstore.get(self._store, key)
-            blob = _blob(key, found)
-            return blob, bytes(found.bytes()) if blob.size <= at_most else None
+        with self._translating(key):
+            result = self._obstore.get(self._store, key)
+            blob = _blob(key, result)
+            return blob, bytes(result.bytes()) if blob.size <= at_most else None
 
     def read(self, blob: Blob, part: range) -> bytes:
-        """Read a part of a blob, of just the state that was looked at.
+        """Return a part of a blob as it was when its properties were read.
 
         Raises
         ------
         FileNotFoundError
-            If it was removed or written anew.
+            If it was removed or overwritten.
         """
         from obstore.exceptions import PreconditionError
 
         options = {"range": (part.start, part.stop), "if_match": blob.etag}
-        with self._told(blob.key):
+        with self._translating(blob.key):
             try:
-                found = self._obstore.get(self._store, blob.key, options=options)
-                return bytes(found.bytes())
+                result = self._obstore.get(self._store, blob.key, options=options)
+                return bytes(result.bytes())
             except PreconditionError:
                 raise FileNotFoundError(blob.key) from None
 
     def head(self, key: str) -> Blob | None:
-        """Read a blob's properties; None if there is none."""
+        """Return the properties of a blob, or None if it does not exist."""
         try:
-            with self._told(key):
+            with self._translating(key):
                 return _blob(key, self._obstore.get(self._store, key, options={"head": True}))
         except FileNotFoundError:
             return None
 
     def list(self, folder: str) -> Iterator[tuple[str, int]]:
-        """Give keys and sizes of all blobs below a folder."""
-        with self._told():
-            for found in self._obstore.list(self._store, folder, chunk_size=1000):
-                for each in found:
-                    yield each["path"], each["size"]
+        """Yield keys and sizes of all blobs below a folder."""
+        with self._translating():
+            for page in self._obstore.list(self._store, folder, chunk_size=1000):
+                for entry in page:
+                    yield entry["path"], entry["size"]
 
     def folders(self, folder: str) -> Iterator[str]:
-        """Give the names of the folders right below one, without what lies in them."""
-        with self._told():
-            found = self._obstore.list_with_delimiter(self._store, folder or None)
-        for path in found["common_prefixes"]:
+        """Yield the names of the folders directly below a folder."""
+        with self._translating():
+            result = self._obstore.list_with_delimiter(self._store, folder or None)
+        for path in result["common_prefixes"]:
             yield path.rstrip("/").rpartition("/")[2]
 
     def delete(self, *keys: str) -> None:
-        """Remove blobs; those that are not there are no matter."""
+        """Remove blobs; missing ones are ignored."""
         for key in keys:
             try:
-                with self._told(key):
+                with self._translating(key):
                     self._obstore.delete(self._store, key)
             except FileNotFoundError:
                 continue
 
     def remove(self, folder: str, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Remove all blobs below a folder, also while somebody still adds to it."""
-        for attempt in range(DELETE_ATTEMPTS):
-            listed = (key for key, _ in self.list(folder))
-            left = False
-            while keys := list(islice(listed, DELETED_AT_ONCE)):
+        """Remove all blobs below a folder, also while others are still being added.
+
+        Raises
+        ------
+        TransientFailure
+            If blobs are added faster than they are removed.
+        """
+        backoff = Backoff(BATCH_DELETION)
+        while True:
+            keys = (key for key, _ in self.list(folder))
+            is_empty, failure = True, None
+            while batch := list(islice(keys, DELETION_BATCH)):
                 if should_stop():
                     return
-                left = True
+                is_empty = False
                 try:
-                    with self._told(folder):
-                        self._obstore.delete(self._store, keys)
+                    with self._translating(folder):
+                        self._obstore.delete(self._store, batch)
                 except FileNotFoundError:
-                    # Somebody else removes them, too.
+                    # Another caller removes them as well.
                     continue
-                except TransientFailure:
-                    # Of many that are removed at once, obstore tries none again.
-                    if attempt == DELETE_ATTEMPTS - 1:
-                        raise
-                    time.sleep(0.1 * 2**attempt)
-            if not left:
+                except BlobUnavailable as error:
+                    # obstore does not retry the blobs of a batch that failed.
+                    failure = error
+                    break
+            if is_empty:
                 return
-        raise TransientFailure(Stage.PACKAGE, "somebody still writes what is to be removed")
+            delay_s = backoff.next_delay_s()
+            if delay_s is None:
+                raise failure or TransientFailure(
+                    self._options.stage, "blobs are added faster than they are removed"
+                )
+            if failure is not None:
+                time.sleep(delay_s)
 
     def each(self, call: Callable[[T], R], items: Iterable[T], ahead: int = THREADS) -> Iterator[R]:
-        """Call something for every item, several at once; gives what they give, in order."""
-        given = iter(items)
-        begun: deque[Future[R]] = deque()
+        """Call a function for every item, several concurrently; yield its results in order."""
+        remaining = iter(items)
+        pending: deque[Future[R]] = deque()
         try:
-            for item in given:
-                begun.append(self.pool.submit(call, item))
-                if len(begun) >= ahead:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+            for item in remaining:
+                pending.append(self.pool.submit(call, item))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            # Whoever gets an error cleans up: nothing may come after that.
-            wait([future for future in begun if not future.cancel()])
+            # The caller may clean up after an error: no call may still be running then.
+            wait([future for future in pending if not future.cancel()])
 
     @contextmanager
-    def _told(self, key: str = "") -> Iterator[None]:
-        """Turn what obstore raises into ours; FileNotFoundError stays, with the key alone."""
+    def _translating(self, key: str = "") -> Iterator[None]:
+        """Translate errors of obstore; a missing blob raises FileNotFoundError with its key."""
         from obstore.exceptions import BaseError
 
         try:
             yield
         except (FileNotFoundError, BaseError) as error:
-            said = str(error)
-            status, code = status_and_code(said)
-            if isinstance(error, FileNotFoundError) and not is_without_container(code):
+            failure = BlobError.of_obstore(error, self.token.failure)
+            if isinstance(error, FileNotFoundError) and not failure.is_container_missing:
                 raise FileNotFoundError(key) from None
-            untrusted = is_untrusted(status, said)
-            raise blob_failure(status, code, self.token.failure, untrusted=untrusted) from None
+            options = self._options
+            raise failure.as_stage_failure(options.container, options.stage) from None
 
 
-def _blob(key: str, found: GetResult) -> Blob:
-    meta, attributes = found.meta, found.attributes
+def _open_store(options: ContainerOptions, token: TokenBridge) -> AzureStore:
+    from obstore.store import AzureStore
+
+    container, ca_file = options.container, options.azure.ca_file
+    return AzureStore(
+        container.name,
+        prefix=container.prefix or None,
+        account_name=container.account,
+        endpoint=container.account_url,
+        credential_provider=token,
+        # By default these come from the environment.
+        use_emulator=False,
+        use_fabric_endpoint=False,
+        skip_signature=False,
+        client_options={
+            "timeout": timedelta(seconds=options.request_timeout_s),
+            **({"root_certificate": ca_file.read_bytes()} if ca_file else {}),
+        },
+        retry_config={
+            "max_retries": MAX_RETRIES if options.retry_limit_s else 0,
+            "retry_timeout": timedelta(seconds=options.retry_limit_s),
+            "backoff": {
+                "init_backoff": timedelta(seconds=BLOB_CALL.initial_delay_s),
+                "max_backoff": timedelta(seconds=BLOB_CALL.max_delay_s),
+                "base": BLOB_CALL.factor,
+            },
+        },
+    )
+
+
+def _blob(key: str, result: GetResult) -> Blob:
+    meta, attributes = result.meta, result.attributes
     return Blob(
         key=key,
         size=meta["size"],

@@ -1,7 +1,4 @@
-"""Who this server is to Azure: the credential and the authorities that it trusts.
-
-Only the deployments that talk to Azure make one; nothing of Azure is imported before.
-"""
+"""How to reach Azure: the credential, trusted certificates, and one container."""
 
 from __future__ import annotations
 
@@ -12,7 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import import_from
+from workflows.delivery import Container
+from workflows.execution import Stage
 
+# Azure's libraries are imported only in the replicas that use them.
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
 
@@ -20,22 +20,59 @@ DEFAULT_CREDENTIAL = "azure.identity.aio:DefaultAzureCredential"
 
 
 class AzureOptions(BaseModel):
-    """How to reach Azure."""
+    """Identity of this server and the certificates that it trusts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     credential: str = DEFAULT_CREDENTIAL
-    """Import path of what gives an asynchronous token credential."""
+    """Import path of a callable that returns an asynchronous token credential."""
     credential_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Keyword arguments for it."""
     ca_file: Path | None = None
-    """Certificates of authorities to trust instead of the system's, PEM."""
+    """PEM file of authorities to trust instead of the system's."""
 
     def open_credential(self) -> AsyncTokenCredential:
-        """Make the credential; it caches tokens and renews them before they expire."""
+        """Return a new credential, which caches tokens and renews them before they expire."""
         make = import_from(self.credential)
         return cast("AsyncTokenCredential", make(**self.credential_options))
 
     def tls(self) -> ssl.SSLContext:
-        """Give what verifies the servers that are called."""
+        """Return the TLS context that verifies servers."""
         return ssl.create_default_context(cafile=self.ca_file and str(self.ca_file))
+
+
+class ContainerOptions(BaseModel):
+    """One container, or a folder in one, and the limits of requests to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    container: Container
+    azure: AzureOptions = AzureOptions()
+    stage: Stage = Stage.PACKAGE
+    """Stage that failures are attributed to."""
+    retry_limit_s: float = 60.0
+    """How long a call is retried; 0 for one attempt. Recorded steps are retried as well, so an
+    execution survives an outage of some minutes."""
+    request_timeout_s: float = 120.0
+    """Limit of one request. The chunk of a field at 0.25 degrees has 4 MiB."""
+
+    def name_of(self, key: str) -> str:
+        """Return the name in the container of the blob with a key."""
+        return "/".join(filter(None, (self.container.prefix, key)))
+
+    @property
+    def transport(self) -> dict[str, Any]:
+        """Keyword arguments for a transport of azure-core."""
+        return {
+            "connection_verify": str(self.azure.ca_file) if self.azure.ca_file else True,
+            # This one limits sending, too.
+            "connection_timeout": self.request_timeout_s,
+            "read_timeout": self.request_timeout_s,
+        }
+
+
+class BlobResultsOptions(ContainerOptions):
+    """Where results lie in Blob Storage."""
+
+    scratch_dir: Path
+    """Local folder that only holds files until they are uploaded."""

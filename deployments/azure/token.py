@@ -1,10 +1,10 @@
-"""Tokens for clients that ask in threads, from a credential that lives in an event loop."""
+"""Tokens for clients that ask in threads, from a credential that needs an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import TimeoutError as TooLate
+from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,43 +16,42 @@ if TYPE_CHECKING:
     from obstore.store import AzureBearerToken
 
 STORAGE_SCOPE = "https://storage.azure.com/.default"
-LIMIT_S = 60.0
-"""What a credential gets to answer in: one that tries several ways takes its time."""
+TOKEN_TIMEOUT_S = 60.0
+"""Long, because a credential may try several sources in turn."""
 
 
 class TokenUnavailable(Exception):
-    """The credential gave no token; the text has nothing of what it said.
+    """The credential returned no token. The text quotes nothing of its error.
 
     Parameters
     ----------
     kind : str
-        Class of its error.
-    may_pass : bool
-        Whether another try may succeed.
+        Class of the credential's error.
+    is_transient : bool
+        Whether another attempt may succeed.
     """
 
-    def __init__(self, kind: str, may_pass: bool) -> None:
-        super().__init__(kind, may_pass)
+    def __init__(self, kind: str, is_transient: bool) -> None:
+        super().__init__(kind, is_transient)
         self.kind = kind
-        self.may_pass = may_pass
+        self.is_transient = is_transient
 
     def __str__(self) -> str:
         return (
-            f"the credential gave no token ({self.kind}): see to args.azure.credential and to this "
-            "server's identity"
+            f"the credential returned no token ({self.kind}): check args.azure.credential and "
+            "this server's identity"
         )
 
 
 class TokenBridge:
-    """A credential in an event loop of its own, for any thread.
+    """A credential with an event loop of its own, for use in any thread.
 
-    It is a synchronous credential as azure-core's clients take it, and what obstore takes as
-    ``credential_provider``.
+    It is a synchronous credential for azure-core and a ``credential_provider`` for obstore.
 
     Parameters
     ----------
     azure : AzureOptions
-        Makes the credential, at the first call.
+        Opens the credential at the first call.
     """
 
     def __init__(self, azure: AzureOptions) -> None:
@@ -61,41 +60,42 @@ class TokenBridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._credential: AsyncTokenCredential | None = None
         self.failure: TokenUnavailable | None = None
-        """Why the last call gave no token; None if it gave one."""
+        """Error of the last call; None if it returned a token."""
 
     def __call__(self) -> AzureBearerToken:
-        """Give a token for Blob Storage, as obstore asks for it."""
-        given = self.get_token(STORAGE_SCOPE)
+        """Return a token for Blob Storage in the form that obstore expects."""
+        token = self.get_token(STORAGE_SCOPE)
         return {
-            "token": given.token,
-            "expires_at": datetime.fromtimestamp(given.expires_on, UTC),
+            "token": token.token,
+            "expires_at": datetime.fromtimestamp(token.expires_on, UTC),
         }
 
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        """Give a token; the credential caches it.
+        """Return a token, which the credential caches.
 
         Raises
         ------
-        NoToken
-            If it has none to give.
+        TokenUnavailable
         """
-        asked = asyncio.run_coroutine_threadsafe(self._ask(scopes, options), self._running())
+        future = asyncio.run_coroutine_threadsafe(
+            self._get_token(scopes, options), self._running_loop()
+        )
         try:
-            given = asked.result(LIMIT_S)
+            token = future.result(TOKEN_TIMEOUT_S)
         except Exception as error:
-            asked.cancel()
-            self.failure = TokenUnavailable(type(error).__name__, _may_pass(error))
-            # Not chained: what a credential says may hold what it was given.
+            future.cancel()
+            self.failure = TokenUnavailable(type(error).__name__, _is_transient(error))
+            # Not chained: the credential's error may quote its own arguments.
             raise self.failure from None
         self.failure = None
-        return given
+        return token
 
-    async def _ask(self, scopes: tuple[str, ...], options: Any) -> AccessToken:
+    async def _get_token(self, scopes: tuple[str, ...], options: Any) -> AccessToken:
         if self._credential is None:
             self._credential = self._azure.open_credential()
         return await self._credential.get_token(*scopes, **options)
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -105,13 +105,13 @@ class TokenBridge:
             return self._loop
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Say whether a credential was out of reach, rather than said no."""
-    if isinstance(error, TooLate | OSError):
+def _is_transient(error: BaseException) -> bool:
+    """Return whether a credential could not be reached, rather than refused."""
+    if isinstance(error, FutureTimeout | OSError):
         return True
     from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError
 
-    # CredentialUnavailableError is one of these: nothing is set up, and waiting does not help.
+    # CredentialUnavailableError is a ClientAuthenticationError: nothing is configured.
     return isinstance(error, ServiceRequestError) and not isinstance(
         error, ClientAuthenticationError
     )

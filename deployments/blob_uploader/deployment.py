@@ -1,6 +1,7 @@
-"""BlobUploader: copies results into a Blob container, with this server's own identity.
+"""BlobUploader: copy results into a Blob container, with this server's own identity.
 
-Replicas keep no state: any of them can go on with what another has begun, and twice is harmless.
+Replicas keep no state. Any of them can resume what another has started, and an upload that runs
+twice does no harm.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 from ray import serve
 
-from deployments.azure.blobs import BlobResultsOptions, Blobs
+from deployments.azure.blobs import Blobs
+from deployments.azure.calls import RetriedCalls
+from deployments.azure.options import ContainerOptions
+from deployments.azure.signed_urls import sign_folder
 from deployments.azure.token import TokenBridge
-from deployments.blob_uploader.container import BlobContainer
+from deployments.blob_uploader.container import UploadContainer
 from deployments.blob_uploader.limits import SharedLimits
 from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.blob_uploader.options import BlobUploaderOptions
@@ -34,18 +39,18 @@ from workflows.manifest import CHECKSUMS
 logger = logging.getLogger("ray.serve")
 
 UPLOADS = 8
-"""Calls of one replica at once that upload or sign; the settings add those that upload ahead."""
+"""Concurrent calls of one replica that upload or sign; the settings add those that upload ahead."""
 
 
 @serve.deployment(name="BlobUploader", max_ongoing_requests=UPLOADS)
 class BlobUploader:
-    """Uploads results.
+    """Upload results.
 
     Parameters
     ----------
     options : BlobUploaderOptions
     results_dir, work_dir : Path
-        Folders with results and working files that every replica sees.
+        Folders with results and working files, which every replica sees.
     metrics : Recorder
     """
 
@@ -62,10 +67,10 @@ class BlobUploader:
         self._work_dir = Path(work_dir)
         self._metrics = metrics
         self._token = TokenBridge(options.azure)
-        self._crew = SharedLimits.of(options.limits)
+        self._shared = SharedLimits.of(options.limits)
 
     async def upload(self, job: UploadJob) -> AsyncIterator[UploadProgress | Uploaded]:
-        """Copy a result; a caller that goes away stops it.
+        """Copy a result; stops when the caller goes away.
 
         Yields
         ------
@@ -77,31 +82,30 @@ class BlobUploader:
         UploadFailed
             If Blob Storage refuses, or the result is not what was described.
         TransientFailure
-            If another try later may succeed; it goes on where this one ended.
+            If another call may succeed, which resumes this one.
         """
         bind_execution(job.execution_id, job.workflow, Stage.UPLOAD)
-        container = self._open(job.container)
         source = self._results_dir / job.folder
-        upload = Upload(container, job.folder, source, self._options.limits)
-        sent = _Sent(upload.tally, self._metrics, job.workflow)
-        work = asyncio.create_task(self._run(upload, job))
-        told = None
-        try:
-            while not work.done():
-                await asyncio.wait({work}, timeout=self._options.report_every_s)
-                sent.count()
-                if not work.done() and (progress := _progress(upload.tally)) != told:
-                    told = progress
-                    yield progress
-            await work
-        finally:
-            work.cancel()
-            await asyncio.wait({work})
-            sent.count()
-            if not work.cancelled():
-                # Looked at, or it would be logged as one that nobody has seen.
-                work.exception()
-            container.close()
+        with self._open(self._allowed(job.container)) as container:
+            upload = Upload(container, job.folder, source, self._options.limits)
+            counter = _UploadCounter(upload.tally, self._metrics, job.workflow)
+            work = asyncio.create_task(self._run(upload))
+            reported = None
+            try:
+                while not work.done():
+                    await asyncio.wait({work}, timeout=self._options.report_every_s)
+                    counter.update()
+                    if not work.done() and (progress := upload.tally.progress()) != reported:
+                        reported = progress
+                        yield progress
+                await work
+            finally:
+                work.cancel()
+                await asyncio.wait({work})
+                counter.update()
+                if not work.cancelled():
+                    # Retrieved, or asyncio would log the exception.
+                    work.exception()
         tally = upload.tally
         yield Uploaded(
             url=f"{job.container.url}/{job.folder}",
@@ -115,7 +119,7 @@ class BlobUploader:
     async def upload_ahead(self, job: UploadJob, fence: int) -> None:
         """Copy the chunks of a Zarr store as they are written, until all are; may be cancelled.
 
-        It ends also when a newer Conductor writes: one that died has cancelled nothing.
+        Also returns when another Conductor takes over, since a dead one cancels nothing.
 
         Raises
         ------
@@ -125,59 +129,53 @@ class BlobUploader:
         if not self._options.ahead:
             return
         bind_execution(job.execution_id, job.workflow, Stage.INFERENCE)
-        container = self._open(job.container)
         source = self._results_dir / job.folder
         work = DiskWork(self._work_dir / job.execution_id, job.execution_id)
-        blobs = self._blobs(job.container)
-        ahead = UploadAhead(container, blobs, job.folder, source, work, fence)
-        sent = _Sent(ahead.tally, self._metrics, job.workflow)
-        try:
-            await ahead.run()
-        finally:
-            sent.count()
-            container.close()
-            logger.info(
-                "uploaded %d files, %d bytes ahead",
-                ahead.tally.uploaded_files,
-                ahead.tally.uploaded_bytes,
-            )
+        with self._open(self._allowed(job.container)) as container:
+            ahead = UploadAhead(container, job.folder, source, work, fence)
+            counter = _UploadCounter(ahead.tally, self._metrics, job.workflow)
+            try:
+                await ahead.run()
+            finally:
+                counter.update()
+                logger.info(
+                    "uploaded %d files, %d bytes ahead",
+                    ahead.tally.uploaded_files,
+                    ahead.tally.uploaded_bytes,
+                )
 
     async def withdraw(self, job: UploadJob) -> None:
-        """Remove what was uploaded of a result that this server has not, unless it is there whole.
+        """Remove what was uploaded of a removed result, unless its upload was complete.
 
-        A caller that goes away stops it, and so does the next attempt, which may bring there what
-        this would remove.
+        Stops when the caller goes away or the result is written again: the next attempt may upload
+        what this would remove.
 
         Raises
         ------
         StageFailed
-            If Blob Storage refuses; `TransientFailure` if it is busy or out of reach.
+            If Blob Storage refuses; TransientFailure if it is busy or unreachable.
         """
         bind_execution(job.execution_id, job.workflow)
+        source = self._results_dir / job.folder
         stop = threading.Event()
-        try:
-            await asyncio.to_thread(self._withdraw, job, stop.is_set)
-        finally:
-            stop.set()
 
-    def _withdraw(self, job: UploadJob, should_stop: Callable[[], bool]) -> None:
-        blobs = self._blobs(job.container)
-        if blobs.head(f"{job.folder}/{CHECKSUMS}") is None:
-            source = self._results_dir / job.folder
-            blobs.remove(job.folder, lambda: should_stop() or source.exists())
+        def withdraw(blobs: Blobs) -> None:
+            if blobs.head(f"{job.folder}/{CHECKSUMS}") is None:
+                blobs.remove(job.folder, lambda: stop.is_set() or source.exists())
 
-    def _blobs(self, container: Container) -> Blobs:
-        options = BlobResultsOptions(
-            container=container, azure=self._options.azure, scratch_dir=self._work_dir
-        )
-        return Blobs(options, threads=1, token=self._token)
+        # Not `_allowed`: what was uploaded before a container was taken off the list goes, too.
+        with self._open(job.container) as container:
+            try:
+                await container.call(withdraw, container.blobs)
+            finally:
+                stop.set()
 
     async def sign(
         self, container: Container, workflow: str, execution_id: str, lifetime_s: float
     ) -> str:
-        """Give a URL with which anybody can read one result for a while, and nothing else.
+        """Return a URL with which anybody can read one result for a while.
 
-        Put the name of a file between its path and its query.
+        File names go between its path and its query.
 
         Raises
         ------
@@ -186,13 +184,11 @@ class BlobUploader:
         """
         bind_execution(execution_id, workflow)
         job = UploadJob(workflow=workflow, execution_id=execution_id, container=container)
-        opened = self._open(container)
-        try:
-            return await opened.signed_url(job.folder, lifetime_s)
-        finally:
-            opened.close()
+        call = RetriedCalls(self._shared.threads, self._options.limits.retries)
+        options = self._container_options(self._allowed(container))
+        return await call(sign_folder, options, self._token, job.folder, lifetime_s)
 
-    async def _run(self, upload: Upload, job: UploadJob) -> None:
+    async def _run(self, upload: Upload) -> None:
         try:
             async with asyncio.timeout(self._options.time_limit_s) as limit:
                 await upload.run()
@@ -209,7 +205,8 @@ class BlobUploader:
             upload.tally.uploaded_bytes,
         )
 
-    def _open(self, container: Container) -> BlobContainer:
+    def _allowed(self, container: Container) -> Container:
+        """Return a container if results may go there."""
         allowed = self._options.allowed
         if allowed is not None and not any(each.holds(container) for each in allowed):
             raise UploadFailed(
@@ -217,12 +214,30 @@ class BlobUploader:
                 f"container {container.name} of storage account {container.account} is not in "
                 "args.azure.blob.allowed_containers any more",
             )
-        limits = self._options.limits
-        return BlobContainer(container, self._options.azure, self._token, limits, self._crew)
+        return container
+
+    def _container_options(self, container: Container) -> ContainerOptions:
+        return ContainerOptions(
+            container=container,
+            azure=self._options.azure,
+            stage=Stage.UPLOAD,
+            retry_limit_s=0,
+            request_timeout_s=self._options.limits.request_timeout_s,
+        )
+
+    def _open(self, container: Container) -> closing[UploadContainer]:
+        return closing(
+            UploadContainer(
+                self._container_options(container),
+                self._token,
+                self._options.limits,
+                self._shared,
+            )
+        )
 
 
-class _Sent:
-    """Counts what an upload has sent since it was counted last."""
+class _UploadCounter:
+    """Add to the metrics what an upload has sent since the last update."""
 
     def __init__(self, tally: Tally, metrics: Recorder, workflow: str) -> None:
         self._tally = tally
@@ -230,17 +245,8 @@ class _Sent:
         self._workflow = workflow
         self._bytes = self._files = 0
 
-    def count(self) -> None:
-        sent, files = self._tally.uploaded_bytes, self._tally.uploaded_files
-        self._metrics.add(UPLOADED_BYTES, sent - self._bytes, workflow=self._workflow)
-        self._metrics.add(UPLOADED_OBJECTS, files - self._files, workflow=self._workflow)
-        self._bytes, self._files = sent, files
-
-
-def _progress(tally: Tally) -> UploadProgress:
-    return UploadProgress(
-        bytes=tally.bytes,
-        total_bytes=tally.total_bytes,
-        files=tally.files,
-        total_files=tally.total_files,
-    )
+    def update(self) -> None:
+        n_bytes, n_files = self._tally.uploaded_bytes, self._tally.uploaded_files
+        self._metrics.add(UPLOADED_BYTES, n_bytes - self._bytes, workflow=self._workflow)
+        self._metrics.add(UPLOADED_OBJECTS, n_files - self._files, workflow=self._workflow)
+        self._bytes, self._files = n_bytes, n_files

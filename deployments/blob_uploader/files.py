@@ -1,7 +1,4 @@
-"""Files of a result as they were described, for those who hand them on.
-
-What is read is checked: a file that is not any more what its checksum says is not handed on.
-"""
+"""The files of a result, as its checksums describe them."""
 
 from __future__ import annotations
 
@@ -9,77 +6,20 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 
+from deployments.azure.local_file import LocalFile, unreadable
 from deployments.results.media_types import media_type
-from deployments.runtime.failures import TransientFailure, describe_error, sanitize
-from workflows.errors import StageFailed, UploadFailed
+from deployments.runtime.failures import sanitize
+from workflows.errors import UploadFailed
 from workflows.execution import Stage
 from workflows.manifest import CHECKSUMS
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\0]+)")
-_DESCRIPTIVE = {".json", ".png", ".txt"}
 
 
-@dataclass(frozen=True)
-class UploadFile:
-    """A file, and what it has to be."""
-
-    key: str
-    """Path below the folder of the result."""
-    path: Path
-    size: int
-    sha256: str
-
-    @property
-    def media_type(self) -> str:
-        """Its media type."""
-        return media_type(self.key)
-
-    @property
-    def is_descriptive(self) -> bool:
-        """Whether it says what is there: who finds it shall find the rest, too."""
-        return PurePosixPath(self.key).suffix in _DESCRIPTIVE
-
-    def read(self) -> bytes:
-        """Read all of it.
-
-        Raises
-        ------
-        UploadFailed
-            If it is gone, or not any more what was described.
-        """
-        with self.open() as file:
-            content = self.read_from(file, self.size + 1)
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise self.changed()
-        return content
-
-    def open(self) -> BinaryIO:
-        """Open it for `read_from`; whoever reads it piecemeal has to check its SHA-256."""
-        try:
-            return open(self.path, "rb", opener=_without_links)
-        except OSError as error:
-            raise _unreadable(self.key, error) from None
-
-    def read_from(self, file: BinaryIO, size: int) -> bytes:
-        """Read so many bytes; fewer only at the end."""
-        try:
-            return file.read(size)
-        except OSError as error:
-            raise _unreadable(self.key, error) from None
-
-    def changed(self) -> UploadFailed:
-        """Give the error for a file that is not any more what was described."""
-        return UploadFailed(
-            Stage.UPLOAD, f"{sanitize(self.key)} has changed since it was described"
-        )
-
-
-def described_files(folder: Path) -> list[UploadFile]:
-    """Give the files of a result, the one with all checksums last.
+def described_files(folder: Path) -> list[LocalFile]:
+    """Return the files of a result; the one with all checksums comes last.
 
     Raises
     ------
@@ -92,15 +32,15 @@ def described_files(folder: Path) -> list[UploadFile]:
     except FileNotFoundError:
         raise UploadFailed(Stage.UPLOAD, "this server has no results to upload") from None
     except OSError as error:
-        raise _unreadable(CHECKSUMS, error) from None
+        raise unreadable(CHECKSUMS, error) from None
     real = Path(os.path.realpath(folder))
-    files = [described_file(real, key, sha256) for sha256, key in _lines(content)]
-    own = hashlib.sha256(content).hexdigest()
-    files.append(UploadFile(CHECKSUMS, real / CHECKSUMS, len(content), own))
+    files = [described_file(real, key, sha256) for sha256, key in _parse(content)]
+    sha256 = hashlib.sha256(content).hexdigest()
+    files.append(_file(real, CHECKSUMS, len(content), sha256))
     return files
 
 
-def _lines(content: bytes) -> Iterator[tuple[str, str]]:
+def _parse(content: bytes) -> Iterator[tuple[str, str]]:
     for line in filter(None, content.decode("utf-8", "surrogateescape").split("\n")):
         match = _LINE.fullmatch(line)
         if match is None:
@@ -108,34 +48,32 @@ def _lines(content: bytes) -> Iterator[tuple[str, str]]:
         yield match[1], match[2]
 
 
-def described_file(folder: Path, key: str, sha256: str) -> UploadFile:
-    """Give a file of a result whose folder, no link and behind none, is given.
+def described_file(folder: Path, key: str, sha256: str) -> LocalFile:
+    """Return a file of a result.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the result, with links resolved.
+    key, sha256 : str
 
     Raises
     ------
     UploadFailed
-        If it is missing, or no file of that result.
+        If the file is missing or does not lie in the folder.
     """
     path = folder / key
-    # A workflow class of somebody's own may have put anything there.
+    # A user's own workflow class may have written anything into the checksums.
     if str(path) != f"{folder}/{key}" or ".." in path.parts:
         raise UploadFailed(Stage.UPLOAD, f"{key[:80]!r} is no path below the folder of the result")
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise _unreadable(key, error) from None
+        raise unreadable(key, error) from None
     if os.path.realpath(path) != str(path):
-        raise UploadFailed(Stage.UPLOAD, f"{sanitize(key)} is a link, or lies behind one")
-    return UploadFile(key, path, size, sha256)
+        raise UploadFailed(Stage.UPLOAD, f"{sanitize(key)} is a link or lies behind one")
+    return _file(folder, key, size, sha256)
 
 
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
-
-
-def _unreadable(key: str, error: OSError) -> StageFailed:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UploadFailed(Stage.UPLOAD, f"{sanitize(key)} is missing")
-    # A mount may be away for a moment; who may not read will not.
-    kind = UploadFailed if isinstance(error, PermissionError) else TransientFailure
-    return kind(Stage.UPLOAD, f"{sanitize(key)} cannot be read: {describe_error(error)}")
+def _file(folder: Path, key: str, size: int, sha256: str) -> LocalFile:
+    return LocalFile(key, folder / key, size, sha256, media_type(key))

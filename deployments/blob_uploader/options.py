@@ -10,17 +10,17 @@ from workflows.delivery import Container
 
 
 class BlobUploaderOptions(BaseModel):
-    """Who uploads, and within which bounds."""
+    """Identity, destinations and limits of uploads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     azure: AzureOptions = AzureOptions()
     limits: BlobLimits = BlobLimits()
     allowed: tuple[Container, ...] | None = None
-    """Where results may go; None for anywhere. A plan may be older than the list."""
+    """Containers that results may go to; None for any. A plan may be older than the list."""
     ahead: bool = True
-    """Whether chunks are sent while others are still computed."""
+    """Whether chunks are uploaded while others are still computed."""
     time_limit_s: float = Field(default=6 * 3600.0, gt=0)
-    """For one call of `upload`; the next one goes on where it ended."""
+    """Limit of one call of `upload`; the next call resumes it."""
     report_every_s: float = Field(default=0.5, gt=0)
     """Shortest time between two reports of progress."""

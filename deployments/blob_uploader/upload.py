@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from deployments.azure.listing import Stored
-from deployments.blob_uploader.container import BlobContainer
-from deployments.blob_uploader.files import UploadFile, described_files
+from deployments.azure.local_file import LocalFile
+from deployments.azure.rest import Stored
+from deployments.blob_uploader.container import UploadContainer
+from deployments.blob_uploader.files import described_files
 from deployments.blob_uploader.limits import BlobLimits
+from deployments.blob_uploader.messages import UploadProgress
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.tasks import task_group
 from workflows.execution import Stage
+
+_DESCRIPTIVE = {".json", ".png", ".txt"}
+"""Suffixes of files that describe others."""
 
 
 @dataclass
@@ -27,23 +32,49 @@ class Tally:
     uploaded_files: int = 0
     uploaded_bytes: int = 0
 
+    def progress(self) -> UploadProgress:
+        """Return what is in the container."""
+        return UploadProgress(
+            bytes=self.bytes,
+            total_bytes=self.total_bytes,
+            files=self.files,
+            total_files=self.total_files,
+        )
+
+    def note_file(self, size: int) -> None:
+        """Count a file that was sent in one request."""
+        self.note_block(size, False)
+        self.note_last_block()
+
+    def note_block(self, size: int, was_there: bool) -> None:
+        """Count a block of a file; one that was there already was not sent."""
+        self.bytes += size
+        self.uploaded_bytes += 0 if was_there else size
+
+    def note_last_block(self) -> None:
+        """Count a file whose blocks were counted."""
+        self.files += 1
+        self.uploaded_files += 1
+
 
 class Upload:
-    """Brings a result into a container; what is there already is not sent again.
+    """Copy a result into a container; files that are there already are not sent again.
 
-    Data come first, then what describes them, and the checksums last: who finds those finds all.
+    Data are sent first, then the files that describe them, then the checksums: a reader who finds
+    those finds everything.
 
     Parameters
     ----------
-    container : BlobContainer
+    container : UploadContainer
     folder : str
-        Where in it.
+        Destination in the container.
     source : Path
         Folder of the result on this server.
+    limits : BlobLimits
     """
 
     def __init__(
-        self, container: BlobContainer, folder: str, source: Path, limits: BlobLimits
+        self, container: UploadContainer, folder: str, source: Path, limits: BlobLimits
     ) -> None:
         self._container = container
         self._folder = folder
@@ -52,62 +83,69 @@ class Upload:
         self.tally = Tally()
 
     async def run(self) -> None:
-        """Do it."""
+        """Upload what is missing.
+
+        Raises
+        ------
+        UploadFailed
+            If Blob Storage refuses, or the result is not what was described.
+        TransientFailure
+            If another attempt may succeed.
+        """
         *files, checksums = await asyncio.to_thread(described_files, self._source)
         everything = [*files, checksums]
         self.tally.total_files = len(everything)
         self.tally.total_bytes = sum(file.size for file in everything)
-        there = await self._container.listed(self._folder)
+        blobs = await self._container.list_blobs(self._folder)
         missing = set()
         for file in everything:
-            if self._is_in(there, file):
+            if self._is_stored(blobs, file):
                 self.tally.files += 1
                 self.tally.bytes += file.size
             else:
                 missing.add(file)
-        del there
-        await self._put_all(f for f in files if f in missing and not f.is_descriptive)
-        await self._put_all(f for f in files if f in missing and f.is_descriptive)
-        there = await self._container.check(self._folder)
-        if not all(self._is_in(there, file) for file in files):
-            # Somebody removes what an earlier attempt has left: the next look will find it.
-            raise TransientFailure(Stage.UPLOAD, "files were removed while others were uploaded")
+        del blobs
+        await self._put_all(f for f in files if f in missing and not _is_descriptive(f))
+        await self._put_all(f for f in files if f in missing and _is_descriptive(f))
+        blobs = await self._container.check(self._folder)
+        if not all(self._is_stored(blobs, file) for file in files):
+            # A withdrawal of an earlier attempt's files: the next listing will show what is gone.
+            raise TransientFailure(Stage.UPLOAD, "files were removed during the upload")
         if checksums in missing:
             await self._container.put_checked(self._key(checksums), checksums)
-            self._note_block(checksums.size, False)
-            self._note_file()
+            self.tally.note_file(checksums.size)
 
-    async def _put_all(self, files: Iterable[UploadFile]) -> None:
-        small: list[UploadFile] = []
-        large: list[UploadFile] = []
+    async def _put_all(self, files: Iterable[LocalFile]) -> None:
+        small: list[LocalFile] = []
+        large: list[LocalFile] = []
         for file in files:
             (large if file.size > self._limits.small_bytes else small).append(file)
-        waiting = iter(small)
+        remaining = iter(small)
         async with task_group() as group:
             for _ in range(min(len(small), self._limits.small_in_flight)):
-                group.create_task(self._put_small(waiting))
-            # One after the other: the blocks of one are enough to keep the line busy.
+                group.create_task(self._put_small(remaining))
+            # One at a time: the blocks of one file saturate the connection.
             for file in large:
-                await self._container.put_large(self._key(file), file, self._note_block)
-                self._note_file()
+                await self._container.put_large(self._key(file), file, self.tally.note_block)
+                self.tally.note_last_block()
 
-    async def _put_small(self, waiting: Iterator[UploadFile]) -> None:
-        for file in waiting:
+    async def _put_small(self, remaining: Iterator[LocalFile]) -> None:
+        for file in remaining:
             await self._container.put_small(self._key(file), file)
-            self._note_block(file.size, False)
-            self._note_file()
+            self.tally.note_file(file.size)
 
-    def _is_in(self, there: Mapping[str, Stored], file: UploadFile) -> bool:
-        stored = there.get(self._key(file))
-        return stored is not None and (stored.size, stored.sha256) == (file.size, file.sha256)
+    def _is_stored(self, blobs: Mapping[str, Stored], file: LocalFile) -> bool:
+        return is_stored(blobs, self._key(file), file.size, file.sha256)
 
-    def _key(self, file: UploadFile) -> str:
+    def _key(self, file: LocalFile) -> str:
         return f"{self._folder}/{file.key}"
 
-    def _note_block(self, size: int, was_there: bool) -> None:
-        self.tally.bytes += size
-        self.tally.uploaded_bytes += 0 if was_there else size
 
-    def _note_file(self) -> None:
-        self.tally.files += 1
-        self.tally.uploaded_files += 1
+def is_stored(blobs: Mapping[str, Stored], key: str, size: int, sha256: str | None) -> bool:
+    """Return whether a listing has a file as it was described."""
+    stored = blobs.get(key)
+    return stored is not None and (stored.size, stored.sha256) == (size, sha256)
+
+
+def _is_descriptive(file: LocalFile) -> bool:
+    return PurePosixPath(file.key).suffix in _DESCRIPTIVE

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from deployments.azure.blobs import BlobResultsOptions
+from deployments.azure.options import BlobResultsOptions
 from deployments.packager.preview import render
 from deployments.packager.stac_catalog import CatalogUpdater, StaticCatalog
 from deployments.results.blob import BlobStorage

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from deployments.azure.blobs import BlobResultsOptions, Blobs
+from deployments.azure.blobs import Blobs
+from deployments.azure.options import BlobResultsOptions
 from deployments.results.blob_result import ROOT, BlobResult
 from deployments.results.blob_work import WORK, BlobWork
 from deployments.results.names import result_folder

@@ -105,10 +105,11 @@ class BlobResult:
             return
         with scratch_folder(self.scratch_dir) as scratch:
             path = scratch / NETCDF
-            write(path)
+            sha256 = write(path)
             self.work.check_fence(fence)
             # Whether this upload or another was first is unknown if an answer was lost.
-            self.blobs.upload(f"{self.folder}/{NETCDF}", path, media_type(NETCDF))
+            key = f"{self.folder}/{NETCDF}"
+            self.blobs.upload(key, path, media_type(NETCDF), sha256)
             self._confirm([NETCDF])
 
     def add_file(self, name: str, content: bytes) -> None:

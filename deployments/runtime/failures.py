@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -25,6 +26,11 @@ from workflows.errors import DiskFull, Earth2ServeError, StageFailed
 logger = logging.getLogger("ray.serve")
 
 R = TypeVar("R")
+
+_SECRETS = re.compile(
+    r"https?://\S+|\S*\?\S*=\S*|\bbearer\s+\S+|\beyJ\S+|\b(?:sig|client_secret)=\S+", re.IGNORECASE
+)
+"""URLs, query strings and tokens, which a service may quote."""
 
 _PROCESS_DIED = (ActorDiedError, OwnerDiedError, WorkerCrashedError)
 _TRANSIENT = (
@@ -114,3 +120,8 @@ def sanitize(text: str) -> str:
     These are lone surrogates, as in file names that are not UTF-8, and NUL.
     """
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def redact(text: str, max_length: int) -> str:
+    """Return what a service says on one line, without anything that may hold a secret."""
+    return sanitize(_SECRETS.sub("[removed]", " ".join(text.split()))[:max_length])

@@ -34,7 +34,9 @@ class RetryPolicy:
     factor: float = 2.0
     """Ratio of each delay to the one before it."""
     max_delay_s: float = math.inf
-    """Upper limit of a delay, also of one that a server asks for; jitter is added to it."""
+    """Upper limit of a delay; jitter is added to it."""
+    max_requested_delay_s: float = 60.0
+    """Upper limit of a delay that a server asks for."""
     deadline_s: float = math.inf
     """No attempt starts later than this after the first one."""
     jitter: float = 0.0
@@ -74,7 +76,9 @@ class Backoff:
         policy = self._policy
         if policy.attempts is not None and self.attempts >= policy.attempts:
             return None
-        delay_s = min(self._delay_s if requested_s is None else requested_s, policy.max_delay_s)
+        delay_s = self._delay_s
+        if requested_s is not None:
+            delay_s = min(requested_s, policy.max_requested_delay_s)
         # Spreads load; nobody gains by guessing it.
         delay_s *= random.uniform(1.0, 1.0 + policy.jitter)  # noqa: S311
         if self._clock() + delay_s > self._give_up_at:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deployments.azure.blobs import Blob, BlobResultsOptions, Blobs
+from deployments.azure.blobs import Blob, Blobs
+from deployments.azure.options import BlobResultsOptions
 from deployments.results.names import result_folder
 from serve_app.files.paths import ResultsUnavailable, names_of
 from serve_app.files.preconditions import Validators

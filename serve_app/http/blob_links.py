@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from deployments.azure.options import AzureOptions
+from deployments.azure.calls import RetriedCalls
+from deployments.azure.options import AzureOptions, ContainerOptions
+from deployments.azure.signed_urls import sign_folder
 from deployments.azure.token import TokenBridge
-from deployments.blob_uploader.container import BlobContainer
-from deployments.blob_uploader.limits import BlobLimits, SharedLimits
 from deployments.results.names import result_folder
+from deployments.runtime.log_context import ContextThreadPool
+from deployments.runtime.retries import RetryPolicy
 from workflows.delivery import Container
+from workflows.execution import Stage
 
-LIMITS = BlobLimits(attempts=2, blocks_in_flight=1, request_timeout_s=3.0)
+SIGNING = RetryPolicy(attempts=2, initial_delay_s=0.3, jitter=0.5, max_requested_delay_s=3.0)
+REQUEST_TIMEOUT_S = 3.0
 """Short, because a client waits and the response is complete without a link."""
+THREADS = 5
 
 
 class BlobLinks:
@@ -25,7 +30,7 @@ class BlobLinks:
     def __init__(self, azure: AzureOptions) -> None:
         self._azure = azure
         self._token = TokenBridge(azure)
-        self._limits = SharedLimits.of(LIMITS)
+        self._threads = ContextThreadPool(THREADS, "blob-links")
 
     async def __call__(
         self, container: Container, workflow: str, execution_id: str, lifetime_s: float
@@ -34,11 +39,15 @@ class BlobLinks:
 
         Raises
         ------
-        UploadFailed
-            If Blob Storage refuses to sign.
+        StageFailed
+            If Blob Storage refuses to sign or is unavailable.
         """
-        opened = BlobContainer(container, self._azure, self._token, LIMITS, self._limits)
-        try:
-            return await opened.signed_url(result_folder(workflow, execution_id), lifetime_s)
-        finally:
-            opened.close()
+        options = ContainerOptions(
+            container=container,
+            azure=self._azure,
+            stage=Stage.UPLOAD,
+            request_timeout_s=REQUEST_TIMEOUT_S,
+        )
+        call = RetriedCalls(self._threads, SIGNING)
+        folder = result_folder(workflow, execution_id)
+        return await call(sign_folder, options, self._token, folder, lifetime_s)

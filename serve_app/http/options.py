@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from deployments.azure.blobs import BlobResultsOptions
+from deployments.azure.options import BlobResultsOptions
 from workflows.base import OutputFormat
 from workflows.delivery import DeliveryRules
 from workflows.grids import Grid, LambertGrid

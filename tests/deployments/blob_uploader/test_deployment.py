@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from azure.storage.blob import BlobServiceClient
 
+from deployments.azure.errors import BlobUnavailable
 from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.metrics import UPLOADED_BYTES, UPLOADED_OBJECTS
@@ -23,6 +25,7 @@ from tests.deployments.blob_uploader.uploads import (
     BLOCK,
     EXECUTION,
     FOLDER,
+    RETRIES,
     SECRET,
     WORKFLOW,
     blobs,
@@ -263,7 +266,7 @@ async def test_a_container_that_is_missing(tmp_path: Path, azurite: Azurite, upl
     assert type(error) is UploadFailed
     assert "container nowhere of storage account devstoreaccount1" in str(error)
     assert "404 ContainerNotFound" in str(error)
-    assert "make the container first" in str(error)
+    assert "create the container first" in str(error)
 
 
 @pytest.mark.parametrize("meant", ["GET", NETCDF, CHUNKS])
@@ -315,7 +318,9 @@ async def test_a_service_that_asks_for_a_pause_gets_it_from_all(
 ) -> None:
     make_results(tmp_path, chunks=200)
     uploader = make_uploader(
-        tmp_path, azurite.ca_file, limits={"longest_pause_s": 1.0, "small_in_flight": 4}
+        tmp_path,
+        azurite.ca_file,
+        limits={"retries": replace(RETRIES, max_requested_delay_s=1.0), "small_in_flight": 4},
     )
     proxy.answer(503, "ServerBusy", meant=f"{CHUNKS}.*/c/4/", times=2, retry_after_s=1)
     began = asyncio.get_running_loop().time()
@@ -335,10 +340,12 @@ async def test_a_service_that_stays_busy(
     tmp_path: Path, behind: Container, proxy: FlakyProxy, azurite: Azurite, status: int
 ) -> None:
     make_results(tmp_path)
-    uploader = make_uploader(tmp_path, azurite.ca_file, limits={"attempts": 3})
+    uploader = make_uploader(
+        tmp_path, azurite.ca_file, limits={"retries": replace(RETRIES, attempts=3)}
+    )
     proxy.answer(status, meant=CHUNKS, times=10_000)
     error = await failure(uploader, behind)
-    assert type(error) is TransientFailure
+    assert type(error) is BlobUnavailable
     assert f"answered {status}" in str(error)
 
 
@@ -361,11 +368,13 @@ async def test_a_service_that_is_out_of_reach(
     tmp_path: Path, azurite: Azurite, container: Container, free_port: int
 ) -> None:
     make_results(tmp_path)
-    uploader = make_uploader(tmp_path, azurite.ca_file, limits={"attempts": 2})
+    uploader = make_uploader(
+        tmp_path, azurite.ca_file, limits={"retries": replace(RETRIES, attempts=2)}
+    )
     nobody = f"https://127.0.0.1:{free_port}/devstoreaccount1"
     error = await failure(uploader, container.model_copy(update={"account_url": nobody}))
-    assert type(error) is TransientFailure
-    assert "out of reach" in str(error)
+    assert type(error) is BlobUnavailable
+    assert "is unreachable" in str(error)
 
 
 async def test_a_service_that_is_not_trusted(
@@ -384,11 +393,11 @@ async def test_a_service_that_does_not_answer_in_time(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, meant: str
 ) -> None:
     files = make_results(tmp_path)
-    limits = {"request_timeout_s": 0.3, "attempts": 2}
+    limits = {"request_timeout_s": 0.3, "retries": replace(RETRIES, attempts=2)}
     uploader = make_uploader(tmp_path, azurite.ca_file, limits=limits)
     proxy.delay(2, meant=meant, times=1000)
     error = await failure(uploader, behind)
-    assert type(error) is TransientFailure
+    assert type(error) is BlobUnavailable
     patient = make_uploader(tmp_path, azurite.ca_file)
     await uploaded(patient, behind.model_copy(update={"account_url": azurite.endpoint}))
     assert_whole(azurite, behind, files)
@@ -457,7 +466,7 @@ async def test_links_are_not_followed(tmp_path: Path, container: Container, uplo
     (tmp_path / FOLDER / "own.txt").symlink_to(tmp_path / "token")
     (tmp_path / FOLDER / "own").symlink_to(tmp_path)
     describe(tmp_path)
-    assert str(await failure(uploader, container)) == "own.txt is a link, or lies behind one"
+    assert str(await failure(uploader, container)) == "own.txt is a link or lies behind one"
     checksums = tmp_path / FOLDER / "checksums.sha256"
     for key in ("own/token", "../token", "/etc/passwd", "results.zarr//zarr.json"):
         checksums.write_text(f"{'0' * 64}  {key}\n")

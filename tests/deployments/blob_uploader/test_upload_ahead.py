@@ -218,7 +218,7 @@ async def test_what_goes_while_others_are_uploaded_is_missed_before_the_checksum
     key = min(place.chunks())
     with azurite.client(behind) as client:
         client.delete_blob(f"{behind.prefix}/{FOLDER}/{key}")
-    with pytest.raises(TransientFailure, match="removed while others"):
+    with pytest.raises(TransientFailure, match="removed during the upload"):
         await task
     assert "checksums.sha256" not in blobs(azurite, behind)
     done = await uploaded(place.uploader, behind)
@@ -243,7 +243,7 @@ async def test_a_chunk_that_is_damaged_on_its_way_is_sent_again(
 async def test_a_refusal_is_told(place: Place, azurite: Azurite, container: Container) -> None:
     place.write(*ALL)
     missing = container.model_copy(update={"name": "nobody-made-this"})
-    with pytest.raises(UploadFailed, match="make the container first"):
+    with pytest.raises(UploadFailed, match="create the container first"):
         await following(place, missing)
 
 

@@ -15,6 +15,7 @@ from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgre
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.results.manifest import hash_file, list_files
 from deployments.runtime.metrics import RAY
+from deployments.runtime.retries import RetryPolicy
 from tests.emulators.azurite import Azurite
 from workflows.delivery import Container
 
@@ -23,7 +24,10 @@ FOLDER = f"{WORKFLOW}/{EXECUTION}"
 SECRET = "e2s-planted-secret"
 """In every token."""
 BLOCK = 1 << 20
-LIMITS = BlobLimits(block_bytes=BLOCK, small_bytes=BLOCK // 4, pause_s=0.01, longest_pause_s=0.2)
+RETRIES = RetryPolicy(attempts=6, initial_delay_s=0.01, max_requested_delay_s=0.2)
+LIMITS = BlobLimits(
+    block_bytes=BLOCK, small_bytes=BLOCK // 4, initial_delay_s=0.01, max_delay_s=0.2
+)
 
 
 def make_results(results_dir: Path, *, chunks: int = 20, blocks: float = 3.3) -> dict[str, bytes]:

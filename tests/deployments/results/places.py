@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from deployments.azure.blobs import BlobResultsOptions, Blobs
-from deployments.azure.options import AzureOptions
+from deployments.azure.blobs import Blobs
+from deployments.azure.options import AzureOptions, BlobResultsOptions
 from deployments.results.blob import BlobStorage
 from deployments.results.disk import DiskStorage
 from deployments.results.intermediate import IntermediateStore

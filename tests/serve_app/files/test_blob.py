@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from deployments.azure.blobs import Blob, BlobResultsOptions, Blobs
+from deployments.azure.blobs import Blob, Blobs
+from deployments.azure.options import BlobResultsOptions
 from serve_app.files.blob import BlobFolder, BlobResults
 from serve_app.files.serving import CHUNK_SIZE, ResultFile, ResultsUnavailable
 from tests.deployments.results.places import options_for
