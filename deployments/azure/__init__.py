@@ -1,1 +1,1 @@
-"""Identity and blob clients."""
+"""Reaches Azure: tokens for this server's identity, and the one client of Blob Storage."""

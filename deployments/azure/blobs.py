@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from deployments.azure.calls import RetriedCalls
 from deployments.azure.errors import BlobError, BlobUnavailable
 from deployments.azure.large_file import LargeFileUpload
 from deployments.azure.local_file import LocalFile
+from deployments.azure.object_store import BLOB_CALL, open_store
 from deployments.azure.options import ContainerOptions
 from deployments.azure.rest import DIGEST, FOLDER, RestClient
 from deployments.azure.token import TokenBridge
@@ -31,7 +32,6 @@ from deployments.runtime.retries import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult
-    from obstore.store import AzureStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,10 +39,7 @@ R = TypeVar("R")
 THREADS = 16
 """Concurrent calls. Azurite takes 140 blobs of 66 kB a second with 4, 300 with 16, and no more
 beyond."""
-BLOB_CALL = RetryPolicy(initial_delay_s=0.1, max_delay_s=5.0, jitter=0.5)
 BATCH_DELETION = RetryPolicy(attempts=10, initial_delay_s=0.1)
-MAX_RETRIES = 1000
-"""Only the time ends obstore's retries: refused connections would use up ten within seconds."""
 DELETION_BATCH = 2560
 BLOCKS_IN_FLIGHT, BLOCK_BYTES = 4, 8 << 20
 
@@ -89,7 +86,7 @@ class Blobs:
         self._options = options
         self.token = token or TokenBridge(options.azure)
         self.pool = ContextThreadPool(threads, "blobs")
-        self._store = _open_store(options, self.token)
+        self._store = open_store(options, self.token)
         self.rest = RestClient(options, self.token)
 
     def close(self) -> None:
@@ -289,36 +286,6 @@ class Blobs:
                 raise FileNotFoundError(key) from None
             options = self._options
             raise failure.as_stage_failure(options.container, options.stage) from None
-
-
-def _open_store(options: ContainerOptions, token: TokenBridge) -> AzureStore:
-    from obstore.store import AzureStore
-
-    container, ca_file = options.container, options.azure.ca_file
-    return AzureStore(
-        container.name,
-        prefix=container.prefix or None,
-        account_name=container.account,
-        endpoint=container.account_url,
-        credential_provider=token,
-        # By default these come from the environment.
-        use_emulator=False,
-        use_fabric_endpoint=False,
-        skip_signature=False,
-        client_options={
-            "timeout": timedelta(seconds=options.request_timeout_s),
-            **({"root_certificate": ca_file.read_bytes()} if ca_file else {}),
-        },
-        retry_config={
-            "max_retries": MAX_RETRIES if options.retry_limit_s else 0,
-            "retry_timeout": timedelta(seconds=options.retry_limit_s),
-            "backoff": {
-                "init_backoff": timedelta(seconds=BLOB_CALL.initial_delay_s),
-                "max_backoff": timedelta(seconds=BLOB_CALL.max_delay_s),
-                "base": BLOB_CALL.factor,
-            },
-        },
-    )
 
 
 def _blob(key: str, result: GetResult) -> Blob:

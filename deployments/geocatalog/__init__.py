@@ -1,1 +1,1 @@
-"""Registers one STAC item in a GeoCatalog."""
+"""Registers one result as an item of a STAC catalogue in Planetary Computer Pro."""

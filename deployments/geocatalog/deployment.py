@@ -1,4 +1,4 @@
-"""GeoCatalog: makes results items of a catalogue in Planetary Computer Pro."""
+"""GeoCatalog: register results in a catalogue of Planetary Computer Pro."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 @serve.deployment(name="GeoCatalog", max_ongoing_requests=16)
 class GeoCatalog:
-    """Registers results; twice is once.
+    """Registers results as items; a registration may be repeated.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ class GeoCatalog:
         self._clients: dict[str, GeoCatalogClient] = {}
 
     async def register(self, registration: Registration) -> Registered:
-        """Create or replace the item of an execution, and its collection if there is none.
+        """Create or replace the item of an execution, and its collection if it does not exist.
 
         Raises
         ------
         TransientFailure
-            If the catalogue stays busy or out of reach.
+            If the catalogue stays busy or unreachable.
         IngestionFailed
-            If it does not take the item.
+            If it refuses or fails to ingest the item.
         """
         bind_execution(registration.execution_id, registration.plan.workflow, Stage.REGISTER)
         allowed = self._options.allowed
@@ -67,7 +67,7 @@ class GeoCatalog:
         await catalog.ensure_collection(collection, render_options(registration.plan))
         item_url = await catalog.put_item(collection_id, item)
         self._metrics.add(REGISTRATIONS, workflow=registration.plan.workflow)
-        logger.info("%s is item %s", registration.execution_id, item_url)
+        logger.info("registered %s as %s", registration.execution_id, item_url)
         return Registered(
             geo_catalog_url=catalog.url,
             collection_id=collection_id,
@@ -95,7 +95,7 @@ class GeoCatalog:
             await client.close()
 
     async def __del__(self) -> None:
-        # Serve calls this on the way out, also when the constructor did not get far.
+        # Serve calls this at shutdown, also after a constructor that failed.
         if hasattr(self, "_clients"):
             await self.close()
 
@@ -103,7 +103,7 @@ class GeoCatalog:
 def _describe(
     registration: Registration, collection_id: str, collection_url: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the collection and the item."""
+    """Return the collection and the item."""
     plan, provenance = registration.plan, registration.provenance
     item = describe_item(
         plan,

@@ -1,44 +1,44 @@
-"""Requests to one GeoCatalog: with a token, never further than it, again while it is busy."""
+"""Send authenticated requests to one GeoCatalog; retry when throttled; never follow redirects."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import re
-import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deployments.geocatalog.responses import in_short, retry_after_s, told
+from deployments.azure.errors import is_untrusted_certificate
+from deployments.geocatalog.responses import describe_response, quote_text
 from deployments.runtime.failures import TransientFailure
+from deployments.runtime.retries import Backoff, RetryPolicy, parse_retry_after
 from workflows.errors import IngestionFailed
 from workflows.execution import Stage
 
-# Imported where they are used: without deliveries nobody needs them.
+# Imported where they are used: without deliveries to a GeoCatalog they are not installed.
 if TYPE_CHECKING:
     import httpx
     from azure.core.credentials_async import AsyncTokenCredential
 
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses that may pass. What is sent may be sent again: nothing is made twice."""
-ATTEMPTS = 6
-CONNECT_S = 10.0
+"""Statuses that are retried. All requests are idempotent."""
+REQUEST = RetryPolicy(attempts=6, initial_delay_s=1.0, jitter=0.5)
+CONNECT_TIMEOUT_S = 10.0
 _AADSTS = re.compile(r"\bAADSTS\d+")
+"""Error code of Microsoft Entra ID."""
 _CLAIMS = re.compile(r'\bclaims="([^"]+)"')
 
-# Jitter is no secret, but this needs no excuse.
-_uniform = secrets.SystemRandom().uniform
 
-
-class TimeLimit:
-    """What is left of the time for a piece of work.
+class Deadline:
+    """The time limit of one call, which may send several requests.
 
     Parameters
     ----------
     limit_s : float
     clock : callable
-        Gives seconds.
+        Returns seconds.
     """
 
     def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
@@ -51,13 +51,13 @@ class TimeLimit:
         """Seconds since the start."""
         return self._clock() - self._started
 
-    def allows(self, pause_s: float) -> bool:
-        """Say whether there is time for a pause."""
-        return self.used_s + pause_s <= self._limit_s
+    def backoff(self, policy: RetryPolicy) -> Backoff:
+        """Return the delays of a policy, which ends at this deadline."""
+        return Backoff(replace(policy, deadline_s=self._limit_s - self.used_s), clock=self._clock)
 
 
-class _OutOfReach(Exception):
-    """A request that got no answer."""
+class _NoResponse(Exception):
+    """A request that was not answered."""
 
 
 class GeoCatalogHttp:
@@ -66,15 +66,15 @@ class GeoCatalogHttp:
     Parameters
     ----------
     url : str
-        Of the catalogue, without a slash at its end.
+        URL of the catalogue, without a slash at its end.
     credential : AsyncTokenCredential
-        Asked before each request: it caches, and what was given before a long wait has expired.
+        Asked before each request: it caches tokens, and one from before a long wait has expired.
     api_version : str
     scope : str
-        What tokens are asked for.
+        Scope of the tokens.
     verify : SSLContext or bool
-    request_limit_s : float
-        For one answer, however slowly it drips.
+    request_timeout_s : float
+        For one whole response, even if its bytes keep arriving.
     transport : httpx.AsyncBaseTransport, optional
     sleep : callable
     """
@@ -87,7 +87,7 @@ class GeoCatalogHttp:
         api_version: str,
         scope: str,
         verify: ssl.SSLContext | bool,
-        request_limit_s: float,
+        request_timeout_s: float,
         transport: httpx.AsyncBaseTransport | None,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -97,12 +97,12 @@ class GeoCatalogHttp:
         self._credential = credential
         self._api_version = api_version
         self._scope = scope
-        self._request_limit_s = request_limit_s
+        self._request_timeout_s = request_timeout_s
         self._sleep = sleep
         self._client = httpx.AsyncClient(
             verify=verify,
             transport=transport,
-            timeout=httpx.Timeout(request_limit_s, connect=CONNECT_S),
+            timeout=httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S),
             follow_redirects=False,
         )
 
@@ -114,7 +114,7 @@ class GeoCatalogHttp:
         self,
         method: str,
         url: str | httpx.URL,
-        limit: TimeLimit,
+        deadline: Deadline,
         document: Any = None,
         *,
         expected: Collection[int] = (),
@@ -126,57 +126,58 @@ class GeoCatalogHttp:
         method : str
         url : str or URL
             A string is a path below the catalogue's own.
-        limit : TimeLimit
+        deadline : Deadline
         document : optional
             Sent as JSON.
         expected : collection of int
-            Statuses without success that are an answer to the caller.
+            Statuses of errors that are returned to the caller.
 
         Raises
         ------
         TransientFailure
-            If the catalogue stays busy or out of reach.
+            If the catalogue stays busy or unreachable.
         IngestionFailed
-            If it refuses, or wants to send us elsewhere.
+            If it refuses or redirects.
         """
         if isinstance(url, str):
             folder = self._base.raw_path.rstrip(b"/")
             url = self._base.copy_with(raw_path=folder + url.encode())
         url = url.copy_set_param("api-version", self._api_version)
-        what = f"{method} {url.path}"
-        for attempt in range(ATTEMPTS):
-            asked_s = None
+        request = f"{method} {url.path}"
+        backoff = deadline.backoff(REQUEST)
+        while True:
+            requested_s = None
             try:
-                answer = await self._authorized(method, url, document)
-                if answer.status_code not in BUSY:
-                    return _checked(what, answer, expected)
-                asked_s = retry_after_s(answer)
-                trouble = f"{what} was answered {told(answer)}"
-            except _OutOfReach as error:
-                trouble = f"{what} got no answer: {error}"
-            # More than was asked for, each client its own: those that were turned away together
-            # shall not come back together.
-            pause_s = (2.0**attempt if asked_s is None else asked_s) * _uniform(1.0, 1.5)
-            if attempt + 1 == ATTEMPTS or not limit.allows(pause_s):
-                break
-            await self._sleep(pause_s)
-        raise TransientFailure(
-            Stage.REGISTER, f"{trouble}; given up after {attempt + 1} requests"
-        ) from None
+                response = await self._send_authorized(method, url, document)
+                if response.status_code not in BUSY:
+                    return _checked(request, response, expected)
+                requested_s = parse_retry_after(response.headers.get("retry-after"))
+                problem = f"{request} was answered {describe_response(response)}"
+            except _NoResponse as error:
+                problem = f"{request} was not answered: {error}"
+            delay_s = backoff.next_delay_s(requested_s)
+            if delay_s is None:
+                raise TransientFailure(
+                    Stage.REGISTER, f"{problem}; given up after {backoff.attempts} requests"
+                ) from None
+            await self._sleep(delay_s)
 
-    async def _authorized(self, method: str, url: httpx.URL, document: Any) -> httpx.Response:
+    async def _send_authorized(self, method: str, url: httpx.URL, document: Any) -> httpx.Response:
         try:
-            async with asyncio.timeout(self._request_limit_s):
-                answer = await self._once(method, url, document, await self._token())
-                if answer.status_code == 401:
-                    # Revoked, or expired on the way.
-                    token = await self._token(_claims_asked_for(answer))
-                    answer = await self._once(method, url, document, token)
-                return answer
+            async with asyncio.timeout(self._request_timeout_s):
+                token = await self._token()
+                response = await self._send_once(method, url, document, token)
+                if response.status_code == 401:
+                    # The token was revoked or expired on the way.
+                    token = await self._token(_requested_claims(response))
+                    response = await self._send_once(method, url, document, token)
+                return response
         except TimeoutError:
-            raise _OutOfReach(f"not within {self._request_limit_s:g} s") from None
+            raise _NoResponse(f"not within {self._request_timeout_s:g} s") from None
 
-    async def _once(self, method: str, url: httpx.URL, document: Any, token: str) -> httpx.Response:
+    async def _send_once(
+        self, method: str, url: httpx.URL, document: Any, token: str
+    ) -> httpx.Response:
         import httpx
 
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
@@ -186,12 +187,12 @@ class GeoCatalogHttp:
             reason = f"{method} {url.path} cannot be sent: {type(error).__name__}"
             raise IngestionFailed(Stage.REGISTER, reason) from None
         except httpx.TransportError as error:
-            words = in_short(f"{type(error).__name__}: {error}".removesuffix(": "))
-            if "CERTIFICATE_VERIFY_FAILED" in words:
+            problem = quote_text(f"{type(error).__name__}: {error}".removesuffix(": "))
+            if is_untrusted_certificate(error):
                 raise IngestionFailed(
-                    Stage.REGISTER, f"{self._base.host} is not trusted: {words}"
+                    Stage.REGISTER, f"{self._base.host} is not trusted: {problem}"
                 ) from None
-            raise _OutOfReach(words) from None
+            raise _NoResponse(problem) from None
 
     async def _token(self, claims: str | None = None) -> str:
         from azure.core.exceptions import ServiceRequestError, ServiceResponseError
@@ -199,68 +200,66 @@ class GeoCatalogHttp:
         try:
             return (await self._credential.get_token(self._scope, claims=claims)).token
         except (ServiceRequestError, ServiceResponseError) as error:
-            raise _OutOfReach(f"no token, {type(error).__name__}") from None
+            raise _NoResponse(f"no token, {type(error).__name__}") from None
         except Exception as error:
-            # Whatever it is: what credentials say may quote what they were given.
-            code = "".join(f" ({found})" for found in _AADSTS.findall(str(error))[:1])
+            # Any class, and not chained: a credential's error may quote its own arguments.
+            code = "".join(f" ({code})" for code in _AADSTS.findall(str(error))[:1])
             raise IngestionFailed(
                 Stage.REGISTER,
-                f"no token for {self._scope} was given to this server: "
-                f"{type(error).__name__}{code}",
+                f"this server got no token for {self._scope}: {type(error).__name__}{code}",
             ) from None
 
-    def named_by(self, answer: httpx.Response) -> httpx.URL:
-        """Give the URL of the operation that an answer names.
+    def operation_url(self, response: httpx.Response) -> httpx.URL:
+        """Return the URL of the operation that a response started.
 
         Raises
         ------
         IngestionFailed
-            If there is none, or it lies elsewhere: a request to it would hand over our token.
+            If there is none, or it is not one of this catalogue: a request to it would reveal the
+            token.
         """
         import httpx
 
-        named = answer.headers.get("operation-location") or answer.headers.get("location")
-        what = f"{answer.request.method} {answer.request.url.path}"
-        if not named:
-            raise IngestionFailed(
-                Stage.REGISTER, f"{what} was accepted without a Location of its operation"
-            )
+        location = response.headers.get("operation-location") or response.headers.get("location")
+        accepted = f"{response.request.method} {response.request.url.path} was accepted"
+        if not location:
+            raise IngestionFailed(Stage.REGISTER, f"{accepted} without a Location of its operation")
         try:
-            url = answer.request.url.join(named)
+            url = response.request.url.join(location)
         except (httpx.InvalidURL, ValueError):
             raise IngestionFailed(
-                Stage.REGISTER, f"{what} was accepted with a Location that is no URL"
+                Stage.REGISTER, f"{accepted} with a Location that is no URL"
             ) from None
         if _origin(url) != _origin(self._base) or url.userinfo:
             raise IngestionFailed(
                 Stage.REGISTER,
-                f"{what} was accepted with a Location on another host, "
-                f"{in_short(url.host) or 'without a name'}; nothing was sent there",
+                f"{accepted} with a Location on another host, "
+                f"{quote_text(url.host) or 'without a name'}; nothing was sent there",
             )
         # The catalogue may share its host with others, behind a gateway.
         folder = f"{self._base.path.rstrip('/')}/inma/"
         if not url.path.startswith(folder) or ".." in url.path.split("/"):
             raise IngestionFailed(
                 Stage.REGISTER,
-                f"{what} was accepted with a Location that is no operation: {in_short(url.path)}",
+                f"{accepted} with a Location that is no operation: {quote_text(url.path)}",
             )
         return url
 
 
-def _checked(what: str, answer: httpx.Response, expected: Collection[int]) -> httpx.Response:
-    if answer.is_success or answer.status_code in expected:
-        return answer
-    if answer.is_redirect:
+def _checked(request: str, response: httpx.Response, expected: Collection[int]) -> httpx.Response:
+    if response.is_success or response.status_code in expected:
+        return response
+    if response.is_redirect:
         raise IngestionFailed(
             Stage.REGISTER,
-            f"{what} was answered {answer.status_code}, a redirect; the token goes nowhere else",
+            f"{request} was answered {response.status_code}, a redirect, which is not followed",
         )
-    raise IngestionFailed(Stage.REGISTER, f"{what} was answered {told(answer)}")
+    raise IngestionFailed(Stage.REGISTER, f"{request} was answered {describe_response(response)}")
 
 
-def _claims_asked_for(answer: httpx.Response) -> str | None:
-    """Read the claims that a refusal asks for (continuous access evaluation), if any."""
-    challenge = _CLAIMS.search(answer.headers.get("www-authenticate", ""))
+def _requested_claims(response: httpx.Response) -> str | None:
+    """Return the claims that a refusal asks for (continuous access evaluation), if any."""
+    challenge = _CLAIMS.search(response.headers.get("www-authenticate", ""))
     if challenge is None:
         return None
     encoded = challenge[1]

@@ -1,32 +1,25 @@
-"""What a GeoCatalog's answers say, in words that may be shown to whoever asked for the forecast."""
+"""Read what a GeoCatalog answers, and report it without secrets."""
 
 from __future__ import annotations
 
 import json
-import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from deployments.runtime.failures import sanitize
+from deployments.runtime.failures import redact
 from workflows.errors import IngestionFailed
 from workflows.execution import Stage
 
+# Imported where it is used: without deliveries to a GeoCatalog it is not installed.
 if TYPE_CHECKING:
     import httpx
 
-LONGEST_PAUSE_S = 60.0
-"""What a service that asks for more patience gets."""
-QUOTED = 500
-"""Characters of what the service says that a reason has."""
-
-_SECRETS = re.compile(
-    r"\bbearer\s+\S+|\beyJ[\w-]{8,}\.\S*|\bsig=[^&\s\"']+|\bclient_secret=[^&\s\"']+", re.IGNORECASE
-)
+MAX_QUOTE = 500
+"""Characters of the service's own text in an error."""
 
 
-def read_json(answer: httpx.Response, kind: type) -> Any:
-    """Read an answer.
+def read_json(response: httpx.Response, kind: type) -> Any:
+    """Return the body of a response.
 
     Raises
     ------
@@ -34,59 +27,68 @@ def read_json(answer: httpx.Response, kind: type) -> Any:
         If it is not JSON of that kind.
     """
     try:
-        found = answer.json()
+        document = response.json()
     except ValueError:
-        found = None
-    if not isinstance(found, kind):
+        document = None
+    if not isinstance(document, kind):
         raise IngestionFailed(
             Stage.REGISTER,
-            f"{answer.request.method} {answer.request.url.path} was answered "
-            f"{answer.status_code} with what is no JSON {kind.__name__}",
+            f"{response.request.method} {response.request.url.path} was answered "
+            f"{response.status_code} with a body that is no JSON {kind.__name__}",
         )
-    return found
+    return document
 
 
-def retry_after_s(answer: httpx.Response) -> float | None:
-    """Read how many seconds an answer asks to wait, within bounds; None if it does not say."""
-    asked = answer.headers.get("retry-after", "").strip()
-    if asked.isascii() and asked.isdigit():
-        return float(min(int(asked[:9]), LONGEST_PAUSE_S))
+def quote_text(text: str) -> str:
+    """Return text of the service in the form in which errors quote it."""
+    return redact(text, MAX_QUOTE)
+
+
+def describe_response(response: httpx.Response) -> str:
+    """Return the status of a response that is an error, and the service's code and message."""
+    status = f"{response.status_code} {response.reason_phrase}".strip()
     try:
-        moment = parsedate_to_datetime(asked)
+        text = error_text(response.json())
     except ValueError:
-        return None
-    # A date without a zone is UTC, says RFC 9110.
-    left = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(left, 0.0), LONGEST_PAUSE_S)
+        text = response.text
+    code = response.headers.get("x-ms-error-code", "")
+    if code and code not in text:
+        text = f"{code}: {text}" if text else code
+    return f"{status}: {quote_text(text)}" if text.strip() else status
 
 
-def told(answer: httpx.Response) -> str:
-    """Say what an answer without success tells: its status, the service's code and message."""
-    status = f"{answer.status_code} {answer.reason_phrase}".strip()
-    try:
-        words = words_of_error(answer.json())
-    except ValueError:
-        words = answer.text
-    code = answer.headers.get("x-ms-error-code", "")
-    if code and code not in words:
-        words = f"{code}: {words}" if words else code
-    return f"{status}: {in_short(words)}" if words.strip() else status
+def describe_operation(operation: Mapping[str, Any]) -> str:
+    """Return why an operation failed: its error, or else the last entry of its history."""
+    text = error_text(operation["error"]) if operation.get("error") else ""
+    history = operation.get("statusHistory")
+    if not text and isinstance(history, list) and history and isinstance(history[-1], dict):
+        parts = (history[-1].get(name) for name in ("errorCode", "errorMessage"))
+        text = ": ".join(str(part) for part in parts if part)
+    details = operation.get("additionalInformation")
+    if isinstance(details, dict) and details:
+        listed = ", ".join(f"{key} {value}" for key, value in details.items())
+        text = f"{text} ({listed})" if text else listed
+    return quote_text(text) or "no reason was given"
 
 
-def words_of_error(document: Any) -> str:
-    """Find code and message in a service's account of an error."""
-    found = document
-    while isinstance(found, dict) and isinstance(found.get("error"), dict):
-        found = found["error"]
-    if not isinstance(found, dict):
-        return "" if found is None else str(found)
+def failed_items(operation: Mapping[str, Any]) -> int:
+    """Return how many items a successful operation could not ingest."""
+    details = operation.get("additionalInformation")
+    for name, value in details.items() if isinstance(details, dict) else ():
+        if name.casefold() == "totalfaileditems" and str(value).isdigit():
+            return int(value)
+    return 0
+
+
+def error_text(document: Any) -> str:
+    """Return code and message of an error document of the service."""
+    while isinstance(document, dict) and isinstance(document.get("error"), dict):
+        document = document["error"]
+    if not isinstance(document, dict):
+        return "" if document is None else str(document)
     message = next(
-        (found[name] for name in ("message", "description", "detail") if found.get(name)), None
+        (document[name] for name in ("message", "description", "detail") if document.get(name)),
+        None,
     )
-    words = ": ".join(str(part) for part in (found.get("code"), message) if part)
-    return words or json.dumps(found)
-
-
-def in_short(text: str) -> str:
-    """Quote what a service says: one line, of bounded length, without what looks like a secret."""
-    return sanitize(_SECRETS.sub("[removed]", " ".join(text.split()))[:QUOTED])
+    text = ": ".join(str(part) for part in (document.get("code"), message) if part)
+    return text or json.dumps(document)

@@ -68,7 +68,7 @@ def test_upload_retries_and_resumes(
     azurite: Azurite, behind: Container, proxy: FlakyProxy, tmp_path: Path
 ) -> None:
     path, sha256 = make_file(tmp_path / "large.nc", 3 * BLOCK_BYTES)
-    impatient = Blobs(options_for(behind, azurite.ca_file, retry_limit_s=0.5))
+    impatient = Blobs(options_for(behind, azurite.ca_file, retry_limit_s=3.0))
     proxy.answer(503, "ServerBusy", meant="GET .*blocklisttype", times=2)
     proxy.answer(503, "ServerBusy", meant="PUT .*comp=blocklist$", times=10_000)
     with pytest.raises(TransientFailure, match="503 ServerBusy"):

@@ -56,19 +56,19 @@ def content(azurite: Azurite, container: Container, key: str) -> bytes:
         return bytes(client.download_blob(f"{container.prefix}/{FOLDER}/{key}").readall())
 
 
-def assert_whole(azurite: Azurite, container: Container, files: dict[str, bytes]) -> None:
+def assert_complete(azurite: Azurite, container: Container, files: dict[str, bytes]) -> None:
     there = blobs(azurite, container)
     assert there.keys() == files.keys()
     for key, expected in files.items():
         settings = there[key].content_settings
         assert there[key].size == len(expected)
         assert there[key].metadata == {"sha256": hashlib.sha256(expected).hexdigest()}
-        # What Azurite computed itself, but for the one that came in blocks.
+        # Azurite computed it, except for the file that was sent in blocks.
         assert bytes(settings.content_md5) == hashlib.md5(expected).digest(), key
 
 
 async def failure(uploader: Any, container: Container) -> StageFailed:
-    """Upload in vain; gives what a caller in another process gets to see."""
+    """Upload; return the error that a caller in another process sees."""
     with pytest.raises(StageFailed) as raised:
         await uploaded(uploader, container)
     assert raised.value.stage == "upload"
@@ -80,13 +80,13 @@ async def failure(uploader: Any, container: Container) -> StageFailed:
     return error
 
 
-async def test_results_arrive_whole(
+async def test_results_arrive_complete(
     tmp_path: Path, azurite: Azurite, container: Container, uploader: Any
 ) -> None:
     files = make_results(tmp_path, chunks=300)
-    told = [each async for each in upload(uploader, container)]
-    done = told[-1]
-    progress = [each for each in told if isinstance(each, UploadProgress)]
+    messages = [each async for each in upload(uploader, container)]
+    done = messages[-1]
+    progress = [each for each in messages if isinstance(each, UploadProgress)]
     total = sum(map(len, files.values()))
     assert done == Uploaded(
         url=f"{container.url}/{FOLDER}",
@@ -96,10 +96,10 @@ async def test_results_arrive_whole(
         uploaded_files=len(files),
         uploaded_bytes=total,
     )
-    assert len(progress) == len(told) - 1 > 0
+    assert len(progress) == len(messages) - 1 > 0
     assert [each.bytes for each in progress] == sorted(each.bytes for each in progress)
     assert {(each.total_bytes, each.total_files) for each in progress[1:]} == {(total, len(files))}
-    assert_whole(azurite, container, files)
+    assert_complete(azurite, container, files)
     assert content(azurite, container, "results.nc") == files["results.nc"]
     types = {k: b.content_settings.content_type for k, b in blobs(azurite, container).items()}
     assert types["results.nc"] == "application/netcdf"
@@ -109,7 +109,7 @@ async def test_results_arrive_whole(
     assert types["checksums.sha256"] == "text/plain; charset=utf-8"
 
 
-async def test_what_is_sent_is_counted_once(
+async def test_uploaded_bytes_and_files_are_counted_once(
     tmp_path: Path, azurite: Azurite, container: Container
 ) -> None:
     measured = Measured()
@@ -122,7 +122,7 @@ async def test_what_is_sent_is_counted_once(
         assert measured.total(UPLOADED_OBJECTS, workflow=WORKFLOW) == len(files)
 
 
-async def test_a_container_itself_may_be_the_place(
+async def test_results_can_be_uploaded_to_the_root_of_a_container(
     tmp_path: Path, azurite: Azurite, uploader: Any
 ) -> None:
     files = make_results(tmp_path)
@@ -132,7 +132,7 @@ async def test_a_container_itself_may_be_the_place(
     assert blobs(azurite, container).keys() == files.keys()
 
 
-async def test_only_what_is_missing_or_different_is_sent_again(
+async def test_only_missing_or_different_files_are_sent_again(
     tmp_path: Path, azurite: Azurite, container: Container, uploader: Any
 ) -> None:
     files = make_results(tmp_path)
@@ -149,13 +149,13 @@ async def test_only_what_is_missing_or_different_is_sent_again(
     mended = await uploaded(uploader, container)
     assert mended.uploaded_files == 2
     assert mended.uploaded_bytes == 6_600 + 5_000
-    assert_whole(azurite, container, files)
+    assert_complete(azurite, container, files)
     after = {key: blob.etag for key, blob in blobs(azurite, container).items()}
     changed = {key for key in after if after[key] != before[key]}
     assert changed == {"results.zarr/t2m/c/3/0/0", "preview.png"}
 
 
-async def test_data_come_first_and_checksums_last(
+async def test_data_are_sent_first_and_checksums_last(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     make_results(tmp_path)
@@ -167,23 +167,23 @@ async def test_data_come_first_and_checksums_last(
     assert asked[-1].endswith("checksums.sha256")
 
 
-async def test_an_upload_that_was_cancelled_goes_on_where_it_was(
+async def test_a_cancelled_upload_is_resumed(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
     files = make_results(tmp_path, blocks=8.5)
     uploader = make_uploader(tmp_path, azurite.ca_file, limits={"blocks_in_flight": 1})
     proxy.delay(0.05, meant=f"{NETCDF}.*comp=block", times=100)
-    async with aclosing(upload(uploader, behind)) as told:
-        async for _ in told:
+    async with aclosing(upload(uploader, behind)) as messages:
+        async for _ in messages:
             if len(proxy.asked("comp=block&")) >= 3:
                 break
     assert "checksums.sha256" not in blobs(azurite, behind)
     done = await uploaded(uploader, behind)
     assert done.uploaded_bytes < done.bytes - BLOCK
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
 
 
-async def test_an_upload_whose_process_was_killed_goes_on_where_it_was(
+async def test_an_upload_whose_process_was_killed_is_resumed(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     files = make_results(tmp_path, blocks=8.5)
@@ -202,29 +202,29 @@ async def test_an_upload_whose_process_was_killed_goes_on_where_it_was(
     assert "checksums.sha256" not in blobs(azurite, behind)
     done = await uploaded(uploader, behind)
     assert done.uploaded_bytes < done.bytes - BLOCK
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
 
 
-async def test_two_uploads_of_one_result_do_each_other_no_harm(
+async def test_concurrent_uploads_of_one_result(
     tmp_path: Path, azurite: Azurite, container: Container, uploader: Any
 ) -> None:
     files = make_results(tmp_path)
     other = make_uploader(tmp_path, azurite.ca_file)
     await asyncio.gather(*(uploaded(each, container) for each in (uploader, other, uploader)))
-    assert_whole(azurite, container, files)
+    assert_complete(azurite, container, files)
 
 
-async def test_blocks_that_another_upload_took(
+async def test_blocks_that_another_upload_committed(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     files = make_results(tmp_path)
     proxy.answer(400, "InvalidBlockList", meant=f"{NETCDF}.*blocklist")
     assert type(await failure(uploader, behind)) is TransientFailure
     await uploaded(uploader, behind)
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
 
 
-async def test_a_container_that_is_allowed_no_more(
+async def test_a_container_that_is_no_longer_allowed(
     tmp_path: Path, azurite: Azurite, container: Container
 ) -> None:
     make_results(tmp_path)
@@ -238,9 +238,7 @@ async def test_a_container_that_is_allowed_no_more(
             assert "not in args.azure.blob.allowed_containers any more" in str(error)
 
 
-async def test_a_token_that_is_refused(
-    tmp_path: Path, azurite: Azurite, container: Container
-) -> None:
+async def test_a_refused_token(tmp_path: Path, azurite: Azurite, container: Container) -> None:
     make_results(tmp_path)
     expired = make_uploader(tmp_path, azurite.ca_file, credential_options={"lifetime_s": -60})
     error = await failure(expired, container)
@@ -259,7 +257,7 @@ async def test_a_credential_without_a_token(
     assert "args.azure.credential" in str(error)
 
 
-async def test_a_container_that_is_missing(tmp_path: Path, azurite: Azurite, uploader: Any) -> None:
+async def test_a_missing_container(tmp_path: Path, azurite: Azurite, uploader: Any) -> None:
     make_results(tmp_path)
     missing = azurite.new_container().model_copy(update={"name": "nowhere"})
     error = await failure(uploader, missing)
@@ -270,7 +268,7 @@ async def test_a_container_that_is_missing(tmp_path: Path, azurite: Azurite, upl
 
 
 @pytest.mark.parametrize("meant", ["GET", NETCDF, CHUNKS])
-async def test_a_refusal(
+async def test_a_refusal_is_reported(
     tmp_path: Path, behind: Container, proxy: FlakyProxy, uploader: Any, meant: str
 ) -> None:
     make_results(tmp_path)
@@ -297,7 +295,7 @@ async def test_a_refusal(
         (CHUNKS, 503, "ServerBusy"),
     ],
 )
-async def test_a_service_that_is_busy_for_a_moment(
+async def test_a_service_that_is_busy_for_a_moment_is_retried(
     tmp_path: Path,
     azurite: Azurite,
     behind: Container,
@@ -310,10 +308,10 @@ async def test_a_service_that_is_busy_for_a_moment(
     files = make_results(tmp_path, chunks=8)
     proxy.answer(status, code, meant=meant, times=4, retry_after_s=0.05)
     await uploaded(uploader, behind)
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
 
 
-async def test_a_service_that_asks_for_a_pause_gets_it_from_all(
+async def test_all_requests_wait_when_one_is_throttled(
     tmp_path: Path, behind: Container, proxy: FlakyProxy, azurite: Azurite
 ) -> None:
     make_results(tmp_path, chunks=200)
@@ -350,7 +348,7 @@ async def test_a_service_that_stays_busy(
 
 
 @pytest.mark.parametrize("meant", [f"{NETCDF}.*comp=block&", f"{NETCDF}.*blocklist", CHUNKS, "GET"])
-async def test_connections_that_are_reset(
+async def test_reset_connections_are_retried(
     tmp_path: Path,
     azurite: Azurite,
     behind: Container,
@@ -361,10 +359,10 @@ async def test_connections_that_are_reset(
     files = make_results(tmp_path)
     proxy.reset(meant=meant, times=3)
     await uploaded(uploader, behind)
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
 
 
-async def test_a_service_that_is_out_of_reach(
+async def test_an_unreachable_service(
     tmp_path: Path, azurite: Azurite, container: Container, free_port: int
 ) -> None:
     make_results(tmp_path)
@@ -377,7 +375,7 @@ async def test_a_service_that_is_out_of_reach(
     assert "is unreachable" in str(error)
 
 
-async def test_a_service_that_is_not_trusted(
+async def test_an_untrusted_certificate(
     tmp_path: Path, container: Container, uploader: Any
 ) -> None:
     make_results(tmp_path)
@@ -389,7 +387,7 @@ async def test_a_service_that_is_not_trusted(
 
 
 @pytest.mark.parametrize("meant", [f"{NETCDF}.*comp=block&", CHUNKS])
-async def test_a_service_that_does_not_answer_in_time(
+async def test_requests_that_time_out(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, meant: str
 ) -> None:
     files = make_results(tmp_path)
@@ -400,10 +398,10 @@ async def test_a_service_that_does_not_answer_in_time(
     assert type(error) is BlobUnavailable
     patient = make_uploader(tmp_path, azurite.ca_file)
     await uploaded(patient, behind.model_copy(update={"account_url": azurite.endpoint}))
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
 
 
-async def test_an_upload_that_takes_too_long(
+async def test_an_upload_that_exceeds_its_time_limit(
     tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
     make_results(tmp_path)
@@ -414,7 +412,7 @@ async def test_an_upload_that_takes_too_long(
 
 
 @pytest.mark.parametrize("key", ["results.nc", "results.zarr/t2m/c/3/0/0"])
-async def test_what_was_damaged_on_its_way_is_sent_again(
+async def test_a_body_damaged_on_its_way_is_sent_again(
     tmp_path: Path,
     azurite: Azurite,
     behind: Container,
@@ -423,13 +421,13 @@ async def test_what_was_damaged_on_its_way_is_sent_again(
     key: str,
 ) -> None:
     files = make_results(tmp_path)
-    # Of a file in blocks the second one; Azurite calls the mismatch by another name than Azure.
+    # For a file in blocks Azure's code is simulated, because Azurite has another one.
     if key == "results.nc":
         proxy.answer(400, "Md5Mismatch", meant=f"PUT .*{key}.*comp=block&", times=2)
     else:
         proxy.damage(meant=f"PUT .*{key}")
     await uploaded(uploader, behind)
-    assert_whole(azurite, behind, files)
+    assert_complete(azurite, behind, files)
     assert content(azurite, behind, key) == files[key]
 
 
@@ -443,7 +441,7 @@ async def test_what_was_damaged_on_its_way_is_sent_again(
     ],
     ids=["changed", "grown", "gone"],
 )
-async def test_files_that_are_not_what_was_described(
+async def test_files_that_changed_since_they_were_described(
     tmp_path: Path,
     azurite: Azurite,
     container: Container,
@@ -473,36 +471,36 @@ async def test_links_are_not_followed(tmp_path: Path, container: Container, uplo
         assert type(await failure(uploader, container)) is UploadFailed
 
 
-async def test_results_that_are_not_there(container: Container, uploader: Any) -> None:
+async def test_missing_results(container: Container, uploader: Any) -> None:
     assert str(await failure(uploader, container)) == "this server has no results to upload"
 
 
 @pytest.mark.parametrize("name", ["..", "", "a/b", "*"])
-def test_names_that_are_none(container: Container, name: str) -> None:
+def test_invalid_names_are_rejected(container: Container, name: str) -> None:
     with pytest.raises(ValueError, match="execution_id"):
         UploadJob(workflow=WORKFLOW, execution_id=name, container=container)
 
 
-async def test_a_signed_url_reads_one_result_for_a_while(
+async def test_a_signed_url_is_limited_to_one_result_and_a_lifetime(
     container: Container, uploader: Any
 ) -> None:
     url = urlsplit(await uploader.sign(container, WORKFLOW, EXECUTION, 3600))
     query = {name: value for name, (value,) in parse_qs(url.query).items()}
     folder = f"{container.name}/nightly/gfs/{FOLDER}"
     assert url.path == f"/devstoreaccount1/{folder}"
-    # A directory, four folders below the container.
+    # A folder at depth four below the container.
     assert (query["sr"], query["sdd"]) == ("d", "4")
     assert (query["sp"], query["spr"]) == ("r", "https")
     expiry = datetime.fromisoformat(query["se"])
     assert abs(expiry - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=1)
     assert SECRET not in url.query
-    assert await _signature_is_of(query, f"/blob/devstoreaccount1/{folder}", uploader, container)
+    assert await _has_signature(query, f"/blob/devstoreaccount1/{folder}", uploader, container)
 
 
-async def _signature_is_of(
+async def _has_signature(
     query: dict[str, str], resource: str, uploader: Any, container: Container
 ) -> bool:
-    """Sign the same by Microsoft's description of version 2020-12-06 and later."""
+    """Sign as Microsoft documents it for version 2020-12-06 and later."""
     token = uploader._token
     start, expiry = (datetime.fromisoformat(query[name]) for name in ("skt", "ske"))
 
@@ -526,14 +524,16 @@ async def _signature_is_of(
     ("execution_id", "lifetime_s"),
     [("*", 60), ("", 60), ("..", 60), ("a/b", 60), (EXECUTION, 0), (EXECUTION, 8 * 24 * 3600)],
 )
-async def test_what_is_not_signed(
+async def test_invalid_folders_and_lifetimes_are_not_signed(
     container: Container, uploader: Any, execution_id: str, lifetime_s: float
 ) -> None:
     with pytest.raises((UploadFailed, ValueError)):
         await uploader.sign(container, WORKFLOW, execution_id, lifetime_s)
 
 
-async def test_a_refusal_to_sign(behind: Container, proxy: FlakyProxy, uploader: Any) -> None:
+async def test_a_refusal_to_sign_is_reported(
+    behind: Container, proxy: FlakyProxy, uploader: Any
+) -> None:
     proxy.answer(403, "AuthorizationPermissionMismatch", meant="userdelegationkey")
     with pytest.raises(UploadFailed, match="Storage Blob Delegator on the storage account"):
         await uploader.sign(behind, WORKFLOW, EXECUTION, 60)

@@ -1,4 +1,4 @@
-"""Chunks that are uploaded while others are still computed, into a real Azurite."""
+"""Upload of chunks to a real Azurite while others are still computed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIMIT_S = 20.0
 
 
 class Place:
-    """An execution that is being computed, and who uploads it."""
+    """An execution that is being computed, and its uploader."""
 
     def __init__(self, root: Path, azurite: Azurite, measured: Measured) -> None:
         self.results_dir, self.work_dir = root / "results", root / "work"
@@ -97,7 +97,7 @@ def following(place: Place, container: Container, fence: int = 1) -> asyncio.Tas
     return asyncio.ensure_future(ahead)  # type: ignore[return-value]
 
 
-async def test_chunks_arrive_as_they_are_written_and_are_not_sent_again(
+async def test_chunks_are_uploaded_as_they_are_written_and_not_sent_again(
     place: Place, azurite: Azurite, container: Container
 ) -> None:
     place.write(*ALL[:2])
@@ -118,7 +118,7 @@ async def test_chunks_arrive_as_they_are_written_and_are_not_sent_again(
         assert blob.size == (place.results_dir / FOLDER / key).stat().st_size
 
 
-async def test_who_comes_after_sends_what_is_missing(
+async def test_a_second_call_sends_what_is_missing(
     place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
     place.write(*ALL[:3])
@@ -133,7 +133,7 @@ async def test_who_comes_after_sends_what_is_missing(
     assert len(proxy.asked("PUT ")) - before == len(place.chunks()) - before
 
 
-async def test_what_arrives_after_the_execution_was_removed_is_removed(
+async def test_chunks_that_arrive_after_the_removal_of_the_execution_are_removed(
     place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
     proxy.delay(1.0, meant="PUT .*zarr", times=100)
@@ -147,15 +147,17 @@ async def test_what_arrives_after_the_execution_was_removed_is_removed(
     assert not blobs(azurite, behind)
 
 
-async def test_ends_when_the_execution_has_gone(place: Place, container: Container) -> None:
+async def test_it_ends_when_the_execution_is_removed(place: Place, container: Container) -> None:
     place.write(*ALL[:1])
     task = following(place, container)
     place.store.purge(PLAN.workflow, EXECUTION)
     await asyncio.wait_for(task, LIMIT_S)
 
 
-async def test_ends_when_another_conductor_writes(place: Place, container: Container) -> None:
-    """Who died has cancelled nothing, and whoever follows twice takes a place for nothing."""
+async def test_it_ends_when_another_conductor_takes_over(
+    place: Place, container: Container
+) -> None:
+    """A dead Conductor cancels nothing, and its call would occupy the uploader."""
     place.write(*ALL[:1])
     of_the_dead, task = following(place, container), following(place, container, fence=2)
     place.store.write_step(EXECUTION, 2, *ALL[1], fields(PLAN, *ALL[1]))
@@ -165,7 +167,7 @@ async def test_ends_when_another_conductor_writes(place: Place, container: Conta
     await asyncio.wait_for(task, LIMIT_S)
 
 
-async def test_withdrawing_begins_no_thread_that_stays(place: Place, container: Container) -> None:
+async def test_withdrawals_leave_no_threads(place: Place, container: Container) -> None:
     place.write(*ALL)
     await asyncio.wait_for(following(place, container), LIMIT_S)
     place.store.purge(PLAN.workflow, EXECUTION)
@@ -175,10 +177,10 @@ async def test_withdrawing_begins_no_thread_that_stays(place: Place, container: 
     assert threading.active_count() <= before + 1
 
 
-async def test_withdrawing_stops_with_its_caller(
+async def test_a_withdrawal_stops_with_its_caller(
     place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
-    """What comes to its folder afterwards may be the next attempt's."""
+    """Blobs that appear later may belong to the next attempt."""
     place.write(*ALL)
     await asyncio.wait_for(following(place, behind), LIMIT_S)
     chunks = place.chunks()
@@ -191,12 +193,12 @@ async def test_withdrawing_stops_with_its_caller(
     assert blobs(azurite, behind).keys() == chunks
 
 
-async def test_what_is_here_or_whole_is_not_withdrawn(
+async def test_current_and_complete_results_are_not_withdrawn(
     place: Place, azurite: Azurite, container: Container
 ) -> None:
     place.write(*ALL)
     await asyncio.wait_for(following(place, container), LIMIT_S)
-    # By one that a dead Conductor has asked for: a new attempt has begun.
+    # As a dead Conductor may have called it: a new attempt has started.
     await place.uploader.withdraw(job_for(container))
     assert blobs(azurite, container).keys() == place.chunks()
     place.finish()
@@ -206,7 +208,7 @@ async def test_what_is_here_or_whole_is_not_withdrawn(
     assert len(blobs(azurite, container)) == done.files
 
 
-async def test_what_goes_while_others_are_uploaded_is_missed_before_the_checksums_come(
+async def test_blobs_removed_during_an_upload_are_noticed_before_the_checksums_are_sent(
     place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
     place.write(*ALL)
@@ -225,10 +227,10 @@ async def test_what_goes_while_others_are_uploaded_is_missed_before_the_checksum
     assert len(blobs(azurite, behind)) == done.files and key in blobs(azurite, behind)
 
 
-async def test_a_chunk_that_is_damaged_on_its_way_is_sent_again(
+async def test_a_chunk_damaged_on_its_way_is_sent_again(
     place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
 ) -> None:
-    # What Azure says to a body with another MD5; Azurite has another code for it.
+    # Azure's code for a body with another MD5; Azurite has another one.
     proxy.answer(400, "Md5Mismatch", meant="PUT .*c.0.0.0", times=1)
     place.write(*ALL)
     await asyncio.wait_for(following(place, behind), LIMIT_S)
@@ -240,7 +242,7 @@ async def test_a_chunk_that_is_damaged_on_its_way_is_sent_again(
             assert found == (place.results_dir / FOLDER / key).read_bytes()
 
 
-async def test_a_refusal_is_told(place: Place, azurite: Azurite, container: Container) -> None:
+async def test_a_refusal_is_reported(place: Place, azurite: Azurite, container: Container) -> None:
     place.write(*ALL)
     missing = container.model_copy(update={"name": "nobody-made-this"})
     with pytest.raises(UploadFailed, match="create the container first"):

@@ -1,4 +1,4 @@
-"""Results to upload, and uploads as tests begin them."""
+"""Results to upload, and uploads for tests."""
 
 from __future__ import annotations
 
@@ -25,13 +25,11 @@ SECRET = "e2s-planted-secret"
 """In every token."""
 BLOCK = 1 << 20
 RETRIES = RetryPolicy(attempts=6, initial_delay_s=0.01, max_requested_delay_s=0.2)
-LIMITS = BlobLimits(
-    block_bytes=BLOCK, small_bytes=BLOCK // 4, initial_delay_s=0.01, max_delay_s=0.2
-)
+LIMITS = BlobLimits(block_bytes=BLOCK, small_bytes=BLOCK // 4, retries=RETRIES)
 
 
 def make_results(results_dir: Path, *, chunks: int = 20, blocks: float = 3.3) -> dict[str, bytes]:
-    """Write a result with a Zarr store, a NetCDF file and what goes with them; gives its files."""
+    """Write a result with a Zarr store, a NetCDF file and their companions; return its files."""
     random = Random(chunks)
     files = {f"results.zarr/t2m/c/{n}/0/0": random.randbytes(6_600) for n in range(chunks)}
     files |= {
@@ -54,7 +52,7 @@ def make_results(results_dir: Path, *, chunks: int = 20, blocks: float = 3.3) ->
 
 
 def describe(results_dir: Path) -> None:
-    """Write the checksums of what there is."""
+    """Write the checksums of all files."""
     folder = results_dir / WORKFLOW / EXECUTION
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     described = (hash_file(p, str(p.relative_to(folder))) for p in paths)
@@ -67,7 +65,7 @@ def describe(results_dir: Path) -> None:
 
 
 def blobs(azurite: Azurite, container: Container) -> dict[str, Any]:
-    """Give properties of all blobs of a result, by key."""
+    """Return the properties of all blobs of a result, by key."""
     below = f"{container.prefix}/{FOLDER}/" if container.prefix else f"{FOLDER}/"
     with azurite.client(container) as client:
         found = list(client.list_blobs(include=["metadata"]))
@@ -76,7 +74,7 @@ def blobs(azurite: Azurite, container: Container) -> dict[str, Any]:
 
 
 def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
-    """Give an uploader as Serve makes it, in this process."""
+    """Return an uploader in this process, made as Serve makes it."""
     credential = {"secret": SECRET, "cache": True, **changes.pop("credential_options", {})}
     azure = AzureOptions(
         credential="tests.emulators.tokens:EmulatorCredential",
@@ -92,23 +90,23 @@ def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
 
 def upload(uploader: Any, container: Container) -> AsyncGenerator[UploadProgress | Uploaded, None]:
     job = UploadJob(workflow=WORKFLOW, execution_id=EXECUTION, container=container)
-    told: AsyncGenerator[UploadProgress | Uploaded, None] = uploader.upload(job)
-    return told
+    messages: AsyncGenerator[UploadProgress | Uploaded, None] = uploader.upload(job)
+    return messages
 
 
 async def uploaded(uploader: Any, container: Container) -> Uploaded:
-    """Upload to the end."""
-    *_, last = [told async for told in upload(uploader, container)]
+    """Upload; return the last message."""
+    *_, last = [messages async for messages in upload(uploader, container)]
     assert isinstance(last, Uploaded)
     return last
 
 
 async def main() -> None:
-    """Upload in a process of its own, which may be killed: RESULTS_DIR CA_FILE CONTAINER."""
+    """Upload in a process that may be killed: RESULTS_DIR CA_FILE CONTAINER."""
     results_dir, ca_file, container = sys.argv[1:]
     uploader = make_uploader(Path(results_dir), Path(ca_file), limits={"blocks_in_flight": 1})
-    async for told in upload(uploader, Container.model_validate_json(container)):
-        print(told.model_dump_json(), flush=True)
+    async for messages in upload(uploader, Container.model_validate_json(container)):
+        print(messages.model_dump_json(), flush=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ ITEM = small_item()["id"]
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes only in `sleep`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -92,14 +92,14 @@ def client(new_client: NewClient) -> GeoCatalogClient:
 
 @pytest.fixture
 async def ready(client: GeoCatalogClient, emulator: GeoCatalogEmulator) -> GeoCatalogClient:
-    """A client of a catalogue that has the collection."""
+    """Return a client of a catalogue that has the collection."""
     await client.ensure_collection(small_collection(), [])
     emulator.requests.clear()
     return client
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for the emulator's thread."""
+    """Wait until the emulator's thread has done something."""
     for _ in range(10_000):
         if condition():
             return
@@ -108,7 +108,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def reason_of(work: Any, kind: type[StageFailed] = IngestionFailed) -> str:
-    """Give the reason of a failure, which must survive pickling and give nothing away."""
+    """Return the reason of a failure, which must survive pickling and contain no secret."""
     with pytest.raises(StageFailed) as failed:
         await work
     error = failed.value
@@ -130,7 +130,7 @@ async def test_collection_and_item(client: GeoCatalogClient, emulator: GeoCatalo
     assert emulator.tile_settings[COLLECTION] == {"minZoom": 0, "maxItemsPerTile": 35}
     assert list(emulator.render_options[COLLECTION]) == ["t2m", "msl"]
     assert "data-kerchunk" in emulator.items[COLLECTION, ITEM]["assets"]
-    # The last thing it does is to look whether the item is there.
+    # The last request verifies that the item exists.
     assert (emulator.requests[-1].method, emulator.requests[-1].path) == (
         "GET",
         f"/stac/collections/{COLLECTION}/items/{ITEM}",
@@ -138,7 +138,7 @@ async def test_collection_and_item(client: GeoCatalogClient, emulator: GeoCatalo
     assert all(r.authorized and r.query["api-version"] == "2026-04-15" for r in emulator.requests)
 
 
-async def test_a_token_is_asked_for_before_each_request(
+async def test_every_request_asks_for_a_token(
     new_client: NewClient, emulator: GeoCatalogEmulator
 ) -> None:
     credential = EmulatorCredential()
@@ -147,7 +147,7 @@ async def test_a_token_is_asked_for_before_each_request(
     assert set(credential.asked) == {("https://geocatalog.spatio.azure.com/.default",)}
 
 
-async def test_a_collection_made_at_once(new_client: NewClient) -> None:
+async def test_a_collection_created_synchronously(new_client: NewClient) -> None:
     with GeoCatalogEmulator(creates_at_once=True) as emulator:
         client = new_client(emulator.url)
         await client.ensure_collection(small_collection(), [small_option()])
@@ -169,7 +169,9 @@ async def test_a_catalogue_with_tls(new_client: NewClient, tmp_path: Path, clock
         assert clock.slept == []
 
 
-async def test_twice_is_once(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+async def test_a_repeated_item_is_replaced(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
     await ready.put_item(COLLECTION, small_item())
     await ready.put_item(COLLECTION, small_item(title="Again"))
     assert len(emulator.items) == 1
@@ -177,7 +179,7 @@ async def test_twice_is_once(ready: GeoCatalogClient, emulator: GeoCatalogEmulat
     assert (len(emulator.calls("POST")), len(emulator.calls("PUT"))) == (1, 1)
 
 
-async def test_what_an_operator_made_stays(
+async def test_an_operators_settings_are_kept(
     client: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
     theirs = small_collection() | {"title": "Theirs"}
@@ -191,7 +193,7 @@ async def test_what_an_operator_made_stays(
     assert emulator.render_options[COLLECTION]["t2m"]["name"] == "Theirs"
 
 
-async def test_settings_that_come_with_a_new_collection_are_ours_to_set(
+async def test_default_tile_settings_of_a_new_collection_are_replaced(
     new_client: NewClient,
 ) -> None:
     with GeoCatalogEmulator(default_tiles=True) as emulator:
@@ -199,10 +201,10 @@ async def test_settings_that_come_with_a_new_collection_are_ours_to_set(
         assert emulator.tile_settings[COLLECTION]["minZoom"] == 0
 
 
-async def test_at_once_into_a_new_collection(
+async def test_concurrent_registrations_share_a_new_collection(
     client: GeoCatalogClient, new_client: NewClient, emulator: GeoCatalogEmulator
 ) -> None:
-    """Within a process one waits for the other; other processes learn it from a 409."""
+    """Within a process one waits for the other; other processes get a 409."""
     emulator.polls = 6
     others = [new_client() for _ in range(3)]
 
@@ -217,11 +219,11 @@ async def test_at_once_into_a_new_collection(
     assert list(emulator.render_options[COLLECTION]) == ["t2m", "msl"]
     created = [o for o in emulator.operations.values() if o.kind == "CollectionCreate"]
     assert len(created) == 1
-    # One for each process at most.
+    # At most one for each process.
     assert len(emulator.calls("POST", "collections$")) <= 4
 
 
-async def test_the_same_item_at_once(
+async def test_concurrent_registrations_of_one_item(
     ready: GeoCatalogClient, new_client: NewClient, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.polls = 3
@@ -232,10 +234,10 @@ async def test_the_same_item_at_once(
 
 @pytest.mark.parametrize("call", ["ensure_collection", "put_item"])
 @pytest.mark.parametrize("requests", range(1, 10))
-async def test_killed_after_any_request(
+async def test_an_attempt_after_a_kill_completes_the_registration(
     new_client: NewClient, emulator: GeoCatalogEmulator, requests: int, call: str
 ) -> None:
-    """However far the first attempt came, the second leaves one of everything."""
+    """However far the first attempt got, the second leaves one of everything."""
     emulator.polls = 2
     if call == "put_item":
         await new_client().ensure_collection(small_collection(), [small_option()])
@@ -258,7 +260,7 @@ async def test_killed_after_any_request(
     assert emulator.tile_settings[COLLECTION]["minZoom"] == 0
 
 
-async def test_an_ingestion_that_goes_on_after_its_client_was_killed(
+async def test_an_ingestion_that_outlives_its_client(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
 ) -> None:
     emulator.run_next(Course(polls=8))
@@ -274,7 +276,7 @@ async def test_an_ingestion_that_goes_on_after_its_client_was_killed(
     assert len(created) == 1
 
 
-async def test_an_answer_that_was_lost(
+async def test_a_lost_response_to_the_creation_of_an_item(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.fail_next("POST", "items$", reset=True, carried_out=True)
@@ -282,7 +284,7 @@ async def test_an_answer_that_was_lost(
     assert set(emulator.items) == {(COLLECTION, ITEM)}
 
 
-async def test_a_lost_answer_to_the_creation_of_a_collection(
+async def test_a_lost_response_to_the_creation_of_a_collection(
     client: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.default_tiles = True
@@ -292,7 +294,7 @@ async def test_a_lost_answer_to_the_creation_of_a_collection(
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-async def test_a_busy_service_gets_time(
+async def test_a_busy_service_is_retried_with_growing_delays(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock, status: int
 ) -> None:
     clock.slept.clear()
@@ -316,7 +318,7 @@ async def test_a_busy_service_gets_time(
         ("nan", 1, 1.5),
     ],
 )
-async def test_how_long_it_asks_for(
+async def test_retry_after_is_honoured(
     ready: GeoCatalogClient,
     emulator: GeoCatalogEmulator,
     clock: Clock,
@@ -331,7 +333,7 @@ async def test_how_long_it_asks_for(
     assert low <= clock.slept[0] <= high
 
 
-async def test_a_storm_of_429(
+async def test_a_service_that_stays_throttled(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
 ) -> None:
     emulator.fail_next(
@@ -347,7 +349,7 @@ async def test_a_storm_of_429(
     assert len(emulator.calls("POST", "items$")) == 6
 
 
-async def test_a_storm_ends_with_the_time(new_client: NewClient, clock: Clock) -> None:
+async def test_retries_end_with_the_time_limit(new_client: NewClient, clock: Clock) -> None:
     with GeoCatalogEmulator() as emulator:
         emulator.fail_next("GET", "", status=503, times=1000, headers={"Retry-After": "30"})
         client = new_client(emulator.url, time_limit_s=100.0)
@@ -356,7 +358,7 @@ async def test_a_storm_ends_with_the_time(new_client: NewClient, clock: Clock) -
 
 
 @pytest.mark.parametrize("path", ["items$", "/inma/", f"items/{ITEM}$"])
-async def test_connections_are_reset(
+async def test_reset_connections_are_retried(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, path: str
 ) -> None:
     method = "POST" if path == "items$" else "GET"
@@ -364,29 +366,29 @@ async def test_connections_are_reset(
     await ready.put_item(COLLECTION, small_item())
     emulator.fail_next("GET", f"items/{ITEM}$", reset=True, times=1000)
     reason = await reason_of(ready.put_item(COLLECTION, small_item()), TransientFailure)
-    assert "got no answer" in reason
+    assert "was not answered" in reason
 
 
-async def test_nobody_answers(new_client: NewClient) -> None:
+async def test_an_unreachable_service(new_client: NewClient) -> None:
     with ForeignServer() as gone:
         url = gone.url
     reason = await reason_of(new_client(url).put_item(COLLECTION, small_item()), TransientFailure)
-    assert "got no answer: ConnectError" in reason
+    assert "was not answered: ConnectError" in reason
 
 
-async def test_a_slow_server(
+async def test_a_slow_service(
     ready: GeoCatalogClient, new_client: NewClient, emulator: GeoCatalogEmulator
 ) -> None:
-    client = new_client(request_limit_s=0.2)
+    client = new_client(request_timeout_s=0.2)
     emulator.fail_next("GET", "items/", delay_s=2, times=2)
     await client.put_item(COLLECTION, small_item())
     emulator.fail_next("GET", "items/", delay_s=2, times=6)
     reason = await reason_of(client.put_item(COLLECTION, small_item()), TransientFailure)
-    assert "got no answer" in reason
+    assert "was not answered" in reason
 
 
-async def test_an_answer_that_drips(new_client: NewClient) -> None:
-    """Each byte comes in time, all of them never do."""
+async def test_a_response_that_never_ends(new_client: NewClient) -> None:
+    """Every byte arrives in time, but the last one never does."""
 
     class Drip(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -395,7 +397,7 @@ async def test_an_answer_that_drips(new_client: NewClient) -> None:
                 yield b" "
 
     transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Drip()))
-    client = new_client(transport=transport, request_limit_s=0.1)
+    client = new_client(transport=transport, request_timeout_s=0.1)
     reason = await reason_of(client.put_item(COLLECTION, small_item()), TransientFailure)
     assert "not within 0.1 s" in reason
 
@@ -414,7 +416,7 @@ async def test_an_answer_that_drips(new_client: NewClient) -> None:
         (401, {"error": {"code": "Unauthorized", "message": "who?"}}, "Unauthorized: who?"),
     ],
 )
-async def test_a_refusal_is_told(
+async def test_a_refusal_is_reported(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, status: int, body: Any, words: str
 ) -> None:
     emulator.fail_next("POST", "items$", status=status, body=body, times=2)
@@ -425,7 +427,7 @@ async def test_a_refusal_is_told(
     assert not emulator.items
 
 
-async def test_what_a_refusal_quotes_of_a_token_is_left_out(
+async def test_secrets_in_a_refusal_are_removed(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
     token = (await EmulatorCredential(secret=SECRET).get_token("https://x.example/.default")).token
@@ -442,25 +444,25 @@ async def test_what_a_refusal_quotes_of_a_token_is_left_out(
     assert "BadHref" in await reason_of(ready.put_item(COLLECTION, small_item()))
 
 
-async def test_an_item_that_is_no_stac(
-    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
-) -> None:
+async def test_an_invalid_item(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
     naive = small_item(datetime="2025-01-01T00:00:00")
     assert "InvalidStac" in await reason_of(ready.put_item(COLLECTION, naive))
 
 
-async def test_no_token(new_client: NewClient, emulator: GeoCatalogEmulator) -> None:
+async def test_a_credential_that_refuses(
+    new_client: NewClient, emulator: GeoCatalogEmulator
+) -> None:
     client = new_client(credential=EmulatorCredential(refuse=True, secret=SECRET))
     reason = await reason_of(client.put_item(COLLECTION, small_item()))
     assert reason == (
-        "no token for https://geocatalog.spatio.azure.com/.default was given to this server: "
+        "this server got no token for https://geocatalog.spatio.azure.com/.default: "
         "ClientAuthenticationError (AADSTS7000215)"
     )
     assert emulator.requests == []
 
 
 class BrokenCredential(EmulatorCredential):
-    """Raises what it was given."""
+    """Raises a given error."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -470,7 +472,7 @@ class BrokenCredential(EmulatorCredential):
         raise self.error
 
 
-async def test_a_credential_that_breaks(new_client: NewClient) -> None:
+async def test_a_credential_that_raises(new_client: NewClient) -> None:
     client = new_client(credential=BrokenCredential(RuntimeError(f"client_secret={SECRET}")))
     assert "RuntimeError" in await reason_of(client.put_item(COLLECTION, small_item()))
     away = new_client(credential=BrokenCredential(ServiceRequestError("no route")))
@@ -487,21 +489,21 @@ async def test_a_token_that_cannot_be_sent(new_client: NewClient) -> None:
     await reason_of(new_client(credential=Odd(secret=SECRET)).put_item(COLLECTION, small_item()))
 
 
-async def test_a_token_that_expires_while_it_waits(
+async def test_tokens_are_renewed_between_polls(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, new_client: NewClient
 ) -> None:
-    """Each look at an operation has the token of that moment."""
+    """Every poll of an operation asks for a token again."""
     emulator.polls = 5
     credential = EmulatorCredential()
     await new_client(credential=credential).put_item(COLLECTION, small_item())
     assert len({request.token for request in emulator.calls("GET", "/inma/")}) == 6
 
 
-async def test_a_token_that_is_refused_while_it_waits(
+async def test_an_expired_token_is_replaced(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, new_client: NewClient
 ) -> None:
     class ExpiresOnce(EmulatorCredential):
-        """Gives a token that expires on the way, once."""
+        """Returns one token that has expired."""
 
         async def get_token(self, *scopes: str, **options: Any) -> Any:
             self.lifetime_s = -1 if len(self.asked) == 3 else 3600
@@ -514,7 +516,7 @@ async def test_a_token_that_is_refused_while_it_waits(
     assert set(emulator.items) == {(COLLECTION, ITEM)}
 
 
-async def test_a_token_is_asked_for_with_the_claims_that_are_demanded(
+async def test_demanded_claims_are_passed_to_the_credential(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, new_client: NewClient
 ) -> None:
     claims = '{"access_token":{"nbf":{"essential":true,"value":"1"}}}'
@@ -539,7 +541,7 @@ async def test_a_failed_operation(ready: GeoCatalogClient, emulator: GeoCatalogE
     )
 
 
-async def test_a_collection_that_fails(
+async def test_a_collection_that_cannot_be_created(
     client: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.run_next(Course(1, "Failed", "QuotaExceeded", "too many collections"))
@@ -547,16 +549,16 @@ async def test_a_collection_that_fails(
     assert "QuotaExceeded: too many collections" in reason
 
 
-async def test_an_operation_that_is_cancelled(
-    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
-) -> None:
+async def test_a_cancelled_operation(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
     emulator.run_next(Course(5, "Canceled", status="Canceling"))
     reason = await reason_of(ready.put_item(COLLECTION, small_item()))
-    assert "ended as Canceled: it says no more" in reason
+    assert "ended as Canceled: no reason was given" in reason
     assert len(emulator.calls("GET", "/inma/")) == 6
 
 
-async def test_cancelling_is_no_end(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+async def test_an_operation_that_is_being_cancelled_may_succeed(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator
+) -> None:
     emulator.run_next(Course(5, "Succeeded", status="Canceling"))
     await ready.put_item(COLLECTION, small_item())
 
@@ -569,12 +571,12 @@ async def test_an_operation_that_never_ends(
     reason = await reason_of(ready.put_item(COLLECTION, small_item()))
     (operation_id,) = [k for k, o in emulator.operations.items() if o.kind == "ItemCreate"]
     assert f"operation {operation_id} of the catalogue was still Running after 89" in reason
-    # Growing from one second to ten.
+    # The delays grow from one second to ten.
     assert clock.slept[0] == 1 and clock.slept == sorted(clock.slept) and clock.slept[-1] == 10
     assert len(emulator.calls("GET", "/inma/")) < 100
 
 
-async def test_a_service_that_says_when_to_look(
+async def test_polls_honour_retry_after(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
 ) -> None:
     clock.slept.clear()
@@ -583,7 +585,7 @@ async def test_a_service_that_says_when_to_look(
     assert clock.slept == [5, 5, 5]
 
 
-async def test_a_service_that_says_to_look_at_once_is_not_flooded(
+async def test_polls_ignore_a_retry_after_of_zero(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
 ) -> None:
     clock.slept.clear()
@@ -592,34 +594,32 @@ async def test_a_service_that_says_to_look_at_once_is_not_flooded(
     assert clock.slept == [1, 1.5, 2.25]
 
 
-async def test_a_status_that_is_not_known(
+async def test_an_unknown_status(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    emulator.run_next(Course(1, "Paused"))
+    assert "unknown status: Paused" in await reason_of(ready.put_item(COLLECTION, small_item()))
+
+
+async def test_a_partial_success_is_a_failure(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
-    emulator.run_next(Course(1, "Paused"))
-    assert "status that is not known: Paused" in await reason_of(
-        ready.put_item(COLLECTION, small_item())
-    )
-
-
-async def test_success_in_part(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
     emulator.run_next(Course(1, additional={"totalFailedItems": "1", "why": "odd"}))
     reason = await reason_of(ready.put_item(COLLECTION, small_item()))
-    assert "succeeded but for 1 items: totalFailedItems 1, why odd" in reason
+    assert "succeeded except for 1 items: totalFailedItems 1, why odd" in reason
     emulator.run_next(Course(1, additional={"totalFailedItems": "0"}))
     await ready.put_item(COLLECTION, small_item())
 
 
-async def test_an_item_that_is_said_to_be_there(
+async def test_an_item_that_appears_late(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, clock: Clock
 ) -> None:
     emulator.fail_next("GET", f"items/{ITEM}$", status=404, times=5)
     await ready.put_item(COLLECTION, small_item())
     emulator.fail_next("GET", f"items/{ITEM}$", status=404, times=10**6)
     reason = await reason_of(ready.put_item(COLLECTION, small_item()))
-    assert "says that it has" in reason and "still gives none" in reason
+    assert "reported" in reason and "did not return it within" in reason
 
 
-async def test_another_item_in_its_place(
+async def test_another_item_under_the_url(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
     await ready.put_item(COLLECTION, small_item())
@@ -628,7 +628,7 @@ async def test_another_item_in_its_place(
 
 
 @pytest.mark.parametrize("status", [404, 409])
-async def test_an_item_that_can_neither_be_made_nor_replaced(
+async def test_an_item_that_can_neither_be_created_nor_replaced(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, status: int
 ) -> None:
     await ready.put_item(COLLECTION, small_item())
@@ -648,7 +648,7 @@ def elsewhere(url: str) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(4))
-async def test_a_location_on_a_foreign_host(
+async def test_a_location_on_another_host_gets_no_token(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, foreign: ForeignServer, number: int
 ) -> None:
     emulator.run_next(Course(1, location=elsewhere(foreign.url)[number]))
@@ -672,7 +672,7 @@ async def test_a_location_on_a_foreign_host(
         "//[:::]/inma/operations/{id}",
     ],
 )
-async def test_a_location_that_is_not_this_catalogues(
+async def test_a_location_outside_the_catalogue_gets_no_token(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, foreign: ForeignServer, location: str
 ) -> None:
     scheme, _, host = emulator.url.partition("://")
@@ -694,14 +694,14 @@ async def test_a_relative_location(ready: GeoCatalogClient, emulator: GeoCatalog
     assert emulator.calls("GET", "/inma/")[0].query == {"api-version": "2026-04-15"}
 
 
-async def test_no_location(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+async def test_a_missing_location(ready: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
     emulator.run_next(Course(1, location=None))
     assert "without a Location" in await reason_of(ready.put_item(COLLECTION, small_item()))
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_redirect(
+async def test_redirects_are_not_followed(
     ready: GeoCatalogClient,
     emulator: GeoCatalogEmulator,
     foreign: ForeignServer,
@@ -714,7 +714,7 @@ async def test_a_redirect(
 
 
 @pytest.mark.parametrize("body", ["<html>", "", [1], "null"])
-async def test_an_answer_that_cannot_be_read(
+async def test_a_response_that_is_no_json(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator, body: Any
 ) -> None:
     emulator.fail_next("GET", "/inma/", status=200, body=body)
@@ -722,7 +722,7 @@ async def test_an_answer_that_cannot_be_read(
 
 
 async def test_a_catalogue_below_a_path(new_client: NewClient) -> None:
-    """Nothing of it reaches what else there is on the host."""
+    """Nothing else on its host is requested."""
     asked = []
 
     def answer(request: httpx.Request, location: str) -> httpx.Response:
@@ -741,7 +741,7 @@ async def test_a_catalogue_below_a_path(new_client: NewClient) -> None:
     assert all(path.startswith("/tenant/stac/") for path in asked)
 
 
-async def test_it_closes_its_credential() -> None:
+async def test_close_closes_the_credential() -> None:
     credential = EmulatorCredential()
     client = GeoCatalogClient("https://catalog.example", credential, time_limit_s=1)
     await client.close()

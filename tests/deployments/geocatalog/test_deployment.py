@@ -1,4 +1,4 @@
-"""The GeoCatalog deployment against an emulator: what it registers, and what it tells."""
+"""The GeoCatalog deployment against an emulator: what it registers and reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BASE = "https://account.blob.core.windows.net/results/foundry"
 
 
 class Deployed(GeoCatalog.func_or_class):  # type: ignore[name-defined, misc]
-    """As it is, but for what only Serve can await."""
+    """The deployment without its asynchronous destructor, which only Serve awaits."""
 
     def __del__(self) -> None:
         pass
@@ -50,7 +50,7 @@ def emulator() -> Iterator[GeoCatalogEmulator]:
 
 @pytest.fixture
 async def new_deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewDeployment]:
-    # The deployment hides GPUs; they come back after the test.
+    # The deployment hides GPUs; this restores the variable after the test.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     made = []
 
@@ -95,7 +95,7 @@ def registration(
     return Registration(**values)
 
 
-async def test_a_forecast_becomes_an_item(
+async def test_a_forecast_is_registered_as_an_item(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -117,14 +117,14 @@ async def test_a_forecast_becomes_an_item(
     options = {option["id"]: option for option in render_options(plan)}
     assert options and emulator.render_options[collection_id] == options
     ours = [record for record in caplog.records if record.name == "ray.serve"]
-    assert [record.getMessage() for record in ours] == [f"abc is item {registered.item_url}"]
+    assert [record.getMessage() for record in ours] == [f"registered abc as {registered.item_url}"]
     about = current_execution()
     assert about is not None
     assert (about.execution_id, about.workflow, about.stage) == ("abc", plan.workflow, "register")
     assert SECRET not in caplog.text and "eyJ" not in caplog.text
 
 
-async def test_a_nowcast_in_netcdf_is_made_fit_for_tiles(
+async def test_a_nowcast_in_netcdf_gets_a_kerchunk_asset(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     plan = make_nowcast_plan(output_format="netcdf4")
@@ -138,7 +138,7 @@ async def test_a_nowcast_in_netcdf_is_made_fit_for_tiles(
         assert "data-kerchunk" in option["options"]
 
 
-async def test_an_item_is_counted_when_it_is_there(
+async def test_only_registered_items_are_counted(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     measured = Measured()
@@ -156,7 +156,7 @@ async def test_a_catalogue_with_tls(new_deployment: NewDeployment, tmp_path: Pat
         assert len(emulator.items) == 1
 
 
-async def test_a_catalogue_that_is_allowed_no_more_is_not_called(
+async def test_a_catalogue_that_is_no_longer_allowed_is_not_called(
     emulator: GeoCatalogEmulator, new_deployment: NewDeployment
 ) -> None:
     deployment = new_deployment(allowed=("https://other.example",))
@@ -165,7 +165,7 @@ async def test_a_catalogue_that_is_allowed_no_more_is_not_called(
     assert emulator.requests == []
 
 
-async def test_many_at_once_share_a_new_collection(
+async def test_concurrent_registrations_share_a_new_collection(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.creates_at_once = False
@@ -183,7 +183,7 @@ async def test_many_at_once_share_a_new_collection(
     assert kinds.count("CollectionCreate") == 1
 
 
-async def test_killed_and_called_again(
+async def test_a_cancelled_registration_can_be_repeated(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.run_next(Course(polls=4))
@@ -200,14 +200,14 @@ async def test_killed_and_called_again(
     assert kinds.count("ItemCreate") == 1
 
 
-async def test_a_failure_is_told_and_nothing_is_logged_of_success(
+async def test_a_failure_is_raised_and_not_logged_as_success(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     emulator.run_next(Course(0, "Failed", "AssetNotFound", "no such blob"))
     with pytest.raises(IngestionFailed, match="AssetNotFound: no such blob"):
         await new_deployment().register(registration(emulator.url))
-    assert "is item" not in caplog.text
+    assert "registered" not in caplog.text
     assert SECRET not in caplog.text
 
 
@@ -215,13 +215,13 @@ async def test_a_credential_that_refuses(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with pytest.raises(IngestionFailed, match="no token for") as failed:
+    with pytest.raises(IngestionFailed, match="got no token for") as failed:
         await new_deployment(refuse=True).register(registration(emulator.url))
     assert SECRET not in str(failed.value) and SECRET not in caplog.text
     assert emulator.requests == []
 
 
-async def test_a_catalogue_that_is_away(
+async def test_an_unavailable_catalogue(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     emulator.fail_next("GET", "", status=503, times=100, headers={"Retry-After": "0"})
@@ -229,7 +229,7 @@ async def test_a_catalogue_that_is_away(
         await new_deployment().register(registration(emulator.url))
 
 
-async def test_tokens_stay_in_the_catalogue(
+async def test_tokens_are_sent_to_the_catalogue_only(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     with ForeignServer() as foreign:
@@ -239,13 +239,13 @@ async def test_tokens_stay_in_the_catalogue(
         assert foreign.requests == []
 
 
-async def test_what_crosses_processes() -> None:
+async def test_messages_survive_pickling() -> None:
     sent = registration("https://catalog.example")
     assert isinstance(sent.provenance, Provenance)
     assert pickle.loads(pickle.dumps(sent)) == sent
 
 
-async def test_on_the_way_out_it_closes_credentials(
+async def test_shutdown_closes_credentials(
     new_deployment: NewDeployment, emulator: GeoCatalogEmulator
 ) -> None:
     deployment = new_deployment()
@@ -254,5 +254,5 @@ async def test_on_the_way_out_it_closes_credentials(
     (client,) = deployment._clients.values()
     await GeoCatalog.func_or_class.__del__(deployment)  # type: ignore[attr-defined]
     assert client._credential.closed
-    # Nor does it fail if the constructor did not get far.
+    # It does not fail after a constructor that failed, either.
     await GeoCatalog.func_or_class.__del__(Deployed.__new__(Deployed))  # type: ignore[attr-defined]
