@@ -139,21 +139,17 @@ class Blobs:
 
         Must not be called from an event loop.
         """
-        file = LocalFile(key, path, path.stat().st_size, sha256, media_type)
         policy = replace(BLOB_CALL, deadline_s=self._options.retry_limit_s)
-
-        async def run() -> bool:
-            return await LargeFileUpload(
-                self.rest,
-                key,
-                file,
-                call=RetriedCalls(self.pool, policy),
-                in_flight=asyncio.Semaphore(BLOCKS_IN_FLIGHT),
-                block_bytes=BLOCK_BYTES,
-                overwrite=False,
-            ).run()
-
-        return asyncio.run(run())
+        upload = LargeFileUpload(
+            self.rest,
+            key,
+            LocalFile(key, path, path.stat().st_size, sha256, media_type),
+            call=RetriedCalls(self.pool, policy),
+            in_flight=asyncio.Semaphore(BLOCKS_IN_FLIGHT),
+            block_bytes=BLOCK_BYTES,
+            overwrite=False,
+        )
+        return asyncio.run(upload.run())
 
     def get(self, key: str) -> bytes:
         """Return the content of a blob; FileNotFoundError if it does not exist."""
@@ -284,8 +280,8 @@ class Blobs:
             failure = BlobError.of_obstore(error, self.token.failure)
             if isinstance(error, FileNotFoundError) and not failure.is_container_missing:
                 raise FileNotFoundError(key) from None
-            options = self._options
-            raise failure.as_stage_failure(options.container, options.stage) from None
+            container, stage = self._options.container, self._options.stage
+            raise failure.as_stage_failure(container, stage) from None
 
 
 def _blob(key: str, result: GetResult) -> Blob:
