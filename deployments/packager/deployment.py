@@ -92,7 +92,7 @@ class Packager:
         return Ready(origin=Origin(name=name))
 
     async def create(
-        self, plan: Plan, execution_id: str, provenance: Mapping[str, Any], fence: int
+        self, plan: Plan, execution_id: str, provenance: Provenance | Mapping[str, Any], fence: int
     ) -> CompletedMembers:
         """Create the arrays and metadata of a result, all values missing.
 
@@ -102,7 +102,8 @@ class Packager:
             Members that an earlier attempt has completed; they are kept.
         """
         bind_execution(execution_id, plan.workflow, Stage.PACKAGE)
-        return await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
+        origin = Provenance.model_validate(provenance)
+        return await asyncio.to_thread(self._results.create, plan, execution_id, origin, fence)
 
     async def write_step(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class ResultsStore:
         self,
         plan: Plan,
         execution_id: str,
-        provenance: Provenance | Mapping[str, Any],
+        provenance: Provenance,
         fence: int,
     ) -> CompletedMembers:
         """Create all arrays and metadata with every value missing.
@@ -86,12 +86,11 @@ class ResultsStore:
         """
         work = self._work(execution_id)
         check_name(plan.workflow)
-        current = Provenance.model_validate(provenance)
-        recorded = work.create(plan, current, fence)
+        recorded = work.create(plan, provenance, fence)
         written = work.written_steps()
-        if written and recorded.origins != current.origins:
+        if written and recorded.origins != provenance.origins:
             self.purge(plan.workflow, execution_id)
-            recorded, written = work.create(plan, current, fence), set()
+            recorded, written = work.create(plan, provenance, fence), set()
         self._cache(self._storage.result(execution_id, plan, recorded)).create_zarr()
         conditioning = work.conditioning_steps() if plan.conditioning is not None else set()
         return CompletedMembers(

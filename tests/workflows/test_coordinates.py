@@ -8,7 +8,7 @@ import numpy as np
 import pyproj
 import pytest
 
-from tests.deployments.results.results import make_nowcast_plan, make_plan
+from tests.deployments.results.samples import make_nowcast_plan, make_plan
 from workflows.coordinates import Variable, members_of, output_longitudes, points_of, times_of
 from workflows.grids import Grid, LambertGrid
 

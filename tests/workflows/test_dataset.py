@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
+from tests.deployments.results.samples import PROVENANCE, make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.dataset import (
     Dataset,
@@ -16,7 +16,9 @@ from workflows.stormscope import VARIABLES as CHANNELS
 
 
 def described(plan: Plan, **provenance: object) -> Dataset:
-    return describe(plan, "exec_1", Provenance.model_validate({**PROVENANCE, **provenance}))
+    return describe(
+        plan, "exec_1", Provenance.model_validate({**PROVENANCE.model_dump(), **provenance})
+    )
 
 
 def coordinate(dataset: Dataset, name: str) -> np.ndarray:

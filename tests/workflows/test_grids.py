@@ -9,7 +9,7 @@ import pyproj
 import pytest
 from pydantic import ValidationError
 
-from tests.deployments.results.results import make_nowcast_plan, make_plan
+from tests.deployments.results.samples import make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.grids import Grid, LambertGrid
 

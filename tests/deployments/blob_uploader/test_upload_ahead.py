@@ -22,7 +22,7 @@ from tests.deployments.blob_uploader.uploads import (
     make_uploader,
     uploaded,
 )
-from tests.deployments.results.results import PROVENANCE, fields, make_plan
+from tests.deployments.results.samples import PROVENANCE, fields, make_plan
 from tests.emulators.azurite import Azurite
 from tests.emulators.flaky_proxy import FlakyProxy
 from tests.measured import Measured

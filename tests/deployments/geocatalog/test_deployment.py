@@ -18,7 +18,7 @@ from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.log_context import current_execution
 from deployments.runtime.metrics import RAY, REGISTRATIONS, Recorder
-from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
+from tests.deployments.results.samples import PROVENANCE, make_nowcast_plan, make_plan
 from tests.emulators.certificates import make_certificate
 from tests.emulators.geocatalog import Course, GeoCatalogEmulator
 from tests.emulators.loopback import ForeignServer

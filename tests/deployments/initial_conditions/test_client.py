@@ -13,7 +13,7 @@ import pytest
 from deployments.initial_conditions.client import READ, InitialConditionsClient, source_grid
 from deployments.runtime.failures import TransientFailure
 from tests.deployments.conductor.stand_ins import Handle
-from tests.deployments.results.results import make_plan
+from tests.deployments.results.samples import make_plan
 from workflows.errors import StageFailed
 
 PLAN = make_plan()

@@ -18,7 +18,7 @@ from deployments.initial_conditions.client import source_grid
 from deployments.initial_conditions.deployment import InitialConditions, is_network_error
 from deployments.initial_conditions.options import SourceOptions
 from deployments.runtime.failures import is_transient
-from tests.deployments.results.results import make_nowcast_plan, make_plan
+from tests.deployments.results.samples import make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.grids import Grid

@@ -18,7 +18,7 @@ from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.import_path import LoaderOptions
 from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
 from tests.deployments.conductor.stand_ins import Handle
-from tests.deployments.results.results import make_plan
+from tests.deployments.results.samples import make_plan
 from workflows.fcn3 import VARIABLES
 from workflows.grids import Grid
 

@@ -1,4 +1,4 @@
-"""What the Packager counts: steps and bytes that were written, not those that were asked for."""
+"""The Packager counts time steps and bytes that were written, not those that were requested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from deployments.packager.deployment import Packager
 from deployments.runtime.metrics import PACKAGER_BYTES, STEPS_WRITTEN
-from tests.deployments.results.results import PROVENANCE, make_plan
+from tests.deployments.results.samples import PROVENANCE, make_plan
 from tests.measured import Measured
 
 EXECUTION = "exec_0123"
@@ -19,7 +19,7 @@ EXECUTION = "exec_0123"
 
 @pytest.fixture
 def packager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Measured], Any]:
-    # The deployment hides GPUs; they come back after the test.
+    # The deployment hides GPUs; the test must not change that for others.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     deployment: Any = Packager
     return lambda measured: deployment.func_or_class(
@@ -27,22 +27,22 @@ def packager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Measu
     )
 
 
-async def test_a_step_that_is_written_twice_counts_once(
+async def test_step_that_is_written_twice_counts_once(
     packager: Callable[[Measured], Any],
 ) -> None:
     measured = Measured()
-    packs = packager(measured)
+    replica = packager(measured)
     plan = make_plan()
     fields = np.ones((len(plan.variables), *plan.grid.shape), np.float32)
-    await packs.create(plan, EXECUTION, PROVENANCE, 1)
+    await replica.create(plan, EXECUTION, PROVENANCE, 1)
     for _ in range(2):
         for member in plan.members:
             for time_index in range(plan.n_times):
-                await packs.write_step(EXECUTION, 1, member, time_index, fields)
+                await replica.write_step(EXECUTION, 1, member, time_index, fields)
     steps = len(plan.seeds) * plan.n_times
     assert measured.total(STEPS_WRITTEN, workflow=plan.workflow) == steps
     assert measured.total(PACKAGER_BYTES, kind="step") == steps * fields.nbytes
-    described = await packs.describe_result(EXECUTION, 1)
-    beside = [size for key, (size, _) in described.assets.items() if key != "results.zarr"]
-    assert len(beside) == 2
-    assert measured.total(PACKAGER_BYTES, kind="file") == sum(beside)
+    manifest = await replica.describe_result(EXECUTION, 1)
+    sizes = [size for key, (size, _) in manifest.assets.items() if key != "results.zarr"]
+    assert len(sizes) == 2
+    assert measured.total(PACKAGER_BYTES, kind="file") == sum(sizes)

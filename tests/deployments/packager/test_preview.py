@@ -1,3 +1,5 @@
+"""The preview is a readable map with the right colours in the right places."""
+
 import io
 
 import numpy as np
@@ -8,19 +10,19 @@ from deployments.packager.basemap import COAST_LINE, regional_basemap
 from deployments.packager.preview import MISSING_RGB, render, scale
 from workflows.grids import LambertGrid
 
-LEFT, TOP = 46, 40  # margins around the map
+LEFT, TOP = 46, 40  # margins of the map
 
 
-def opened(png: bytes) -> Image.Image:
+def open_image(png: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(png))
     image.load()
     return image
 
 
-# Pixels looked at below lie on open sea or inland, off the 30 degree lines.
+# The tests read pixels at sea or inland, away from the graticule.
 def colours(field, variable="t2m"):
-    """The map's part of the image, RGB."""
-    pixels = np.asarray(opened(render(field, variable, "title")).convert("RGB")).astype(int)
+    """Return the pixels of the map, RGB."""
+    pixels = np.asarray(open_image(render(field, variable, "title")).convert("RGB")).astype(int)
     width = 720 if field.shape[1] < 720 else field.shape[1]
     return pixels[TOP : TOP + width // 2, LEFT : LEFT + width]
 
@@ -32,14 +34,14 @@ def waves(n_lat, n_lon, dtype=np.float32):
 
 
 @pytest.mark.parametrize("grid", [(8, 16), (1, 1), (181, 360), (721, 1440), (720, 1440), (90, 60)])
-def test_it_is_a_png_with_room_to_read(grid):
-    image = opened(render(waves(*grid), "t2m", "2 m temperature, member 0 (synthetic)"))
+def test_preview_is_a_png_of_readable_size(grid):
+    image = open_image(render(waves(*grid), "t2m", "2 m temperature, member 0 (synthetic)"))
     assert image.format == "PNG"
     assert 720 < image.width <= 1600
     assert 1.5 < image.width / image.height < 2.1
 
 
-def test_a_full_field_stays_small():
+def test_preview_of_a_full_field_is_small():
     assert len(render(waves(721, 1440), "t2m", "t")) < 600_000
 
 
@@ -48,20 +50,20 @@ def test_north_is_up_and_west_is_left():
     field[0, 0] = 1.0
     picture = colours(field)
     hot, cold = picture[5, 5], picture[200, 50]
-    assert hot[0] > hot[2] + 50, "the first value is not at the upper left, in red"
+    assert hot[0] > hot[2] + 50, "the first value is not red in the upper left corner"
     assert cold[2] > cold[0] + 50
 
 
-def test_missing_values_are_grey_and_spoil_nothing():
-    whole, holed = waves(181, 360), waves(181, 360)
-    holed[20:40, 100:160] = np.nan
-    before, after = colours(whole), colours(holed)
+def test_missing_values_are_grey_and_change_nothing_else():
+    field, with_gap = waves(181, 360), waves(181, 360)
+    with_gap[20:40, 100:160] = np.nan
+    before, after = colours(field), colours(with_gap)
     assert after[76, 275].tolist() == list(MISSING_RGB)
     far = (slice(300, 355), slice(5, 700))
     assert np.abs(before[far] - after[far]).max() < 25
 
 
-def test_infinities_are_the_ends_of_the_scale():
+def test_infinity_has_the_colour_at_the_end_of_the_scale():
     field = waves(181, 360)
     field[20:40, 100:160], field[100:120, 100:160] = np.inf, -np.inf
     picture = colours(field)
@@ -79,7 +81,7 @@ def test_constant_fields_are_drawn(value, variable):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int32])
-def test_every_number_type_gives_the_same_map(dtype):
+def test_number_type_does_not_change_the_map(dtype):
     field = np.rint(waves(31, 60)).astype(dtype)
     assert np.array_equal(colours(field), colours(field.astype(np.float32)))
 
@@ -109,30 +111,30 @@ def test_ticks_are_round_and_within_the_scale(low, high):
     np.testing.assert_allclose(np.array(ticks) / step, np.rint(np.array(ticks) / step), atol=1e-6)
 
 
-def test_scales_of_winds_are_centred_and_those_of_moisture_start_at_zero():
+def test_wind_scale_is_centred_and_moisture_scale_starts_at_zero():
     values = np.linspace(-3.0, 17.0, 100).reshape(10, 10)
     _, low, high = scale(values, symmetric=True)
     assert low == -high
     assert scale(values + 5, positive=True)[1] == 0
 
 
-def test_the_title_and_the_unit_are_written():
+def test_title_and_unit_are_drawn():
     field = waves(31, 60)
-    plain = np.asarray(opened(render(field, "t2m", "")).convert("L"))
-    titled = np.asarray(opened(render(field, "t2m", "Temperature")).convert("L"))
+    plain = np.asarray(open_image(render(field, "t2m", "")).convert("L"))
+    titled = np.asarray(open_image(render(field, "t2m", "Temperature")).convert("L"))
     assert (plain[:TOP] == 255).mean() > 0.95 and (titled[:TOP] < 100).sum() > 100
     np.testing.assert_array_equal(plain[TOP:], titled[TOP:])
-    other = np.asarray(opened(render(field, "unknown", "")).convert("L"))
-    beside_bar = (slice(-50, -25), slice(-100, None))
-    assert (plain[beside_bar] < 100).any() and not (other[beside_bar] < 100).any()
+    other = np.asarray(open_image(render(field, "unknown", "")).convert("L"))
+    right_of_bar = (slice(-50, -25), slice(-100, None))
+    assert (plain[right_of_bar] < 100).any() and not (other[right_of_bar] < 100).any()
 
 
-def test_a_regional_map_has_north_up_and_what_is_missing_where_it_is():
+def test_regional_map_has_north_up_and_missing_values_in_place():
     grid = LambertGrid()
     north = grid.latitudes()
     far_north_west = (north > 45) & (grid.longitudes() < -122)
     field = np.where(far_north_west, np.nan, north).astype(np.float32)
-    picture = np.asarray(opened(render(field, "t2m", "title", grid)).convert("RGB")).astype(int)
+    picture = np.asarray(open_image(render(field, "t2m", "title", grid)).convert("RGB")).astype(int)
     inside = picture[TOP : TOP + grid.n_y, LEFT : LEFT + grid.n_x]
     assert inside[2, 2].tolist() == list(MISSING_RGB)
     warm, cold = inside[20, 500], inside[-20, 500]
@@ -140,23 +142,22 @@ def test_a_regional_map_has_north_up_and_what_is_missing_where_it_is():
     assert cold[2] > cold[0] + 50
 
 
-def test_the_coast_of_florida_is_on_a_regional_map():
+def test_regional_map_has_coasts_where_they_are():
     grid = LambertGrid()
     lines = regional_basemap(grid).lines
-    y, x = grid.project(np.array(25.2), np.array(-80.7))
-    row = int((grid.y()[-1] - y) / grid.spacing_m)
-    column = int((x - grid.first_x_m) / grid.spacing_m)
-    around = lines[row - 15 : row + 15, column - 15 : column + 15]
-    assert (around == COAST_LINE).any()
-    # Kansas has none.
-    y, x = grid.project(np.array(38.5), np.array(-98.5))
-    row = int((grid.y()[-1] - y) / grid.spacing_m)
-    column = int((x - grid.first_x_m) / grid.spacing_m)
-    assert not (lines[row - 15 : row + 15, column - 15 : column + 15] == COAST_LINE).any()
+
+    def has_coast(north: float, east: float) -> bool:
+        y, x = grid.project(np.array(north), np.array(east))
+        row = int((grid.y()[-1] - y) / grid.spacing_m)
+        column = int((x - grid.first_x_m) / grid.spacing_m)
+        return bool((lines[row - 15 : row + 15, column - 15 : column + 15] == COAST_LINE).any())
+
+    assert has_coast(25.2, -80.7), "Florida"
+    assert not has_coast(38.5, -98.5), "Kansas"
 
 
 @pytest.mark.parametrize("size", [{"n_y": 2, "n_x": 2}, {"n_y": 16, "n_x": 24}])
 def test_small_regions_are_drawn(size):
     grid = LambertGrid(**size, spacing_m=100_000.0)
-    image = opened(render(np.ones(grid.shape, np.float32), "abi01c", "title", grid))
+    image = open_image(render(np.ones(grid.shape, np.float32), "abi01c", "title", grid))
     assert image.width > 720

@@ -1,4 +1,4 @@
-"""The static catalogue: as pystac walks it, while executions come and go."""
+"""pystac reads the static catalogue while results are added and removed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from typing import Any
 import pystac
 import pytest
 
-from deployments.packager.stac_catalog import StaticCatalog
-from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
+from deployments.packager.stac_catalog import CatalogUpdater, StaticCatalog
+from tests.deployments.results.samples import PROVENANCE, make_nowcast_plan, make_plan
 from tests.workflows.stac.stac_validator import validator
 from workflows.base import Plan
-from workflows.dataset import Provenance
 from workflows.manifest import CHECKSUMS
 from workflows.stac.collection import default_collection_id
 from workflows.stac.item import CATALOG, COLLECTION, ITEM, describe_item
@@ -29,7 +29,7 @@ FCN3, NOWCAST = make_plan().workflow, make_nowcast_plan().workflow
 def add(
     results: Path, plan: Plan, number: int = 0, *, synthetic: bool = False, **changes: Any
 ) -> Path:
-    """Lay down a result as the Packager does; give its folder."""
+    """Add a result as the Packager does; return its folder."""
     execution_id = f"exec_{1767000000 + number}_{number:08x}"
     folder = results / plan.workflow / execution_id
     folder.mkdir(parents=True)
@@ -39,9 +39,9 @@ def add(
     others = ("preview.png", "metadata.json", *(() if zarr else ("results.nc",)))
     for name in others:
         (folder / name).write_text(name)
-    model = PROVENANCE["model"] | {"synthetic": synthetic}
+    model = PROVENANCE.model.model_copy(update={"synthetic": synthetic})
     created = datetime(2026, 1, 1, 0, number // 60 % 60, number % 60, tzinfo=UTC)
-    provenance = Provenance.model_validate(PROVENANCE | {"model": model, "created": created})
+    provenance = PROVENANCE.model_copy(update={"model": model, "created": created})
     item = describe_item(
         plan,
         execution_id,
@@ -60,7 +60,7 @@ def add(
 
 
 def items_in(results: Path) -> list[str]:
-    """Name the folders of all items that a reader comes to from the root."""
+    """Return the folders of all items that a reader finds from the root."""
     catalog = pystac.Catalog.from_file(results / CATALOG)
     return sorted(
         Path(item.get_self_href()).parent.name for item in catalog.get_items(recursive=True)
@@ -71,7 +71,7 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def test_a_reader_comes_to_every_file(tmp_path: Path) -> None:
+def test_reader_finds_every_item_and_file(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path / "results")
     results = tmp_path / "results"
     folders = [
@@ -83,8 +83,8 @@ def test_a_reader_comes_to_every_file(tmp_path: Path) -> None:
     ]
     for workflow in (FCN3, NOWCAST):
         catalog.update(workflow)
-    # Links are relative: they hold wherever the folder is.
-    moved = results.rename(tmp_path / "elsewhere")
+    # Links are relative and work in any folder.
+    moved = results.rename(tmp_path / "moved")
     root = pystac.Catalog.from_file(moved / CATALOG)
     assert not [link for link in root.links if link.rel == "self" and "results" in link.href]
     assert root.validate(validator())
@@ -105,24 +105,24 @@ def test_a_reader_comes_to_every_file(tmp_path: Path) -> None:
     assert sorted(found) == [folder.name for folder in folders]
 
 
-def test_a_collection_spans_its_items(tmp_path: Path) -> None:
+def test_extent_covers_all_items_in_time(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     late = make_plan(start_time=datetime(2025, 3, 1, tzinfo=UTC), n_steps=4)
     early = make_plan(start_time=datetime(2024, 12, 1, tzinfo=UTC))
     add(tmp_path, late, 1)
-    gone = add(tmp_path, early, 2)
+    removed = add(tmp_path, early, 2)
     catalog.update(FCN3)
     document = read(tmp_path / FCN3 / COLLECTION)
     interval = document["extent"]["temporal"]["interval"]
     assert interval == [["2024-12-01T00:00:00Z", "2025-03-02T00:00:00Z"]]
     assert document["extent"]["spatial"]["bbox"] == [[-180, -90, 180, 90]]
-    shutil.rmtree(gone)
+    shutil.rmtree(removed)
     catalog.update(FCN3)
     (interval,) = read(tmp_path / FCN3 / COLLECTION)["extent"]["temporal"]["interval"]
     assert interval[0] == "2025-03-01T00:00:00Z"
 
 
-def test_items_of_another_grid_widen_the_extent(tmp_path: Path) -> None:
+def test_extent_covers_all_items_in_space(tmp_path: Path) -> None:
     add(tmp_path, make_plan(), 1, bbox=[-120.0, 20.0, -60.0, 50.0])
     add(tmp_path, make_plan(), 2, bbox=[-130.0, 25.0, -70.0, 55.0])
     catalog = StaticCatalog(tmp_path)
@@ -135,7 +135,7 @@ def test_items_of_another_grid_widen_the_extent(tmp_path: Path) -> None:
     assert spatial["bbox"] == [[-180, 20, 180, 55]]
 
 
-def test_a_collection_of_both_formats_claims_neither(tmp_path: Path) -> None:
+def test_collection_of_both_formats_names_neither(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     add(tmp_path, make_plan(), 1)
     catalog.update(FCN3)
@@ -148,7 +148,7 @@ def test_a_collection_of_both_formats_claims_neither(tmp_path: Path) -> None:
     pystac.Collection.from_file(tmp_path / FCN3 / COLLECTION).validate(validator())
 
 
-def test_a_collection_says_that_some_are_synthetic(tmp_path: Path) -> None:
+def test_collection_says_that_some_items_are_synthetic(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     add(tmp_path, make_plan(), 2)
     catalog.update(FCN3)
@@ -158,7 +158,7 @@ def test_a_collection_says_that_some_are_synthetic(tmp_path: Path) -> None:
     assert "some synthetic" in read(tmp_path / FCN3 / COLLECTION)["title"]
 
 
-def test_what_goes_away_disappears(tmp_path: Path) -> None:
+def test_removed_results_disappear(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     first, second = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
     nowcast = add(tmp_path, make_nowcast_plan(), 3)
@@ -177,7 +177,7 @@ def test_what_goes_away_disappears(tmp_path: Path) -> None:
     assert [link["title"] for link in children] == [NOWCAST]
 
 
-def test_folders_without_an_item_are_none_of_its_business(tmp_path: Path) -> None:
+def test_folders_without_an_item_are_ignored(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     (tmp_path / "custom" / "exec_1_00000000").mkdir(parents=True)
     (tmp_path / "custom" / "a-file").write_text("")
@@ -193,33 +193,33 @@ def test_folders_without_an_item_are_none_of_its_business(tmp_path: Path) -> Non
     ["", "[]", "{}", '{"collection": 3}', json.dumps({"collection": "another"})],
     ids=["empty", "list", "no item", "no name", "of another collection"],
 )
-def test_a_broken_item_is_left_out_and_logged_once(
+def test_broken_item_is_left_out_and_logged_once(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     catalog = StaticCatalog(tmp_path)
     good, broken = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
-    whole = (broken / ITEM).read_text()
+    content_before = (broken / ITEM).read_text()
     (broken / ITEM).write_text(content)
     with caplog.at_level(logging.WARNING, "ray.serve"):
         catalog.update(FCN3)
         catalog.update(FCN3)
     assert [record.execution_id for record in caplog.records] == [broken.name]
     assert items_in(tmp_path) == [good.name]
-    (broken / ITEM).write_text(whole)
+    (broken / ITEM).write_text(content_before)
     catalog.update(FCN3)
     assert items_in(tmp_path) == [good.name, broken.name]
 
 
-def test_an_item_whose_files_are_gone_is_left_out(tmp_path: Path) -> None:
+def test_item_without_its_files_is_left_out(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
-    good, half = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+    good, incomplete = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
     catalog.update(FCN3)
-    (half / "results.zarr").rmdir()
+    (incomplete / "results.zarr").rmdir()
     catalog.update(FCN3)
     assert items_in(tmp_path) == [good.name]
 
 
-def test_only_broken_items_make_no_collection(tmp_path: Path) -> None:
+def test_broken_items_alone_make_no_collection(tmp_path: Path) -> None:
     catalog = StaticCatalog(tmp_path)
     (add(tmp_path, make_plan(), 1) / ITEM).write_text("{")
     catalog.update(FCN3)
@@ -227,11 +227,11 @@ def test_only_broken_items_make_no_collection(tmp_path: Path) -> None:
     assert not (tmp_path / FCN3 / COLLECTION).exists()
 
 
-def test_what_is_not_whole_is_left_out(tmp_path: Path) -> None:
-    whole, failed = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
+def test_incomplete_result_is_left_out(tmp_path: Path) -> None:
+    complete, failed = add(tmp_path, make_plan(), 1), add(tmp_path, make_plan(), 2)
     (failed / CHECKSUMS).unlink()
     StaticCatalog(tmp_path).update(FCN3)
-    assert items_in_links(tmp_path) == [whole.name]
+    assert items_in_links(tmp_path) == [complete.name]
 
 
 def test_unchanged_items_are_not_read_again(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_unchanged_items_are_not_read_again(tmp_path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     catalog.update(FCN3)
     assert items_in_links(tmp_path) == [old.name, newest.name]
-    # One that has not seen it before does read it.
+    # A new catalogue reads it.
     StaticCatalog(tmp_path).update(FCN3)
     assert items_in_links(tmp_path) == [newest.name]
 
@@ -254,7 +254,7 @@ def items_in_links(results: Path) -> list[str]:
     return [link["href"].split("/")[1] for link in links if link["rel"] == "item"]
 
 
-def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
+def test_unchanged_documents_are_not_written_again(tmp_path: Path) -> None:
     add(tmp_path, make_plan(), 1)
     files = [tmp_path / CATALOG, tmp_path / FCN3 / COLLECTION]
     StaticCatalog(tmp_path).update(FCN3)
@@ -264,25 +264,55 @@ def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / ".partial").iterdir()] == ["catalog.lock"]
 
 
-def keep_adding(results: Path, first: int) -> None:
+def add_ten(results: Path, first: int) -> None:
     catalog = StaticCatalog(results)
     for number in range(first, first + 10):
         add(results, make_plan(), number)
         catalog.update(FCN3)
 
 
-def test_processes_update_at_once(tmp_path: Path) -> None:
+def test_processes_may_update_concurrently(tmp_path: Path) -> None:
     add(tmp_path, make_plan(), 0)
     StaticCatalog(tmp_path).update(FCN3)
     context = multiprocessing.get_context("spawn")
-    adding = [context.Process(target=keep_adding, args=(tmp_path, n)) for n in (100, 200, 300)]
+    adding = [context.Process(target=add_ten, args=(tmp_path, n)) for n in (100, 200, 300)]
     for process in adding:
         process.start()
-    seen, previous = 0, 0
+    n_before = 0
     while any(process.is_alive() for process in adding):
-        # Whole at any time, and nothing that was in it gets lost.
-        seen = len(items_in_links(tmp_path))
-        assert seen >= previous
-        previous = seen
+        # The document is complete at any time, and no item gets lost.
+        n_items = len(items_in_links(tmp_path))
+        assert n_items >= n_before
+        n_before = n_items
     assert [process.exitcode for process in adding] == [0, 0, 0]
     assert len(items_in_links(tmp_path)) == 31
+
+
+class CountingCatalog(StaticCatalog):
+    """Counts updates; the first one fails."""
+
+    def __init__(self, results_dir: Path) -> None:
+        super().__init__(results_dir)
+        self.updates: list[str] = []
+        self.updated = threading.Semaphore(0)
+
+    def update(self, workflow: str) -> None:
+        self.updates.append(workflow)
+        self.updated.release()
+        if len(self.updates) == 1:
+            raise OSError("disk full")
+
+
+def test_updater_combines_changes_and_survives_a_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = CountingCatalog(tmp_path)
+    updater = CatalogUpdater(catalog, delay_s=0.3)
+    for workflow in (FCN3, FCN3, NOWCAST, FCN3):
+        updater.schedule(workflow)
+    for _ in range(2):
+        assert catalog.updated.acquire(timeout=20)
+    updater.schedule(FCN3)
+    assert catalog.updated.acquire(timeout=20)
+    assert catalog.updates == [FCN3, NOWCAST, FCN3]
+    assert "is not up to date" in caplog.text

@@ -1,19 +1,25 @@
+"""Results follow the CF conventions, according to the compliance checker."""
+
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import xarray as xr
 from compliance_checker.runner import CheckSuite, ComplianceChecker
 
-from deployments.results.disk import DiskStorage
-from deployments.results.store import ResultsStore
-from tests.deployments.results.results import PROVENANCE, fields, make_nowcast_plan, make_plan
+from tests.deployments.results.backends import DiskBackend
+from tests.deployments.results.samples import (
+    ID,
+    PROVENANCE,
+    make_nowcast_plan,
+    make_plan,
+    write_steps,
+)
 from workflows.base import Plan
+from workflows.dataset import Origin, Provenance
 from workflows.fcn3 import VARIABLES
 from workflows.stormscope import VARIABLES as CHANNELS
 
-ID = "exec_1_00000000"
 SOME = ("t2m", "msl", "tcwv", "z500", "q50")
 
 
@@ -44,8 +50,8 @@ def findings(path: Path, version: str) -> dict[str, list[str]]:
     }
 
 
-# All variables once: their attributes are the same in every format and layout, and the checker
-# takes long over each.
+# All variables in one case only: their attributes are the same in every format and layout, and the
+# checker is slow.
 @pytest.mark.parametrize(
     ("time_layout", "output_format", "variables"),
     [
@@ -67,7 +73,7 @@ def test_results_follow_cf(
     if time_layout == "time":
         assert found["medium"] == found["low"] == []
     else:
-        # The checker would rather have lead_time left of time; Earth2Studio has it right of it.
+        # The checker recommends lead_time before time; Earth2Studio has it after time.
         assert all("recommended order" in message for message in found["medium"])
         assert found["low"] == []
 
@@ -75,29 +81,29 @@ def test_results_follow_cf(
 @pytest.mark.parametrize("output_format", ["netcdf4", "zarr"])
 def test_nowcasts_follow_cf(tmp_path: Path, output_format: str) -> None:
     plan = make_nowcast_plan(variables=CHANNELS, output_format=output_format, n_steps=1)
-    provenance = {
-        **PROVENANCE,
-        "model": {"name": "stormscope", "loader": "synthetic", "synthetic": True},
-        "conditioned_on": [{"name": "fcn3", "loader": "some.module:load", "synthetic": False}],
-    }
+    provenance = PROVENANCE.model_copy(
+        update={
+            "model": Origin(name="stormscope", loader="synthetic", synthetic=True),
+            "conditioned_on": (Origin(name="fcn3", loader="some.module:load", synthetic=False),),
+        }
+    )
     found = findings(written(tmp_path, plan, provenance), "cf:1.8")
     assert found == {"high": [], "medium": [], "low": []}
 
 
-def written(tmp_path: Path, plan: Plan, provenance: dict[str, Any]) -> Path:
-    """Write a result as the plan says; a Zarr one is copied, for the checker reads NetCDF."""
-    store = ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work"))
+def written(tmp_path: Path, plan: Plan, provenance: Provenance) -> Path:
+    """Write a result and return it as NetCDF, which the checker reads; copy a Zarr store to it."""
+    backend = DiskBackend(tmp_path)
+    store = backend.store()
     store.create(plan, ID, provenance, 1)
-    for member in plan.members:
-        for time_index in range(plan.n_times):
-            store.write_step(ID, 1, member, time_index, fields(plan, member, time_index))
-    folder = tmp_path / "results" / plan.workflow / ID
+    write_steps(store, plan)
+    folder = backend.folder(plan.workflow, ID)
     path = folder / "results.nc"
     if plan.output_format == "netcdf4":
         store.export_netcdf(ID, 1)
     else:
         with xr.open_zarr(folder / "results.zarr") as dataset:
-            # Xarray gives every float a fill value unless told not to; CF forbids it here.
-            places = set(dataset.coords) & {"lat", "lon", "y", "x", "latitude", "longitude"}
-            dataset.to_netcdf(path, encoding={name: {"_FillValue": None} for name in places})
+            # By default xarray adds a fill value to every float; CF forbids it for coordinates.
+            names = set(dataset.coords) & {"lat", "lon", "y", "x", "latitude", "longitude"}
+            dataset.to_netcdf(path, encoding={name: {"_FillValue": None} for name in names})
     return path

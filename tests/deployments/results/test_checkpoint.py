@@ -1,4 +1,4 @@
-"""What is read of a checkpoint is what was written, or nothing."""
+"""A checkpoint is read as it was written, or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from deployments.results.checkpoint import Checkpoint
 
-WRITTEN = Checkpoint(
+CHECKPOINT = Checkpoint(
     4,
     "model",
     np.arange(12, dtype=np.float32).reshape(3, 2, 2),
@@ -18,43 +18,44 @@ WRITTEN = Checkpoint(
 )
 
 
-def content_of(checkpoint: Checkpoint) -> bytes:
+def encode(checkpoint: Checkpoint) -> bytes:
     file = io.BytesIO()
     checkpoint.write(file)
     return file.getvalue()
 
 
-def is_as_written(content: bytes) -> bool | None:
-    """Say whether that is what is read; None if nothing is."""
+def is_unchanged(content: bytes) -> bool | None:
+    """Return whether `CHECKPOINT` is read; None if the content is refused."""
     try:
-        found = Checkpoint.read(WRITTEN.step, io.BytesIO(content))
+        found = Checkpoint.read(CHECKPOINT.step, io.BytesIO(content))
     except ValueError:
         return None
+    internal = CHECKPOINT.internal
     return (
-        found.origin == WRITTEN.origin
-        and found.internal.keys() == WRITTEN.internal.keys()
-        and np.array_equal(found.state, WRITTEN.state)
-        and all(np.array_equal(found.internal[k], WRITTEN.internal[k]) for k in WRITTEN.internal)
+        found.origin == CHECKPOINT.origin
+        and found.internal.keys() == internal.keys()
+        and np.array_equal(found.state, CHECKPOINT.state)
+        and all(np.array_equal(found.internal[name], internal[name]) for name in internal)
     )
 
 
 @pytest.mark.parametrize("mask", [1, 64])
-def test_no_byte_can_change_what_is_read(mask: int) -> None:
-    content = content_of(WRITTEN)
-    assert is_as_written(content)
-    for place, byte in enumerate(content):
-        changed = content[:place] + bytes([byte ^ mask]) + content[place + 1 :]
-        assert is_as_written(changed) is not False, f"byte {place}"
+def test_changed_byte_is_detected_or_harmless(mask: int) -> None:
+    content = encode(CHECKPOINT)
+    assert is_unchanged(content)
+    for position, byte in enumerate(content):
+        changed = content[:position] + bytes([byte ^ mask]) + content[position + 1 :]
+        assert is_unchanged(changed) is not False, f"byte {position}"
 
 
-def test_nothing_is_read_of_what_is_cut_or_something_else() -> None:
-    content = content_of(WRITTEN)
+def test_truncated_and_foreign_files_are_refused() -> None:
+    content = encode(CHECKPOINT)
     for size in range(0, len(content), 7):
-        assert is_as_written(content[:size]) is None
+        assert is_unchanged(content[:size]) is None
     array = io.BytesIO()
-    np.save(array, WRITTEN.state)
-    assert is_as_written(array.getvalue()) is None
+    np.save(array, CHECKPOINT.state)
+    assert is_unchanged(array.getvalue()) is None
 
 
-def test_that_of_another_step_is_none() -> None:
-    assert is_as_written(content_of(replace(WRITTEN, step=5))) is None
+def test_checkpoint_of_another_step_is_refused() -> None:
+    assert is_unchanged(encode(replace(CHECKPOINT, step=5))) is None

@@ -1,3 +1,5 @@
+"""The NetCDF4 export, on disk and on Blob Storage; the end of the file only on disk."""
+
 import hashlib
 import resource
 import threading
@@ -10,26 +12,29 @@ import netCDF4
 import numpy as np
 import pytest
 
-from deployments.results.disk import DiskStorage
 from deployments.results.store import ResultsStore
-from tests.deployments.results.results import PROVENANCE, expected, fields, make_plan
-from workflows.base import Plan
+from tests.deployments.results.backends import Backend, DiskBackend
+from tests.deployments.results.samples import (
+    ID,
+    PROVENANCE,
+    assert_complete,
+    fields,
+    make_plan,
+    write_steps,
+)
 from workflows.errors import ExecutionCancelled, StageFailed, StaleConductor
 
-ID = "exec_1_00000000"
 PLAN = make_plan(output_format="netcdf4")
+STEPS = [(member, time_index) for member in PLAN.members for time_index in range(PLAN.n_times)]
+
+only_on_disk = pytest.mark.parametrize("backend", ["disk"], indirect=True)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ResultsStore:
-    store = ResultsStore(DiskStorage(tmp_path / "results", tmp_path / "work"))
+def store(backend: Backend) -> ResultsStore:
+    store = backend.store()
     store.create(PLAN, ID, PROVENANCE, 1)
     return store
-
-
-@pytest.fixture
-def folder(store: ResultsStore, tmp_path: Path) -> Path:
-    return tmp_path / "results" / PLAN.workflow / ID
 
 
 def write(store: ResultsStore, *steps: tuple[int, int]) -> None:
@@ -37,51 +42,45 @@ def write(store: ResultsStore, *steps: tuple[int, int]) -> None:
         store.write_step(ID, 1, member, time_index, fields(PLAN, member, time_index))
 
 
-def all_steps(plan: Plan) -> list[tuple[int, int]]:
-    return [(member, time_index) for member in plan.members for time_index in range(plan.n_times)]
+def files(backend: Backend) -> set[str]:
+    return {path.name for path in backend.folder(PLAN.workflow, ID).iterdir()}
 
 
-def check(path: Path) -> None:
-    with netCDF4.Dataset(path) as file:
-        for variable in PLAN.variables:
-            np.testing.assert_array_equal(file[variable][:], expected(PLAN, variable))
-
-
-def test_it_follows_the_steps(store: ResultsStore, folder: Path) -> None:
+def test_export_follows_the_steps(backend: Backend, store: ResultsStore) -> None:
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, poll_s=0.001)
+        export = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
         for step in [(1, 2), (0, 1), (1, 0), (0, 0), (1, 1)]:
             write(store, step)
             time.sleep(0.01)
             assert not export.done()
-            # Nothing that could be taken for a result before it is one.
-            assert {path.name for path in folder.iterdir()} == {"results.zarr"}
+            # A partial file must not appear among the results.
+            assert files(backend) == {"results.zarr"}
         write(store, (0, 2))
-        export.result(10)
-    check(folder / "results.nc")
+        export.result(20)
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
     store.describe(ID, 1)
-    assert {path.name for path in folder.iterdir()} == {"results.nc", "checksums.sha256"}
+    assert files(backend) == {"results.nc", "checksums.sha256"}
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_what_is_told_of_the_file_is_true_whatever_comes_first(
-    store: ResultsStore, folder: Path, backwards: bool
+def test_size_and_checksum_are_right_in_any_order_of_steps(
+    backend: Backend, store: ResultsStore, backwards: bool
 ) -> None:
-    steps = all_steps(PLAN)
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, poll_s=0.001)
-        for step in reversed(steps) if backwards else steps:
+        export = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
+        for step in reversed(STEPS) if backwards else STEPS:
             write(store, step)
-        export.result(10)
-    content = (folder / "results.nc").read_bytes()
-    told = store.assets(ID, [])["results.nc"]
-    assert (told.size, told.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        export.result(20)
+    content = (backend.folder(PLAN.workflow, ID) / "results.nc").read_bytes()
+    asset = store.assets(ID, [])["results.nc"]
+    assert (asset.size, asset.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_chunks_are_maps_and_fill_is_nan(store: ResultsStore, folder: Path) -> None:
-    write(store, *all_steps(PLAN))
+@only_on_disk
+def test_chunks_are_maps_and_fill_value_is_nan(backend: Backend, store: ResultsStore) -> None:
+    write_steps(store, PLAN)
     store.export_netcdf(ID, 1)
-    with netCDF4.Dataset(folder / "results.nc") as file:
+    with netCDF4.Dataset(backend.folder(PLAN.workflow, ID) / "results.nc") as file:
         assert file.data_model == "NETCDF4"
         assert file["t2m"].chunking() == [1, 1, 5, 8]
         assert np.isnan(file["t2m"]._FillValue)
@@ -89,62 +88,115 @@ def test_chunks_are_maps_and_fill_is_nan(store: ResultsStore, folder: Path) -> N
         assert not any(file["t2m"].filters().values())
 
 
-def test_it_stops_when_told(store: ResultsStore, folder: Path) -> None:
+def test_stopped_export_can_be_repeated(backend: Backend, store: ResultsStore) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, should_stop=stop.is_set, poll_s=0.001)
+        export = pool.submit(
+            store.export_netcdf, ID, 1, should_stop=stop.is_set, poll_s=backend.poll_s
+        )
         write(store, (0, 0))
         stop.set()
         with pytest.raises(ExecutionCancelled):
-            export.result(10)
-    write(store, *all_steps(PLAN))
+            export.result(20)
+    write_steps(store, PLAN)
     store.export_netcdf(ID, 1)
-    check(folder / "results.nc")
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
 
 
 @pytest.mark.parametrize(
-    ("what", "error"), [("superseded", StaleConductor), ("purged", StageFailed)]
+    ("event", "error"), [("superseded", StaleConductor), ("purged", StageFailed)]
 )
-def test_it_ends_when_it_is_not_wanted_any_more(
-    store: ResultsStore, what: str, error: type[Exception]
+def test_export_ends_when_the_execution_is_superseded_or_purged(
+    backend: Backend, store: ResultsStore, event: str, error: type[Exception]
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, poll_s=0.001)
+        export = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
         write(store, (0, 0))
-        if what == "superseded":
+        if event == "superseded":
             store.create(PLAN, ID, PROVENANCE, 2)
         else:
             store.purge(PLAN.workflow, ID)
         with pytest.raises(error):
-            export.result(10)
+            export.result(20)
 
 
-@pytest.mark.parametrize("purged", [False, True])
-def test_a_disk_that_is_full_gets_its_space_back(
-    store: ResultsStore, folder: Path, tmp_path: Path, purged: bool
+def test_concurrent_exports_write_one_file(backend: Backend, store: ResultsStore) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        exports = [pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s) for _ in range(2)]
+        write_steps(store, PLAN)
+        for export in exports:
+            export.result(20)
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
+    key = f"results/{PLAN.workflow}/{ID}/results.nc"
+    before = backend.version(key)
+    store.export_netcdf(ID, 2)
+    assert backend.version(key) == before
+
+
+@only_on_disk
+def test_waiting_export_can_be_stopped(backend: Backend, store: ResultsStore) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        writing: Future[None] = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
+        lock = backend.storage().work(ID).path / "export.lock"  # type: ignore[attr-defined]
+        while not lock.exists():
+            time.sleep(0.01)
+        with pytest.raises(ExecutionCancelled):
+            pool.submit(store.export_netcdf, ID, 1, should_stop=lambda: True).result(20)
+        write_steps(store, PLAN)
+        writing.result(20)
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
+
+
+def test_result_without_export_is_not_described(backend: Backend, store: ResultsStore) -> None:
+    write_steps(store, PLAN)
+    with pytest.raises(StageFailed, match="NetCDF file was not written"):
+        store.describe(ID, 1)
+    folder = backend.folder(PLAN.workflow, ID)
+    assert (folder / "results.zarr" / "t2m" / "zarr.json").exists()
+    assert not (folder / "checksums.sha256").exists()
+
+
+def test_every_call_may_be_repeated_after_the_zarr_store_is_removed(
+    backend: Backend, store: ResultsStore
 ) -> None:
-    def go_away() -> bool:
-        if purged and len(store._storage.work(ID).written_steps()) == len(all_steps(PLAN)):
+    write_steps(store, PLAN)
+    store.export_netcdf(ID, 1)
+    first = store.describe(ID, 1)
+    store.create(PLAN, ID, PROVENANCE, 2)
+    store.write_step(ID, 2, 0, 0, fields(PLAN, 0, 0))
+    store.export_netcdf(ID, 2)
+    assert store.describe(ID, 2) == first
+    assert files(backend) == {"results.nc", "checksums.sha256"}
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
+
+
+@only_on_disk
+@pytest.mark.parametrize("purged", [False, True])
+def test_full_disk_gets_its_space_back(
+    backend: DiskBackend, store: ResultsStore, purged: bool
+) -> None:
+    def purge() -> bool:
+        if purged and len(backend.written_steps(ID)) == len(STEPS):
             store.purge(PLAN.workflow, ID)
         return False
 
-    write(store, *all_steps(PLAN))
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # HDF5 meets the same wall as on a full disk: not even its close succeeds.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, unlimited[1]))
+    write_steps(store, PLAN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As on a full disk, not even HDF5's close succeeds.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
     try:
         with pytest.raises(StageFailed, match="MB of the disk are free"):
-            store.export_netcdf(ID, 1, should_stop=go_away)
+            store.export_netcdf(ID, 1, should_stop=purge)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert held(tmp_path) == 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert open_bytes(backend.root) == 0
     if not purged:
         store.export_netcdf(ID, 2)
-        check(folder / "results.nc")
+        assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
 
 
-def held(folder: Path) -> int:
-    """Count the bytes on disk of files below a folder that this process has open."""
+def open_bytes(folder: Path) -> int:
+    """Return the bytes on disk of all files below a folder that this process has open."""
     size = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -153,64 +205,21 @@ def held(folder: Path) -> int:
     return size
 
 
-def test_one_exports_and_the_others_wait(store: ResultsStore, folder: Path) -> None:
-    stop = threading.Event()
-
-    def export(should_stop: bool = False) -> None:
-        store.export_netcdf(ID, 1, poll_s=0.001, should_stop=lambda: should_stop and stop.is_set())
-
-    with ThreadPoolExecutor(3) as pool:
-        exports: list[Future[None]] = [pool.submit(export), pool.submit(export)]
-        write(store, (0, 0))
-        stop.set()
-        time.sleep(0.05)
-        # One that waits can be told to stop as well.
-        with pytest.raises(ExecutionCancelled):
-            pool.submit(export, True).result(10)
-        write(store, *all_steps(PLAN))
-        for running in exports:
-            running.result(10)
-    check(folder / "results.nc")
-
-
-def test_a_torn_file_of_a_killed_export_is_begun_anew(
-    store: ResultsStore, folder: Path, tmp_path: Path
-) -> None:
-    write(store, *all_steps(PLAN))
-    torn = tmp_path / "results" / ".partial" / ID / "1.nc"
-    torn.write_bytes(b"\x89HDF\r\n\x1a\n torn")
+@only_on_disk
+def test_partial_file_of_a_killed_export_is_replaced(backend: Backend, store: ResultsStore) -> None:
+    write_steps(store, PLAN)
+    backend.write(f"results/.partial/{ID}/1.nc", b"\x89HDF\r\n\x1a\n torn")
     store.export_netcdf(ID, 1)
-    check(folder / "results.nc")
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
 
 
-def test_a_whole_file_without_its_record_is_kept(
-    store: ResultsStore, folder: Path, tmp_path: Path
-) -> None:
-    write(store, *all_steps(PLAN))
+@only_on_disk
+def test_complete_file_without_record_is_kept(backend: Backend, store: ResultsStore) -> None:
+    write_steps(store, PLAN)
     store.export_netcdf(ID, 1)
-    before = (folder / "results.nc").stat()
-    (tmp_path / "work" / ID / "export.json").unlink()
+    key = f"results/{PLAN.workflow}/{ID}/results.nc"
+    before = backend.version(key)
+    backend.remove(f"work/{ID}/export.json")
     store.export_netcdf(ID, 1)
-    after = (folder / "results.nc").stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert backend.version(key) == before
     store.describe(ID, 1)
-
-
-def test_finish_needs_the_export(store: ResultsStore, folder: Path) -> None:
-    write(store, *all_steps(PLAN))
-    with pytest.raises(StageFailed, match="NetCDF file was not written"):
-        store.describe(ID, 1)
-    assert (folder / "results.zarr" / "t2m" / "zarr.json").exists()
-    assert not (folder / "checksums.sha256").exists()
-
-
-def test_all_may_be_done_again_after_finish(store: ResultsStore, folder: Path) -> None:
-    write(store, *all_steps(PLAN))
-    store.export_netcdf(ID, 1)
-    first = store.describe(ID, 1)
-    store.create(PLAN, ID, PROVENANCE, 2)
-    store.write_step(ID, 2, 0, 0, fields(PLAN, 0, 0))
-    store.export_netcdf(ID, 2)
-    assert store.describe(ID, 2) == first
-    assert {path.name for path in folder.iterdir()} == {"results.nc", "checksums.sha256"}
-    check(folder / "results.nc")

@@ -1,4 +1,4 @@
-"""Folders on the own disk go with the process that made them."""
+"""Scratch folders are removed with the block or after the death of their process."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from deployments.results.scratch import scratch_folder
 
 
-def test_it_lasts_as_long_as_it_is_needed(tmp_path: Path) -> None:
+def test_folders_exist_during_the_block(tmp_path: Path) -> None:
     parent = tmp_path / "scratch"
     with scratch_folder(parent) as first, scratch_folder(parent) as second:
         (first / "results.nc").write_bytes(b"x")
@@ -18,14 +18,14 @@ def test_it_lasts_as_long_as_it_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_folder_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         with scratch_folder(tmp_path) as folder:
             (folder / "results.nc").write_bytes(b"half a file")
             os._exit(77)
     os.waitpid(child, 0)
-    (left,) = tmp_path.iterdir()
+    (stale,) = tmp_path.iterdir()
     with scratch_folder(tmp_path) as folder:
         assert list(tmp_path.iterdir()) == [folder]
-    assert not left.exists()
+    assert not stale.exists()

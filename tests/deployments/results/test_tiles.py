@@ -1,4 +1,4 @@
-"""Results in titiler.xarray, which is what GeoCatalog draws its tiles with."""
+"""titiler.xarray, with which GeoCatalog draws tiles, puts values where they belong."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from titiler.xarray.io import FsReader, Reader
 
 from deployments.results.disk import DiskStorage
 from deployments.results.store import ResultsStore
-from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
+from tests.deployments.results.samples import ID, PROVENANCE, make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.grids import Grid, LambertGrid
 
 pytestmark = [
-    pytest.mark.models,  # its dependencies take seconds to import
-    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),  # their own
+    pytest.mark.models,  # the dependencies take seconds to import
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),  # of the dependencies
 ]
 
-ID = "exec_1_00000000"
 DENVER, MIAMI = (-104.99, 39.74), (-80.19, 25.76)
 ZOOM = 6
 MERCATOR = morecantile.tms.get("WebMercatorQuad")
@@ -36,9 +35,9 @@ PLANS = {
         variables=("abi13c", "abi02c"), n_steps=1, seeds=(1, 2), grid=LambertGrid()
     ),
 }
-"""Of each the first variable shall hold latitudes and the second longitudes."""
+"""The first variable holds latitudes and the second longitudes."""
 TOLERANCE = {"fcn3": 1.0, "stormscope": 0.1}
-"""Degrees: the spacing of the grid."""
+"""Spacing of the grid, degrees."""
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +55,17 @@ def written(folder: Path, name: str, output_format: str) -> Path:
         store.create(plan, ID, PROVENANCE, 1)
         for member in plan.members:
             for time_index in range(plan.n_times):
-                # So that a member or time that is mixed up shows.
+                # Exposes a wrong member or time.
                 offset = 1000.0 * member + 100.0 * time_index
-                store.write_step(ID, 1, member, time_index, places(plan) + np.float32(offset))
+                store.write_step(ID, 1, member, time_index, coordinates(plan) + np.float32(offset))
         if output_format == "netcdf4":
             store.export_netcdf(ID, 1)
             store.describe(ID, 1)
     return result / ("results.nc" if output_format == "netcdf4" else "results.zarr")
 
 
-def places(plan: Plan) -> NDArray[np.float32]:
-    """Give latitudes and longitudes as a model would give them, shape (2, y, x)."""
+def coordinates(plan: Plan) -> NDArray[np.float32]:
+    """Return latitudes and longitudes in a model's layout, shape (2, y, x)."""
     latitudes, longitudes = plan.grid.latitudes(), plan.grid.longitudes()
     if latitudes.ndim == 1:
         latitudes, longitudes = np.meshgrid(latitudes, longitudes, indexing="ij")
@@ -74,12 +73,12 @@ def places(plan: Plan) -> NDArray[np.float32]:
     return np.stack([latitudes, longitudes]).astype(np.float32)
 
 
-def tile_value(path: Path, variable: str, time: str, place: tuple[float, float]) -> float:
-    """Draw the tile around a place and give its value there."""
+def tile_value(path: Path, variable: str, time: str, location: tuple[float, float]) -> float:
+    """Draw the tile around a location, degrees east and north, and return its value there."""
     reader: Any = Reader if path.suffix == ".zarr" else FsReader
     app = FastAPI()
     app.include_router(TilerFactory(reader=reader).router)
-    tile = MERCATOR.tile(*place, ZOOM)
+    tile = MERCATOR.tile(*location, ZOOM)
     answer = TestClient(app).get(
         f"/tiles/WebMercatorQuad/{ZOOM}/{tile.x}/{tile.y}.npy",
         params={
@@ -91,21 +90,21 @@ def tile_value(path: Path, variable: str, time: str, place: tuple[float, float])
     assert answer.status_code == 200, answer.text
     values, mask = np.load(io.BytesIO(answer.content))
     left, bottom, right, top = MERCATOR.xy_bounds(tile)
-    x, y = MERCATOR.xy(*place)
+    x, y = MERCATOR.xy(*location)
     row = int((top - y) / (top - bottom) * values.shape[0])
     column = int((x - left) / (right - left) * values.shape[1])
     assert mask[row, column]
     return float(values[row, column])
 
 
-@pytest.mark.parametrize("place", [DENVER, MIAMI], ids=["Denver", "Miami"])
+@pytest.mark.parametrize("location", [DENVER, MIAMI], ids=["Denver", "Miami"])
 @pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
 @pytest.mark.parametrize("name", PLANS)
-def test_a_tile_lies_where_it_belongs(
-    results: Path, name: str, output_format: str, place: tuple[float, float]
+def test_tile_has_the_values_of_its_location(
+    results: Path, name: str, output_format: str, location: tuple[float, float]
 ) -> None:
     plan, path = PLANS[name], written(results, name, output_format)
     last = f"{plan.end_time():%Y-%m-%dT%H:%M:%S}"
-    for variable, degrees in zip(plan.variables, place[::-1], strict=True):
-        found = tile_value(path, variable, last, place) - 1000 - 100
+    for variable, degrees in zip(plan.variables, location[::-1], strict=True):
+        found = tile_value(path, variable, last, location) - 1000 - 100
         assert found == pytest.approx(degrees, abs=TOLERANCE[name])

@@ -15,7 +15,7 @@ from deployments.azure.blobs import Blob, Blobs
 from deployments.azure.options import BlobResultsOptions
 from serve_app.files.blob import BlobFolder, BlobResults
 from serve_app.files.serving import CHUNK_SIZE, ResultFile, ResultsUnavailable
-from tests.deployments.results.places import options_for
+from tests.deployments.results.backends import options_for
 from tests.emulators.azurite import Azurite
 from workflows.errors import ResultsNotFound
 

@@ -37,7 +37,7 @@ from serve_app.files.serving import (
     ResultFile,
     ResultsUnavailable,
 )
-from tests.deployments.results.places import options_for
+from tests.deployments.results.backends import options_for
 from workflows.errors import ResultsNotFound
 
 CONTENT = random.Random(0).randbytes(1000)

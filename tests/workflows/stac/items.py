@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.deployments.results.results import PROVENANCE, make_nowcast_plan, make_plan
+from tests.deployments.results.samples import PROVENANCE, make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.grids import LambertGrid
 from workflows.stac.item import describe_item
 
 ID = "exec_1767000000_ab12cd34"
-SYNTHETIC = Provenance.model_validate(PROVENANCE)
+SYNTHETIC = PROVENANCE
 REAL = SYNTHETIC.model_copy(
     update={
         "model": SYNTHETIC.model.model_copy(update={"synthetic": False, "weights": "hf://x@1"}),

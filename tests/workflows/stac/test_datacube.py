@@ -11,7 +11,7 @@ import xarray as xr
 
 from deployments.results.disk import DiskStorage
 from deployments.results.store import ResultsStore
-from tests.deployments.results.results import (
+from tests.deployments.results.samples import (
     make_plan,
 )
 from tests.workflows.stac.items import EVERY_PLAN, ID, SYNTHETIC, make_item

@@ -12,7 +12,7 @@ import pystac
 import pytest
 import shapely
 
-from tests.deployments.results.results import (
+from tests.deployments.results.samples import (
     make_nowcast_plan,
     make_plan,
 )

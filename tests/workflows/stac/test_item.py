@@ -13,7 +13,7 @@ from pystac.extensions.datacube import DatacubeExtension
 from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 
-from tests.deployments.results.results import (
+from tests.deployments.results.samples import (
     make_nowcast_plan,
     make_plan,
 )

@@ -14,7 +14,7 @@ from azure.planetarycomputer.models import ColorMapNames, RenderOption
 
 from deployments.results.disk import DiskStorage
 from deployments.results.store import ResultsStore
-from tests.deployments.results.results import (
+from tests.deployments.results.samples import (
     expected,
     fields,
     make_nowcast_plan,

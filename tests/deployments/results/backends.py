@@ -1,14 +1,11 @@
-"""Places where results lie, for the conformance suite of the results store."""
+"""The storage backends, for the conformance suite of results."""
 
 from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from deployments.azure.blobs import Blobs
 from deployments.azure.options import AzureOptions, BlobResultsOptions
@@ -20,18 +17,22 @@ from deployments.results.store import ResultsStore
 from tests.emulators.azurite import Azurite
 from workflows.delivery import Container
 
-PLACES = ["disk", "blob"]
 
+class Backend(ABC):
+    """A storage backend, with direct access to its objects.
 
-class Place(ABC):
-    """A place, seen from beside the store."""
+    Keys of objects are paths on disk: ``results/…`` and ``work/…``.
+    """
+
+    poll_s: float
+    """Pause of exports in tests."""
 
     @abstractmethod
     def storage(self) -> Storage:
         """Return a new storage, as every replica has its own."""
 
     def store(self, **options: Any) -> ResultsStore:
-        """Return a new store, as every replica has its own."""
+        """Return a new store."""
         return ResultsStore(self.storage(), **options)
 
     def intermediate(self) -> IntermediateStore:
@@ -44,11 +45,11 @@ class Place(ABC):
 
     @abstractmethod
     def keys(self, execution_id: str) -> set[str]:
-        """Name all that there is of an execution."""
+        """Return the keys of all objects of an execution."""
 
     @abstractmethod
-    def state(self, key: str) -> object:
-        """Give what changes when an object is written anew."""
+    def version(self, key: str) -> object:
+        """Return a value that changes when an object is written again."""
 
     @abstractmethod
     def remove(self, key: str) -> None:
@@ -60,15 +61,17 @@ class Place(ABC):
 
     @abstractmethod
     def folder(self, workflow: str, execution_id: str) -> Path:
-        """Give a folder with all that is delivered; one that is read need not be where it lies."""
+        """Return a folder with all delivered files, or with copies of them."""
 
     def is_delivered(self, workflow: str, execution_id: str) -> bool:
-        """Say whether anything is delivered."""
+        """Return whether an execution has any delivered file."""
         start = f"results/{workflow}/{execution_id}/"
         return any(key.startswith(start) for key in self.keys(execution_id))
 
 
-class Disk(Place):
+class DiskBackend(Backend):
+    poll_s = 0.001
+
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -79,7 +82,7 @@ class Disk(Place):
         paths = self.root.rglob("*")
         return {str(path.relative_to(self.root)) for path in paths if execution_id in str(path)}
 
-    def state(self, key: str) -> object:
+    def version(self, key: str) -> object:
         status = (self.root / key).stat()
         return status.st_mtime_ns, status.st_ino
 
@@ -93,7 +96,9 @@ class Disk(Place):
         return self.root / "results" / workflow / execution_id
 
 
-class Blob(Place):
+class BlobBackend(Backend):
+    poll_s = 0.01
+
     def __init__(self, azurite: Azurite, root: Path) -> None:
         self.root = root
         self.azurite = azurite
@@ -105,56 +110,49 @@ class Blob(Place):
         return BlobStorage(self.options)
 
     def keys(self, execution_id: str) -> set[str]:
-        keys = {_outside(key) for key, _ in self.blobs.list("")}
+        keys = {_key_of(blob) for blob, _ in self.blobs.list("")}
         return {key for key in keys if execution_id in key}
 
-    def state(self, key: str) -> object:
-        return self.blobs.head(_inside(key))
+    def version(self, key: str) -> object:
+        return self.blobs.head(_blob_of(key))
 
     def remove(self, key: str) -> None:
-        self.blobs.delete(_inside(key))
+        self.blobs.delete(_blob_of(key))
 
     def write(self, key: str, content: bytes) -> None:
-        self.blobs.put(_inside(key), content, "application/octet-stream")
+        self.blobs.put(_blob_of(key), content, "application/octet-stream")
 
     def folder(self, workflow: str, execution_id: str) -> Path:
         folder = self.root / "copy"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        inside = f"{workflow}/{execution_id}"
-        for key, _ in self.blobs.list(inside):
-            path = folder / key.removeprefix(f"{inside}/")
+        prefix = f"{workflow}/{execution_id}"
+        for blob, _ in self.blobs.list(prefix):
+            path = folder / blob.removeprefix(f"{prefix}/")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.blobs.get(key))
+            path.write_bytes(self.blobs.get(blob))
         return folder
 
+    def assert_no_scratch(self) -> None:
+        scratch = self.root / "scratch"
+        assert not scratch.exists() or list(scratch.iterdir()) == []
 
-def _outside(key: str) -> str:
-    """Name a blob as the disk would."""
-    return f"work/{key.removeprefix('.work/')}" if key.startswith(".work/") else f"results/{key}"
+
+def _key_of(blob: str) -> str:
+    return f"work/{blob.removeprefix('.work/')}" if blob.startswith(".work/") else f"results/{blob}"
 
 
-def _inside(key: str) -> str:
+def _blob_of(key: str) -> str:
     return key.removeprefix("results/") if key.startswith("results/") else f".{key}"
 
 
 def options_for(
     azurite: Azurite, container: Container, scratch_dir: Path, **credential: object
 ) -> BlobResultsOptions:
-    """Give what it takes to keep results in a container."""
+    """Return options for results in a container of the emulator."""
     azure = AzureOptions(
         credential="tests.emulators.tokens:EmulatorCredential",
         credential_options=credential,
         ca_file=azurite.ca_file,
     )
     return BlobResultsOptions(container=container, azure=azure, scratch_dir=scratch_dir)
-
-
-def make_place(kind: str, root: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    """Make a place; after the test nothing is left of what was on its way."""
-    if kind == "disk":
-        yield Disk(root)
-        return
-    yield Blob(request.getfixturevalue("azurite"), root)
-    scratch = root / "scratch"
-    assert not scratch.exists() or list(scratch.iterdir()) == []

@@ -1,19 +1,25 @@
-"""Small plans and their fields."""
+"""Small plans, their fields, and executions that write them."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+from deployments.results.manifest import Listing
+from deployments.results.store import ResultsStore
 from workflows.base import Conditioning, Plan
+from workflows.dataset import Origin, Provenance
 from workflows.grids import Grid, LambertGrid
 
-PROVENANCE: dict[str, Any] = {
-    "model": {"name": "fcn3", "loader": "synthetic", "synthetic": True, "weights": ""},
-    "data_source": {"name": "ifs", "loader": "some.module:Source", "synthetic": False},
-    "software": {"earth2serve": "0.1.0", "numpy": "2.0.0"},
-}
+ID = "exec_1_00000000"
+PROVENANCE = Provenance(
+    model=Origin(name="fcn3", loader="synthetic", synthetic=True),
+    data_source=Origin(name="ifs", loader="some.module:Source", synthetic=False),
+    software={"earth2serve": "0.1.0", "numpy": "2.0.0"},
+)
 
 
 def make_plan(**changes: Any) -> Plan:
@@ -34,7 +40,7 @@ def make_plan(**changes: Any) -> Plan:
 
 
 def make_nowcast_plan(**changes: Any) -> Plan:
-    """Four members on a map of their own, two for each of those that condition them."""
+    """Return a plan with four members on a Lambert grid, two for each conditioning member."""
     conditioning = Conditioning(
         model="fcn3",
         interpolation="interpolation",
@@ -60,15 +66,46 @@ def make_nowcast_plan(**changes: Any) -> Plan:
 
 
 def fields(plan: Plan, member: int, time_index: int) -> NDArray[np.float32]:
-    """What a model would give: different everywhere, longitudes 0 to 360."""
+    """Return fields as a model would: all values different, longitudes 0 to 360."""
     shape = (len(plan.variables), *plan.grid.shape)
     return np.random.default_rng([member, time_index]).standard_normal(shape, dtype=np.float32)
 
 
 def expected(plan: Plan, variable: str) -> NDArray[np.float32]:
-    """What the result must hold, shape (ensemble, time, lat, lon), longitudes from -180."""
+    """Return the result's values, shape (ensemble, time, lat, lon), longitudes from -180."""
     index = plan.variables.index(variable)
     values = np.array(
         [[fields(plan, m, t)[index] for t in range(plan.n_times)] for m in plan.members]
     )
     return np.roll(values, plan.grid.n_lon // 2, axis=-1)
+
+
+def write_steps(store: ResultsStore, plan: Plan, fence: int = 1) -> None:
+    """Write all time steps of all members."""
+    for member in plan.members:
+        for time_index in range(plan.n_times):
+            store.write_step(ID, fence, member, time_index, fields(plan, member, time_index))
+
+
+def complete(store: ResultsStore, plan: Plan, fence: int = 1) -> Listing:
+    """Create, write, export and describe a result with a preview."""
+    store.create(plan, ID, PROVENANCE, fence)
+    write_steps(store, plan, fence)
+    if plan.output_format == "netcdf4":
+        store.export_netcdf(ID, fence)
+    store.add_file(ID, fence, "preview.png", b"a map")
+    return store.describe(ID, fence, extra=["preview.png"])
+
+
+def open_result(folder: Path) -> xr.Dataset:
+    """Open the dataset of a result."""
+    if (folder / "results.nc").exists():
+        return xr.open_dataset(folder / "results.nc", engine="netcdf4")
+    return xr.open_zarr(folder / "results.zarr", consolidated=True)
+
+
+def assert_complete(folder: Path, plan: Plan) -> None:
+    """Check all values of a result."""
+    with open_result(folder) as dataset:
+        for variable in plan.variables:
+            np.testing.assert_array_equal(dataset[variable], expected(plan, variable))
