@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from deployments.blob_uploader.messages import Uploaded, UploadJob
 from deployments.conductor.calls import DeploymentCalls
@@ -73,17 +73,17 @@ class ExecutionSteps:
         )
         return completed
 
-    async def _provenance(self, plan: Plan) -> dict[str, Any]:
+    async def _provenance(self, plan: Plan) -> Provenance:
         origin = self.origins.wait
         conditioned_on: tuple[str, ...] = ()
         if (other := plan.conditioning) is not None:
             conditioned_on = (other.model, other.interpolation, other.data_source)
-        return {
-            "model": await origin(plan.model),
-            "data_source": await origin(plan.data_source),
-            "conditioned_on": [await origin(name) for name in conditioned_on],
-            "software": software(),
-        }
+        return Provenance(
+            model=await origin(plan.model),
+            data_source=await origin(plan.data_source),
+            conditioned_on=tuple([await origin(name) for name in conditioned_on]),
+            software=software(),
+        )
 
     @recorded_step
     async def fetch_initial_conditions(self, execution_id: str, plan: Plan | Conditioning) -> str:

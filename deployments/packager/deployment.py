@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +90,7 @@ class Packager:
         return Ready(origin=Origin(name=name))
 
     async def create(
-        self, plan: Plan, execution_id: str, provenance: Provenance | Mapping[str, Any], fence: int
+        self, plan: Plan, execution_id: str, provenance: Provenance, fence: int
     ) -> CompletedMembers:
         """Create the arrays and metadata of a result, all values missing.
 
@@ -102,8 +100,7 @@ class Packager:
             Members that an earlier attempt has completed; they are kept.
         """
         bind_execution(execution_id, plan.workflow, Stage.PACKAGE)
-        origin = Provenance.model_validate(provenance)
-        return await asyncio.to_thread(self._results.create, plan, execution_id, origin, fence)
+        return await asyncio.to_thread(self._results.create, plan, execution_id, provenance, fence)
 
     async def write_step(
         self,
