@@ -22,6 +22,7 @@ from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import bind_execution, bridge_loguru, set_stage
+from deployments.runtime.retries import Backoff, RetryPolicy
 from deployments.runtime.tasks import shield
 from workflows.custom import WorkflowDescription
 from workflows.dataset import Origin
@@ -31,8 +32,7 @@ from workflows.readiness import ComponentStatus, NotReady, Ready
 
 SCRATCH = ".earth2studio"
 """Folder for files that Earth2Studio's server would create elsewhere."""
-FIRST_RETRY_DELAY_S = 10.0
-MAX_RETRY_DELAY_S = 300.0
+RELOAD = RetryPolicy(initial_delay_s=10.0, max_delay_s=300.0)
 
 
 @serve.deployment(
@@ -59,7 +59,7 @@ class CustomWorkflow:
             kind="workflow",
             clock=BusyClock(options.name, "cuda" if has_gpu() else "cpu"),
         )
-        self._retry_delay_s = FIRST_RETRY_DELAY_S
+        self._reload = Backoff(RELOAD)
         self._retry_at = 0.0
         # Not awaited: a class that hangs or crashes in its import must not keep the application
         # from being deployed.
@@ -70,8 +70,8 @@ class CustomWorkflow:
             await self._worker.model()
         except ModelUnavailable:
             # Logged where it was raised; `check_readiness` reports it and retries.
-            self._retry_at = time.monotonic() + self._retry_delay_s
-            self._retry_delay_s = min(2 * self._retry_delay_s, MAX_RETRY_DELAY_S)
+            delay_s = self._reload.next_delay_s() or RELOAD.max_delay_s
+            self._retry_at = time.monotonic() + delay_s
 
     def _load(self) -> Any:
         """Import the class and create an instance, in the thread that will run it."""

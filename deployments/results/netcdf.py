@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.results.protocols import Result
+from deployments.runtime.retries import Backoff, RetryPolicy
 from workflows.base import Plan
 from workflows.dataset import FIELD_DTYPE, Dataset, field_index
 from workflows.errors import DiskFull, ExecutionCancelled, StageFailed
@@ -159,7 +160,10 @@ def _export_steps(
 ) -> str:
     plan, work = result.plan, result.work
     next_steps = dict.fromkeys(plan.members, 0)
-    pause_s = poll_s
+    polling = RetryPolicy(
+        initial_delay_s=poll_s, factor=POLL_BACKOFF, max_delay_s=max(poll_s, MAX_POLL_S)
+    )
+    backoff = Backoff(polling)
     file = NetCDFFile(path, result.dataset(), _maps_in_order(plan))
     try:
         while next_steps:
@@ -176,11 +180,10 @@ def _export_steps(
                 if next_steps[member] == plan.n_times:
                     del next_steps[member]
             if written:
-                pause_s = poll_s
+                backoff = Backoff(polling)
             else:
                 # The execution may still be waiting for a GPU.
-                time.sleep(pause_s)
-                pause_s = min(POLL_BACKOFF * pause_s, max(poll_s, MAX_POLL_S))
+                time.sleep(backoff.next_delay_s() or polling.max_delay_s)
         return file.close()
     except BaseException:
         file.discard()

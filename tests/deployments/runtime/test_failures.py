@@ -21,6 +21,7 @@ from deployments.runtime.failures import (
     as_stage_failure,
     describe_error,
     is_transient,
+    redact,
     retry_transient,
     sanitize,
 )
@@ -117,3 +118,22 @@ async def test_retry_transient_does_not_retry_refusals() -> None:
     with pytest.raises(UploadFailed):
         await retry_transient(call, "uploading", POLICY)
     assert made == 1
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "https://a.example/c?sig=s3cret",
+        "?sv=1&sig=s3cret",
+        "Bearer s3cret",
+        "eyJhbGciOi.s3cret",
+        "sig=s3cret",
+        "client_secret=s3cret",
+    ],
+)
+def test_redact_removes_what_may_hold_a_secret(secret: str) -> None:
+    assert redact(f"before {secret}\nafter", 100) == "before [removed] after"
+
+
+def test_redact_limits_the_length() -> None:
+    assert redact("x" * 1000, 20) == "x" * 20
