@@ -1,4 +1,4 @@
-"""What a workflow is: parameters, validation, plan, output schema. No Ray, HTTP or torch here."""
+"""What a workflow is: parameters, validation, plan and dataset; without Ray, HTTP or torch."""
 
 from workflows.base import Parameters, Plan, Workflow
 from workflows.execution import Execution, Progress, Stage, Status

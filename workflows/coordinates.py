@@ -1,4 +1,4 @@
-"""Coordinates of a result, with their CF attributes: members, times, points on the map.
+"""Coordinates of a result, with their CF attributes: members, times and the map.
 
 References
 ----------
@@ -28,11 +28,11 @@ class Variable:
     dims: tuple[str, ...]
     attributes: Mapping[str, str | float]
     values: NDArray[Any] | None = None
-    """What it holds; None for the fields that the model computes, float32, NaN until written."""
+    """None for a field that the model computes (float32, NaN until written)."""
 
 
-def members_of(plan: Plan) -> tuple[Variable, ...]:
-    """Give the ensemble dimension and the seeds of its members."""
+def ensemble_coordinates(plan: Plan) -> tuple[Variable, ...]:
+    """Return the ensemble dimension and the seeds of its members."""
     number = Variable(
         "ensemble",
         ("ensemble",),
@@ -56,13 +56,13 @@ def members_of(plan: Plan) -> tuple[Variable, ...]:
 
 
 def _seeds(name: str, long_name: str, seeds: Sequence[int]) -> Variable:
-    # CF 1.8 has no integer type that holds every seed; float64 is exact up to 2**53.
+    # CF 1.8 has no unsigned 32-bit integers; float64 is exact up to 2**53.
     attributes = {"long_name": long_name, "units": "1"}
     return Variable(name, ("ensemble",), attributes, np.array(seeds, dtype="<f8"))
 
 
-def times_of(plan: Plan) -> tuple[Variable, ...]:
-    """Give the times of a result, and the lead times if they are apart."""
+def time_coordinates(plan: Plan) -> tuple[Variable, ...]:
+    """Return the times of a result, and the lead times if they are a dimension of their own."""
     units = f"hours since {str(plan.start()).replace('T', ' ')}"
     hours = (plan.lead_times() / np.timedelta64(1, "h")).astype("<i4")
     if plan.time_layout == "lead_time":
@@ -71,8 +71,8 @@ def times_of(plan: Plan) -> tuple[Variable, ...]:
                 "time",
                 ("time",),
                 {
-                    # It is the forecast_reference_time, but the checkers of CF want a dimension
-                    # of this name to be time.
+                    # Strictly forecast_reference_time, but CF checkers require a dimension of
+                    # this name to be time.
                     "standard_name": "time",
                     "long_name": "Time of the initial conditions",
                     "units": units,
@@ -87,7 +87,7 @@ def times_of(plan: Plan) -> tuple[Variable, ...]:
                     "standard_name": "forecast_period",
                     "long_name": "Time since the initial conditions",
                     "units": "hours",
-                    # Xarray decodes durations by this attribute; by their units it only warns.
+                    # xarray decodes durations by this attribute; with units alone it warns.
                     "dtype": "timedelta64[ns]",
                 },
                 hours,
@@ -110,12 +110,12 @@ def times_of(plan: Plan) -> tuple[Variable, ...]:
 
 
 def output_longitudes(grid: Grid | LambertGrid) -> NDArray[np.float64]:
-    """Give longitudes as they are stored, -180 to 180."""
+    """Return longitudes as they are stored, -180 to 180."""
     return grid.output_longitudes() if isinstance(grid, Grid) else grid.longitudes()
 
 
-def points_of(grid: Grid | LambertGrid) -> tuple[Variable, ...]:
-    """Give what places a map on the Earth: its dimensions and, last, the grid mapping."""
+def map_coordinates(grid: Grid | LambertGrid) -> tuple[Variable, ...]:
+    """Return the spatial coordinates of a grid and, last, its grid mapping."""
     return _lambert(grid) if isinstance(grid, LambertGrid) else _regular(grid)
 
 

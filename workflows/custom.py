@@ -1,7 +1,7 @@
-"""A user's own workflow class, as the ingress knows it: by its description alone.
+"""A user's workflow class as the ingress sees it: by its description.
 
-The class itself lives in the replicas of its deployment. They say what it is called and which
-parameters it takes; nothing else of it, and nothing that it imports, comes here.
+The class itself is imported only in the replicas of its deployment, which report its name and the
+schema of its parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workflows.errors import InvalidParameters, Problem
 from workflows.schema_model import parameters_from_schema
 
 RESERVED_NAMES = frozenset({"workflows"})
-"""``/v1/infer/workflows`` lists the workflows."""
+"""``/v1/infer/workflows`` is the list of workflows."""
 
 FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 
@@ -26,12 +26,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def check_name(name: str) -> str:
-    """Refuse a name that cannot be one part of a path.
+    """Refuse a name that cannot be one segment of a URL's path; return a valid one.
 
     Raises
     ------
     ValueError
-        Saying what is allowed.
+        With what is allowed.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -44,15 +44,15 @@ def check_name(name: str) -> str:
 
 
 class WorkflowDescription(BaseModel):
-    """What a replica says of the class that it has imported."""
+    """A class as the replica that imported it reports it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: str
     parameters_schema: dict[str, Any]
-    """JSON schema of the parameters, from the signature of ``__call__``."""
+    """JSON schema of the parameters, from the class's own model or ``__call__``'s signature."""
     own_validation: bool
-    """Whether the class checks parameters by code of its own, beyond that schema."""
+    """Whether the class has validation code beyond that schema."""
 
 
 class CustomPlan(BaseModel):
@@ -63,22 +63,22 @@ class CustomPlan(BaseModel):
     kind: Literal["custom"] = "custom"
     workflow: str
     parameters: dict[str, Any]
-    """Those that the request gives."""
+    """Only those of the request, without defaults."""
     output_format: OutputFormat
     delivery: Delivery | None = None
-    """Where the result goes besides this server."""
+    """Destinations of the result besides this server."""
 
 
 class CustomWorkflow(Workflow):
-    """A workflow made from the description of a user's class.
+    """A workflow with the description of a user's class.
 
     Parameters
     ----------
     name : str
-        As the settings or the class have it.
+        Name in the settings, or else the class's own.
     described : WorkflowDescription
     output_format : {'zarr', 'netcdf4'}
-        For classes that have no parameter of that name.
+        Format for classes without a parameter of that name.
     """
 
     models = ()
@@ -96,22 +96,22 @@ class CustomWorkflow(Workflow):
 
     @property
     def schema(self) -> dict[str, Any]:
-        """JSON schema of the parameters, as the class gave it."""
+        """JSON schema of the parameters, as the class reports it."""
         return self._schema
 
     def plan(self, parameters: Parameters) -> CustomPlan:
-        """Keep the parameters with what decides the format of the result.
+        """Return the plan: the request's parameters and the format of the result.
 
         Raises
         ------
         InvalidParameters
-            If the request names another format, which the class would be given in vain.
+            If the request names a format that does not exist.
         """
-        # What was left out stays so: a class may have defaults that its own types refuse.
+        # Without defaults: a class may have some that its own types refuse.
         given = parameters.model_dump(mode="json", exclude_unset=True)
         chosen = parameters.model_dump(mode="json").get("output_format")
         if chosen not in FORMATS and given.get("output_format") is not None:
-            problem = Problem("parameters.output_format", "'zarr' or 'netcdf4' is needed")
+            problem = Problem("parameters.output_format", "must be 'zarr' or 'netcdf4'")
             raise InvalidParameters([problem])
         return CustomPlan(
             workflow=self.name,
@@ -121,5 +121,5 @@ class CustomWorkflow(Workflow):
 
 
 def is_custom(plan: Mapping[str, Any]) -> bool:
-    """Say whether a stored plan is that of a user's workflow."""
+    """Return whether a stored plan is that of a user's workflow."""
     return plan.get("kind") == "custom"

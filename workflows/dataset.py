@@ -1,7 +1,7 @@
 """The dataset that an execution delivers: dimensions, coordinates, CF attributes, provenance.
 
-The description is pure; `deployments` writes it as Zarr or NetCDF4, so that both formats say the
-same.
+It is only described here. `deployments` writes it as Zarr or NetCDF4, so that both formats have
+the same content.
 
 References
 ----------
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -22,11 +22,12 @@ from workflows.base import Plan
 from workflows.coordinates import (
     CRS,
     Variable,
-    members_of,
+    ensemble_coordinates,
+    map_coordinates,
     output_longitudes,
-    points_of,
-    times_of,
+    time_coordinates,
 )
+from workflows.times import format_utc
 
 CONVENTIONS = "CF-1.8, ACDD-1.3"
 FIELD_DTYPE = np.dtype("<f4")
@@ -61,24 +62,24 @@ ON_PRESSURE_LEVELS: Mapping[str, tuple[str, str, str]] = {
     "t": ("air_temperature", "Air temperature", "K"),
     "q": ("specific_humidity", "Specific humidity", "kg kg-1"),
 }
-"""The same for variables whose name goes on with a pressure level in hPa."""
+"""The same for variables whose names end with a pressure level in hPa."""
 
 
 class Origin(BaseModel):
-    """What a loaded model or data source says of itself; further facts are left aside."""
+    """What a loaded model or data source reports about itself; other facts are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     loader: str = ""
-    """Import path of what loaded it, or ``synthetic``."""
+    """Import path of its loader, or ``synthetic``."""
     weights: str = ""
     synthetic: bool | None = None
-    """True for a stand-in: what comes of it is no forecast. None if that is not known."""
+    """True for a stand-in, whose results are not a forecast; None if unknown."""
 
 
 class Provenance(BaseModel):
-    """Where a result comes from; what the global attributes say of it."""
+    """Origin of a result, as recorded in its global attributes."""
 
     # Not "forbid": plans and manifests of earlier releases have keys that are no longer used.
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -88,51 +89,50 @@ class Provenance(BaseModel):
     conditioned_on: tuple[Origin, ...] = ()
     """Models and data source of the forecast that conditions this one."""
     software: Mapping[str, str] = {}
-    """Versions of what computed the result, by package; ``earth2serve`` among them."""
+    """Versions of packages that computed the result, ``earth2serve`` among them."""
     references: str = PROJECT_URL
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def origins(self) -> tuple[Origin, ...]:
-        """Models and data sources: what the values of a result depend on."""
+        """Models and data sources on which the values of a result depend."""
         return self.model, self.data_source, *self.conditioned_on
 
     @property
     def synthetic(self) -> bool | None:
-        """True if the model or its initial conditions are stand-ins, None if nobody knows."""
+        """True if any origin is a stand-in; None if that is unknown."""
         known = [each.synthetic for each in self.origins]
         return True if True in known else None if None in known else False
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Dimensions, variables (coordinates first) and global attributes of a result."""
+    """Dimensions, coordinates, fields and global attributes of a result."""
 
     dims: Mapping[str, int]
     coordinates: tuple[Variable, ...]
     fields: tuple[Variable, ...]
     attributes: Mapping[str, str | float]
-    field_shape: tuple[int, ...] = field(init=False)
-    """Shape of every field: all dimensions in order."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "field_shape", tuple(self.dims.values()))
+    @property
+    def field_shape(self) -> tuple[int, ...]:
+        """Shape of every field, all dimensions in order."""
+        return tuple(self.dims.values())
 
     def shape(self, variable: Variable) -> tuple[int, ...]:
-        """Give the shape of a variable."""
+        """Return the shape of a variable."""
         return tuple(self.dims[dim] for dim in variable.dims)
 
 
 def field_index(plan: Plan, member: int, time_index: int) -> tuple[int, ...]:
-    """Give the place of one map along the dimensions before its own two."""
+    """Return the index of one map along the dimensions that precede the spatial ones."""
     return (member, 0, time_index) if plan.time_layout == "lead_time" else (member, time_index)
 
 
 def variable_attributes(name: str) -> dict[str, str]:
-    """Give the CF attributes of a model variable, by its Earth2Studio name.
+    """Return the CF attributes of a model variable, by its Earth2Studio name.
 
-    A name that is not known here gets a long name alone: neither a standard name nor units can be
-    guessed.
+    An unknown name gets only a long name, since its standard name and units cannot be guessed.
     """
     if name in SURFACE:
         standard_name, long_name, units = SURFACE[name]
@@ -145,16 +145,16 @@ def variable_attributes(name: str) -> dict[str, str]:
 
 
 def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
-    """Describe the dataset that a plan leads to.
+    """Return the description of a plan's dataset.
 
     Returns
     -------
     Dataset
         With dimensions (ensemble, time, lat, lon), or (ensemble, time, lead_time, lat, lon) with
-        one time, as ``plan.time_layout`` says; latitudes southwards, longitudes from -180. Of a
-        `LambertGrid` the last two are y, northwards, and x, eastwards.
+        one time, as ``plan.time_layout`` requires; latitudes southwards, longitudes from -180. For
+        a `LambertGrid` the last two are y, northwards, and x, eastwards.
     """
-    times = times_of(plan)
+    times = time_coordinates(plan)
     n_y, n_x = plan.grid.shape
     dims = {
         "ensemble": len(plan.seeds),
@@ -162,8 +162,8 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
         plan.grid.dims[0]: n_y,
         plan.grid.dims[1]: n_x,
     }
-    coordinates = (*members_of(plan), *times, *points_of(plan.grid))
-    beside = " ".join(
+    coordinates = (*ensemble_coordinates(plan), *times, *map_coordinates(plan.grid))
+    auxiliary = " ".join(
         variable.name
         for variable in coordinates
         if variable.name not in dims and variable.name != CRS
@@ -176,7 +176,7 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
                 **variable_attributes(name),
                 "coverage_content_type": "modelResult",
                 "grid_mapping": CRS,
-                "coordinates": beside,
+                "coordinates": auxiliary,
             },
         )
         for name in plan.variables
@@ -187,11 +187,11 @@ def describe(plan: Plan, execution_id: str, provenance: Provenance) -> Dataset:
 def _global_attributes(
     plan: Plan, execution_id: str, provenance: Provenance
 ) -> dict[str, str | float]:
-    # Numbers are floats: as JSON integers they would come back as int64, which CF 1.8 lacks.
+    # Numbers are floats: Zarr would read JSON integers as int64, which CF 1.8 lacks.
     model, data_source = provenance.model, provenance.data_source
     weights = model.weights or "none"
     version = provenance.software.get("earth2serve", "unknown")
-    created, start, end = map(_iso, (provenance.created, plan.start_time, plan.end_time()))
+    created, start, end = map(format_utc, (provenance.created, plan.start_time, plan.end_time()))
     latitudes, longitudes = plan.grid.latitudes(), output_longitudes(plan.grid)
     attributes: dict[str, str | float] = {
         "Conventions": CONVENTIONS,
@@ -214,7 +214,7 @@ def _global_attributes(
         "geospatial_lon_min": float(longitudes.min()),
         "geospatial_lon_max": float(longitudes.max()),
         "geospatial_lon_units": "degrees_east",
-        # Not of CF, but how xarray learns, and writes, that crs is a coordinate.
+        # Not in CF, but xarray marks crs as a coordinate by this attribute.
         "coordinates": "crs",
         "earth2serve_version": version,
         "workflow": plan.workflow,
@@ -248,9 +248,5 @@ def _conditioning_attributes(plan: Plan, provenance: Provenance) -> dict[str, st
     return {
         "conditioned_on": ", ".join(origins),
         "conditioning_variable": plan.conditioning.variable,
-        "conditioning_reference_time": _iso(plan.conditioning.start_time),
+        "conditioning_reference_time": format_utc(plan.conditioning.start_time),
     }
-
-
-def _iso(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

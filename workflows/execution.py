@@ -1,4 +1,4 @@
-"""The record of an execution: its states, its stages and the changes between them."""
+"""The record of an execution, its states and stages, and the allowed changes of state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workflows.manifest import Manifest
 
 
 class Status(StrEnum):
-    """What a client sees; the words are those of Earth2Studio's serve module."""
+    """State of an execution; the values are those of Earth2Studio's serve module."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,7 +27,7 @@ class Status(StrEnum):
 
 
 class Stage(StrEnum):
-    """Where inside its life an execution is, or where it failed."""
+    """Stage that an execution has reached, or at which it failed."""
 
     INITIAL_CONDITIONS = "initial_conditions"
     INFERENCE = "inference"
@@ -37,19 +37,19 @@ class Stage(StrEnum):
     FINISH = "finish"
 
     def is_before(self, other: Stage) -> bool:
-        """Say whether a life comes to this stage before it comes to another."""
+        """Return whether this stage precedes another."""
         order = list(Stage)
         return order.index(self) < order.index(other)
 
 
 DELIVERING = frozenset({Stage.UPLOAD, Stage.REGISTER})
-"""Stages behind which results are whole, and can be had."""
+"""Stages in which the results are complete and available."""
 
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.FAILED}),
-    # Results that are described in no time leave no time to say that they are pending.
+    # Results that are described quickly are never reported as pending.
     Status.RUNNING: frozenset(
         {Status.PENDING_RESULTS, Status.COMPLETED, Status.FAILED, Status.CANCELLED}
     ),
@@ -62,7 +62,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 
 def check_transition(current: Status, new: Status) -> None:
-    """Refuse a state change that the life of an execution does not allow.
+    """Refuse a change of state that an execution does not allow.
 
     Raises
     ------
@@ -74,16 +74,16 @@ def check_transition(current: Status, new: Status) -> None:
 
 
 EXECUTION_ID = re.compile(r"exec_\d+_[0-9a-f]{8}")
-"""What `new_execution_id` gives."""
+"""Format of `new_execution_id`."""
 
 
 def new_execution_id() -> str:
-    """Give a fresh id, ``exec_<unix seconds>_<8 hex digits>`` as clients of the peer expect."""
+    """Return a new id, ``exec_<unix seconds>_<8 hex digits>``, as Earth2Studio's clients expect."""
     return f"exec_{int(datetime.now(UTC).timestamp())}_{secrets.token_hex(4)}"
 
 
 class Progress(BaseModel):
-    """How far an execution is, overall and per ensemble member."""
+    """Progress of an execution, overall and per ensemble member."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,7 +95,7 @@ class Progress(BaseModel):
     """Time steps finished, per member."""
     steps_per_member: int = 0
     error_message: str | None = None
-    """What a user's workflow tells of an error that it goes on with."""
+    """Error that a user's workflow reports although it continues."""
 
 
 class Execution(BaseModel):
@@ -108,9 +108,9 @@ class Execution(BaseModel):
     status: Status
     stage: Stage | None = None
     parameters: dict[str, Any]
-    """The request's parameters, validated, defaults and drawn seeds filled in."""
+    """The request's parameters, validated, with defaults and drawn seeds."""
     plan: dict[str, Any]
-    """The resolved work, a serialized `workflows.base.Plan`."""
+    """A serialized `workflows.base.Plan` or `workflows.custom.CustomPlan`."""
     progress: Progress | None = None
     created_at: datetime
     started_at: datetime | None = None
@@ -119,21 +119,21 @@ class Execution(BaseModel):
     cancel_requested: bool = False
     purge_requested: bool = False
     retries: int = 0
-    """How often it was asked to go on after it had failed."""
+    """Number of retries after failures."""
     results: Manifest | None = None
-    """What it delivers, once its results are described."""
+    """Its results, once they are described."""
     revision: int = 0
-    """Rises with every change; what a long poll waits for."""
+    """Increases with every change; long polls wait for it."""
 
     @property
-    def has_whole_members(self) -> bool:
+    def has_complete_members(self) -> bool:
         """Whether any ensemble member is computed and written."""
-        told = self.progress
-        return told is not None and told.steps_per_member in told.members
+        progress = self.progress
+        return progress is not None and progress.steps_per_member in progress.members
 
     @property
     def is_packaged(self) -> bool:
-        """Whether its results are whole, and nothing but their delivery can be missing."""
+        """Whether its results are complete, except perhaps for their delivery."""
         return self.results is not None and (
             self.stage in DELIVERING or self.status == Status.COMPLETED
         )

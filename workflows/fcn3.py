@@ -15,12 +15,12 @@ from pydantic import Field, field_validator, model_validator
 from workflows.base import Plan, TimeLayout, Workflow, draw_seeds
 from workflows.grids import Grid, LambertGrid
 from workflows.parameters import (
-    Count,
     ForecastParameters,
+    NotBool,
     Seed,
     SixHourlyTime,
-    disagreements,
-    known_and_unique,
+    check_variables,
+    seed_count_mismatches,
 )
 
 LEVELS = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
@@ -41,44 +41,45 @@ class FCN3Parameters(ForecastParameters):
 
     start_time: SixHourlyTime = Field(
         datetime(2025, 1, 1, tzinfo=UTC),
-        description="Time of the initial conditions, ISO 8601; without a zone it is UTC. "
-        "00, 06, 12 or 18 UTC.",
+        description="Time of the initial conditions: 00, 06, 12 or 18 UTC. ISO 8601; without a "
+        "zone it is UTC.",
     )
-    n_steps: Annotated[int, Count] = Field(
+    n_steps: Annotated[int, NotBool] = Field(
         12,
         ge=1,
         le=MAX_STEPS,
-        description="Steps of 6 hours; the result has n_steps + 1 times.",
+        description="Number of steps of 6 hours; the result has n_steps + 1 times.",
     )
-    n_samples: Annotated[int, Count] = Field(
-        4, ge=1, le=MAX_MEMBERS, description="Ensemble members."
+    n_samples: Annotated[int, NotBool] = Field(
+        4, ge=1, le=MAX_MEMBERS, description="Number of ensemble members."
     )
     seeds: list[Seed] | None = Field(
         None,
         min_length=1,
         max_length=MAX_MEMBERS,
-        description="One seed per member, drawn when left out. The same seed, the same member.",
+        description="One seed per member, drawn at random if omitted. The same seed gives the same "
+        "member.",
     )
     variables: list[str] | None = Field(
         list(DEFAULT_VARIABLES),
         min_length=1,
         max_length=len(VARIABLES),
-        description="Variables to keep, in Earth2Studio's names; null keeps all.",
+        description="Variables of the result, by their names in Earth2Studio; null keeps all.",
     )
     time_layout: TimeLayout = Field(
         "time",
-        description="Dimensions of the result: time has valid times; lead_time has one time, that "
-        "of the initial conditions, and offsets from it, as Earth2Studio's data sources need.",
+        description="Time dimensions of the result: 'time' has valid times; 'lead_time' has the "
+        "time of the initial conditions and offsets from it, as Earth2Studio's data sources need.",
     )
 
     @field_validator("variables")
     @classmethod
-    def _known_and_unique(cls, value: list[str] | None) -> list[str] | None:
-        return known_and_unique(value, VARIABLES)
+    def _check_variables(cls, value: list[str] | None) -> list[str] | None:
+        return check_variables(value, VARIABLES)
 
     @model_validator(mode="after")
     def _agree(self) -> FCN3Parameters:
-        for problem in disagreements(self, "n_samples", "seeds"):
+        for problem in seed_count_mismatches(self, "n_samples", "seeds"):
             raise ValueError(problem)
         return self
 
@@ -89,9 +90,9 @@ class FCN3Workflow(Workflow):
     Parameters
     ----------
     grid : Grid, optional
-        Grid of the model that is served; FCN3's own by default.
+        Grid of the served model; FCN3's own by default.
     regional_grid : LambertGrid, optional
-        Taken because every built-in workflow is made with both; nothing here is regional.
+        Unused; every built-in workflow is constructed with both grids.
     """
 
     name = "foundry_fcn3_workflow"
@@ -106,7 +107,7 @@ class FCN3Workflow(Workflow):
         self._grid = grid or Grid()
 
     def plan(self, parameters: FCN3Parameters) -> Plan:
-        """Resolve parameters; seeds that were not given are drawn here and stay with the plan."""
+        """Resolve parameters; seeds that a request omits are drawn here."""
         seeds = parameters.seeds
         return Plan(
             workflow=self.name,
@@ -123,6 +124,6 @@ class FCN3Workflow(Workflow):
             time_layout=parameters.time_layout,
         )
 
-    def drawn(self, plan: Plan) -> dict[str, Any]:
-        """Give the seeds, and how many there are."""
+    def drawn_parameters(self, plan: Plan) -> dict[str, Any]:
+        """Return the seeds and their number."""
         return {"seeds": list(plan.seeds), "n_samples": len(plan.seeds)}

@@ -1,4 +1,4 @@
-"""Parameters that the built-in workflows share, with the words that refuse wrong ones."""
+"""Parameters that the built-in workflows share."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from workflows.base import SEED_BOUND, OutputFormat, Parameters, number_not_bool
-from workflows.times import moment_of
+from workflows.base import SEED_BOUND, OutputFormat, Parameters, reject_bool
+from workflows.times import parse_time
 
 FIRST_YEAR, LAST_YEAR = 1900, 2199
 
 
 def _utc_time(value: Any) -> datetime:
-    """Take ISO 8601 text with a time part; a zone is converted, none means UTC."""
-    moment = moment_of(value)
-    # Before and after the conversion, which fails at the ends of the calendar.
+    """Parse ISO 8601 text with a date and a time; without a zone it is UTC."""
+    moment = parse_time(value)
+    # Before and after the conversion, which fails at both ends of the calendar.
     _check_year(moment)
     utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     _check_year(utc)
@@ -26,12 +26,12 @@ def _utc_time(value: Any) -> datetime:
 
 def _check_year(moment: datetime) -> None:
     if moment.year not in range(FIRST_YEAR, LAST_YEAR + 1):
-        raise ValueError(f"the year must lie between {FIRST_YEAR} and {LAST_YEAR}")
+        raise ValueError(f"the year must be between {FIRST_YEAR} and {LAST_YEAR}")
 
 
 def _hourly(value: datetime) -> datetime:
     if value.minute or value.second or value.microsecond:
-        raise ValueError("a full hour is needed")
+        raise ValueError("must be a full hour")
     return value
 
 
@@ -44,34 +44,34 @@ def _six_hourly(value: datetime) -> datetime:
 UtcTime = Annotated[datetime, BeforeValidator(_utc_time)]
 HourlyTime = Annotated[UtcTime, AfterValidator(_hourly)]
 SixHourlyTime = Annotated[UtcTime, AfterValidator(_six_hourly)]
-Count = BeforeValidator(number_not_bool)
-Seed = Annotated[int, Count, Field(ge=0, lt=SEED_BOUND)]
+NotBool = BeforeValidator(reject_bool)
+Seed = Annotated[int, NotBool, Field(ge=0, lt=SEED_BOUND)]
 
 
 class ForecastParameters(Parameters):
-    """What every forecast takes: format and delivery, as the peer's Foundry workflows name them."""
+    """Format and delivery of every forecast; names are those of Earth2Studio's workflows."""
 
     output_format: OutputFormat = Field("netcdf4", description="Format of the result.")
     container_url: str | None = Field(
         None,
         max_length=2048,
-        description="Azure Blob container, or a folder in one, for the results.",
+        description="URL of an Azure Blob container, or of a folder in one, for the results.",
     )
     geo_catalog_url: str | None = Field(
-        None, max_length=2048, description="GeoCatalog that registers the results."
+        None, max_length=2048, description="URL of the GeoCatalog that registers the results."
     )
     collection_id: str | None = Field(
-        None, max_length=255, description="STAC collection of the registered item."
+        None, max_length=255, description="STAC collection for the registered item."
     )
 
 
-def known_and_unique(value: list[str] | None, allowed: Sequence[str]) -> list[str] | None:
-    """Refuse names of variables that are unknown or come twice.
+def check_variables(value: list[str] | None, allowed: Sequence[str]) -> list[str] | None:
+    """Refuse unknown and repeated names of variables.
 
     Raises
     ------
     ValueError
-        Naming them, and what is allowed.
+        With these names, and those that are allowed.
     """
     if value is None:
         return value
@@ -84,13 +84,20 @@ def known_and_unique(value: list[str] | None, allowed: Sequence[str]) -> list[st
     return value
 
 
-def disagreements(parameters: Parameters, count: str, seeds: str) -> Iterator[str]:
-    """Tell of a count of members that is given beside another number of seeds, naming both."""
+def seed_count_mismatches(parameters: Parameters, count: str, seeds: str) -> Iterator[str]:
+    """Yield a message if a request sets a number of members that differs from that of its seeds.
+
+    Parameters
+    ----------
+    parameters : Parameters
+    count, seeds : str
+        Names of the two parameters.
+    """
     given, number = getattr(parameters, seeds), getattr(parameters, count)
     if given is None or number is None or count not in parameters.model_fields_set:
         return
     if len(given) != number:
         yield (
-            f"{seeds} has {len(given)} entries but {count} is {number}; give one of them, or let "
+            f"{seeds} has {len(given)} entries but {count} is {number}; omit one of them, or make "
             "them agree"
         )

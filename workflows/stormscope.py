@@ -18,13 +18,13 @@ from workflows.base import Conditioning, Plan, Workflow, draw_seeds
 from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
 from workflows.grids import Grid, LambertGrid
 from workflows.parameters import (
-    Count,
     ForecastParameters,
     HourlyTime,
+    NotBool,
     Seed,
     SixHourlyTime,
-    disagreements,
-    known_and_unique,
+    check_variables,
+    seed_count_mismatches,
 )
 
 VARIABLES: tuple[str, ...] = (
@@ -38,7 +38,7 @@ DEFAULT_VARIABLES = ("abi01c", "abi02c", "abi03c")
 MAX_STEPS = 32
 MAX_MEMBERS = 32
 MAX_HOURS_AHEAD = 12
-"""What FCN3 may start before StormScope; every hour of it is computed before the nowcast begins."""
+"""Hours by which FCN3 may start before StormScope; it computes them before the nowcast starts."""
 GOES_19_SINCE = datetime(2025, 4, 7, tzinfo=UTC)
 
 
@@ -47,65 +47,66 @@ class StormScopeParameters(ForecastParameters):
 
     start_time_fcn3: SixHourlyTime = Field(
         datetime(2025, 1, 1, 18, tzinfo=UTC),
-        description="Time of FCN3's initial conditions, ISO 8601; without a zone it is UTC. 00, "
-        "06, 12 or 18 UTC.",
+        description="Time of FCN3's initial conditions: 00, 06, 12 or 18 UTC. ISO 8601; without a "
+        "zone it is UTC.",
     )
     start_time_stormscope: HourlyTime = Field(
         datetime(2025, 1, 1, 18, tzinfo=UTC),
-        description="Time of the satellite image that the nowcast starts from: a full hour, not "
+        description="Time of the satellite image from which the nowcast starts: a full hour, not "
         f"before start_time_fcn3 and at most {MAX_HOURS_AHEAD} hours after it.",
     )
-    n_steps: Annotated[int, Count] = Field(
+    n_steps: Annotated[int, NotBool] = Field(
         12,
         ge=1,
         le=MAX_STEPS,
-        description="Steps of 1 hour; the result has n_steps + 1 times.",
+        description="Number of steps of 1 hour; the result has n_steps + 1 times.",
     )
-    n_samples_fcn3: Annotated[int, Count] = Field(
-        1, ge=1, le=MAX_MEMBERS, description="Members of FCN3's ensemble."
+    n_samples_fcn3: Annotated[int, NotBool] = Field(
+        1, ge=1, le=MAX_MEMBERS, description="Number of members of FCN3."
     )
-    n_samples_stormscope: Annotated[int, Count] | None = Field(
+    n_samples_stormscope: Annotated[int, NotBool] | None = Field(
         None,
         ge=1,
         le=MAX_MEMBERS,
-        description="Members of the nowcast, a multiple of n_samples_fcn3; null is as many.",
+        description="Number of members of the nowcast, a multiple of n_samples_fcn3, which is the "
+        "default.",
     )
     seeds_fcn3: list[Seed] | None = Field(
         None,
         min_length=1,
         max_length=MAX_MEMBERS,
-        description="One seed per member of FCN3, drawn when left out.",
+        description="One seed per member of FCN3, drawn at random if omitted.",
     )
     seeds_stormscope: list[Seed] | None = Field(
         None,
         min_length=1,
         max_length=MAX_MEMBERS,
-        description="One seed per member of the nowcast, drawn when left out: first those that "
-        "the first member of FCN3 conditions.",
+        description="One seed per member of the nowcast, drawn at random if omitted. Members that "
+        "FCN3's first member conditions come first.",
     )
     variables: list[str] | None = Field(
         list(DEFAULT_VARIABLES),
         min_length=1,
         max_length=len(VARIABLES),
-        description="Channels to keep, in Earth2Studio's names; null keeps all.",
+        description="Channels of the result, by their names in Earth2Studio; null keeps all.",
     )
 
     @property
     def members_fcn3(self) -> int:
-        """Members of FCN3's ensemble."""
+        """Number of members of FCN3."""
         return self.n_samples_fcn3 if self.seeds_fcn3 is None else len(self.seeds_fcn3)
 
     @property
     def members_stormscope(self) -> int:
-        """Members of the nowcast."""
+        """Number of members of the nowcast."""
         if self.seeds_stormscope is not None:
             return len(self.seeds_stormscope)
         return self.n_samples_stormscope or self.members_fcn3
 
     @field_validator("variables")
     @classmethod
-    def _known_and_unique(cls, value: list[str] | None) -> list[str] | None:
-        return known_and_unique(value, VARIABLES)
+    def _check_variables(cls, value: list[str] | None) -> list[str] | None:
+        return check_variables(value, VARIABLES)
 
     @model_validator(mode="after")
     def _agree(self) -> StormScopeParameters:
@@ -119,18 +120,18 @@ class StormScopeParameters(ForecastParameters):
         if not timedelta(0) <= ahead <= timedelta(hours=MAX_HOURS_AHEAD):
             hours = ahead.total_seconds() / 3600
             yield (
-                "start_time_stormscope must lie between start_time_fcn3 and "
-                f"{MAX_HOURS_AHEAD} h after it; it lies {abs(hours):g} h "
+                "start_time_stormscope must be between start_time_fcn3 and "
+                f"{MAX_HOURS_AHEAD} h after it; it is {abs(hours):g} h "
                 f"{'after' if hours > 0 else 'before'} it"
             )
 
     def _wrong_members(self) -> Iterator[str]:
-        yield from disagreements(self, "n_samples_fcn3", "seeds_fcn3")
-        yield from disagreements(self, "n_samples_stormscope", "seeds_stormscope")
+        yield from seed_count_mismatches(self, "n_samples_fcn3", "seeds_fcn3")
+        yield from seed_count_mismatches(self, "n_samples_stormscope", "seeds_stormscope")
         fcn3, stormscope = self.members_fcn3, self.members_stormscope
         if stormscope % fcn3:
             yield (
-                f"StormScope's {stormscope} members cannot be shared out evenly among FCN3's "
+                f"StormScope's {stormscope} members cannot be distributed evenly among FCN3's "
                 f"{fcn3}: n_samples_stormscope (or the number of seeds_stormscope) must be a "
                 "multiple of n_samples_fcn3 (or the number of seeds_fcn3)"
             )
@@ -142,9 +143,9 @@ class StormScopeWorkflow(Workflow):
     Parameters
     ----------
     grid : Grid, optional
-        Grid of the FCN3 that is served.
+        Grid of the served FCN3.
     regional_grid : LambertGrid, optional
-        Grid of the StormScope that is served.
+        Grid of the served StormScope.
     """
 
     name = "foundry_fcn3_stormscope_goes_workflow"
@@ -161,7 +162,7 @@ class StormScopeWorkflow(Workflow):
         self._grid = regional_grid or LambertGrid()
 
     def plan(self, parameters: StormScopeParameters) -> Plan:
-        """Resolve parameters; seeds that were not given are drawn here and stay with the plan."""
+        """Resolve parameters; seeds that a request omits are drawn here."""
         start = parameters.start_time_stormscope
         return Plan(
             workflow=self.name,
@@ -187,9 +188,9 @@ class StormScopeWorkflow(Workflow):
             ),
         )
 
-    def drawn(self, plan: Plan) -> dict[str, Any]:
-        """Give the seeds of both ensembles, and how many there are."""
-        assert plan.conditioning is not None  # noqa: S101 - `plan` makes no other
+    def drawn_parameters(self, plan: Plan) -> dict[str, Any]:
+        """Return the seeds of both ensembles and their numbers."""
+        assert plan.conditioning is not None  # noqa: S101 - `plan` always sets it
         return {
             "seeds_fcn3": list(plan.conditioning.seeds),
             "n_samples_fcn3": len(plan.conditioning.seeds),

@@ -1,4 +1,4 @@
-"""Times as clients write them."""
+"""Times in the form in which clients write them."""
 
 from __future__ import annotations
 
@@ -6,47 +6,52 @@ from datetime import UTC, datetime
 from typing import Any
 
 
-def moment_of(value: Any) -> datetime:
-    """Read ISO 8601 text with a date and a time; its zone, or none, is kept.
+def format_utc(moment: datetime) -> str:
+    """Return a time with a zone as ISO 8601 text in UTC, such as ``2025-01-01T06:00:00Z``."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def parse_time(value: Any) -> datetime:
+    """Parse ISO 8601 text with a date and a time; the zone is kept, and so is its absence.
 
     Parameters
     ----------
     value : str or datetime
-        A datetime is given back as it is. Numbers are refused: their unit would be a guess.
+        A datetime is returned unchanged. Numbers are refused, since their unit is ambiguous.
 
     Raises
     ------
     ValueError
-        Saying what is wrong, in words for the client.
+        With a text for the client.
     """
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str):
-        raise ValueError("ISO 8601 text is needed, as in 2025-01-01T00:00:00")
+        raise ValueError("must be ISO 8601 text, such as 2025-01-01T00:00:00")
     if "T" not in value and " " not in value:
         raise ValueError(
-            "a date and a time are needed, as in 2025-01-01T00:00:00 or 2025-01-01T00:00:00Z"
+            "must have a date and a time, such as 2025-01-01T00:00:00 or 2025-01-01T00:00:00Z"
         )
     try:
-        if "\0" in value:  # Python 3.11 lets one pass at the end
+        if "\0" in value:  # Python 3.11 accepts one at the end
             raise ValueError
         return datetime.fromisoformat(value)
     except ValueError:
         raise ValueError(f"not an ISO 8601 time: {value[:40]!r}") from None
 
 
-def naive_utc(value: Any) -> datetime:
-    """Read a time as `moment_of` does, in UTC and without a zone, as Earth2Studio wants it."""
-    moment = moment_of(value)
+def parse_naive_utc(value: Any) -> datetime:
+    """Parse a time like `parse_time` and convert it to naive UTC, as Earth2Studio expects it."""
+    moment = parse_time(value)
     if moment.tzinfo is None:
         return moment
     try:
         return moment.astimezone(UTC).replace(tzinfo=None)
     except OverflowError:
-        raise ValueError("in UTC the year must lie between 1 and 9999") from None
+        raise ValueError("the year in UTC must be between 1 and 9999") from None
 
 
-def time_text(text: str) -> str:
-    """Check what `moment_of` can read; it stays as the client wrote it."""
-    moment_of(text)
+def check_time_text(text: str) -> str:
+    """Refuse text that `parse_time` cannot parse; return it unchanged."""
+    parse_time(text)
     return text

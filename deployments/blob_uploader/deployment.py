@@ -208,7 +208,7 @@ class BlobUploader:
     def _allowed(self, container: Container) -> Container:
         """Return a container if results may go there."""
         allowed = self._options.allowed
-        if allowed is not None and not any(each.holds(container) for each in allowed):
+        if allowed is not None and not any(each.contains(container) for each in allowed):
             raise UploadFailed(
                 Stage.UPLOAD,
                 f"container {container.name} of storage account {container.account} is not in "

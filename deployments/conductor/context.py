@@ -142,7 +142,7 @@ class ExecutionContext:
         with execution_bound(execution_id, execution.workflow, execution.stage):
             if execution.results is not None:
                 await best_effort_cleanup(self.packager, "clean", execution_id)
-            elif isinstance(error, DiskFull) or not execution.has_whole_members:
+            elif isinstance(error, DiskFull) or not execution.has_complete_members:
                 # No retry can use the files, or they are what filled the disk.
                 if await self._purge(execution):
                     self.withdrawals.start(execution)

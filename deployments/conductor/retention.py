@@ -183,7 +183,7 @@ class Retention:
     def _is_kept_for_retry(self, execution: Execution) -> bool:
         return (
             execution.status == Status.FAILED
-            and execution.has_whole_members
+            and execution.has_complete_members
             and execution.results is None
             and execution.ended_at is not None
             and execution.ended_at >= _ago(self.options.keep_failed_s)

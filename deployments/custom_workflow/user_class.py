@@ -23,7 +23,7 @@ from deployments.custom_workflow.parameter_models import (
     parameter_model,
 )
 from deployments.custom_workflow.run_interface import bounded_text
-from workflows.base import problems_of
+from workflows.base import to_problems
 from workflows.custom import WorkflowDescription
 from workflows.errors import Problem
 
@@ -93,7 +93,7 @@ class UserClass:
         try:
             checked = self._config.model_validate(dict(config))
         except ValidationError as error:
-            problems = problems_of(error, "config", list(self._config.model_fields))
+            problems = to_problems(error, "config", list(self._config.model_fields))
             raise InvalidConfig("; ".join(f"{p.field}: {p.message}" for p in problems)) from None
         return self.type(**{name: getattr(checked, name) for name in checked.model_fields_set})
 
@@ -102,11 +102,11 @@ class UserClass:
         try:
             self.validated(parameters)
         except ValidationError as error:
-            return problems_of(error, "parameters", list(self._parameters.model_fields))
+            return to_problems(error, "parameters", list(self._parameters.model_fields))
         except Exception as error:
             # Earth2Studio's base class wraps pydantic's error in one of its own.
             if isinstance(error.__cause__, ValidationError):
-                return problems_of(
+                return to_problems(
                     error.__cause__, "parameters", list(self._parameters.model_fields)
                 )
             return [Problem("parameters", bounded_text(error) or type(error).__name__)]

@@ -64,7 +64,7 @@ def submit(
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
         _check_size(plan, workflow, options.max_output_bytes)
-        drawn = workflow.drawn(plan)
+        drawn = workflow.drawn_parameters(plan)
     execution = Execution(
         execution_id=new_execution_id(),
         workflow=workflow.name,

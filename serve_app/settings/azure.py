@@ -109,7 +109,7 @@ class BlobSettings(Section):
             emulator = info.data.get("emulator")
             allowed = [parse_container(url, emulator) for url in info.data["allowed_containers"]]
             container = parse_container(value, emulator)
-            if not any(each.holds(container) for each in allowed):
+            if not any(each.contains(container) for each in allowed):
                 raise ValueError("it is not in allowed_containers")
         return value
 

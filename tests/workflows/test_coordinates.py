@@ -1,4 +1,4 @@
-"""Members, times and points of a result on a Lambert grid; `test_dataset` has the regular ones."""
+"""Coordinates of a result on a Lambert grid; `test_dataset` covers regular grids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pyproj
 import pytest
 
 from tests.deployments.results.samples import make_nowcast_plan, make_plan
-from workflows.coordinates import Variable, members_of, output_longitudes, points_of, times_of
+from workflows.coordinates import (
+    Variable,
+    ensemble_coordinates,
+    map_coordinates,
+    output_longitudes,
+    time_coordinates,
+)
 from workflows.grids import Grid, LambertGrid
 
 GRID = LambertGrid(n_y=3, n_x=4, spacing_m=600e3)
@@ -25,7 +31,7 @@ def values(variable: Variable) -> list[float]:
 
 
 def test_each_member_has_both_of_its_seeds() -> None:
-    found = by_name(members_of(make_nowcast_plan(seeds=(1, 2**31, 2**32 - 1, 0))))
+    found = by_name(ensemble_coordinates(make_nowcast_plan(seeds=(1, 2**31, 2**32 - 1, 0))))
     assert list(found) == ["ensemble", "seed_fcn3", "seed_stormscope"]
     assert all(variable.dims == ("ensemble",) for variable in found.values())
     assert values(found["ensemble"]) == [0, 1, 2, 3]
@@ -33,20 +39,20 @@ def test_each_member_has_both_of_its_seeds() -> None:
     assert values(found["seed_stormscope"]) == [1, 2**31, 2**32 - 1, 0]
 
 
-def test_a_forecast_that_nothing_conditions_has_one_seed_a_member() -> None:
-    found = by_name(members_of(make_plan(seeds=(5, 3))))
+def test_members_of_an_unconditioned_forecast_have_one_seed() -> None:
+    found = by_name(ensemble_coordinates(make_plan(seeds=(5, 3))))
     assert list(found) == ["ensemble", "seed"]
     assert values(found["seed"]) == [5, 3]
 
 
 def test_times_are_hours() -> None:
-    (time,) = times_of(make_nowcast_plan(n_steps=3))
+    (time,) = time_coordinates(make_nowcast_plan(n_steps=3))
     assert values(time) == [0, 1, 2, 3]
     assert time.attributes["units"] == "hours since 2025-01-01 08:00:00"
 
 
-def test_a_lambert_map_has_metres_and_degrees() -> None:
-    found = by_name(points_of(GRID))
+def test_a_lambert_grid_has_metres_and_degrees() -> None:
+    found = by_name(map_coordinates(GRID))
     assert list(found) == ["y", "x", "latitude", "longitude", "crs"]
     for name, dims, standard_name, units in (
         ("y", ("y",), "projection_y_coordinate", "m"),
@@ -64,14 +70,14 @@ def test_a_lambert_map_has_metres_and_degrees() -> None:
     np.testing.assert_array_equal(found["longitude"].values, GRID.longitudes())
 
 
-def test_only_the_dimensions_are_axes() -> None:
-    found = by_name(points_of(GRID))
+def test_only_dimensions_are_axes() -> None:
+    found = by_name(map_coordinates(GRID))
     axes = {name: v.attributes["axis"] for name, v in found.items() if "axis" in v.attributes}
     assert axes == {"y": "Y", "x": "X"}
 
 
-def test_the_grid_mapping_is_hrrrs() -> None:
-    crs = by_name(points_of(GRID))["crs"]
+def test_the_grid_mapping_is_that_of_hrrr() -> None:
+    crs = by_name(map_coordinates(GRID))["crs"]
     assert crs.dims == ()
     assert dict(crs.attributes) == {
         "long_name": "Coordinate reference system",
@@ -85,8 +91,8 @@ def test_the_grid_mapping_is_hrrrs() -> None:
     }
 
 
-def test_whoever_reads_the_grid_mapping_finds_the_same_points() -> None:
-    crs = pyproj.CRS.from_cf(dict(by_name(points_of(GRID))["crs"].attributes))
+def test_the_grid_mapping_leads_to_the_same_points() -> None:
+    crs = pyproj.CRS.from_cf(dict(by_name(map_coordinates(GRID))["crs"].attributes))
     assert crs.geodetic_crs is not None
     to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     longitudes, latitudes = to_degrees.transform(*np.meshgrid(GRID.x(), GRID.y()))

@@ -1,4 +1,4 @@
-"""A user's workflow as its description has it: names, schema, and the plan of a request."""
+"""A user's workflow by its description: name, schema, and the plan of a request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMES: Any = (list[datetime], [datetime(2024, 1, 1)])
 
 
 def workflow(**fields: Any) -> CustomWorkflow:
-    """Make the workflow of a class whose parameters are these; NetCDF4 unless it has a say."""
+    """Return the workflow of a class with these parameters; NetCDF4 by default."""
     model: type[BaseModel] = create_model("Theirs", **fields)
     described = WorkflowDescription(
         description="what it does",
@@ -36,33 +36,33 @@ def plan(made: CustomWorkflow, **values: Any) -> CustomPlan:
 
 
 @pytest.mark.parametrize("name", ["a", "storms", "_x", "9", "Storms-2.1_b", "a" * 100])
-def test_a_name_is_one_part_of_a_path(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "-x", "a/b", "a b", "a\n", "é", "a" * 101, "a\0", "%2e"]
 )
-def test_what_cannot_be_part_of_a_path_is_no_name(name: str) -> None:
+def test_names_that_cannot_be_a_path_segment_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"cannot name a workflow: .* are allowed") as refused:
         check_name(name)
     assert len(str(refused.value)) < 300
 
 
-def test_the_list_of_workflows_is_no_workflow() -> None:
+def test_the_name_of_a_route_is_refused() -> None:
     with pytest.raises(ValueError, match="'workflows': that is a route"):
         check_name("workflows")
     assert check_name("Workflows") == "Workflows"
 
 
-def test_it_is_as_its_class_describes_it() -> None:
+def test_a_workflow_has_the_description_of_its_class() -> None:
     made = workflow(n_steps=(int, 4))
     assert (made.name, made.description, made.own_validation) == ("storms", "what it does", False)
     assert made.schema["properties"]["n_steps"]["default"] == 4
     assert (made.models, made.data_sources) == ((), ())
 
 
-def test_the_plan_keeps_what_the_request_gives_and_no_defaults() -> None:
+def test_the_plan_keeps_the_parameters_of_the_request_without_defaults() -> None:
     # A class may have defaults that its own types refuse, so they cannot be sent to it.
     made = workflow(start_time=TIMES, n_steps=(int, 4), region=(str, None), seed=(int, ...))
     planned = plan(made, n_steps="3", seed=7)
@@ -77,7 +77,7 @@ def test_times_become_naive_utc() -> None:
     assert planned.parameters == {"start_time": ["2025-01-01T00:00:00", "2025-01-02T00:00:00"]}
 
 
-def test_a_plan_is_what_is_stored_of_it() -> None:
+def test_a_plan_survives_storage() -> None:
     made = workflow(start_time=TIMES, grid=(Literal["tiny", "full"], "tiny"))
     planned = plan(made, start_time=["2025-01-01T00:00:00"], grid="full")
     stored = planned.model_dump(mode="json")
@@ -86,7 +86,7 @@ def test_a_plan_is_what_is_stored_of_it() -> None:
 
 
 @pytest.mark.parametrize("stored", [{}, {"workflow": "foundry_fcn3_workflow", "model": "fcn3"}])
-def test_a_plan_of_ours_is_not_custom(stored: dict[str, Any]) -> None:
+def test_plans_of_built_in_workflows_are_not_custom(stored: dict[str, Any]) -> None:
     assert not is_custom(stored)
 
 
@@ -105,15 +105,15 @@ FORMATS: Any = Literal["zarr", "netcdf4"]
         ((str, "png"), {}, "netcdf4"),
     ],
 )
-def test_the_class_decides_on_the_format_if_it_has_a_say(
+def test_the_class_selects_the_format_if_it_has_the_parameter(
     field: Any, given: dict[str, str], chosen: str
 ) -> None:
     made = workflow(**({} if field is None else {"output_format": field}))
     assert plan(made, **given).output_format == chosen
 
 
-def test_another_format_than_there_are_is_refused() -> None:
-    # As the peer does, though the class would take any text.
+def test_unknown_formats_are_refused() -> None:
+    # As in Earth2Studio's server, although the class would accept any text.
     made = workflow(output_format=(str, "zarr"))
     with pytest.raises(InvalidParameters, match="output_format: .*'zarr' or 'netcdf4'"):
         plan(made, output_format="grib")
@@ -129,7 +129,7 @@ def test_another_format_than_there_are_is_refused() -> None:
         ({"seed": True}, "parameters.seed", "not true or false"),
     ],
 )
-def test_what_the_schema_does_not_allow_is_refused(
+def test_parameters_that_the_schema_forbids_are_refused(
     values: dict[str, Any], field: str, message: str
 ) -> None:
     made = workflow(n_steps=(int, 4), seed=(int, ...), grid=(Literal["tiny", "full"], "tiny"))

@@ -1,3 +1,5 @@
+"""The description of a result: dimensions, coordinates, CF attributes, provenance."""
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,7 @@ def test_every_channel_has_names_and_units() -> None:
 
 
 @pytest.mark.parametrize("name", ["abi04c", "w500", "t", "500", "t5a"])
-def test_nothing_is_guessed_about_other_variables(name: str) -> None:
+def test_attributes_of_unknown_variables_are_not_guessed(name: str) -> None:
     assert variable_attributes(name) == {"long_name": name}
 
 
@@ -73,12 +75,12 @@ def test_lead_time_layout_has_one_time() -> None:
     assert field_index(plan, 1, 2) == (1, 0, 2)
 
 
-def test_a_result_of_one_time_keeps_both_dimensions() -> None:
+def test_a_result_with_one_time_keeps_both_dimensions() -> None:
     dataset = described(make_plan(time_layout="lead_time", n_steps=0))
     assert dataset.field_shape == (2, 1, 1, 5, 8)
 
 
-def test_grid_runs_south_and_from_minus_180() -> None:
+def test_latitudes_run_southwards_and_longitudes_from_minus_180() -> None:
     dataset = described(make_plan())
     assert coordinate(dataset, "lat").tolist() == [90, 45, 0, -45, -90]
     assert coordinate(dataset, "lon").tolist() == [-180, -135, -90, -45, 0, 45, 90, 135]
@@ -90,7 +92,7 @@ def test_seeds_are_exact() -> None:
     assert tuple(int(seed) for seed in stored) == seeds
 
 
-def test_attributes_tell_where_the_result_comes_from() -> None:
+def test_attributes_name_the_origins_of_the_result() -> None:
     attributes = described(make_plan(), created="2025-01-02T03:04:05+01:00").attributes
     assert attributes["execution_id"] == attributes["id"] == "exec_1"
     assert attributes["earth2serve_version"] == "0.1.0"
@@ -113,7 +115,7 @@ def test_attributes_tell_where_the_result_comes_from() -> None:
         (False, None, "unknown"),
     ],
 )
-def test_a_stand_in_anywhere_makes_the_result_synthetic(
+def test_any_stand_in_makes_the_result_synthetic(
     model: bool, data_source: bool | None, synthetic: str
 ) -> None:
     attributes = described(
@@ -126,13 +128,13 @@ def test_a_stand_in_anywhere_makes_the_result_synthetic(
     assert ("comment" in attributes) == (synthetic == "true")
 
 
-def test_the_request_chooses_the_layout() -> None:
+def test_the_request_selects_the_layout() -> None:
     workflow = FCN3Workflow()
     assert workflow.plan(FCN3Parameters()).time_layout == "time"
     assert workflow.plan(FCN3Parameters(time_layout="lead_time")).time_layout == "lead_time"
 
 
-# Nowcasts, on a Lambert map and conditioned.
+# Nowcasts: on a Lambert grid, and conditioned.
 
 CONDITIONED_ON = (
     {"name": "fcn3", "loader": "some.module:load", "synthetic": False, "weights": "ngc://fcn3"},
@@ -153,7 +155,7 @@ def nowcast(**provenance: object) -> Dataset:
     )
 
 
-def test_a_lambert_map_has_its_own_dimensions() -> None:
+def test_a_lambert_grid_has_its_own_dimensions() -> None:
     dataset = nowcast()
     assert dict(dataset.dims) == {"ensemble": 4, "time": 3, "y": 3, "x": 4}
     assert list(dataset.dims) == ["ensemble", "time", "y", "x"]
@@ -163,7 +165,7 @@ def test_a_lambert_map_has_its_own_dimensions() -> None:
         assert np.shape(coordinate.values) == dataset.shape(coordinate), coordinate.name
 
 
-def test_fields_name_what_lies_beside_their_dimensions() -> None:
+def test_fields_name_their_auxiliary_coordinates() -> None:
     for field in nowcast().fields:
         assert field.dims == ("ensemble", "time", "y", "x")
         assert field.attributes["coordinates"] == "seed_fcn3 seed_stormscope latitude longitude"
@@ -172,13 +174,13 @@ def test_fields_name_what_lies_beside_their_dimensions() -> None:
     assert t2m.attributes["coordinates"] == "seed"
 
 
-def test_each_member_of_a_nowcast_tells_what_conditions_it() -> None:
+def test_each_member_of_a_nowcast_has_the_seed_that_conditions_it() -> None:
     dataset = nowcast()
     assert coordinate(dataset, "seed_fcn3").tolist() == [7, 7, 2**32 - 1, 2**32 - 1]
     assert coordinate(dataset, "seed_stormscope").tolist() == [1, 2, 3, 4]
 
 
-def test_attributes_tell_what_conditions_a_nowcast() -> None:
+def test_attributes_describe_the_conditioning_of_a_nowcast() -> None:
     attributes = nowcast().attributes
     assert attributes["model"] == "stormscope"
     assert attributes["data_source"] == "goes16"
@@ -195,7 +197,7 @@ def test_attributes_tell_what_conditions_a_nowcast() -> None:
     assert not [name for name in described(make_plan()).attributes if name.startswith("condition")]
 
 
-def test_attributes_tell_where_a_nowcast_lies() -> None:
+def test_attributes_describe_the_extent_of_a_nowcast() -> None:
     grid, attributes = make_nowcast_plan().grid, nowcast().attributes
     assert attributes["geospatial_lat_min"] == grid.latitudes().min()
     assert attributes["geospatial_lat_max"] == grid.latitudes().max()
@@ -213,7 +215,7 @@ def test_attributes_tell_where_a_nowcast_lies() -> None:
         (1, None, "unknown"),
     ],
 )
-def test_a_stand_in_for_what_conditions_makes_the_result_synthetic(
+def test_a_conditioning_stand_in_makes_the_result_synthetic(
     changed: int | None, said: bool | None, synthetic: str
 ) -> None:
     origins = [

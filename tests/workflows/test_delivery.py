@@ -1,3 +1,5 @@
+"""Destinations of results: parsing, allow-lists and defaults."""
+
 from typing import Any
 
 import pytest
@@ -42,7 +44,7 @@ RULES = DeliveryRules(
         (f"{EMULATOR}/results/x", EMULATOR, "devstoreaccount1", "results", "x"),
     ],
 )
-def test_containers_of_every_cloud_are_read(
+def test_container_urls_of_every_cloud_are_parsed(
     url: str, account_url: str, account: str, name: str, prefix: str
 ) -> None:
     expected = Container(account_url=account_url, account=account, name=name, prefix=prefix)
@@ -82,7 +84,7 @@ def test_containers_of_every_cloud_are_read(
         f"{EMULATOR}/../x/results",
     ],
 )
-def test_what_is_no_container_or_could_be_read_in_two_ways_is_refused(url: str) -> None:
+def test_invalid_and_ambiguous_container_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError):
         parse_container(url, EMULATOR)
 
@@ -96,7 +98,7 @@ def test_what_is_no_container_or_could_be_read_in_two_ways_is_refused(url: str) 
         ("http://127.0.0.1:8090/catalog", "http://127.0.0.1:8090/catalog"),
     ],
 )
-def test_catalogues_are_read(url: str, expected: str) -> None:
+def test_catalogue_urls_are_normalized(url: str, expected: str) -> None:
     assert parse_catalog(url) == expected
 
 
@@ -114,12 +116,12 @@ def test_catalogues_are_read(url: str, expected: str) -> None:
         "https://a\\b",
     ],
 )
-def test_what_is_no_catalogue_is_refused(url: str) -> None:
+def test_invalid_catalogue_urls_are_refused(url: str) -> None:
     try:
         found = parse_catalog(url)
     except ValueError:
         return
-    # What can be read is not therefore allowed.
+    # A valid URL is not necessarily an allowed one.
     with pytest.raises(DeliveryForbidden):
         RULES.resolve("w", {"container_url": f"{DATA}/forecasts", "geo_catalog_url": found})
 
@@ -127,7 +129,7 @@ def test_what_is_no_catalogue_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "url", [f"{DATA}/forecasts", f"{DATA}/forecasts/2025/", f"{EMULATOR}/results/mine"]
 )
-def test_allowed_containers_and_folders_in_them(url: str) -> None:
+def test_allowed_containers_and_their_folders_are_accepted(url: str) -> None:
     delivery = RULES.resolve("w", {"container_url": url})
     assert delivery == Delivery(container=parse_container(url, EMULATOR))
 
@@ -144,7 +146,7 @@ def test_allowed_containers_and_folders_in_them(url: str) -> None:
         f"{EMULATOR}/results2",
     ],
 )
-def test_other_containers_are_forbidden_by_name(url: str) -> None:
+def test_other_containers_are_forbidden(url: str) -> None:
     with pytest.raises(DeliveryForbidden) as forbidden:
         RULES.resolve("w", {"container_url": url})
     [problem] = forbidden.value.problems
@@ -152,7 +154,7 @@ def test_other_containers_are_forbidden_by_name(url: str) -> None:
     assert "args.azure.blob.allowed_containers" in problem.message
 
 
-def test_only_allowed_catalogues() -> None:
+def test_only_allowed_catalogues_are_accepted() -> None:
     asked = {"container_url": f"{DATA}/forecasts", "geo_catalog_url": f"{CATALOG}/"}
     delivery = RULES.resolve("w", {**asked, "collection_id": "mine"})
     assert delivery is not None
@@ -169,8 +171,8 @@ def test_only_allowed_catalogues() -> None:
     [
         ({"geo_catalog_url": CATALOG}, "geo_catalog_url", "give container_url"),
         ({"collection_id": "mine"}, "collection_id", "give geo_catalog_url"),
-        ({"container_url": "https://x"}, "container_url", "CONTAINER is needed"),
-        ({"container_url": 5}, "container_url", "CONTAINER is needed"),
+        ({"container_url": "https://x"}, "container_url", "must be https://ACCOUNT.blob"),
+        ({"container_url": 5}, "container_url", "must be https://ACCOUNT.blob"),
         (
             {
                 "container_url": f"{DATA}/forecasts",
@@ -182,9 +184,7 @@ def test_only_allowed_catalogues() -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(
-    values: dict[str, Any], field: str, words: str
-) -> None:
+def test_contradictory_requests_are_refused(values: dict[str, Any], field: str, words: str) -> None:
     with pytest.raises(InvalidParameters) as refused:
         RULES.resolve("w", values)
     assert not isinstance(refused.value, DeliveryForbidden)
@@ -193,7 +193,7 @@ def test_what_makes_no_sense_is_refused_by_name(
     assert words in problem.message
 
 
-def test_a_server_without_azure_refuses_what_it_would_not_do() -> None:
+def test_a_server_without_azure_refuses_deliveries() -> None:
     nothing = DeliveryRules()
     assert nothing.resolve("w", {"container_url": None, "n_steps": 3}) is None
     for name in ("container_url", "geo_catalog_url", "collection_id"):
@@ -201,7 +201,7 @@ def test_a_server_without_azure_refuses_what_it_would_not_do() -> None:
             nothing.resolve("w", {name: DATA})
 
 
-def test_defaults_hold_where_a_request_names_nothing() -> None:
+def test_defaults_apply_where_a_request_names_nothing() -> None:
     rules = RULES.model_copy(
         update={
             "default_container": RULES.containers[0],
@@ -216,7 +216,7 @@ def test_defaults_hold_where_a_request_names_nothing() -> None:
     other = rules.resolve("other", {"container_url": f"{EMULATOR}/results"})
     assert other is not None and other.collection_id is None
     assert other.container is not None and other.container.name == "results"
-    # Of a class of a user's own nobody knows what is in its results.
+    # The content of a user class's results is unknown.
     custom = rules.resolve("w", {}, can_be_registered=False)
     assert custom == Delivery(container=RULES.containers[0])
     with pytest.raises(InvalidParameters, match="uploaded, not registered"):

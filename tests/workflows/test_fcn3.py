@@ -1,4 +1,4 @@
-"""What can be asked of FCN3, what is refused and with which words, and the plan that follows."""
+"""Parameters of FCN3: accepted and refused values, and the plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plan(**parameters: Any) -> Plan:
     return WORKFLOW.plan(WORKFLOW.validate(parameters))  # type: ignore[arg-type]
 
 
-def test_defaults_are_those_of_the_peer() -> None:
+def test_defaults_are_those_of_earth2studio() -> None:
     made = plan()
     assert made.start_time == datetime(2025, 1, 1, tzinfo=UTC)
     assert (made.n_steps, len(made.seeds), made.output_format) == (12, 4, "netcdf4")
@@ -41,7 +41,7 @@ def test_defaults_are_those_of_the_peer() -> None:
         ("2025-05-31T19:00:00-05:00", datetime(2025, 6, 1, 0, tzinfo=UTC)),
     ],
 )
-def test_times_come_with_a_zone_or_in_utc(given: str, utc: datetime) -> None:
+def test_times_are_converted_to_utc(given: str, utc: datetime) -> None:
     assert plan(start_time=given).start_time == utc
     assert plan(start_time=given).start() == np.datetime64(utc.replace(tzinfo=None))
 
@@ -49,12 +49,12 @@ def test_times_come_with_a_zone_or_in_utc(given: str, utc: datetime) -> None:
 @pytest.mark.parametrize(
     ("parameters", "field", "words"),
     [
-        ({"start_time": "2025-01-01"}, "start_time", "a date and a time are needed"),
+        ({"start_time": "2025-01-01"}, "start_time", "must have a date and a time"),
         ({"start_time": "2025-01-01T03:00:00"}, "start_time", "00, 06, 12 and 18 UTC"),
         ({"start_time": "2025-01-01T06:00:00+01:00"}, "start_time", "00, 06, 12 and 18 UTC"),
         ({"start_time": "2025-02-30T00:00:00"}, "start_time", "not an ISO 8601 time"),
         ({"start_time": "0001-01-01T00:00:00"}, "start_time", "between 1900 and 2199"),
-        ({"start_time": 0}, "start_time", "ISO 8601 text is needed"),
+        ({"start_time": 0}, "start_time", "must be ISO 8601 text"),
         ({"n_steps": 0}, "n_steps", "greater than or equal to 1"),
         ({"n_steps": 401}, "n_steps", "less than or equal to 400"),
         ({"n_steps": 10**9}, "n_steps", "less than or equal to 400"),
@@ -74,7 +74,7 @@ def test_times_come_with_a_zone_or_in_utc(given: str, utc: datetime) -> None:
         ({"nsteps": 3}, "nsteps", "n_steps"),
     ],
 )
-def test_what_cannot_run_is_refused_by_name(
+def test_invalid_values_are_refused_by_field(
     parameters: dict[str, Any], field: str, words: str
 ) -> None:
     with pytest.raises(InvalidParameters) as refused:
@@ -84,19 +84,19 @@ def test_what_cannot_run_is_refused_by_name(
     assert words in problem.message
 
 
-def test_seeds_decide_the_number_of_members() -> None:
+def test_the_number_of_seeds_is_the_number_of_members() -> None:
     assert plan(seeds=[5, 5, 0]).seeds == (5, 5, 0)
     assert plan(seeds=[3, 4], n_samples=2).seeds == (3, 4)
 
 
-def test_drawn_seeds_are_distinct_and_new_each_time() -> None:
+def test_drawn_seeds_are_distinct_and_differ_between_plans() -> None:
     first, second = plan(n_samples=32), plan(n_samples=32)
     assert len(set(first.seeds)) == 32
     assert first.seeds != second.seeds
     assert all(0 <= seed < SEED_BOUND for seed in first.seeds)
 
 
-def test_numeric_text_is_taken_as_by_the_peer() -> None:
+def test_numeric_text_is_accepted_as_by_earth2studio() -> None:
     assert plan(n_steps="3", n_samples="2").n_steps == 3
 
 
@@ -104,7 +104,7 @@ def test_null_keeps_all_variables() -> None:
     assert plan(variables=None).variables == VARIABLES
 
 
-def test_a_plan_says_how_large_its_result_is() -> None:
+def test_a_plan_knows_the_size_of_its_result() -> None:
     large = plan(n_samples=32, n_steps=400, variables=None)
     assert large.output_bytes == 32 * 401 * 72 * 721 * 1440 * 4
     small = FCN3Workflow(Grid(n_lat=8, n_lon=16))

@@ -1,4 +1,4 @@
-"""Where the points of results lie, checked against PROJ and against HRRR."""
+"""Grid points, compared with PROJ and with HRRR."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARCTIC = LambertGrid(n_y=90, n_x=200, spacing_m=50e3, first_y_m=1000e3, first_x_
 """Over the 180th meridian."""
 
 
-def test_the_default_grid_is_every_second_point_in_the_middle_of_hrrr() -> None:
+def test_the_default_grid_is_every_second_point_of_central_hrrr() -> None:
     grid = LambertGrid()
     assert grid.shape == (512, 896)
     np.testing.assert_allclose(grid.y(), HRRR_Y[17 : 17 + 1024 : 2], rtol=0, atol=1e-6)
@@ -31,21 +31,21 @@ def test_the_default_grid_is_every_second_point_in_the_middle_of_hrrr() -> None:
 
 
 @pytest.mark.parametrize("grid", [LambertGrid(), SMALL, ARCTIC], ids=["hrrr", "small", "arctic"])
-def test_points_lie_where_proj_has_them(grid: LambertGrid) -> None:
+def test_points_agree_with_proj(grid: LambertGrid) -> None:
     longitudes, latitudes = HRRR_MAP(*np.meshgrid(grid.x(), grid.y()), inverse=True)
     np.testing.assert_allclose(grid.latitudes(), latitudes, rtol=0, atol=1e-9)
     apart = (grid.longitudes() - longitudes + 180) % 360 - 180
     np.testing.assert_allclose(apart, 0, rtol=0, atol=1e-9)
 
 
-def test_the_origin_of_the_map_lies_where_the_projection_says() -> None:
+def test_the_origin_is_that_of_the_projection() -> None:
     assert (SMALL.y()[2], SMALL.x()[3]) == (0, 0)
     assert SMALL.latitudes()[2, 3] == pytest.approx(38.5)
     assert SMALL.longitudes()[2, 3] == pytest.approx(262.5 - 360)
 
 
 @pytest.mark.parametrize("grid", [LambertGrid(), SMALL], ids=["hrrr", "small"])
-def test_rows_go_north_and_columns_east(grid: LambertGrid) -> None:
+def test_rows_run_northwards_and_columns_eastwards(grid: LambertGrid) -> None:
     assert grid.dims == ("y", "x")
     assert grid.latitudes().shape == grid.longitudes().shape == grid.shape
     assert (np.diff(grid.y()) > 0).all()
@@ -54,14 +54,14 @@ def test_rows_go_north_and_columns_east(grid: LambertGrid) -> None:
     assert (np.diff(grid.longitudes(), axis=1) > 0).all()
 
 
-def test_longitudes_stay_within_180_degrees() -> None:
+def test_longitudes_are_within_180_degrees() -> None:
     longitudes = ARCTIC.longitudes()
     assert longitudes.min() < -179
     assert longitudes.max() > 179
     assert (np.abs(longitudes) <= 180).all()
 
 
-def test_a_regular_grid_goes_south_from_the_north_pole() -> None:
+def test_a_regular_grid_runs_southwards_from_the_north_pole() -> None:
     grid = Grid(n_lat=5, n_lon=8)
     assert grid.dims == ("lat", "lon")
     assert grid.shape == (5, 8)
@@ -71,14 +71,14 @@ def test_a_regular_grid_goes_south_from_the_north_pole() -> None:
 
 
 @pytest.mark.parametrize("grid", [Grid(), Grid(n_lat=5, n_lon=8), LambertGrid(), SMALL])
-def test_a_plan_keeps_its_grid_in_json(grid: Grid | LambertGrid) -> None:
+def test_a_grid_survives_json(grid: Grid | LambertGrid) -> None:
     made = make_plan(grid=grid)
     again = Plan.model_validate_json(made.model_dump_json())
     assert type(again.grid) is type(grid)
     assert again == made
 
 
-def test_a_plan_keeps_both_grids_in_json() -> None:
+def test_both_grids_of_a_plan_survive_json() -> None:
     made = make_nowcast_plan(grid=SMALL)
     assert made.conditioning is not None
     again = Plan.model_validate_json(made.model_dump_json())
@@ -102,7 +102,7 @@ def test_a_plan_keeps_both_grids_in_json() -> None:
         (LambertGrid, {"first_x_m": float("nan")}),
     ],
 )
-def test_a_grid_that_is_none_is_refused(
+def test_invalid_grids_are_refused(
     kind: type[Grid] | type[LambertGrid], changes: dict[str, Any]
 ) -> None:
     (name,) = changes
@@ -110,7 +110,7 @@ def test_a_grid_that_is_none_is_refused(
         kind.model_validate(changes)
 
 
-def test_places_are_projected_back_to_where_they_were() -> None:
+def test_projecting_points_returns_their_coordinates() -> None:
     grid = LambertGrid()
     y, x = grid.project(grid.latitudes(), grid.longitudes())
     np.testing.assert_allclose(y, np.broadcast_to(grid.y()[:, None], grid.shape), atol=1e-6)

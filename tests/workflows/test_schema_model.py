@@ -1,4 +1,4 @@
-"""A model made from a schema takes what the model behind the schema takes, and says why not."""
+"""A model made from a schema accepts what the model behind the schema accepts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, create_model
 
-from workflows.base import Parameters, problems_of
+from workflows.base import Parameters, to_problems
 from workflows.errors import Problem
 from workflows.schema_model import parameters_from_schema
 
 
-class Peer(BaseModel):
-    """The base of the peer's parameter models, with numbers bound to be finite as ours are."""
+class ClassParameters(BaseModel):
+    """Base of Earth2Studio's parameter models, but with finite numbers only, as in ours."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -69,9 +69,9 @@ class Pair(NamedTuple):
     second: str = "x"
 
 
-def made(**fields: Any) -> type[Parameters]:
-    """Give our model of fields as `create_model` takes them, from its schema after transport."""
-    schema = create_model("Parameters", __base__=Peer, **fields).model_json_schema()
+def model_of(**fields: Any) -> type[Parameters]:
+    """Return our model for fields as `create_model` takes them, via a schema in JSON."""
+    schema = create_model("Parameters", __base__=ClassParameters, **fields).model_json_schema()
     return parameters_from_schema(json.loads(json.dumps(schema)))
 
 
@@ -82,11 +82,11 @@ def dumped(model: type[Parameters], **values: Any) -> dict[str, Any]:
 def found(model: type[Parameters], **values: Any) -> list[Problem]:
     with pytest.raises(ValidationError) as refused:
         model.model_validate(values)
-    return problems_of(refused.value, "parameters", list(model.model_fields))
+    return to_problems(refused.value, "parameters", list(model.model_fields))
 
 
-class Forecast(Peer):
-    """What a user's workflow may ask for."""
+class Forecast(ClassParameters):
+    """Parameters of a user's workflow."""
 
     start_time: list[datetime] = [datetime(2024, 1, 1)]
     n_steps: int = 1
@@ -114,7 +114,7 @@ class Forecast(Peer):
     model_type: str = "px"
 
 
-def test_nothing_asked_gives_the_defaults_of_the_schema() -> None:
+def test_an_empty_request_has_the_defaults_of_the_schema() -> None:
     schema = Forecast.model_json_schema()
     model = parameters_from_schema(schema, "Forecast")
     assert issubclass(model, Parameters)
@@ -159,7 +159,7 @@ def test_nothing_asked_gives_the_defaults_of_the_schema() -> None:
         ({"bare": []}, ["bare"], "valid dictionary"),
     ],
 )
-def test_what_the_class_refuses_is_refused_by_name(
+def test_values_that_the_class_refuses_are_refused_by_field(
     values: dict[str, Any], fields: list[str], words: str
 ) -> None:
     problems = found(parameters_from_schema(Forecast.model_json_schema()), **values)
@@ -170,7 +170,7 @@ def test_what_the_class_refuses_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("values", "taken"),
+    ("values", "stored"),
     [
         ({"n_steps": "3", "choice": "3"}, {"n_steps": 3, "choice": "3"}),
         ({"n_steps": 10**50}, {"n_steps": 10**50}),
@@ -184,31 +184,31 @@ def test_what_the_class_refuses_is_refused_by_name(
         ({"pair": [1]}, {"pair": [1]}),
     ],
 )
-def test_what_the_class_takes_is_taken(values: dict[str, Any], taken: dict[str, Any]) -> None:
+def test_accepted_values_are_stored(values: dict[str, Any], stored: dict[str, Any]) -> None:
     model = parameters_from_schema(Forecast.model_json_schema())
     dump = model.model_validate(values).model_dump(mode="json", exclude_unset=True)
-    assert dump == taken
+    assert dump == stored
     assert Forecast.model_validate(dump) == Forecast.model_validate(values)
 
 
-def test_unknown_parameters_are_refused_with_the_names_there_are() -> None:
-    [problem] = found(made(n_steps=(int, 1), grid=(str, "full")), nsteps=3)
+def test_unknown_parameters_are_refused_with_the_known_names() -> None:
+    [problem] = found(model_of(n_steps=(int, 1), grid=(str, "full")), nsteps=3)
     assert problem.field == "parameters.nsteps"
     assert problem.message == "unknown; there are n_steps, grid"
 
 
 def test_required_fields_stay_required() -> None:
-    [problem] = found(made(start=(int, ...), stop=(int | None, ...), step=(int, 1)), start=1)
+    [problem] = found(model_of(start=(int, ...), stop=(int | None, ...), step=(int, 1)), start=1)
     assert (problem.field, problem.kind) == ("parameters.stop", "missing")
 
 
 def test_parameters_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        made(n=(int, 1))().n = 2  # type: ignore[attr-defined]
+        model_of(n=(int, 1))().n = 2  # type: ignore[attr-defined]
 
 
-def test_objects_keep_their_rule_for_further_names() -> None:
-    model = made(closed=(Closed, Closed(x=1)), window=(Window, Window()), extra=(Counted, None))
+def test_objects_keep_their_rule_for_unknown_keys() -> None:
+    model = model_of(closed=(Closed, Closed(x=1)), window=(Window, Window()), extra=(Counted, None))
     [problem] = found(model, closed={"x": 1, "y": 2})
     assert (problem.field, problem.kind) == ("parameters.closed.y", "extra_forbidden")
     assert dumped(model, window={"other": 1})["window"]["other"] == 1
@@ -217,14 +217,14 @@ def test_objects_keep_their_rule_for_further_names() -> None:
 
 
 def test_the_keys_of_a_dictionary_are_checked() -> None:
-    model = made(by_name=(dict[Literal["a", "b"], int], Field({}, max_length=1)))
+    model = model_of(by_name=(dict[Literal["a", "b"], int], Field({}, max_length=1)))
     assert dumped(model, by_name={"a": 1}) == {"by_name": {"a": 1}}
     assert "'a' or 'b'" in found(model, by_name={"c": 1})[0].message
     assert "at most 1 item" in found(model, by_name={"a": 1, "b": 1})[0].message
 
 
-def test_choices_are_told_apart() -> None:
-    model = made(
+def test_problems_in_unions_name_the_choice() -> None:
+    model = model_of(
         pet=(Annotated[Cat | Dog, Field(discriminator="kind")], ...), either=(Cat | Dog, 0)
     )
     assert dumped(model, pet={"kind": "cat"})["pet"] == {"kind": "cat", "lives": 9}
@@ -235,8 +235,8 @@ def test_choices_are_told_apart() -> None:
     assert fields == ["parameters.either.Cat.kind", "parameters.either.Dog.weight"]
 
 
-def test_what_contains_itself_is_checked_once_around() -> None:
-    model = made(root=(Node, ...), other=(Node | None, None))
+def test_recursive_models_are_checked_to_the_first_recursion() -> None:
+    model = model_of(root=(Node, ...), other=(Node | None, None))
     tree = {"value": 1, "children": [{"value": 2, "children": []}]}
     assert dumped(model, root=tree)["root"] == tree
     assert [p.field for p in found(model, root={"value": "x"})] == ["parameters.root.value"]
@@ -245,12 +245,12 @@ def test_what_contains_itself_is_checked_once_around() -> None:
     assert dumped(whole, value=1) == {"value": 1, "children": []}
 
 
-def test_defaults_that_only_the_class_knows_are_left_to_it() -> None:
+def test_defaults_that_the_schema_lacks_are_omitted() -> None:
     class Inner(BaseModel):
         made: list[int] = Field(default_factory=list)
         kept: int = 1
 
-    model = made(
+    model = model_of(
         made=(list[int], Field(default_factory=list)),
         secret=(SecretStr, SecretStr("s")),
         inner=(Inner, ...),
@@ -264,15 +264,15 @@ def test_defaults_that_only_the_class_knows_are_left_to_it() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("default", [None, "3", "x", [1], True, {"a": 1}])
-def test_a_default_of_another_type_stands_as_it_does_in_the_class(default: Any) -> None:
-    model = made(n=(int, default), t=(datetime, default))
+def test_a_default_of_another_type_is_kept(default: Any) -> None:
+    model = model_of(n=(int, default), t=(datetime, default))
     assert dumped(model) == {"n": default, "t": default}
     assert model.model_validate({}).model_dump(exclude_unset=True) == {}
-    # It is no value that a request may send.
+    # A request may not send it.
     assert found(model, n=None)[0].field == "parameters.n"
 
 
-# Where we differ on purpose.
+# Deliberate differences from the class.
 
 
 @pytest.mark.parametrize(
@@ -286,14 +286,14 @@ def test_a_default_of_another_type_stands_as_it_does_in_the_class(default: Any) 
         (Literal[1, 2], True),
     ],
 )
-def test_true_and_false_are_no_numbers(annotation: Any, value: Any) -> None:
-    [problem] = found(made(x=(annotation, ...)), x=value)
+def test_true_and_false_are_not_numbers(annotation: Any, value: Any) -> None:
+    [problem] = found(model_of(x=(annotation, ...)), x=value)
     assert problem.field.startswith("parameters.x")
     assert "not true or false" in problem.message or "1 or 2" in problem.message
 
 
-def test_true_and_false_are_themselves() -> None:
-    model = made(flag=(bool, ...), either=(int | bool, ...), exact=(Literal[True, "auto"], ...))
+def test_true_and_false_are_accepted_as_booleans() -> None:
+    model = model_of(flag=(bool, ...), either=(int | bool, ...), exact=(Literal[True, "auto"], ...))
     dump = dumped(model, flag="yes", either=False, exact=True)
     assert [dump["flag"], dump["either"], dump["exact"]] == [True, False, True]
     assert dump["either"] is False
@@ -310,14 +310,14 @@ def test_true_and_false_are_themselves() -> None:
     ],
 )
 def test_times_become_naive_utc(text: str, utc: str) -> None:
-    model = made(init=(datetime, ...), times=(list[datetime] | None, None))
+    model = model_of(init=(datetime, ...), times=(list[datetime] | None, None))
     values = model.model_validate({"init": text, "times": [text]})
     assert values.init == datetime.fromisoformat(utc)  # type: ignore[attr-defined]
     assert values.model_dump(mode="json") == {"init": utc, "times": [utc]}
 
 
 def test_a_default_time_becomes_naive_utc() -> None:
-    assert dumped(made(init=(datetime, datetime(2024, 1, 1, tzinfo=UTC)))) == {
+    assert dumped(model_of(init=(datetime, datetime(2024, 1, 1, tzinfo=UTC)))) == {
         "init": "2024-01-01T00:00:00"
     }
 
@@ -325,10 +325,10 @@ def test_a_default_time_becomes_naive_utc() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("2024-01-01", "a date and a time are needed"),
-        ("1704067200", "a date and a time are needed"),
-        (1704067200, "ISO 8601 text is needed"),
-        (True, "ISO 8601 text is needed"),
+        ("2024-01-01", "must have a date and a time"),
+        ("1704067200", "must have a date and a time"),
+        (1704067200, "must be ISO 8601 text"),
+        (True, "must be ISO 8601 text"),
         ("2024-02-30T00:00:00", "not an ISO 8601 time"),
         ("2024-01-01T00:00\0", "not an ISO 8601 time"),
         ("0001-01-01T00:00:00+01:00", "between 1 and 9999"),
@@ -336,15 +336,15 @@ def test_a_default_time_becomes_naive_utc() -> None:
     ],
 )
 def test_times_are_text_with_a_date_and_a_time(value: Any, words: str) -> None:
-    model = made(init=(datetime, ...), times=(list[datetime] | None, None))
+    model = model_of(init=(datetime, ...), times=(list[datetime] | None, None))
     first, second = found(model, init=value, times=[value])
     assert (first.field, second.field) == ("parameters.init", "parameters.times.0")
     assert words in first.message
     assert words in second.message
 
 
-def test_times_that_are_text_are_checked_and_stay_as_they_were_sent() -> None:
-    model = made(
+def test_times_as_text_are_checked_and_kept_as_sent() -> None:
+    model = model_of(
         start_time=(str, "2024-01-01"),
         forecast_times=(list[str] | None, None),
         label=(str, "2024-01-01"),
@@ -362,7 +362,7 @@ def test_times_that_are_text_are_checked_and_stay_as_they_were_sent() -> None:
     assert dumped(model, **sent) == sent
     first, second = found(model, start_time="2024-01-01", forecast_times=[sent["start_time"], "xT"])
     assert (first.field, second.field) == ("parameters.start_time", "parameters.forecast_times.1")
-    assert "a date and a time are needed" in first.message
+    assert "must have a date and a time" in first.message
     assert "not an ISO 8601 time" in second.message
 
 
@@ -378,18 +378,18 @@ def test_times_that_are_text_are_checked_and_stay_as_they_were_sent() -> None:
         (Window, {"other": "\0"}),
     ],
 )
-def test_strings_hold_no_nul(annotation: Any, value: Any) -> None:
-    [problem] = found(made(x=(annotation, ...)), x=value)
+def test_strings_must_not_contain_nul(annotation: Any, value: Any) -> None:
+    [problem] = found(model_of(x=(annotation, ...)), x=value)
     assert problem.field.startswith("parameters.x")
     assert problem.message == "NUL characters are not allowed"
 
 
-def test_numbers_are_finite_whatever_the_schema_leaves_open() -> None:
+def test_numbers_must_be_finite_even_without_a_schema() -> None:
     for value in (math.nan, [math.inf], {"a": [-math.inf]}):
-        assert found(made(x=(Any, ...)), x=value)[0].message == "a finite number is needed"
+        assert found(model_of(x=(Any, ...)), x=value)[0].message == "must be a finite number"
 
 
-# Schemas that pydantic would not write, or that have no translation.
+# Schemas that pydantic does not write, or that have no translation.
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_numbers_are_finite_whatever_the_schema_leaves_open() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_translated_takes_anything(schema: Any) -> None:
+def test_schemas_without_a_translation_accept_anything(schema: Any) -> None:
     odd = {"alone": schema, "listed": {"type": "array", "items": schema}}
     model = parameters_from_schema(
         {"properties": odd, "$defs": {"Loop": {"$ref": "#/$defs/Loop"}}, "required": list(odd)}
@@ -444,7 +444,7 @@ def test_what_cannot_be_translated_takes_anything(schema: Any) -> None:
     ]
 
 
-def test_what_is_odd_within_a_schema_leaves_the_rest_of_it() -> None:
+def test_unusual_parts_of_a_schema_do_not_affect_the_rest() -> None:
     entries: dict[str, Any] = {
         "named": {"type": "object", "properties": {"n": {"type": "integer"}}, "title": "a b"},
         "listed": {"enum": [[1], {"a": 1}, None]},
@@ -462,18 +462,18 @@ def test_what_is_odd_within_a_schema_leaves_the_rest_of_it() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["copy", "schema", "json", "model_type", "class", "self", "a-b"])
-def test_names_are_free(name: str) -> None:
+def test_names_of_pydantics_methods_are_allowed(name: str) -> None:
     model = parameters_from_schema({"properties": {name: {"type": "integer", "default": 1}}})
     assert (dumped(model), dumped(model, **{name: "2"})) == ({name: 1}, {name: 2})
 
 
-def test_a_schema_without_fields_takes_none() -> None:
+def test_a_schema_without_fields_accepts_none() -> None:
     assert dumped(parameters_from_schema({})) == {}
     with pytest.raises(ValidationError):
         parameters_from_schema({}).model_validate({"x": 1})
 
 
-def test_one_allof_is_what_it_holds() -> None:
+def test_a_single_allof_is_merged() -> None:
     model = parameters_from_schema(
         {"properties": {"x": {"allOf": [{"type": "integer"}], "default": 2, "maximum": 3}}}
     )
@@ -481,7 +481,7 @@ def test_one_allof_is_what_it_holds() -> None:
     assert "less than or equal to 3" in found(model, x=4)[0].message
 
 
-def test_patterns_are_those_of_pydantic_or_of_python() -> None:
+def test_patterns_use_pydantics_engine_or_pythons() -> None:
     patterns = {"rust": "^a$", "python": "^a(?=b)"}
     model = parameters_from_schema(
         {"properties": {k: {"type": "string", "pattern": v} for k, v in patterns.items()}}
@@ -493,7 +493,7 @@ def test_patterns_are_those_of_pydantic_or_of_python() -> None:
     ]
 
 
-# Whatever the annotations, the same requests are taken.
+# For any annotation, the same requests are accepted.
 
 Shape = tuple[Any, st.SearchStrategy[Any]]
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4)
@@ -571,9 +571,9 @@ SHAPES = st.recursive(st.sampled_from(LEAVES), _composed, max_leaves=5)
 
 @settings(max_examples=150, deadline=None)
 @given(SHAPES, st.data())
-def test_exactly_the_same_requests_are_taken(shape: Shape, data: st.DataObject) -> None:
+def test_exactly_the_same_requests_are_accepted(shape: Shape, data: st.DataObject) -> None:
     annotation, values = shape
-    real = create_model("Parameters", __base__=Peer, x=(annotation, ...))
+    real = create_model("Parameters", __base__=ClassParameters, x=(annotation, ...))
     ours = parameters_from_schema(real.model_json_schema())
     for _ in range(5):
         request = {"x": data.draw(values | JSON)}
@@ -583,6 +583,6 @@ def test_exactly_the_same_requests_are_taken(shape: Shape, data: st.DataObject) 
             with pytest.raises(ValidationError):
                 ours.model_validate(request)
         else:
-            # What the class is given in the end, out of our hands, means what was asked.
+            # The class reads our dump like the original request.
             dump = ours.model_validate(request).model_dump(mode="json", exclude_unset=True)
             assert real.model_validate(json.loads(json.dumps(dump))) == expected

@@ -1,4 +1,4 @@
-"""What can be asked of StormScope, what is refused and with which words, and the plan."""
+"""Parameters of StormScope: accepted and refused values, and the plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def conditioning(made: Plan) -> Conditioning:
     return made.conditioning
 
 
-def test_defaults_are_those_of_the_peer() -> None:
+def test_defaults_are_those_of_earth2studio() -> None:
     made = plan()
     assert made.start_time == datetime(2025, 1, 1, 18, tzinfo=UTC)
     assert (made.n_steps, made.step_hours, made.output_format) == (12, 1, "netcdf4")
@@ -43,7 +43,7 @@ def test_defaults_are_those_of_the_peer() -> None:
     np.testing.assert_array_equal(made.lead_times()[:3], np.array([0, 1, 2], "timedelta64[h]"))
 
 
-def test_a_plan_names_what_it_needs() -> None:
+def test_a_plan_names_models_and_variables() -> None:
     made = plan()
     assert (made.workflow, made.model, made.data_source) == (WORKFLOW.name, "stormscope", "goes16")
     assert made.input_variables == VARIABLES
@@ -68,12 +68,12 @@ def test_a_plan_names_what_it_needs() -> None:
         ("2025-01-02T01:30:00+05:30", datetime(2025, 1, 1, 20, tzinfo=UTC)),
     ],
 )
-def test_times_come_with_a_zone_or_in_utc(given: str, utc: datetime) -> None:
+def test_times_are_converted_to_utc(given: str, utc: datetime) -> None:
     assert plan(start_time_stormscope=given).start_time == utc
     assert plan(start_time_stormscope=given).start() == np.datetime64(utc.replace(tzinfo=None))
 
 
-def test_a_zone_of_fcn3s_start_is_converted() -> None:
+def test_fcn3s_start_is_converted_to_utc() -> None:
     made = plan(start_time_fcn3="2025-01-01T19:00:00+01:00")
     assert conditioning(made).start_time == datetime(2025, 1, 1, 18, tzinfo=UTC)
     assert conditioning(made).start() == np.datetime64("2025-01-01T18")
@@ -89,7 +89,7 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "field", "words"),
     [
-        ({"start_time_fcn3": "2025-01-01"}, "start_time_fcn3", "a date and a time are needed"),
+        ({"start_time_fcn3": "2025-01-01"}, "start_time_fcn3", "must have a date and a time"),
         ({"start_time_fcn3": "2025-01-01T15:00:00"}, "start_time_fcn3", "00, 06, 12 and 18 UTC"),
         ({"start_time_fcn3": "2025-01-01T18:30:00"}, "start_time_fcn3", "00, 06, 12 and 18 UTC"),
         (
@@ -97,31 +97,31 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
             "start_time_fcn3",
             "00, 06, 12 and 18 UTC",
         ),
-        ({"start_time_fcn3": 0}, "start_time_fcn3", "ISO 8601 text is needed"),
+        ({"start_time_fcn3": 0}, "start_time_fcn3", "must be ISO 8601 text"),
         (
             {"start_time_stormscope": "2025-01-01"},
             "start_time_stormscope",
-            "a date and a time are needed",
+            "must have a date and a time",
         ),
         (
             {"start_time_stormscope": "2025-01-01T18:30:00"},
             "start_time_stormscope",
-            "a full hour is needed",
+            "must be a full hour",
         ),
         (
             {"start_time_stormscope": "2025-01-01T18:00:01"},
             "start_time_stormscope",
-            "a full hour is needed",
+            "must be a full hour",
         ),
         (
             {"start_time_stormscope": "2025-01-01T18:00:00.000001"},
             "start_time_stormscope",
-            "a full hour is needed",
+            "must be a full hour",
         ),
         (
             {"start_time_stormscope": "2025-01-01T18:00:00+05:30"},
             "start_time_stormscope",
-            "a full hour is needed",
+            "must be a full hour",
         ),
         (
             {"start_time_stormscope": "2200-01-01T18:00:00"},
@@ -131,13 +131,13 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
         (
             {"start_time_stormscope": "2025-01-01T16:00:00"},
             "",
-            "start_time_stormscope must lie between start_time_fcn3 and 12 h after it; it lies "
+            "start_time_stormscope must be between start_time_fcn3 and 12 h after it; it is "
             "2 h before it",
         ),
-        ({"start_time_stormscope": "2025-01-02T07:00:00"}, "", "it lies 13 h after it"),
-        ({"start_time_stormscope": "2025-01-02T02:00:00-05:00"}, "", "it lies 13 h after it"),
-        # The other one stays where it is by default.
-        ({"start_time_fcn3": "2025-01-02T00:00:00"}, "", "it lies 6 h before it"),
+        ({"start_time_stormscope": "2025-01-02T07:00:00"}, "", "it is 13 h after it"),
+        ({"start_time_stormscope": "2025-01-02T02:00:00-05:00"}, "", "it is 13 h after it"),
+        # The other start time keeps its default.
+        ({"start_time_fcn3": "2025-01-02T00:00:00"}, "", "it is 6 h before it"),
         ({"n_steps": 0}, "n_steps", "greater than or equal to 1"),
         ({"n_steps": 33}, "n_steps", "less than or equal to 32"),
         ({"n_steps": True}, "n_steps", "not true or false"),
@@ -162,45 +162,46 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
         (
             {"seeds_fcn3": [1, 2], "n_samples_fcn3": 1},
             "",
-            "seeds_fcn3 has 2 entries but n_samples_fcn3 is 1; give one of them, or let them agree",
+            "seeds_fcn3 has 2 entries but n_samples_fcn3 is 1; omit one of them, or make "
+            "them agree",
         ),
         (
             {"seeds_stormscope": [1, 2], "n_samples_stormscope": 3},
             "",
-            "seeds_stormscope has 2 entries but n_samples_stormscope is 3; give one of them",
+            "seeds_stormscope has 2 entries but n_samples_stormscope is 3; omit one of them",
         ),
         (
             {"n_samples_fcn3": 2, "n_samples_stormscope": 3},
             "",
-            "StormScope's 3 members cannot be shared out evenly among FCN3's 2: "
+            "StormScope's 3 members cannot be distributed evenly among FCN3's 2: "
             "n_samples_stormscope (or the number of seeds_stormscope) must be a multiple of "
             "n_samples_fcn3 (or the number of seeds_fcn3)",
         ),
         (
             {"n_samples_fcn3": 4, "n_samples_stormscope": 2},
             "",
-            "StormScope's 2 members cannot be shared out evenly among FCN3's 4",
+            "StormScope's 2 members cannot be distributed evenly among FCN3's 4",
         ),
-        # Its default only counts when it is given.
+        # The default of n_samples_fcn3 does not conflict with seeds.
         (
             {"n_samples_fcn3": 2, "n_samples_stormscope": 1},
             "",
-            "StormScope's 1 members cannot be shared out evenly among FCN3's 2",
+            "StormScope's 1 members cannot be distributed evenly among FCN3's 2",
         ),
         (
             {"seeds_fcn3": [1, 2], "seeds_stormscope": [1, 2, 3]},
             "",
-            "StormScope's 3 members cannot be shared out evenly among FCN3's 2",
+            "StormScope's 3 members cannot be distributed evenly among FCN3's 2",
         ),
         (
             {"n_samples_fcn3": 3, "seeds_stormscope": [1, 2, 3, 4]},
             "",
-            "StormScope's 4 members cannot be shared out evenly among FCN3's 3",
+            "StormScope's 4 members cannot be distributed evenly among FCN3's 3",
         ),
         (
             {"seeds_fcn3": [1, 2, 3], "n_samples_stormscope": 4},
             "",
-            "StormScope's 4 members cannot be shared out evenly among FCN3's 3",
+            "StormScope's 4 members cannot be distributed evenly among FCN3's 3",
         ),
         ({"variables": []}, "variables", "at least 1 item"),
         ({"variables": ["abi01c"] * 9}, "variables", "at most 8 items"),
@@ -216,7 +217,7 @@ def test_the_nowcast_may_start_up_to_12_hours_after_fcn3(start: str) -> None:
         ({"time_layout": "lead_time"}, "time_layout", "unknown; there are"),
     ],
 )
-def test_what_cannot_run_is_refused_by_name(
+def test_invalid_values_are_refused_by_field(
     parameters: dict[str, Any], field: str, words: str
 ) -> None:
     with pytest.raises(InvalidParameters) as refused:
@@ -249,13 +250,13 @@ def test_the_image_comes_from_the_satellite_that_was_goes_east(start: str, satel
         ("2025-01-02T06:00:00", 32, range(12, 44)),
     ],
 )
-def test_every_step_is_conditioned_by_the_hour_it_starts_from(
+def test_each_step_is_conditioned_on_the_hour_at_which_it_starts(
     start: str, n_steps: int, hours: range
 ) -> None:
     assert plan(start_time_stormscope=start, n_steps=n_steps).conditioning_hours == hours
 
 
-def test_each_member_of_fcn3_conditions_as_many_in_a_row() -> None:
+def test_each_member_of_fcn3_conditions_consecutive_members() -> None:
     made = plan(n_samples_fcn3=2, n_samples_stormscope=6)
     assert conditioning(made).members == range(2)
     assert [made.conditioned_by(member) for member in made.members] == [0, 0, 0, 1, 1, 1]
@@ -263,7 +264,7 @@ def test_each_member_of_fcn3_conditions_as_many_in_a_row() -> None:
     assert [alone.conditioned_by(member) for member in alone.members] == [0, 1, 2]
 
 
-def test_nothing_conditions_a_forecast_of_fcn3() -> None:
+def test_a_forecast_of_fcn3_is_not_conditioned() -> None:
     made = FCN3Workflow().plan(FCN3Parameters())
     assert made.conditioning is None
     assert made.conditioning_hours == range(0)
@@ -285,14 +286,14 @@ def test_nothing_conditions_a_forecast_of_fcn3() -> None:
         ({"n_samples_fcn3": "2", "n_samples_stormscope": "4"}, 2, 4),
     ],
 )
-def test_counts_and_seeds_decide_the_number_of_members(
+def test_counts_and_seeds_determine_the_number_of_members(
     parameters: dict[str, Any], fcn3: int, stormscope: int
 ) -> None:
     made = plan(**parameters)
     assert (len(conditioning(made).seeds), len(made.seeds)) == (fcn3, stormscope)
 
 
-def test_given_seeds_are_kept_in_their_order() -> None:
+def test_given_seeds_keep_their_order() -> None:
     made = plan(
         **{"seeds_fcn3": [9, 3], "n_samples_fcn3": 2},
         **{"seeds_stormscope": [4, 1, 1, 0], "n_samples_stormscope": 4},
@@ -301,7 +302,7 @@ def test_given_seeds_are_kept_in_their_order() -> None:
     assert made.seeds == (4, 1, 1, 0)
 
 
-def test_drawn_seeds_are_distinct_and_new_each_time() -> None:
+def test_drawn_seeds_are_distinct_and_differ_between_plans() -> None:
     first, second = plan(n_samples_fcn3=32), plan(n_samples_fcn3=32)
     for seeds in (first.seeds, conditioning(first).seeds):
         assert len(set(seeds)) == 32
@@ -310,9 +311,9 @@ def test_drawn_seeds_are_distinct_and_new_each_time() -> None:
     assert conditioning(first).seeds != conditioning(second).seeds
 
 
-def test_what_was_drawn_is_told_and_gives_the_same_plan_again() -> None:
+def test_drawn_parameters_lead_to_the_same_plan() -> None:
     made = plan(seeds_fcn3=[9, 3], n_samples_stormscope=4)
-    drawn = WORKFLOW.drawn(made)
+    drawn = WORKFLOW.drawn_parameters(made)
     assert drawn == {
         "seeds_fcn3": [9, 3],
         "n_samples_fcn3": 2,
@@ -330,12 +331,12 @@ def test_variables_keep_their_order() -> None:
     assert plan(variables=["abi13c", "abi01c"]).variables == ("abi13c", "abi01c")
 
 
-def test_a_plan_says_how_large_its_result_is() -> None:
+def test_a_plan_knows_the_size_of_its_result() -> None:
     large = plan(n_samples_stormscope=32, n_steps=32, variables=None)
     assert large.output_bytes == 32 * 33 * 8 * 512 * 896 * 4
 
 
-def test_the_grids_are_those_of_the_models_that_are_served() -> None:
+def test_the_grids_are_those_of_the_served_models() -> None:
     served = StormScopeWorkflow(Grid(n_lat=8, n_lon=16), LambertGrid(n_y=4, n_x=6))
     made = served.plan(validated(n_steps=1))
     assert made.grid == LambertGrid(n_y=4, n_x=6)

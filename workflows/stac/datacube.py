@@ -8,7 +8,6 @@ https://github.com/stac-extensions/datacube, version 2.2.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from workflows.coordinates import CRS, Variable
 from workflows.dataset import FIELD_DTYPE, Dataset
 from workflows.grids import Grid, LambertGrid
 from workflows.stac.footprint import projjson
+from workflows.times import format_utc
 
 
 def dimensions_of(plan: Plan, dataset: Dataset) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def dimensions_of(plan: Plan, dataset: Dataset) -> dict[str, Any]:
 
 
 def _time_dimensions(plan: Plan) -> dict[str, Any]:
-    start, end = (_iso(moment) for moment in (plan.start_time, plan.end_time()))
+    start, end = (format_utc(moment) for moment in (plan.start_time, plan.end_time()))
     if plan.time_layout == "time":
         return {
             "time": {"type": "temporal", "extent": [start, end], "step": f"PT{plan.step_hours}H"}
@@ -98,7 +98,3 @@ def _variable(variable: Variable, kind: str) -> dict[str, Any]:
         return described | {"data_type": FIELD_DTYPE.name, "nodata": "nan"}
     ends = [np.min(variable.values), np.max(variable.values)]
     return described | {"data_type": variable.values.dtype.name, "extent": [float(e) for e in ends]}
-
-
-def _iso(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -52,12 +52,12 @@ def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
         (
             {"blob": {"allowed_containers": ["https://x"]}},
             "azure.blob.allowed_containers",
-            "CONTAINER is needed",
+            "must be https://ACCOUNT.blob",
         ),
         (
             {"blob": {"allowed_containers": [f"{EMULATOR}/a"]}},
             "azure.blob.allowed_containers",
-            "CONTAINER is needed",
+            "must be https://ACCOUNT.blob",
         ),
         (
             {"blob": {"default_container": DATA}},

@@ -178,7 +178,7 @@ def test_results_are_kept_for_ever_unless_said_otherwise() -> None:
             f"args.workflows.exposed[0]: unknown workflow 'nope'; known are {FCN3}, {STORMSCOPE}",
         ),
         ({"workflows": {"warmup": [FCN3, "nope"]}}, "args.workflows.warmup[1]: unknown workflow"),
-        ({"results_url": "az://account/c"}, "args.results_url: az://ACCOUNT/CONTAINER is needed"),
+        ({"results_url": "az://account/c"}, "args.results_url: must be az://ACCOUNT/CONTAINER"),
         ({"results_url": "file://host/c"}, "args.results_url: file:///path or az://"),
         ({"store_url": "sqlite://"}, "args.store_url: it names no database"),
         ({"store_url": "mysql://h/d"}, "args.store_url: sqlite:///path or postgresql+psycopg"),
@@ -298,14 +298,18 @@ def test_results_may_lie_in_a_container(url: str, emulator: str | None, place: s
 @pytest.mark.parametrize(
     ("args", "place", "words"),
     [
-        ({"results_url": "az://contosoweather"}, "results_url", "az://ACCOUNT/CONTAINER is needed"),
+        ({"results_url": "az://contosoweather"}, "results_url", "must be az://ACCOUNT/CONTAINER"),
         ({"results_url": "az://Contoso/data"}, "results_url", "an account has 3 to 24"),
         ({"results_url": "az://contoso/data/../x"}, "results_url", "a folder has letters"),
         ({"results_url": "s3://bucket/data"}, "results_url", "file:///path or az://"),
         ({"results_url": "FILE:///tmp/x"}, "results_url", "file:///path or az://"),
         ({"results_url": "file:tmp"}, "results_url", "file:///path or az://"),
         ({"results_url": f"az://contoso/data/{'a' * 255}/{'b' * 255}"}, "results_url", "at most"),
-        ({"results_url": "https://contoso.example/data"}, "results_url", "CONTAINER is needed"),
+        (
+            {"results_url": "https://contoso.example/data"},
+            "results_url",
+            "must be https://ACCOUNT.blob",
+        ),
         (
             {"workflows": {"custom": [{"class": "a.b:C"}]}},
             "workflows",

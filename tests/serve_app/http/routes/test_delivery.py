@@ -48,7 +48,7 @@ async def test_another_place_is_forbidden_and_nothing_is_queued(serve, name, val
     assert answer.status_code == 403, answer.text
     [finding] = answer.json()["detail"]
     assert finding["loc"] == ["body", "parameters", name]
-    assert "may not deliver there" in finding["msg"]
+    assert "does not deliver there" in finding["msg"]
     assert service.store.list_executions(WORKFLOW) == []
 
 
