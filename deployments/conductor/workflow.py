@@ -76,7 +76,7 @@ class ExecutionWorkflow(DBOSConfiguredInstance):
         if plan.conditioning is not None:
             sources.append(plan.conditioning)
         create = steps.create_result(execution_id, plan)
-        fetches = [steps.fetch_initial_conditions(execution_id, source) for source in sources]
+        fetches = (steps.fetch_initial_conditions(execution_id, source) for source in sources)
         if attempt == 0:
             completed, *states = await run_concurrently(create, *fetches)
         else:
