@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
 from deployments.conductor.capacity import WorkflowCapacity
 from deployments.conductor.cleanup import Withdrawals
 from deployments.conductor.context import ExecutionContext
@@ -31,8 +29,6 @@ TIMEOUT_S = 120.0
 """Long enough for a busy machine: it bounds how long a failure takes, and delays no success."""
 
 WORKFLOW = FCN3Workflow()
-
-on_both_databases = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
 
 
 def submit(store: ConductorStore, delivery: Delivery | None = None, **parameters: Any) -> str:

@@ -26,11 +26,11 @@ from tests.deployments.conductor.harness import (
     conductor_loop,
     eventually,
     finished,
-    on_both_databases,
     submit,
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns
+from tests.deployments.store.records import on_both_databases
 from tests.measured import Measured
 from workflows import Status
 from workflows.errors import UploadFailed

@@ -20,11 +20,11 @@ from tests.deployments.conductor.harness import (
     eventually,
     finished,
     has_progress,
-    on_both_databases,
     submit,
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns, failing
+from tests.deployments.store.records import on_both_databases
 from workflows import Status
 from workflows.dataset import Provenance
 from workflows.delivery import Delivery, parse_container

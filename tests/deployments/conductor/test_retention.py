@@ -22,11 +22,11 @@ from tests.deployments.conductor.harness import (
     eventually,
     exists,
     finished,
-    on_both_databases,
     submit,
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns
+from tests.deployments.store.records import on_both_databases
 from workflows import Execution, Status
 from workflows.errors import DiskFull, StageFailed
 

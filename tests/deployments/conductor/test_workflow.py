@@ -15,11 +15,11 @@ from tests.deployments.conductor.harness import (
     WORKFLOW,
     conductor_loop,
     finished,
-    on_both_databases,
     submit,
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns
+from tests.deployments.store.records import on_both_databases
 from workflows import Status
 from workflows.errors import DiskFull, StageFailed
 

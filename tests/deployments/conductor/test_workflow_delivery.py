@@ -19,11 +19,11 @@ from tests.deployments.conductor.harness import (
     conductor_loop,
     eventually,
     finished,
-    on_both_databases,
     submit,
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns, failing
+from tests.deployments.store.records import on_both_databases
 from workflows import Status
 from workflows.delivery import Delivery, parse_container
 from workflows.errors import IngestionFailed, UploadFailed
