@@ -1,4 +1,4 @@
-"""What tests of the Conductor share: a store, a journal of what was called, and the log."""
+"""Fixtures of several folders: a store, a journal of calls, the log and a Blob container."""
 
 import logging
 import logging.handlers
@@ -15,7 +15,7 @@ from tests.emulators.azurite import Azurite
 from tests.emulators.flaky_proxy import FlakyProxy
 from workflows.delivery import Container
 
-ours = logging.getLogger(SERVE_LOGGER)
+serve_logger = logging.getLogger(SERVE_LOGGER)
 
 
 @pytest.fixture
@@ -40,32 +40,32 @@ def journal(tmp_path: Path) -> Journal:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """What Serve's logger hands to its handlers, named as in a replica."""
+    """The records of Serve's logger, with their context as in a replica."""
     kept: list[logging.LogRecord] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             kept.append(record)
 
-    handler, naming, level = Keep(), LogContextFilter(), ours.level
-    ours.addHandler(handler)
-    ours.addFilter(naming)
-    ours.setLevel(logging.INFO)
+    handler, context, level = Keep(), LogContextFilter(), serve_logger.level
+    serve_logger.addHandler(handler)
+    serve_logger.addFilter(context)
+    serve_logger.setLevel(logging.INFO)
     yield kept
-    ours.setLevel(level)
-    ours.removeFilter(naming)
-    ours.removeHandler(handler)
+    serve_logger.setLevel(level)
+    serve_logger.removeFilter(context)
+    serve_logger.removeHandler(handler)
 
 
 @pytest.fixture
 def as_json(tmp_path: Path) -> Iterator[None]:
-    """A replica's file with JSON."""
+    """Write the log to a file of JSON lines, as in a replica."""
     file = logging.FileHandler(tmp_path / "replica.log")
     file.setFormatter(JSONFormatter())
     memory = logging.handlers.MemoryHandler(1, target=file)
-    ours.addHandler(memory)
+    serve_logger.addHandler(memory)
     yield
-    ours.removeHandler(memory)
+    serve_logger.removeHandler(memory)
     memory.close()
     file.close()
 
@@ -82,6 +82,6 @@ def proxy(azurite: Azurite) -> Iterator[FlakyProxy]:
 
 
 @pytest.fixture
-def behind(container: Container, proxy: FlakyProxy) -> Container:
-    """The container, through the proxy."""
+def proxied_container(container: Container, proxy: FlakyProxy) -> Container:
+    """The container, reached through the proxy."""
     return container.model_copy(update={"account_url": proxy.endpoint})

@@ -65,17 +65,17 @@ def _arguments(file: tuple[Path, str]) -> tuple[Path, str, str]:
 
 
 def test_upload_retries_and_resumes(
-    azurite: Azurite, behind: Container, proxy: FlakyProxy, tmp_path: Path
+    azurite: Azurite, proxied_container: Container, proxy: FlakyProxy, tmp_path: Path
 ) -> None:
     path, sha256 = make_file(tmp_path / "large.nc", 3 * BLOCK_BYTES)
-    impatient = Blobs(options_for(behind, azurite.ca_file, retry_limit_s=3.0))
+    impatient = Blobs(options_for(proxied_container, azurite.ca_file, retry_limit_s=3.0))
     proxy.answer(503, "ServerBusy", meant="GET .*blocklisttype", times=2)
     proxy.answer(503, "ServerBusy", meant="PUT .*comp=blocklist$", times=10_000)
     with pytest.raises(TransientFailure, match="503 ServerBusy"):
         impatient.upload("large.nc", path, "application/netcdf", sha256)
     sent = len(proxy.asked("PUT .*comp=block&"))
     assert sent == 3
-    direct = behind.model_copy(update={"account_url": azurite.endpoint})
+    direct = proxied_container.model_copy(update={"account_url": azurite.endpoint})
     names = Blobs(options_for(direct, azurite.ca_file)).rest.uncommitted_blocks("large.nc")
     assert len(names) == 3
     assert Blobs(options_for(direct, azurite.ca_file)).upload(
@@ -143,9 +143,9 @@ def test_remove_stops_when_asked_to(blobs: Blobs) -> None:
 
 
 def test_remove_retries_a_batch(
-    azurite: Azurite, behind: Container, proxy: FlakyProxy, blobs: Blobs
+    azurite: Azurite, proxied_container: Container, proxy: FlakyProxy, blobs: Blobs
 ) -> None:
     blobs.put("a/0", b"", "text/plain")
     proxy.answer(503, "ServerBusy", meant="comp=batch", times=2)
-    Blobs(options_for(behind, azurite.ca_file, retry_limit_s=0)).remove("a")
+    Blobs(options_for(proxied_container, azurite.ca_file, retry_limit_s=0)).remove("a")
     assert blobs.head("a/0") is None

@@ -156,10 +156,10 @@ async def test_only_missing_or_different_files_are_sent_again(
 
 
 async def test_data_are_sent_first_and_checksums_last(
-    tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, uploader: Any
+    tmp_path: Path, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     make_results(tmp_path)
-    await uploaded(uploader, behind)
+    await uploaded(uploader, proxied_container)
     asked = proxy.asked("PUT ")
     (json_from,) = (n for n, line in enumerate(asked) if line.endswith("results.zarr/zarr.json"))
     data = [n for n, line in enumerate(asked) if "/c/" in line or "results.nc" in line]
@@ -168,27 +168,27 @@ async def test_data_are_sent_first_and_checksums_last(
 
 
 async def test_a_cancelled_upload_is_resumed(
-    tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    tmp_path: Path, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     files = make_results(tmp_path, blocks=8.5)
     uploader = make_uploader(tmp_path, azurite.ca_file, limits={"blocks_in_flight": 1})
     proxy.delay(0.05, meant=f"{NETCDF}.*comp=block", times=100)
-    async with aclosing(upload(uploader, behind)) as messages:
+    async with aclosing(upload(uploader, proxied_container)) as messages:
         async for _ in messages:
             if len(proxy.asked("comp=block&")) >= 3:
                 break
-    assert "checksums.sha256" not in blobs(azurite, behind)
-    done = await uploaded(uploader, behind)
+    assert "checksums.sha256" not in blobs(azurite, proxied_container)
+    done = await uploaded(uploader, proxied_container)
     assert done.uploaded_bytes < done.bytes - BLOCK
-    assert_complete(azurite, behind, files)
+    assert_complete(azurite, proxied_container, files)
 
 
 async def test_an_upload_whose_process_was_killed_is_resumed(
-    tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, uploader: Any
+    tmp_path: Path, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     files = make_results(tmp_path, blocks=8.5)
     proxy.delay(0.1, meant=f"{NETCDF}.*comp=block", times=100)
-    arguments = (str(tmp_path), str(azurite.ca_file), behind.model_dump_json())
+    arguments = (str(tmp_path), str(azurite.ca_file), proxied_container.model_dump_json())
     command = [sys.executable, "-m", "tests.deployments.blob_uploader.uploads", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     try:
@@ -199,10 +199,10 @@ async def test_an_upload_whose_process_was_killed_is_resumed(
     finally:
         process.kill()
         await process.wait()
-    assert "checksums.sha256" not in blobs(azurite, behind)
-    done = await uploaded(uploader, behind)
+    assert "checksums.sha256" not in blobs(azurite, proxied_container)
+    done = await uploaded(uploader, proxied_container)
     assert done.uploaded_bytes < done.bytes - BLOCK
-    assert_complete(azurite, behind, files)
+    assert_complete(azurite, proxied_container, files)
 
 
 async def test_concurrent_uploads_of_one_result(
@@ -215,13 +215,13 @@ async def test_concurrent_uploads_of_one_result(
 
 
 async def test_blocks_that_another_upload_committed(
-    tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, uploader: Any
+    tmp_path: Path, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     files = make_results(tmp_path)
     proxy.answer(400, "InvalidBlockList", meant=f"{NETCDF}.*blocklist")
-    assert type(await failure(uploader, behind)) is TransientFailure
-    await uploaded(uploader, behind)
-    assert_complete(azurite, behind, files)
+    assert type(await failure(uploader, proxied_container)) is TransientFailure
+    await uploaded(uploader, proxied_container)
+    assert_complete(azurite, proxied_container, files)
 
 
 async def test_a_container_that_is_no_longer_allowed(
@@ -269,7 +269,7 @@ async def test_a_missing_container(tmp_path: Path, azurite: Azurite, uploader: A
 
 @pytest.mark.parametrize("meant", ["GET", NETCDF, CHUNKS])
 async def test_a_refusal_is_reported(
-    tmp_path: Path, behind: Container, proxy: FlakyProxy, uploader: Any, meant: str
+    tmp_path: Path, proxied_container: Container, proxy: FlakyProxy, uploader: Any, meant: str
 ) -> None:
     make_results(tmp_path)
     proxy.answer(
@@ -279,7 +279,7 @@ async def test_a_refusal_is_reported(
         times=1000,
         message=f"Not you: https://a.b/c?sig={SECRET} sig?x={SECRET}, Bearer {SECRET}, eyJ{SECRET}",
     )
-    error = await failure(uploader, behind)
+    error = await failure(uploader, proxied_container)
     assert type(error) is UploadFailed
     assert "403 AuthorizationPermissionMismatch: Not you" in str(error)
     assert "Storage Blob Data Contributor" in str(error)
@@ -298,7 +298,7 @@ async def test_a_refusal_is_reported(
 async def test_a_service_that_is_busy_for_a_moment_is_retried(
     tmp_path: Path,
     azurite: Azurite,
-    behind: Container,
+    proxied_container: Container,
     proxy: FlakyProxy,
     uploader: Any,
     meant: str,
@@ -307,12 +307,12 @@ async def test_a_service_that_is_busy_for_a_moment_is_retried(
 ) -> None:
     files = make_results(tmp_path, chunks=8)
     proxy.answer(status, code, meant=meant, times=4, retry_after_s=0.05)
-    await uploaded(uploader, behind)
-    assert_complete(azurite, behind, files)
+    await uploaded(uploader, proxied_container)
+    assert_complete(azurite, proxied_container, files)
 
 
 async def test_all_requests_wait_when_one_is_throttled(
-    tmp_path: Path, behind: Container, proxy: FlakyProxy, azurite: Azurite
+    tmp_path: Path, proxied_container: Container, proxy: FlakyProxy, azurite: Azurite
 ) -> None:
     make_results(tmp_path, chunks=200)
     uploader = make_uploader(
@@ -322,7 +322,7 @@ async def test_all_requests_wait_when_one_is_throttled(
     )
     proxy.answer(503, "ServerBusy", meant=f"{CHUNKS}.*/c/4/", times=2, retry_after_s=1)
     began = asyncio.get_running_loop().time()
-    work = asyncio.create_task(uploaded(uploader, behind))
+    work = asyncio.create_task(uploaded(uploader, proxied_container))
     while not proxy.asked(f"{CHUNKS}.*/c/4/"):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.5)
@@ -335,14 +335,14 @@ async def test_all_requests_wait_when_one_is_throttled(
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_a_service_that_stays_busy(
-    tmp_path: Path, behind: Container, proxy: FlakyProxy, azurite: Azurite, status: int
+    tmp_path: Path, proxied_container: Container, proxy: FlakyProxy, azurite: Azurite, status: int
 ) -> None:
     make_results(tmp_path)
     uploader = make_uploader(
         tmp_path, azurite.ca_file, limits={"retries": replace(RETRIES, attempts=3)}
     )
     proxy.answer(status, meant=CHUNKS, times=10_000)
-    error = await failure(uploader, behind)
+    error = await failure(uploader, proxied_container)
     assert type(error) is BlobUnavailable
     assert f"answered {status}" in str(error)
 
@@ -351,15 +351,15 @@ async def test_a_service_that_stays_busy(
 async def test_reset_connections_are_retried(
     tmp_path: Path,
     azurite: Azurite,
-    behind: Container,
+    proxied_container: Container,
     proxy: FlakyProxy,
     uploader: Any,
     meant: str,
 ) -> None:
     files = make_results(tmp_path)
     proxy.reset(meant=meant, times=3)
-    await uploaded(uploader, behind)
-    assert_complete(azurite, behind, files)
+    await uploaded(uploader, proxied_container)
+    assert_complete(azurite, proxied_container, files)
 
 
 async def test_an_unreachable_service(
@@ -388,25 +388,27 @@ async def test_an_untrusted_certificate(
 
 @pytest.mark.parametrize("meant", [f"{NETCDF}.*comp=block&", CHUNKS])
 async def test_requests_that_time_out(
-    tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy, meant: str
+    tmp_path: Path, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy, meant: str
 ) -> None:
     files = make_results(tmp_path)
     limits = {"request_timeout_s": 0.3, "retries": replace(RETRIES, attempts=2)}
     uploader = make_uploader(tmp_path, azurite.ca_file, limits=limits)
     proxy.delay(2, meant=meant, times=1000)
-    error = await failure(uploader, behind)
+    error = await failure(uploader, proxied_container)
     assert type(error) is BlobUnavailable
     patient = make_uploader(tmp_path, azurite.ca_file)
-    await uploaded(patient, behind.model_copy(update={"account_url": azurite.endpoint}))
-    assert_complete(azurite, behind, files)
+    await uploaded(patient, proxied_container.model_copy(update={"account_url": azurite.endpoint}))
+    assert_complete(azurite, proxied_container, files)
 
 
 async def test_an_upload_that_exceeds_its_time_limit(
-    tmp_path: Path, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    tmp_path: Path, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     make_results(tmp_path)
     proxy.delay(0.3, meant=NETCDF, times=1000)
-    error = await failure(make_uploader(tmp_path, azurite.ca_file, time_limit_s=0.6), behind)
+    error = await failure(
+        make_uploader(tmp_path, azurite.ca_file, time_limit_s=0.6), proxied_container
+    )
     assert type(error) is TransientFailure
     assert str(error) == "not done within 0.6 s"
 
@@ -415,7 +417,7 @@ async def test_an_upload_that_exceeds_its_time_limit(
 async def test_a_body_damaged_on_its_way_is_sent_again(
     tmp_path: Path,
     azurite: Azurite,
-    behind: Container,
+    proxied_container: Container,
     proxy: FlakyProxy,
     uploader: Any,
     key: str,
@@ -426,9 +428,9 @@ async def test_a_body_damaged_on_its_way_is_sent_again(
         proxy.answer(400, "Md5Mismatch", meant=f"PUT .*{key}.*comp=block&", times=2)
     else:
         proxy.damage(meant=f"PUT .*{key}")
-    await uploaded(uploader, behind)
-    assert_complete(azurite, behind, files)
-    assert content(azurite, behind, key) == files[key]
+    await uploaded(uploader, proxied_container)
+    assert_complete(azurite, proxied_container, files)
+    assert content(azurite, proxied_container, key) == files[key]
 
 
 @pytest.mark.parametrize("key", ["results.nc", "results.zarr/t2m/c/3/0/0", "preview.png"])
@@ -532,8 +534,8 @@ async def test_invalid_folders_and_lifetimes_are_not_signed(
 
 
 async def test_a_refusal_to_sign_is_reported(
-    behind: Container, proxy: FlakyProxy, uploader: Any
+    proxied_container: Container, proxy: FlakyProxy, uploader: Any
 ) -> None:
     proxy.answer(403, "AuthorizationPermissionMismatch", meant="userdelegationkey")
     with pytest.raises(UploadFailed, match="Storage Blob Delegator on the storage account"):
-        await uploader.sign(behind, WORKFLOW, EXECUTION, 60)
+        await uploader.sign(proxied_container, WORKFLOW, EXECUTION, 60)

@@ -119,32 +119,32 @@ async def test_chunks_are_uploaded_as_they_are_written_and_not_sent_again(
 
 
 async def test_a_second_call_sends_what_is_missing(
-    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    place: Place, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     place.write(*ALL[:3])
-    task = following(place, behind)
-    await until(lambda: len(blobs(azurite, behind)) == len(place.chunks()))
+    task = following(place, proxied_container)
+    await until(lambda: len(blobs(azurite, proxied_container)) == len(place.chunks()))
     await cancelled(task)
     before = len(proxy.asked("PUT "))
     place.write(*ALL[3:])
     place.uploader = place.another_uploader()
-    await asyncio.wait_for(following(place, behind), LIMIT_S)
-    assert blobs(azurite, behind).keys() == place.chunks()
+    await asyncio.wait_for(following(place, proxied_container), LIMIT_S)
+    assert blobs(azurite, proxied_container).keys() == place.chunks()
     assert len(proxy.asked("PUT ")) - before == len(place.chunks()) - before
 
 
 async def test_chunks_that_arrive_after_the_removal_of_the_execution_are_removed(
-    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    place: Place, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     proxy.delay(1.0, meant="PUT .*zarr", times=100)
     place.write(*ALL)
-    task = following(place, behind)
+    task = following(place, proxied_container)
     await until(lambda: bool(proxy.asked("PUT ")))
     place.store.purge(PLAN.workflow, EXECUTION)
-    await place.uploader.withdraw(job_for(behind))
-    assert not blobs(azurite, behind)
+    await place.uploader.withdraw(job_for(proxied_container))
+    assert not blobs(azurite, proxied_container)
     await cancelled(task)
-    assert not blobs(azurite, behind)
+    assert not blobs(azurite, proxied_container)
 
 
 async def test_it_ends_when_the_execution_is_removed(place: Place, container: Container) -> None:
@@ -178,19 +178,19 @@ async def test_withdrawals_leave_no_threads(place: Place, container: Container) 
 
 
 async def test_a_withdrawal_stops_with_its_caller(
-    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    place: Place, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     """Blobs that appear later may belong to the next attempt."""
     place.write(*ALL)
-    await asyncio.wait_for(following(place, behind), LIMIT_S)
+    await asyncio.wait_for(following(place, proxied_container), LIMIT_S)
     chunks = place.chunks()
     place.store.purge(PLAN.workflow, EXECUTION)
     proxy.delay(1.0, meant="HEAD ", times=1)
-    task = asyncio.ensure_future(place.uploader.withdraw(job_for(behind)))
+    task = asyncio.ensure_future(place.uploader.withdraw(job_for(proxied_container)))
     await until(lambda: bool(proxy.asked("HEAD ")))
     await cancelled(task)
     await asyncio.sleep(2.0)
-    assert blobs(azurite, behind).keys() == chunks
+    assert blobs(azurite, proxied_container).keys() == chunks
 
 
 async def test_current_and_complete_results_are_not_withdrawn(
@@ -209,36 +209,38 @@ async def test_current_and_complete_results_are_not_withdrawn(
 
 
 async def test_blobs_removed_during_an_upload_are_noticed_before_the_checksums_are_sent(
-    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    place: Place, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     place.write(*ALL)
-    await asyncio.wait_for(following(place, behind), LIMIT_S)
+    await asyncio.wait_for(following(place, proxied_container), LIMIT_S)
     place.finish()
     proxy.delay(1.0, meant="PUT .*metadata.json", times=1)
-    task = asyncio.create_task(uploaded(place.uploader, behind))
+    task = asyncio.create_task(uploaded(place.uploader, proxied_container))
     await until(lambda: bool(proxy.asked("PUT .*metadata.json")))
     key = min(place.chunks())
-    with azurite.client(behind) as client:
-        client.delete_blob(f"{behind.prefix}/{FOLDER}/{key}")
+    with azurite.client(proxied_container) as client:
+        client.delete_blob(f"{proxied_container.prefix}/{FOLDER}/{key}")
     with pytest.raises(TransientFailure, match="removed during the upload"):
         await task
-    assert "checksums.sha256" not in blobs(azurite, behind)
-    done = await uploaded(place.uploader, behind)
-    assert len(blobs(azurite, behind)) == done.files and key in blobs(azurite, behind)
+    assert "checksums.sha256" not in blobs(azurite, proxied_container)
+    done = await uploaded(place.uploader, proxied_container)
+    assert len(blobs(azurite, proxied_container)) == done.files and key in blobs(
+        azurite, proxied_container
+    )
 
 
 async def test_a_chunk_damaged_on_its_way_is_sent_again(
-    place: Place, azurite: Azurite, behind: Container, proxy: FlakyProxy
+    place: Place, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     # Azure's code for a body with another MD5; Azurite has another one.
     proxy.answer(400, "Md5Mismatch", meant="PUT .*c.0.0.0", times=1)
     place.write(*ALL)
-    await asyncio.wait_for(following(place, behind), LIMIT_S)
+    await asyncio.wait_for(following(place, proxied_container), LIMIT_S)
     place.finish()
-    await uploaded(place.uploader, behind)
-    with azurite.client(behind) as client:
+    await uploaded(place.uploader, proxied_container)
+    with azurite.client(proxied_container) as client:
         for key in place.chunks():
-            found = client.download_blob(f"{behind.prefix}/{FOLDER}/{key}").readall()
+            found = client.download_blob(f"{proxied_container.prefix}/{FOLDER}/{key}").readall()
             assert found == (place.results_dir / FOLDER / key).read_bytes()
 
 
