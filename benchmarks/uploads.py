@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import Report, Target, ratio_of_neighbours
-from deployments.azure.options import AzureOptions
+from deployments.azure.options import AzureOptions, CredentialOptions
 from deployments.azure.token import TokenBridge
 from deployments.blob_uploader.deployment import BlobUploader
 from deployments.blob_uploader.messages import Uploaded, UploadJob
@@ -103,7 +103,8 @@ def _plain(azurite: Azurite, container: Container, results_dir: Path) -> float:
 
 def _azure(azurite: Azurite) -> AzureOptions:
     options = {"cache": True}
-    return AzureOptions(credential=CREDENTIAL, credential_options=options, ca_file=azurite.ca_file)
+    credential = CredentialOptions(loader=CREDENTIAL, options=options)
+    return AzureOptions(credential=credential, ca_file=azurite.ca_file)
 
 
 def _netcdf(folder: Path, quick: bool) -> tuple[int, int]:

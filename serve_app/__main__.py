@@ -1,7 +1,7 @@
 """Serve a configuration file in the foreground: ``python -m serve_app CONFIG [--port PORT]``.
 
-This is ``serve run`` after a check of the file, in the environment that the server needs, on a
-Ray of its own (or the one that RAY_ADDRESS names). Ctrl-C or SIGTERM stops it.
+Checks the file, sets up the environment that the server needs, and calls ``serve run`` on a new Ray
+instance, or on the one that RAY_ADDRESS names. Ctrl-C or SIGTERM stops the server.
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ from typing import Any, NoReturn
 
 import yaml
 
-from serve_app.ports import ports_and_sockets
+from serve_app.ports import base_url, describe_taken_ports, ports_and_sockets
 
 ENVIRONMENT = {
     # 3 to 4 times the requests per second of the Python proxy.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # With user code in a thread of its own a slow client's whole file would pile up in memory:
-    # its `send` never waits. It also costs every request two hops between threads.
+    # With user code in its own thread, `send` never waits, so that a whole download would be
+    # buffered for a slow client. Every request would also cost two hops between threads.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    # How long the ingress lingers for load balancers that have not noticed: 30 s by default, and
-    # Ctrl-C would take as long.
+    # How long the ingress stays for load balancers that have not noticed the shutdown. With the
+    # default of 30 s, Ctrl-C would take as long.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    # Ray leaves out lines that another process has logged, such as the last one of a traceback.
+    # Ray drops lines that another process has logged, such as the last line of a traceback.
     "RAY_DEDUP_LOGS": "0",
 }
-"""What is set unless the caller's environment says otherwise."""
+"""Variables that are set unless the caller's environment has them."""
 
 
 def main() -> int:
     """Check the file named on the command line, then serve it until interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--port", type=int, help="instead of the one in the file")
+    parser = argparse.ArgumentParser(
+        prog="python -m serve_app",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="configuration file")
+    parser.add_argument("--port", type=int, help="HTTP port, instead of the one in the file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="earth2serve-") as folder:
         return _serve(arguments, Path(folder))
@@ -49,7 +53,7 @@ def main() -> int:
 
 def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     os.environ.update(ENVIRONMENT | os.environ)
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    if _starts_ray(os.environ):
         os.environ.update(ports_and_sockets(folder) | os.environ)
     token = _protect_ray(os.environ)
     # Ray reads its environment when it is imported.
@@ -57,9 +61,9 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     from ray.serve.scripts import cli
 
     from serve_app.check import main as check
+    from serve_app.settings.parsing import SettingsError, parse_settings
     from serve_app.settings.preflight import check_certificates, check_installed
-    from serve_app.settings.settings import SettingsError, parse_settings
-    from serve_app.startup import announce, base_url, taken_ports
+    from serve_app.startup import announce
 
     if check([arguments.config]):
         return 1
@@ -67,7 +71,7 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     try:
         for application in values["applications"]:
             if application["import_path"] == "serve_app.app:build":
-                # The check read the file; the environment can be wrong, too.
+                # The file is valid, but the environment may not be.
                 settings = parse_settings(application.get("args", {}), os.environ)
                 check_installed(settings)
                 check_certificates(settings)
@@ -77,16 +81,14 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     http_options = dict(values.get("http_options") or {})
     if arguments.port is not None:
         http_options["port"] = arguments.port
-    # In a cluster that runs already, it is our predecessor that has the ports.
-    if os.environ.get("RAY_ADDRESS", "local") == "local" and (
-        taken := taken_ports(http_options, os.environ)
-    ):
+    # In a running cluster, the ports belong to the server that this one replaces.
+    if _starts_ray(os.environ) and (taken := describe_taken_ports(http_options, os.environ)):
         print("\n".join(taken), file=sys.stderr)
         return 1
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"), namespace="serve")
     if token is not None:
-        print(f"Ray's dashboard asks for this token: {token}", file=sys.stderr)
-    # After Ray has set its own. A shell starts background jobs with SIGINT ignored.
+        print(f"token for Ray's dashboard: {token}", file=sys.stderr)
+    # After Ray has installed its own handlers. A shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     announce(base_url(http_options), lambda text: print(text, file=sys.stderr, flush=True))
@@ -95,20 +97,29 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def _protect_ray(environment: dict[str, str] | os._Environ[str]) -> str | None:
-    """Have a Ray of our own ask for a token: its ports are open on all interfaces.
+def _starts_ray(environment: Mapping[str, str]) -> bool:
+    return environment.get("RAY_ADDRESS", "local") == "local"
 
-    Left to itself, Ray would write the token to the home folder, and later clusters would
-    require it.
+
+def _protect_ray(environment: dict[str, str] | os._Environ[str]) -> str | None:
+    """Make a new Ray instance require a token, since its ports are open on all interfaces.
+
+    Without a given token Ray would write one to the home folder, and later clusters would require
+    it, too.
+
+    Returns
+    -------
+    str or None
+        The token; None if the caller's environment decides about authentication.
     """
-    if "RAY_AUTH_MODE" in environment or environment.get("RAY_ADDRESS", "local") != "local":
+    if "RAY_AUTH_MODE" in environment or not _starts_ray(environment):
         return None
     environment["RAY_AUTH_MODE"] = "token"
     return environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    # Once: a second one must not interrupt the shutdown.
+    # A second signal must not interrupt the shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -116,14 +127,14 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 
 @contextmanager
 def _on_port(config: str, values: Mapping[str, Any], port: int | None) -> Iterator[str]:
-    """Give the file, or a copy with another port."""
+    """Yield the path of the file, or of a copy with another port."""
     if port is None:
         yield config
         return
-    moved = {**values, "http_options": {**values.get("http_options", {}), "port": port}}
+    changed = {**values, "http_options": {**values.get("http_options", {}), "port": port}}
     with tempfile.TemporaryDirectory(prefix="earth2serve-") as folder:
         copy = Path(folder, Path(config).name)
-        copy.write_text(yaml.safe_dump(moved), encoding="utf-8")
+        copy.write_text(yaml.safe_dump(changed), encoding="utf-8")
         yield str(copy)
 
 

@@ -1,21 +1,20 @@
-"""`build`: the settings become a Ray Serve application."""
+"""`build`: the Ray Serve application that the settings describe."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import ray
 from ray.serve import Application, Deployment
 
-from deployments.azure.options import AzureOptions, BlobResultsOptions
+from deployments.azure.options import BlobResultsOptions
 from deployments.blob_uploader.deployment import UPLOADS, BlobUploader
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.conductor.deployment import Conductor
-from deployments.conductor.options import ConductorOptions, RetentionOptions
+from deployments.conductor.options import ConductorOptions
 from deployments.custom_workflow.deployment import CustomWorkflow
 from deployments.custom_workflow.options import CustomWorkflowOptions
 from deployments.geocatalog.deployment import GeoCatalog
@@ -26,47 +25,50 @@ from deployments.models.fcn3 import FCN3
 from deployments.models.options import FCN3Options, StormScopeOptions
 from deployments.models.stormscope import StormScope
 from deployments.packager.deployment import WRITERS, Packager
-from deployments.runtime.import_path import LoaderOptions
 from serve_app.http.deployment import Ingress
 from serve_app.http.options import IngressOptions
+from serve_app.settings.parsing import parse_settings
 from serve_app.settings.preflight import check_certificates, check_installed, check_nodes
-from serve_app.settings.section import SYNTHETIC
-from serve_app.settings.sections import (
-    CustomWorkflowSettings,
-    DataSourceSettings,
-    InterpolationSettings,
-    ModelSettings,
-)
-from serve_app.settings.settings import Settings, parse_settings
+from serve_app.settings.settings import Settings
+from serve_app.settings.workflows import CustomWorkflowSettings
 from workflows import WORKFLOWS
 from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
 from workflows.stormscope import VARIABLES as GOES_VARIABLES
 
 logger = logging.getLogger("ray.serve")
 
-WAITING = {"num_cpus": 0.1, "num_gpus": 0}
-"""For deployments that mostly wait: a node's cores are for the Packager and the models."""
-WRITING = {"num_cpus": 0.4, "num_gpus": 0}
+Resources = dict[str, float]
+
+# Deployments that mostly wait take little, to leave a node's cores to the Packager and the models.
+WAITING: Resources = {"num_cpus": 0.1, "num_gpus": 0}
+WRITING: Resources = {"num_cpus": 0.4, "num_gpus": 0}
+UPLOADING: Resources = {"num_cpus": 0.2, "num_gpus": 0}
+MODEL_CPUS = 0.2
+CUSTOM_CPUS = 0.01
+"""Almost none: the class computes on a GPU, and a small machine must be able to hold many."""
+
+INTERPOLATION = "interpolation"
+SERVED_BY = {INTERPOLATION: "fcn3"}
+"""Models without a deployment of their own, and the one that runs them."""
 RESULTS = "results"
-"""What readiness calls the container of the results."""
+"""Component of readiness that stands for the container of the results."""
 KEPT_ANALYSES = 16
-"""Executions beyond those that run whose initial conditions stay on a disk that is not cleaned with
-their results: 300 MB each at 0.25 degrees."""
-UPLOADING = {"num_cpus": 0.2, "num_gpus": 0}
+"""Executions, beyond the running ones, whose initial conditions are kept if results are stored in a
+container and nothing else cleans the disk: 300 MB each at 0.25 degrees."""
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Build the application: only the deployments that callable workflows need.
+    """Build the application, with only the deployments that callable workflows need.
 
     Parameters
     ----------
     args : dict
-        What stands under ``args`` in the YAML, see `serve_app.settings.settings.Settings`.
+        The value of ``args`` in the YAML file, see `serve_app.settings.settings.Settings`.
 
     Raises
     ------
     SettingsError
-        Naming what is wrong and what would be allowed.
+        Naming each problem and what is allowed.
     """
     settings = parse_settings(args, os.environ)
     check_installed(settings)
@@ -86,7 +88,7 @@ def build(args: dict[str, Any]) -> Application:
         settings.packager.replicas,
         blob or settings.results_dir,
         settings.work_dir,
-        # An export keeps its place from the first step to the last, and writers need some as well.
+        # An export keeps its slot until the last step, and the writers need slots, too.
         max_calls=WRITERS + sum(settings.max_running.values()),
     )
     deployments = {"packager": packager}
@@ -94,58 +96,52 @@ def build(args: dict[str, Any]) -> Application:
     if sources:
         deployments["initial_conditions"] = _initial_conditions(sources, settings)
         if blob is not None:
-            # Nobody says that the nodes share a disk: models ask for what it fetched.
+            # The nodes may share no disk, so models fetch the states through a handle.
             analyses = (deployments["initial_conditions"],)
     deployments |= {
         name: MODELS[name](settings, packager, *analyses) for name in models if name in MODELS
     }
-    custom = {each.resolved_name: _custom(each, settings) for each in settings.custom_workflows}
+    custom = {
+        workflow.resolved_name: _custom_workflow(workflow, settings)
+        for workflow in settings.custom_workflows
+    }
     components = dict.fromkeys(sources, "initial_conditions") | {
         name: SERVED_BY.get(name, name) for name in (*models, *custom)
     }
-    # A folder is made where it is missing; a container is not.
-    places = (RESULTS,) if blob is not None else ()
-    components |= dict.fromkeys(places, "packager")
+    # A missing folder is created; a missing container is not.
+    storage = (RESULTS,) if blob is not None else ()
+    components |= dict.fromkeys(storage, "packager")
     delivery = _delivery(settings)
-    store_url = settings.resolved_store_url
     conductor = _bind(
         Conductor,
         WAITING,
         1,
         ConductorOptions(
-            store_url=store_url,
+            store_url=settings.resolved_store_url,
             max_running=settings.max_running,
             replicas=settings.models.replicas,
             models_share_gpu=settings.models.in_turn,
-            retention=RetentionOptions(
-                keep_s=settings.results.keep_s,
-                keep_record_s=settings.results.keep_record_s,
-                keep_failed_s=settings.results.keep_failed_s,
-            ),
+            retention=settings.results.retention,
         ),
         deployments | custom | delivery,
         components,
     )
-    options = IngressOptions(
-        store_url=store_url,
+    options = settings.to_options(
+        IngressOptions,
+        store_url=settings.resolved_store_url,
         results_dir=settings.results_dir,
         blob_results=blob,
         exposed=settings.listed_workflows,
         warmup=settings.workflows.warmup,
+        custom={
+            workflow.resolved_name: workflow.output_format for workflow in settings.custom_workflows
+        },
         grid=settings.models.fcn3.grid,
         regional_grid=settings.models.stormscope.grid,
-        max_queued=settings.queue.max_size,
-        max_output_bytes=int(settings.limits.max_output_gb * 1e9),
-        quota_bytes=settings.results.quota_bytes,
-        min_free_bytes=int(settings.results.min_free_gb * 1e9),
-        max_body_bytes=int(settings.limits.max_body_mb * 1e6),
-        tokens_file=settings.auth.tokens_file,
-        allow_origins=settings.cors.allow_origins,
         delivery=settings.delivery_rules,
         signed_url_s=settings.azure.blob.signed_url_s,
-        components={w.name: (*w.models, *w.data_sources, *places) for w in workflows}
+        components={w.name: (*w.models, *w.data_sources, *storage) for w in workflows}
         | {name: (name,) for name in custom},
-        custom={each.resolved_name: each.output_format for each in settings.custom_workflows},
     )
     uploader = delivery.get("blob_uploader")
     return _bind(Ingress, WAITING, settings.ingress.replicas, options, conductor, custom, uploader)
@@ -153,7 +149,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def _bind(
     deployment: type[Any],
-    resources: dict[str, float],
+    resources: Resources,
     replicas: int,
     *args: Any,
     name: str | None = None,
@@ -169,165 +165,113 @@ def _bind(
     return configured.bind(*args)
 
 
+def _blob_results(settings: Settings) -> BlobResultsOptions | None:
+    """Return the container of the results; None if they are stored in a folder."""
+    if settings.results_container is None:
+        return None
+    return BlobResultsOptions(
+        container=settings.results_container,
+        azure=settings.azure.account,
+        scratch_dir=settings.work_dir / "scratch",
+    )
+
+
 def _initial_conditions(sources: Sequence[str], settings: Settings) -> Application:
     options = [_source(name, settings) for name in sources]
     if settings.results_container is None:
-        # What it fetches lies with the execution's other working files, and goes with them.
+        # Its files are among the execution's other working files, and are removed with them.
         return _bind(InitialConditions, WAITING, 1, options, settings.work_dir)
     folder = settings.work_dir / "initial_conditions"
     keep = sum(settings.max_running.values()) + KEPT_ANALYSES
     return _bind(InitialConditions, WAITING, 1, options, folder, keep)
 
 
-def _blob_results(settings: Settings) -> BlobResultsOptions | None:
-    """Tell where results lie, if that is a container."""
-    container = settings.results_container
-    if container is None:
-        return None
-    return BlobResultsOptions(
-        container=container, azure=_account(settings), scratch_dir=settings.work_dir / "scratch"
-    )
-
-
-def _account(settings: Settings) -> AzureOptions:
-    azure = settings.azure
-    return AzureOptions(
-        credential=azure.credential.loader,
-        credential_options=azure.credential.options,
-        ca_file=azure.ca_file,
-    )
+def _source(name: str, settings: Settings) -> SourceOptions:
+    models, sources = settings.models, settings.data_sources
+    if name == "ifs":
+        section, grid = sources.ifs, models.fcn3.grid.model_dump()
+        loader = section.loader_options(name, "deployments.synthetic.fcn3:load_ifs", grid)
+    else:
+        section, grid = sources.goes, models.stormscope.grid.model_dump()
+        loader = section.loader_options(name, "deployments.synthetic.stormscope:load_goes", grid)
+        loader = loader.model_copy(update={"options": {**loader.options, "satellite": name}})
+    return section.to_options(SourceOptions, **loader.model_dump())
 
 
 def _fcn3(settings: Settings, packager: Application, *analyses: Application) -> Application:
     model = settings.models.fcn3
-    hourly = any(
+    grid = model.grid.model_dump()
+    interpolation = settings.models.interpolation.loader_options(
+        INTERPOLATION, "deployments.synthetic.stormscope:load_interpolation", {}
+    )
+    conditions = any(
         INTERPOLATION in WORKFLOWS[name].models
         for name in settings.callable_workflows
         if name in WORKFLOWS
     )
-    interpolation = _loader(
-        INTERPOLATION,
-        settings.models.interpolation,
-        "deployments.synthetic.stormscope:load_interpolation",
-        {},
-    )
-    options = FCN3Options(
-        loader=_loader(
-            "fcn3", model, "deployments.synthetic.fcn3:load_fcn3", model.grid.model_dump()
-        ),
-        grid=model.grid,
+    options = model.to_options(
+        FCN3Options,
+        loader=model.loader_options("fcn3", "deployments.synthetic.fcn3:load_fcn3", grid),
         input_variables=FCN3_VARIABLES,
         window_steps=settings.packager.window_steps,
-        checkpoint_steps=model.checkpoint_steps,
-        interpolation=interpolation if hourly else None,
-        gpu_locks=_gpu_locks(settings),
+        interpolation=interpolation if conditions else None,
+        gpu_locks=settings.gpu_locks,
     )
-    resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
+    resources = {"num_cpus": MODEL_CPUS, "num_gpus": model.resolved_num_gpus}
     return _bind(FCN3, resources, model.replicas, options, packager, *analyses)
 
 
 def _stormscope(settings: Settings, packager: Application, *analyses: Application) -> Application:
     model = settings.models.stormscope
-    grid = model.grid.model_dump()
-    options = StormScopeOptions(
-        loader=_loader(
-            "stormscope", model, "deployments.synthetic.stormscope:load_stormscope", grid
-        ),
-        grid=model.grid,
+    loader = model.loader_options(
+        "stormscope", "deployments.synthetic.stormscope:load_stormscope", model.grid.model_dump()
+    )
+    options = model.to_options(
+        StormScopeOptions,
+        loader=loader,
         conditioning_grid=settings.models.fcn3.grid,
         input_variables=GOES_VARIABLES,
         window_steps=settings.packager.window_steps,
-        gpu_locks=_gpu_locks(settings),
+        gpu_locks=settings.gpu_locks,
     )
-    resources = {"num_cpus": 0.2, "num_gpus": model.resolved_num_gpus}
+    resources = {"num_cpus": MODEL_CPUS, "num_gpus": model.resolved_num_gpus}
     return _bind(StormScope, resources, model.replicas, options, packager, *analyses)
 
 
-def _gpu_locks(settings: Settings) -> Path | None:
-    return settings.work_dir / "turns" if settings.models.in_turn else None
+MODELS: dict[str, Callable[..., Application]] = {"fcn3": _fcn3, "stormscope": _stormscope}
+"""Builder of each model's deployment."""
 
 
-def _custom(each: CustomWorkflowSettings, settings: Settings) -> Application:
-    options = CustomWorkflowOptions(
-        name=each.resolved_name,
-        name_is_given=each.name is not None,
-        path=each.path,
-        config=each.config,
+def _custom_workflow(workflow: CustomWorkflowSettings, settings: Settings) -> Application:
+    options = workflow.to_options(
+        CustomWorkflowOptions,
+        name=workflow.resolved_name,
+        name_is_given=workflow.name is not None,
         results_dir=settings.results_dir,
         work_dir=settings.work_dir,
-        max_output_bytes=int(settings.limits.max_output_gb * 1e9),
-        window_bytes=each.window_mb * 10**6,
-        cancel_grace_s=each.cancel_grace_s,
+        max_output_bytes=settings.limits.max_output_bytes,
     )
-    # Almost none: it computes on a GPU, and a small machine shall hold many classes.
-    resources = {"num_cpus": 0.01, "num_gpus": each.num_gpus}
-    return _bind(CustomWorkflow, resources, each.replicas, options, name=each.deployment)
+    resources = {"num_cpus": CUSTOM_CPUS, "num_gpus": workflow.num_gpus}
+    return _bind(CustomWorkflow, resources, workflow.replicas, options, name=workflow.deployment)
 
 
 def _delivery(settings: Settings) -> dict[str, Application]:
-    """Build what talks to Azure: only what has somewhere to go."""
-    azure, account = settings.azure, _account(settings)
-    built = {}
-    if azure.blob.allowed_containers:
-        upload = BlobUploaderOptions(
-            azure=account,
-            allowed=azure.blob.containers,
-            ahead=azure.blob.upload_ahead,
-            time_limit_s=azure.blob.time_limit_s,
-        )
-        built["blob_uploader"] = _bind(
+    """Return the deployments that deliver to Azure, if there are allowed destinations."""
+    blob, geocatalog = settings.azure.blob, settings.azure.geocatalog
+    account = settings.azure.account
+    deployments = {}
+    if blob.allowed_containers:
+        deployments["blob_uploader"] = _bind(
             BlobUploader,
             UPLOADING,
-            azure.blob.replicas,
-            upload,
+            blob.replicas,
+            blob.to_options(BlobUploaderOptions, azure=account, allowed=blob.containers),
             settings.results_dir,
             settings.work_dir,
-            # One that follows an execution keeps its place from the first step to the last.
+            # An upload ahead keeps its slot until the last step of its execution.
             max_calls=UPLOADS + sum(settings.max_running.values()),
         )
-    if azure.geocatalog.allowed:
-        register = GeoCatalogOptions(
-            azure=account,
-            api_version=azure.geocatalog.api_version,
-            allowed=azure.geocatalog.allowed,
-            time_limit_s=azure.geocatalog.time_limit_s,
-        )
-        built["geocatalog"] = _bind(GeoCatalog, WAITING, 1, register)
-    return built
-
-
-MODELS: dict[str, Callable[..., Application]] = {
-    "fcn3": _fcn3,
-    "stormscope": _stormscope,
-}
-"""How each model's deployment is built."""
-INTERPOLATION = "interpolation"
-SERVED_BY = {INTERPOLATION: "fcn3"}
-"""Models that have no deployment of their own."""
-
-
-def _source(name: str, settings: Settings) -> SourceOptions:
-    chosen: DataSourceSettings
-    if name == "ifs":
-        chosen = settings.data_sources.ifs
-        grid = settings.models.fcn3.grid.model_dump()
-        loader = _loader(name, chosen, "deployments.synthetic.fcn3:load_ifs", grid)
-    else:
-        chosen = settings.data_sources.goes
-        grid = settings.models.stormscope.grid.model_dump()
-        loader = _loader(name, chosen, "deployments.synthetic.stormscope:load_goes", grid)
-        loader = loader.model_copy(update={"options": {**loader.options, "satellite": name}})
-    return SourceOptions(**loader.model_dump(), timeout_s=chosen.timeout_s)
-
-
-def _loader(
-    name: str,
-    chosen: ModelSettings | InterpolationSettings | DataSourceSettings,
-    synthetic: str,
-    synthetic_options: dict[str, Any],
-) -> LoaderOptions:
-    if chosen.loader == SYNTHETIC:
-        return LoaderOptions(
-            name=name, loader=synthetic, options={**synthetic_options, **chosen.options}
-        )
-    return LoaderOptions(name=name, loader=chosen.loader, options=chosen.options)
+    if geocatalog.allowed:
+        register = geocatalog.to_options(GeoCatalogOptions, azure=account)
+        deployments["geocatalog"] = _bind(GeoCatalog, WAITING, 1, register)
+    return deployments

@@ -1,8 +1,8 @@
 """Check configuration files: ``python -m serve_app.check FILE...``.
 
-Serve ignores keys that it does not know, so a misspelt setting would silently have no effect.
-This reads the whole file against Serve's own schema and our settings, and names the line of
-everything that is wrong, as ``FILE:LINE: path: message``.
+Serve ignores unknown keys, so a misspelt setting would silently have no effect. This checks the
+whole file against Serve's own schema and the settings of earth2serve, and reports each problem as
+``FILE:LINE: path: message``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.settings import findings
 from serve_app.settings.findings import Finding
-from serve_app.settings.sections import CUSTOM
-from serve_app.settings.settings import DEPLOYMENTS, Settings, find_in_args, places
+from serve_app.settings.parsing import find_in_args, places
+from serve_app.settings.settings import Settings
+from serve_app.settings.workflows import CUSTOM_DEPLOYMENT
 
 BUILD = "serve_app.app:build"
+DEPLOYMENTS = (
+    *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager"),
+    *("BlobUploader", "GeoCatalog"),
+)
+"""Names that ``deployments:`` may contain, besides one for each custom workflow."""
 
 
 class UnreadableFile(Exception):
-    """A file that cannot be read as one YAML mapping.
+    """A file is not one YAML mapping.
 
     Parameters
     ----------
     message : str
-        Why.
     line : int, optional
-        Where, if that is known.
+        Line of the problem, if known.
     """
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -43,17 +48,12 @@ class UnreadableFile(Exception):
 
 
 def check_file(path: str) -> list[str]:
-    """Check one file.
+    """Return the problems of a file, each as ``FILE:LINE: path: message``, in order of lines.
 
     Parameters
     ----------
     path : str
-        A configuration for ``serve run`` or ``serve deploy``.
-
-    Returns
-    -------
-    list of str
-        ``FILE:LINE: path: message`` for everything that is wrong, in the order of the file.
+        A configuration file for ``serve run`` or ``serve deploy``.
     """
     try:
         node = _parse(path)
@@ -62,30 +62,29 @@ def check_file(path: str) -> list[str]:
     except UnreadableFile as error:
         where = path if error.line is None else f"{path}:{error.line}"
         return [f"{where}: {error.message}"]
-    found = [(line, finding) for line, finding in repeated]
-    found += [(_line(node, finding.path), finding) for finding in find_in_file(values)]
-    # Serve's schema meets some things twice, once for each branch of a union.
-    lines = dict.fromkeys((line, str(finding)) for line, finding in found)
+    located = [*repeated, *((_line(node, found.path), found) for found in find_in_file(values))]
+    # Serve's schema reports some problems twice, once for each branch of a union.
+    lines = dict.fromkeys((line, str(finding)) for line, finding in located)
     return [f"{path}:{line}: {text}" for line, text in sorted(lines, key=lambda entry: entry[0])]
 
 
 def find_in_file(values: Mapping[str, Any]) -> list[Finding]:
-    """Find what is wrong with the contents of a configuration file."""
-    found = findings.find(values, ServeDeploySchema, (), places())
+    """Return the problems of the contents of a configuration file."""
+    problems = findings.find(values, ServeDeploySchema, (), places())
     applications = values.get("applications")
     if applications == []:
-        found.append(Finding(("applications",), "an application is needed"))
+        problems.append(Finding(("applications",), "must contain an application"))
     for index, application in enumerate(applications if isinstance(applications, list) else ()):
         if isinstance(application, Mapping):
-            found += _find_in_application(application, ("applications", index))
-    return found
+            problems += _find_in_application(application, ("applications", index))
+    return problems
 
 
 def _find_in_application(application: Mapping[str, Any], path: findings.Path) -> Iterator[Finding]:
     target = application.get("import_path")
     if target != BUILD:
-        # Another's application has arguments and deployments that only it knows; but a misspelt
-        # path of ours must not pass as another's.
+        # Arguments and deployments of other applications are unknown. A misspelt path of this one
+        # must not pass as another application.
         if isinstance(target, str) and (
             target.startswith("serve_app") or difflib.get_close_matches(target, [BUILD], cutoff=0.8)
         ):
@@ -93,28 +92,28 @@ def _find_in_application(application: Mapping[str, Any], path: findings.Path) ->
         return
     args = application.get("args", {})
     known: tuple[str, ...] = DEPLOYMENTS
-    usable = False
+    args_are_valid = False
     if isinstance(args, Mapping):
-        wrong = find_in_args(args, (*path, "args"))
-        yield from wrong
-        usable = not wrong
-        if usable:
+        problems = find_in_args(args, (*path, "args"))
+        yield from problems
+        args_are_valid = not problems
+        if args_are_valid:
             workflows = Settings.model_validate(dict(args)).workflows
-            known += tuple(each.deployment for each in workflows.custom)
+            known += tuple(workflow.deployment for workflow in workflows.custom)
     deployments = application.get("deployments")
-    seen = set()
+    names = set()
     for index, deployment in enumerate(deployments if isinstance(deployments, list) else ()):
         name = deployment.get("name") if isinstance(deployment, Mapping) else None
         if not isinstance(name, str):
             continue
-        here = (*path, "deployments", index, "name")
-        if name.startswith(CUSTOM) and not usable:
-            continue  # what it could name is not known
+        place = (*path, "deployments", index, "name")
+        if name.startswith(CUSTOM_DEPLOYMENT) and not args_are_valid:
+            continue  # the names of custom workflows are unknown
         if name not in known:
-            yield Finding(here, f"unknown deployment {name!r}; known are {', '.join(known)}")
-        elif name in seen:
-            yield Finding(here, f"{name} is overridden twice")
-        seen.add(name)
+            yield Finding(place, f"unknown deployment {name!r}; known are {', '.join(known)}")
+        elif name in names:
+            yield Finding(place, f"{name} is overridden twice")
+        names.add(name)
 
 
 def _parse(path: str) -> yaml.MappingNode:
@@ -124,18 +123,18 @@ def _parse(path: str) -> yaml.MappingNode:
         raise UnreadableFile((error.strerror or str(error)).lower()) from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UnreadableFile("not UTF-8 text", line) from None
+        raise UnreadableFile("invalid UTF-8", line) from None
     try:
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error) from None
     except RecursionError:
-        raise UnreadableFile("not YAML: nested too deeply") from None
+        raise UnreadableFile("invalid YAML: nested too deeply") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise UnreadableFile(f"not YAML: {error.reason}", line) from None
+        raise UnreadableFile(f"invalid YAML: {error.reason}", line) from None
     if not isinstance(node, yaml.MappingNode):
-        raise UnreadableFile("a mapping with the key applications is needed", 1)
+        raise UnreadableFile("must be a mapping with the key applications", 1)
     return node
 
 
@@ -146,43 +145,43 @@ def _construct(node: yaml.MappingNode) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error) from None
     except ValueError as error:  # such as a date with month 13
-        raise UnreadableFile(f"not YAML: {error}") from None
+        raise UnreadableFile(f"invalid YAML: {error}") from None
     return values
 
 
 def _syntax_error(error: yaml.MarkedYAMLError) -> UnreadableFile:
     mark = error.problem_mark or error.context_mark
-    words = " ".join(filter(None, (error.context, error.problem)))
-    return UnreadableFile(f"not YAML: {words}", mark.line + 1 if mark else None)
+    message = " ".join(filter(None, (error.context, error.problem)))
+    return UnreadableFile(f"invalid YAML: {message}", mark.line + 1 if mark else None)
 
 
 def _repeated_keys(
-    node: yaml.Node, path: findings.Path, seen: set[int]
+    node: yaml.Node, path: findings.Path, visited: set[int]
 ) -> Iterator[tuple[int, Finding]]:
-    """Find keys that a mapping has twice: YAML keeps the last and forgets the others."""
-    if id(node) in seen:  # an alias, maybe to something around it
+    """Yield repeated keys of mappings, of which YAML would silently keep the last."""
+    if id(node) in visited:  # an alias, possibly to an enclosing node
         return
-    seen.add(id(node))
+    visited.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _repeated_keys(item, (*path, index), seen)
+            yield from _repeated_keys(item, (*path, index), visited)
     elif isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             name = str(key.value)
             if name in first:
-                yield line, Finding((*path, name), f"repeated, first given on line {first[name]}")
+                yield line, Finding((*path, name), f"repeated, first set on line {first[name]}")
             first.setdefault(name, line)
-            yield from _repeated_keys(value, (*path, name), seen)
+            yield from _repeated_keys(value, (*path, name), visited)
 
 
 def _line(node: yaml.Node, path: findings.Path) -> int:
-    """Give the line of what a path names, or of the nearest thing around it."""
+    """Return the line of a path, or of the innermost existing part of it."""
     line = node.start_mark.line + 1
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            # From the end: of repeated keys the last counts, and merged ones come first.
+            # From the end: the last of repeated keys counts, and merged keys come first.
             entry = next((e for e in reversed(node.value) if e[0].value == str(part)), None)
             if entry is None:
                 break
@@ -194,21 +193,21 @@ def _line(node: yaml.Node, path: findings.Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the files named on the command line; 0 if nothing is wrong."""
+    """Check the files named on the command line; return 0 if they are valid."""
     parser = argparse.ArgumentParser(
         prog="python -m serve_app.check",
-        description="Refuse unknown and misplaced keys, and wrong values, in configuration files.",
+        description="Report unknown or misplaced keys, and invalid values, in configuration files.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE")
-    wrong = False
+    valid = True
     for path in parser.parse_args(arguments).files:
         problems = check_file(path)
-        wrong = wrong or bool(problems)
+        valid = valid and not problems
         for problem in problems:
             print(problem)
         if not problems:
             print(f"{path}: ok")
-    return int(wrong)
+    return int(not valid)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Print what was logged of one execution: ``python -m serve_app.logs EXECUTION_ID``.
+"""Print the log entries of one execution: ``python -m serve_app.logs EXECUTION_ID``.
 
-All processes' lines, in the order of time, out of the folder in which Ray keeps the logs of its
-session, rotated files included. It reads files alone: neither Ray nor the server need to run.
+Collects the lines of all processes, sorted by time, from Ray's log folder, rotated files included.
+It only reads files: neither Ray nor the server have to run.
 
-Each node has its own folder. Name several with --ray-logs: mounted, or copied from the nodes. On
-Kubernetes config/kuberay/logs.sh calls this in every pod that is there. A pod's logs end with it,
-unless a volume is mounted at /tmp/ray or a collector takes them elsewhere (with JSON encoding it
-can be asked for execution_id).
+Each node has its own log folder. Pass several with --ray-logs, mounted or copied from the nodes. On
+Kubernetes, config/kuberay/logs.sh runs this command in every pod. The logs of a pod are lost with
+it, unless a volume is mounted at /tmp/ray or a log collector keeps them (JSON logs can be filtered
+by execution_id).
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ TEXT = re.compile(
     r"(?P<level>[A-Z]+) (?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?P<source>\S+ \S+) "
     r"(?P<rest>.*)"
 )
-"""Begin of a line as Serve writes it; what follows without one belongs to it."""
+"""First line of an entry in Serve's text format; lines that do not match continue an entry."""
 MESSAGE = re.compile(r"^(?:(?P<request>[0-9a-f-]{36}) )?-- ")
-NOTHING = 1
+NOTHING_FOUND = 1
 
 
 @dataclass
 class Entry:
-    """One entry of a log, with its traceback if it has one."""
+    """One log entry, with its traceback if it has one."""
 
     time: str
-    """As it was written: local time of its node."""
+    """As logged: local time of its node."""
     level: str
     source: str
     lines: list[str] = field(default_factory=list)
     execution_id: str | None = None
-    """If the entry says so; in text it stands in the words."""
+    """From JSON entries; in text entries the id is a part of the message."""
     stage: str | None = None
 
     def concerns(self, execution_id: str) -> bool:
-        """Say whether it is about an execution, or names it."""
+        """Return whether the entry belongs to an execution, or names it."""
         if self.execution_id is not None:
             return self.execution_id == execution_id
         named = re.compile(rf"(?<![\w-]){re.escape(execution_id)}(?![\w-])")
@@ -56,19 +56,19 @@ class Entry:
 
 
 def entries(lines: Iterable[str], source: str) -> Iterator[Entry]:
-    """Read the entries of a file, in JSON or in text, or first the one and then the other."""
-    entry: Entry | None = None
+    """Yield the entries of a file; text and JSON may be mixed."""
+    current: Entry | None = None
     for line in lines:
         line = line.rstrip("\n")
-        begun = _json_entry(line, source) or _text_entry(line)
-        if begun is not None:
-            if entry is not None:
-                yield entry
-            entry = begun
-        elif entry is not None:
-            entry.lines.append(line)
-    if entry is not None:
-        yield entry
+        entry = _json_entry(line, source) or _text_entry(line)
+        if entry is not None:
+            if current is not None:
+                yield current
+            current = entry
+        elif current is not None:
+            current.lines.append(line)
+    if current is not None:
+        yield current
 
 
 def _json_entry(line: str, source: str) -> Entry | None:
@@ -77,17 +77,17 @@ def _json_entry(line: str, source: str) -> Entry | None:
     try:
         values = json.loads(line)
     except ValueError:
-        return None  # a line of text, or one that was cut by the end of its process
+        return None  # text, or a line that was cut when its process died
     if not isinstance(values, dict) or "asctime" not in values:
         return None
-    where = " ".join(str(values[key]) for key in ("deployment", "replica") if key in values)
+    replica = " ".join(str(values[key]) for key in ("deployment", "replica") if key in values)
     lines = str(values.get("message", "")).split("\n")
-    if trace := values.get("exc_text"):
-        lines += str(trace).split("\n")
+    if traceback := values.get("exc_text"):
+        lines += str(traceback).split("\n")
     return Entry(
         time=str(values["asctime"]),
         level=str(values.get("levelname", "")),
-        source=where or source,
+        source=replica or source,
         lines=lines,
         execution_id=values.get("execution_id"),
         stage=values.get("stage"),
@@ -95,45 +95,45 @@ def _json_entry(line: str, source: str) -> Entry | None:
 
 
 def _text_entry(line: str) -> Entry | None:
-    found = TEXT.fullmatch(line)
-    if found is None:
+    match = TEXT.fullmatch(line)
+    if match is None:
         return None
-    message = MESSAGE.sub("", found["rest"])
-    return Entry(found["time"], found["level"], found["source"], [message])
+    message = MESSAGE.sub("", match["rest"])
+    return Entry(match["time"], match["level"], match["source"], [message])
 
 
 def log_files(folder: Path) -> list[Path]:
-    """List the files of Serve's processes below Ray's folder of logs, the oldest part first."""
+    """Return the log files of Serve's processes in Ray's log folder, oldest rotation first."""
     serve = folder / "serve"
     return sorted(
         (serve if serve.is_dir() else folder).rglob("*.log*"),
-        key=lambda path: (path.name.partition(".log")[0], -_age(path)),
+        key=lambda path: (path.name.partition(".log")[0], -_rotations(path)),
     )
 
 
-def _age(path: Path) -> int:
-    """How often a file has been rotated: x.log is the newest, x.log.1 the one before."""
+def _rotations(path: Path) -> int:
+    """Return how often a file was rotated: 0 for x.log, 1 for x.log.1."""
     suffix = path.name.rpartition(".log")[2].lstrip(".")
     return int(suffix) if suffix.isdecimal() else 0
 
 
 def gather(execution_id: str, folders: Iterable[Path]) -> list[Entry]:
-    """Collect what was logged of an execution, in the order of time."""
+    """Return the entries of an execution, sorted by time."""
     found: list[Entry] = []
     for folder in folders:
         for path in log_files(folder):
             with path.open(encoding="utf-8", errors="replace") as file:
                 found += (e for e in entries(file, path.stem) if e.concerns(execution_id))
-    # Stable: what one process wrote within a millisecond stays in its order.
+    # The sort is stable, so entries of one process within a millisecond keep their order.
     return sorted(found, key=lambda entry: entry.time)
 
 
-def _usual_folder(environment: dict[str, str] | os._Environ[str]) -> Path:
+def _default_folder(environment: dict[str, str] | os._Environ[str]) -> Path:
     return Path(environment.get("RAY_TMPDIR") or "/tmp/ray", "session_latest", "logs")  # noqa: S108
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the entries of the execution that is named on the command line."""
+    """Print the entries of the execution that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m serve_app.logs",
         description=__doc__,
@@ -145,23 +145,23 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="DIR",
         type=Path,
         action="append",
-        help="Ray's folder of logs of a node; /tmp/ray/session_latest/logs unless given",
+        help="Ray's log folder of a node; the default is /tmp/ray/session_latest/logs",
     )
-    asked = parser.parse_args(arguments)
-    folders = asked.ray_logs or [_usual_folder(os.environ)]
+    options = parser.parse_args(arguments)
+    folders = options.ray_logs or [_default_folder(os.environ)]
     for folder in folders:
         if not folder.is_dir():
-            parser.error(f"--ray-logs: {folder} is no folder")
-    found = gather(asked.execution_id, folders)
+            parser.error(f"--ray-logs: {folder} is not a folder")
+    found = gather(options.execution_id, folders)
     if not found:
-        read = sum(len(log_files(folder)) for folder in folders)
+        n_files = sum(len(log_files(folder)) for folder in folders)
         print(
-            f"no line of {asked.execution_id} in {read} files below "
-            f"{', '.join(map(str, folders))}. Each node has logs of its own, each session of Ray "
-            "a folder; --help says more.",
+            f"no entry of {options.execution_id} in {n_files} files below "
+            f"{', '.join(map(str, folders))}. Each node and each session of Ray has its own log "
+            "folder; see --help.",
             file=sys.stderr,
         )
-        return NOTHING
+        return NOTHING_FOUND
     for entry in found:
         print(entry)
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import import_from
+from deployments.runtime.option_types import ImportPath
 from workflows.delivery import Container
 from workflows.execution import Stage
 
@@ -16,28 +17,44 @@ from workflows.execution import Stage
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
 
-DEFAULT_CREDENTIAL = "azure.identity.aio:DefaultAzureCredential"
 
-
-class AzureOptions(BaseModel):
-    """Identity of this server and the certificates that it trusts."""
+class CredentialOptions(BaseModel):
+    """Identity of this server in Azure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    credential: str = DEFAULT_CREDENTIAL
-    """Import path of a callable that returns an asynchronous token credential."""
-    credential_options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Keyword arguments for it."""
-    ca_file: Path | None = None
-    """PEM file of authorities to trust instead of the system's."""
+    loader: ImportPath = Field(
+        default="azure.identity.aio:DefaultAzureCredential",
+        description='"module:callable" that returns an asynchronous token credential. The default '
+        "finds workload identity, managed identity and the login of the Azure CLI.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Keyword arguments of the credential, such as managed_identity_client_id. No "
+        "secrets: Ray shows the configuration on its dashboard.",
+    )
+
+
+class AzureOptions(BaseModel):
+    """Options of access to Azure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    credential: CredentialOptions = CredentialOptions()
+    ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of certificate authorities to trust instead of the system's: for "
+        "emulators, and for networks that inspect TLS.",
+    )
 
     def open_credential(self) -> AsyncTokenCredential:
         """Return a new credential, which caches tokens and renews them before they expire."""
-        make = import_from(self.credential)
-        return cast("AsyncTokenCredential", make(**self.credential_options))
+        create = import_from(self.credential.loader)
+        return cast("AsyncTokenCredential", create(**self.credential.options))
 
     def tls(self) -> ssl.SSLContext:
-        """Return the TLS context that verifies servers."""
+        """Return the TLS context of connections to Azure."""
         return ssl.create_default_context(cafile=self.ca_file and str(self.ca_file))
 
 

@@ -126,7 +126,7 @@ class BlobUploader:
         UploadFailed, TransientFailure
             As `upload`, which sends whatever is missing.
         """
-        if not self._options.ahead:
+        if not self._options.upload_ahead:
             return
         bind_execution(job.execution_id, job.workflow, Stage.INFERENCE)
         source = self._results_dir / job.folder

@@ -6,21 +6,32 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.azure.options import AzureOptions
 from deployments.blob_uploader.limits import BlobLimits
+from deployments.runtime.option_types import Flag, PositiveFloat
 from workflows.delivery import Container
 
 
-class BlobUploaderOptions(BaseModel):
-    """Identity, destinations and limits of uploads."""
+class BlobUploaderConfig(BaseModel):
+    """What an operator configures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time_limit_s: PositiveFloat = Field(
+        default=6 * 3600.0,
+        description="Time limit of one attempt at an upload, seconds. The next attempt resumes it.",
+    )
+    upload_ahead: Flag = Field(
+        default=True,
+        description="Whether the chunks of a Zarr store are uploaded while later steps are still "
+        "computed.",
+    )
+
+
+class BlobUploaderOptions(BlobUploaderConfig):
+    """Options of a BlobUploader replica."""
 
     azure: AzureOptions = AzureOptions()
     limits: BlobLimits = BlobLimits()
     allowed: tuple[Container, ...] | None = None
-    """Containers that results may go to; None for any. A plan may be older than the list."""
-    ahead: bool = True
-    """Whether chunks are uploaded while others are still computed."""
-    time_limit_s: float = Field(default=6 * 3600.0, gt=0)
-    """Limit of one call of `upload`; the next call resumes it."""
+    """Containers that may be written; None for any. A plan may be older than this list."""
     report_every_s: float = Field(default=0.5, gt=0)
-    """Shortest time between two reports of progress."""
+    """Minimum time between two reports of progress, seconds."""

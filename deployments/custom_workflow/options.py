@@ -5,25 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.runtime.option_types import Count, ImportPath, PositiveFloat
 
 
-class CustomWorkflowOptions(BaseModel):
-    """What a replica needs to know."""
+class CustomWorkflowConfig(BaseModel):
+    """What an operator configures for a user's workflow class."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    path: ImportPath = Field(
+        alias="class",
+        description='"module:Class", with the interface of Earth2Studio\'s Earth2Workflow.',
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the class's constructor."
+    )
+    window_mb: Count = Field(
+        default=256,
+        description="Output that may be computed but not yet written, in 10^6 bytes. More needs "
+        "more memory.",
+    )
+    cancel_grace_s: PositiveFloat = Field(
+        default=15.0,
+        description="Seconds that a run has to stop after a cancel, before its process is killed.",
+    )
+
+    @property
+    def window_bytes(self) -> int:
+        """Output that may be computed but not yet written, bytes."""
+        return self.window_mb * 10**6
+
+
+class CustomWorkflowOptions(CustomWorkflowConfig):
+    """Options of a CustomWorkflow replica."""
 
     name: str
-    """By which the workflow is called."""
+    """Name of the workflow."""
     name_is_given: bool
-    """True if the settings name it; otherwise the class must have the same name."""
-    path: str
-    """``module:Class``."""
-    config: dict[str, Any]
+    """Whether the settings name it; otherwise the class must have the same name."""
     results_dir: Path
     work_dir: Path
     max_output_bytes: int
-    window_bytes: int
-    """Bytes that may be computed but not yet written."""
-    cancel_grace_s: float
-    """Seconds that a run gets to stop after a cancel, before its process is ended."""

@@ -50,8 +50,7 @@ class GeoCatalog:
             If it refuses or fails to ingest the item.
         """
         bind_execution(registration.execution_id, registration.plan.workflow, Stage.REGISTER)
-        allowed = self._options.allowed
-        if allowed is not None and registration.geo_catalog_url not in allowed:
+        if registration.geo_catalog_url not in self._options.allowed:
             raise IngestionFailed(
                 Stage.REGISTER,
                 f"{registration.geo_catalog_url} is not in args.azure.geocatalog.allowed any more",

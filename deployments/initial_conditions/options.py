@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from deployments.runtime.import_path import LoaderOptions
+from deployments.runtime.option_types import PositiveFloat
 
 
-class SourceOptions(LoaderOptions):
-    """A data source."""
+class SourceConfig(BaseModel):
+    """What an operator configures for a data source, besides its loader."""
 
-    timeout_s: float
-    """Seconds that one fetch may take."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout_s: PositiveFloat = Field(
+        default=900.0, description="Time limit for fetching initial conditions, seconds."
+    )
+
+
+class SourceOptions(SourceConfig, LoaderOptions):
+    """Options of a data source."""

@@ -4,40 +4,64 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import LoaderOptions
+from deployments.runtime.option_types import Count
 from workflows.grids import Grid, LambertGrid
 
 
-class FCN3Options(BaseModel):
-    """Options of an FCN3 replica."""
+class WindowConfig(BaseModel):
+    """How far a model may be ahead of the Packager."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    window_steps: Count = Field(
+        default=4,
+        description="Time steps of a member that may be computed but not yet written. More needs "
+        "more memory.",
+    )
+
+
+class FCN3Config(BaseModel):
+    """What an operator configures for FCN3, besides its loader."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grid: Grid = Field(default=Grid(), description="Grid of the model.")
+    checkpoint_steps: Count | None = Field(
+        default=60,
+        description="Time steps from one checkpoint of a member to the next. An interrupted member "
+        "resumes from its last checkpoint. Null writes none: the member starts again.",
+    )
+
+
+class FCN3Options(FCN3Config, WindowConfig):
+    """Options of an FCN3 replica."""
+
     loader: LoaderOptions
-    grid: Grid
     input_variables: tuple[str, ...]
-    window_steps: int
-    """Time steps that may be computed but not yet written."""
-    checkpoint_steps: int | None = None
-    """Time steps from one checkpoint of a forecast to the next; None writes none."""
     gpu_locks: Path | None = None
     """Folder of the GPU locks if models share a GPU; None if each has its own."""
     interpolation: LoaderOptions | None = None
     """Interpolates FCN3 to hourly steps; None if FCN3 conditions no other model."""
 
 
-class StormScopeOptions(BaseModel):
-    """Options of a StormScope replica."""
+class StormScopeConfig(BaseModel):
+    """What an operator configures for StormScope, besides its loader."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    grid: LambertGrid = Field(
+        default=LambertGrid(), description="Grid of the model, on HRRR's Lambert map."
+    )
+
+
+class StormScopeOptions(StormScopeConfig, WindowConfig):
+    """Options of a StormScope replica."""
+
     loader: LoaderOptions
-    grid: LambertGrid
     conditioning_grid: Grid
     input_variables: tuple[str, ...]
-    window_steps: int
-    """Time steps that may be computed but not yet written."""
     gpu_locks: Path | None = None
     """Folder of the GPU locks if models share a GPU; None if each has its own."""

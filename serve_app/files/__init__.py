@@ -1,1 +1,1 @@
-"""Sends result files over HTTP: ranges, conditions, paths."""
+"""Serves result files over HTTP, from disk or Blob Storage: paths, ranges, preconditions."""

@@ -1,4 +1,4 @@
-"""Result files in Blob Storage, opened for a download."""
+"""Result files in Blob Storage."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from contextlib import contextmanager
 from deployments.azure.blobs import Blob, Blobs
 from deployments.azure.options import BlobResultsOptions
 from deployments.results.names import result_folder
-from serve_app.files.paths import ResultsUnavailable, names_of
+from serve_app.files.paths import ResultsUnavailable, split_path
 from serve_app.files.preconditions import Validators
 from workflows.errors import ResultsNotFound, StageFailed
 
 logger = logging.getLogger("ray.serve")
 
 SMALL = 4 << 20
-"""Bytes up to which a blob is read where it is opened: one request instead of two."""
+"""Size up to which a blob is read when it is opened, bytes: one request instead of two."""
 RETRY_LIMIT_S = 15.0
-"""Somebody waits for the answer."""
+"""Short, because a client waits."""
 
 
 class BlobFile:
-    """A blob in the state in which it was opened.
+    """A blob, in the state in which it was opened.
 
     Parameters
     ----------
     blobs : Blobs
     blob : Blob
     content : bytes or None
-        None if it is to be read part by part.
+        None if it is read in parts.
     relative : str
-        Its path as the client sent it, for messages.
+        Path as the client sent it, for messages.
     """
 
     read_ahead = 2
@@ -47,21 +47,21 @@ class BlobFile:
         self.validators = Validators(blob.etag, min(modified, int(time.time())))
 
     def read(self, part: range) -> bytes:
-        """Read one part whole."""
+        """Return the bytes of a range."""
         if self._content is not None:
             return self._content[part.start : part.stop]
-        with _answering_for(self._relative):
+        with _translate_blob_errors(self._relative):
             try:
                 return self._blobs.read(self._blob, part)
             except FileNotFoundError:
                 raise ResultsUnavailable(f"{self._relative!r} changed while it was read") from None
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is held."""
 
 
 class BlobFolder:
-    """The blobs of an execution's results, as `serve_app.files.serving.Folder` describes them."""
+    """The blobs of an execution's results, see `serve_app.files.serving.Folder`."""
 
     def __init__(self, blobs: Blobs, folder: str) -> None:
         self._blobs = blobs
@@ -69,17 +69,17 @@ class BlobFolder:
 
     def open(self, relative: str, *, whole: bool) -> BlobFile:
         """Open a blob."""
-        names = names_of(relative)
+        names = split_path(relative)
         if not names or relative.endswith("/"):
             raise ResultsNotFound(f"{relative!r} is not a result file")
         key = "/".join((self._folder, *names))
         content: bytes | None = None
-        with _answering_for(relative):
+        with _translate_blob_errors(relative):
             try:
                 blob = None if whole else self._blobs.head(key)
                 if blob is None:
-                    # One that is not there is looked at again: only this way tells whether the
-                    # whole container is missing, which is no answer to a reader of Zarr.
+                    # Also after a HEAD that found nothing: only a GET shows whether the whole
+                    # container is missing, which must not look like a missing Zarr chunk.
                     blob, content = self._blobs.open(key, SMALL)
             except (FileNotFoundError, ValueError):
                 raise ResultsNotFound(f"there is no result file {relative!r}") from None
@@ -89,21 +89,21 @@ class BlobFolder:
 
 
 class BlobResults:
-    """The results of all executions, as `serve_app.files.serving.Results` describes them."""
+    """The results of all executions, see `serve_app.files.serving.Results`."""
 
     def __init__(self, options: BlobResultsOptions) -> None:
         self._blobs = Blobs(options.model_copy(update={"retry_limit_s": RETRY_LIMIT_S}))
 
     def __call__(self, workflow: str, execution_id: str) -> BlobFolder:
-        """Give the folder of an execution."""
+        """Return the folder of an execution."""
         return BlobFolder(self._blobs, result_folder(workflow, execution_id))
 
 
 @contextmanager
-def _answering_for(relative: str) -> Iterator[None]:
-    """Turn what Blob Storage refuses into an answer; the reason is for the operator."""
+def _translate_blob_errors(relative: str) -> Iterator[None]:
+    """Raise ResultsUnavailable for an error of Blob Storage; only the log has the reason."""
     try:
         yield
     except StageFailed as error:
-        logger.warning("%r cannot be read: %s", relative, error)
+        logger.warning("cannot read %r: %s", relative, error)
         raise ResultsUnavailable(f"{relative!r} cannot be read now") from None

@@ -1,4 +1,4 @@
-"""Result files on disk, opened for a download."""
+"""Result files on disk."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from io import FileIO
 from pathlib import Path
 
-from serve_app.files.paths import ResultsUnavailable, answering_for, open_below
+from serve_app.files.paths import ResultsUnavailable, open_below, translate_os_errors
 from serve_app.files.preconditions import Validators
 
 
 class DiskFile:
-    """A file of which the descriptor counts, and not the name.
+    """An open file, independent of what happens to its name.
 
     Parameters
     ----------
     file : FileIO
     relative : str
-        Its path as the client sent it, for messages.
+        Path as the client sent it, for messages.
     """
 
     read_ahead = 0
@@ -30,35 +30,35 @@ class DiskFile:
         self.validators = Validators.of(status)
 
     def read(self, part: range) -> bytes:
-        """Read one part whole.
+        """Return the bytes of a range.
 
-        ``pread`` goes straight to the offset and moves no shared position, so closing the file
-        on a thread that a cancelled request left behind harms nobody.
+        ``pread`` uses no shared position, so a thread that a cancelled request left behind cannot
+        disturb other reads.
         """
-        with answering_for(self._relative):
-            chunk = os.pread(self._file.fileno(), len(part), part.start)
-            while len(chunk) < len(part):  # one call gives less than asked for only rarely
+        with translate_os_errors(self._relative):
+            content = os.pread(self._file.fileno(), len(part), part.start)
+            while len(content) < len(part):  # a call rarely returns less than requested
                 more = os.pread(
-                    self._file.fileno(), len(part) - len(chunk), part.start + len(chunk)
+                    self._file.fileno(), len(part) - len(content), part.start + len(content)
                 )
                 if not more:
                     raise ResultsUnavailable(f"{self._relative!r} became shorter while it was read")
-                chunk += more
-        return chunk
+                content += more
+        return content
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
 
 class DiskFolder:
-    """The folder of an execution's results, as `serve_app.files.serving.Folder` describes it."""
+    """The folder of an execution's results, see `serve_app.files.serving.Folder`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def open(self, relative: str, *, whole: bool) -> DiskFile:
-        """Open a file; raises what `serve_app.files.paths.resolve` raises."""
+        """Open a file; raises as `serve_app.files.paths.open_below` does."""
         file = open_below(self._root, relative)
         try:
             return DiskFile(file, relative)
@@ -68,11 +68,11 @@ class DiskFolder:
 
 
 class DiskResults:
-    """The results of all executions, as `serve_app.files.serving.Results` describes them."""
+    """The results of all executions, see `serve_app.files.serving.Results`."""
 
     def __init__(self, results_dir: Path) -> None:
         self._results_dir = results_dir
 
     def __call__(self, workflow: str, execution_id: str) -> DiskFolder:
-        """Give the folder of an execution."""
+        """Return the folder of an execution."""
         return DiskFolder(self._results_dir / workflow / execution_id)

@@ -1,15 +1,15 @@
-"""The way from a client's path to an open result file, which never leaves the results.
+"""Opening of the file that a client's path names, which never leaves the results.
 
 ::
 
     Earth2ServeError
     ├── ForbiddenPath        403: leads out of the results
-    ├── InvalidPath          400: can name no file at all
+    ├── InvalidPath          400: cannot name a file
     ├── ResultsNotFound      404 (workflows.errors)
-    └── ResultsUnavailable   503: there, but not readable now
+    └── ResultsUnavailable   503: exists, but cannot be read now
 
-A file that cannot be read now must not answer 404: to a Zarr reader a missing chunk is one full
-of NaN.
+A file that cannot be read now must not answer 404: to a Zarr reader, a missing chunk is full of
+NaN.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 
 class ForbiddenPath(Earth2ServeError):
-    """A path that leads out of an execution's results."""
+    """A path leads out of an execution's results."""
 
 
 class InvalidPath(Earth2ServeError):
-    """A path that can name no file: control characters, or too long."""
+    """A path contains control characters, or is too long."""
 
 
 class ResultsUnavailable(Earth2ServeError):
-    """A result file that is there but cannot be read now."""
+    """A result file exists but cannot be read now."""
 
 
-def resolve(root: Path, relative: str) -> Path:
-    """Find the regular file that a client's path names.
+def open_below(root: Path, relative: str) -> FileIO:
+    """Open the regular file that a client's path names.
 
     Parameters
     ----------
@@ -53,32 +53,20 @@ def resolve(root: Path, relative: str) -> Path:
     relative : str
         Path below it as the client sent it, percent-decoded once.
 
-    Returns
-    -------
-    Path
-        Absolute, without symlinks, below the resolved `root`.
-
     Raises
     ------
     ForbiddenPath
-        If the path is absolute, has ``..`` or a backslash, or a symlink leads out of `root`.
+        If the path is absolute, contains ``..`` or a backslash, or a symlink leads out of `root`.
     InvalidPath
-        If it has control characters or is too long for a file system.
+        If it contains control characters or is too long for a file system.
     ResultsNotFound
-        If nothing is there, or something that is no regular file.
+        If it names nothing, or something that is not a regular file.
     ResultsUnavailable
-        If the file system does not let us look.
+        If the file cannot be read now.
     """
-    with answering_for(relative):
+    with translate_os_errors(relative):
         base, names = _locate(root, relative)
-    return Path(base, *names)
-
-
-def open_below(root: Path, relative: str) -> FileIO:
-    """Open the file that `resolve` finds; raises what it raises."""
-    with answering_for(relative):
-        base, names = _locate(root, relative)
-        file = FileIO(_walk(base, names))
+        file = FileIO(_open_without_symlinks(base, names))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise ResultsNotFound(f"{relative!r} is not a result file")
@@ -86,8 +74,8 @@ def open_below(root: Path, relative: str) -> FileIO:
 
 
 @contextmanager
-def answering_for(relative: str) -> Iterator[None]:
-    """Turn errors of the file system into ours, which name the client's path and no other."""
+def translate_os_errors(relative: str) -> Iterator[None]:
+    """Raise the errors of `open_below` for an OSError; they name the client's path only."""
     try:
         yield
     except OSError as error:
@@ -99,20 +87,14 @@ def answering_for(relative: str) -> Iterator[None]:
         raise ResultsUnavailable(f"{relative!r} cannot be read now: {reason}") from error
 
 
-def _locate(root: Path, relative: str) -> tuple[str, Sequence[str]]:
-    """Give the resolved root and the names from there to a regular file, none a symlink."""
-    wanted = names_of(relative)
-    base = os.path.realpath(root)
-    path = os.path.realpath(os.path.join(base, *wanted))
-    if path != base and not path.startswith(os.path.join(base, "")):
-        raise ForbiddenPath(f"{relative!r} leads out of the results")
-    if relative.endswith("/") or not stat.S_ISREG(os.lstat(path).st_mode):
-        raise ResultsNotFound(f"{relative!r} is not a result file")
-    return base, os.path.relpath(path, base).split("/")
+def split_path(relative: str) -> list[str]:
+    """Return the components of a client's path, which needs no file system to be checked.
 
-
-def names_of(relative: str) -> list[str]:
-    """Refuse a path that nobody needs to be asked about, and split the rest; see `resolve`."""
+    Raises
+    ------
+    ForbiddenPath, InvalidPath
+        As `open_below` does.
+    """
     try:
         length = len(os.fsencode(relative))
     except UnicodeEncodeError:
@@ -120,7 +102,7 @@ def names_of(relative: str) -> list[str]:
     if length > _MAX_PATH:
         raise InvalidPath(f"the path has {length} bytes; at most {_MAX_PATH} are allowed")
     if _CONTROL.search(relative):
-        raise InvalidPath("the path has control characters")
+        raise InvalidPath("the path contains control characters")
     names = [name for name in relative.split("/") if name not in {"", "."}]
     if relative.startswith("/") or "\\" in relative or ".." in names:
         raise ForbiddenPath(f"{relative!r} leads out of the results")
@@ -129,18 +111,29 @@ def names_of(relative: str) -> list[str]:
     return names
 
 
-def _walk(base: str, names: Sequence[str]) -> int:
-    """Open a file step by step, following no symlink.
+def _locate(root: Path, relative: str) -> tuple[str, Sequence[str]]:
+    """Return the resolved root, and the names from there to a regular file, none a symlink."""
+    base = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(base, *split_path(relative)))
+    if path != base and not path.startswith(os.path.join(base, "")):
+        raise ForbiddenPath(f"{relative!r} leads out of the results")
+    if relative.endswith("/") or not stat.S_ISREG(os.lstat(path).st_mode):
+        raise ResultsNotFound(f"{relative!r} is not a result file")
+    return base, os.path.relpath(path, base).split("/")
 
-    A folder that became a symlink after `_locate` looked ends the walk with an error.
+
+def _open_without_symlinks(base: str, names: Sequence[str]) -> int:
+    """Return a descriptor of a file, opened one name at a time without following symlinks.
+
+    A folder that became a symlink after `_locate` is an error.
     """
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names[:-1]:
-            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
-            folder = below
-        # O_NONBLOCK: a FIFO put there meanwhile must not hold the thread.
+            folder = child
+        # O_NONBLOCK: opening a FIFO that replaced the file must not block the thread.
         return os.open(names[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     finally:
         os.close(folder)

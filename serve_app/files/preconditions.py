@@ -1,4 +1,4 @@
-"""Validators of a file and the conditions that a request sets on them (RFC 9110, section 13)."""
+"""Validators of a file, and conditional requests (RFC 9110, section 13)."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ _NS = 10**9
 
 @dataclass(frozen=True)
 class Validators:
-    """What tells one state of a file from another."""
+    """What distinguishes two states of a file."""
 
     etag: str
-    """Strong, quotes included."""
+    """Strong entity tag, quotes included."""
     modified: int
     """Seconds since 1970."""
 
     @classmethod
     def of(cls, status: os.stat_result) -> Validators:
-        """Take them from an open file's status."""
+        """Return the validators of a file on disk."""
         return cls(
             etag=f'"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"',
-            # Section 8.8.2.1: never later than the answer itself.
+            # Section 8.8.2.1: never later than the response itself.
             modified=min(status.st_mtime_ns // _NS, int(time.time())),
         )
 
     @property
     def last_modified(self) -> str:
-        """The time as an HTTP date."""
+        """Time of the last modification as an HTTP date."""
         return formatdate(self.modified, usegmt=True)
 
 
 def failed_precondition(headers: Headers, validators: Validators) -> Literal[304, 412] | None:
-    """Give the status that answers a conditional GET or HEAD; None if it is to be carried out.
+    """Return the status of a conditional GET or HEAD whose condition fails; None if it holds.
 
-    The order is that of section 13.2.2: each date counts only where its entity tag is absent.
+    Conditions are evaluated in the order of section 13.2.2: a date is ignored if the entity tag of
+    its kind is present.
     """
     tags = _entity_tags(headers, "if-match")
     if tags is not None:
-        # Compared strongly: a weak tag starts with W/ and equals none of ours.
+        # Strong comparison: a weak tag starts with W/ and equals none of these.
         if "*" not in tags and validators.etag not in tags:
             return 412
     else:
@@ -67,7 +68,7 @@ def failed_precondition(headers: Headers, validators: Validators) -> Literal[304
 
 
 def range_applies(headers: Headers, validators: Validators) -> bool:
-    """Say whether If-Range, if there is one, holds."""
+    """Return whether If-Range holds or is absent."""
     values = headers.getlist("if-range")
     if not values:
         return True
@@ -84,7 +85,7 @@ def _entity_tags(headers: Headers, name: str) -> list[str] | None:
 
 
 def _date(headers: Headers, name: str) -> float | None:
-    """Read a date, in any of the three forms of section 5.6.7; None if it is none."""
+    """Return a date, in any of the three formats of section 5.6.7; None if it is invalid."""
     values = headers.getlist(name)
     if len(values) != 1 or len(values[0]) > 64:
         return None

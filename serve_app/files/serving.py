@@ -1,4 +1,4 @@
-"""Result files over HTTP: ranges, conditions and streaming (RFC 9110)."""
+"""HTTP responses with result files: ranges, preconditions and streaming (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -19,97 +19,94 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deployments.results.media_types import media_type
-from serve_app.files.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
 from serve_app.files.preconditions import Validators, failed_precondition, range_applies
 from serve_app.files.ranges import requested_ranges
 
-__all__ = ["Folder", "ForbiddenPath", "InvalidPath", "ResultFile", "Results", "ResultsUnavailable"]
-
 CHUNK_SIZE = 4 << 20
-"""Bytes read at a time: 64 KiB reaches 79 MB/s through Serve, 4 MiB 1.1 GB/s, 16 MiB less."""
+"""Bytes per read: 64 KiB reaches 79 MB/s through Serve, 4 MiB 1.1 GB/s, 16 MiB less."""
 SMALL = CHUNK_SIZE
-"""Bytes up to which a body is read where the file is opened and sent as one message: a map of
-0.25 degrees, which is what a Zarr chunk holds, is just below."""
+"""Size up to which a body is read when the file is opened, and sent as one message, bytes. A Zarr
+chunk, which holds one map at 0.25 degrees, is just below."""
 
 _INLINE = {"image/png"}
 
 _PARTIAL = {
     *("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
 }
-"""Headers with which less than the whole file may be the answer."""
+"""Headers by which a response may contain less than the whole file."""
 _NOT_IN_QUOTES = re.compile(r"[^A-Za-z0-9 ._+:=@~-]")
 
 Part = bytes | range
-"""A piece of a body: bytes as they stand, or a range of the file."""
+"""A part of a body: bytes to send as they are, or a range of the file."""
 
-Sent = Callable[[int], None]
-"""Told how many bytes were handed over."""
+CountBytes = Callable[[int], None]
+"""Called with the number of bytes that were handed to the server."""
 
 
 class OpenedFile(Protocol):
-    """A file that stays as it was when it was opened, or cannot be read any more."""
+    """An open file: reads return its state when it was opened, or fail."""
 
     @property
     def size(self) -> int:
-        """Bytes in it."""
+        """Size in bytes."""
 
     @property
     def validators(self) -> Validators:
-        """What tells this state from another."""
+        """What distinguishes this state of the file from others."""
 
     @property
     def read_ahead(self) -> int:
-        """Pieces to read while one is sent."""
+        """Number of chunks to read while one is sent."""
 
     def read(self, part: range) -> bytes:
-        """Read one part whole; ResultsUnavailable if it is not there any more."""
+        """Return the bytes of a range; raises ResultsUnavailable if they no longer exist."""
 
     def close(self) -> None:
-        """Let it go; a thread that still reads is not harmed."""
+        """Close the file; a read in another thread is not disturbed."""
 
 
 class Folder(Protocol):
-    """An execution's results, in `serve_app.files.disk` or `serve_app.files.blob`."""
+    """An execution's results; see `serve_app.files.disk` and `serve_app.files.blob`."""
 
     def open(self, relative: str, *, whole: bool) -> OpenedFile:
-        """Open what a client's path names.
+        """Open the file that a client's path names.
 
         Parameters
         ----------
         relative : str
             Path below it as the client sent it, percent-decoded once.
         whole : bool
-            Whether all of it is going to be read.
+            Whether the whole file will be read.
 
         Raises
         ------
         ForbiddenPath
             If the path leads out of the folder.
         InvalidPath
-            If it can name no file.
+            If it cannot name a file.
         ResultsNotFound
-            If nothing is there, or what is no file.
+            If it names nothing, or something that is not a file.
         ResultsUnavailable
-            If it cannot be read now.
+            If the file cannot be read now.
         """
 
 
 Results = Callable[[str, str], Folder]
-"""Gives the folder of a workflow's execution."""
+"""Returns the folder of an execution, given its workflow and id."""
 
 
 class ResultFile(Response):
-    """The answer to a GET or HEAD for a result file, made by `open`.
+    """Response to a GET or HEAD of a result file, created by `open`.
 
-    Bodies up to `SMALL` are in memory already. Longer ones are read while they are sent, from
-    what was opened and checked, so whatever happens to the name meanwhile.
+    Bodies up to `SMALL` are in memory. Longer ones are read while they are sent, from the file that
+    was opened and checked, whatever happens to its name in the meantime.
     """
 
     @classmethod
     async def open(
-        cls, folder: Folder, relative: str, request: Request, sent: Sent = lambda _: None
+        cls, folder: Folder, relative: str, request: Request, count: CountBytes = lambda _: None
     ) -> ResultFile:
-        """Open a file and decide what to answer; raises what `Folder.open` raises.
+        """Open a file and return the response; raises as `Folder.open` does.
 
         Parameters
         ----------
@@ -118,29 +115,31 @@ class ResultFile(Response):
         relative : str
             Path below it as the client sent it.
         request : Request
-            Its method, range and conditions decide the answer.
-        sent : callable
-            Told how many bytes of the body were handed over, piece by piece.
+            Its method, range and preconditions determine the response.
+        count : callable
+            Called with the size of each chunk of the body, once it was handed to the server.
         """
-        # One turn in a thread for all that touches the disk: most files are small Zarr chunks.
-        return await anyio.to_thread.run_sync(cls._open, folder, relative, request, sent)
+        # One call in a thread for all disk access, because most files are small Zarr chunks.
+        return await anyio.to_thread.run_sync(cls._open, folder, relative, request, count)
 
     @classmethod
-    def _open(cls, folder: Folder, relative: str, request: Request, sent: Sent) -> ResultFile:
+    def _open(
+        cls, folder: Folder, relative: str, request: Request, count: CountBytes
+    ) -> ResultFile:
         whole = request.method != "HEAD" and _PARTIAL.isdisjoint(request.headers)
         file = folder.open(relative, whole=whole)
         try:
-            return cls(file, relative, request, sent)
+            return cls(file, relative, request, count)
         except BaseException:
             file.close()
             raise
 
     def __init__(
-        self, file: OpenedFile, relative: str, request: Request, sent: Sent = lambda _: None
+        self, file: OpenedFile, relative: str, request: Request, count: CountBytes
     ) -> None:
         self._file = file
-        self._sent = sent
-        code, headers, parts = _answer(file, relative, request)
+        self._count = count
+        code, headers, parts = _respond(file, relative, request)
         body = b""
         self._parts: list[Part] = []
         if request.method != "HEAD":
@@ -156,21 +155,21 @@ class ResultFile(Response):
         return part if isinstance(part, bytes) else self._file.read(part)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer; stop reading when the client is gone.
+        """Send the response; stop reading when the client disconnects.
 
         Raises
         ------
         ResultsUnavailable
-            If the file became shorter. The server then breaks the connection, which is the only
-            way left to tell the client that the body is not whole.
+            If the file became shorter. The server then closes the connection, the only way left to
+            show the client that the body is incomplete.
         """
         if not self._parts:
             await super().__call__(scope, receive, send)
-            self._sent(len(self.body))
+            self._count(len(self.body))
             return
-        gone = asyncio.ensure_future(_disconnected(receive))
+        disconnect = asyncio.ensure_future(_disconnected(receive))
         try:
-            # Servers either ignore what is sent to a client that is gone or raise OSError.
+            # After a disconnect, servers either ignore what is sent or raise OSError.
             with suppress(OSError):
                 await send(
                     {
@@ -179,30 +178,30 @@ class ResultFile(Response):
                         "headers": self.raw_headers,
                     }
                 )
-                async with aclosing(self._bodies()) as bodies:
-                    async for body in bodies:
-                        if gone.done():
+                async with aclosing(self._chunks()) as chunks:
+                    async for chunk in chunks:
+                        if disconnect.done():
                             return
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
-                        self._sent(len(body))
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                        self._count(len(chunk))
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            gone.cancel()
+            disconnect.cancel()
             self._file.close()
 
-    async def _bodies(self) -> AsyncGenerator[bytes]:
-        """Read the pieces of the body in order; those ahead are read meanwhile."""
-        begun: deque[asyncio.Future[bytes]] = deque()
+    async def _chunks(self) -> AsyncGenerator[bytes]:
+        """Yield the chunks of the body in order, while the next ones are read ahead."""
+        reads: deque[asyncio.Future[bytes]] = deque()
         try:
-            for chunk in _chunks(self._parts):
-                begun.append(asyncio.ensure_future(anyio.to_thread.run_sync(self._read, chunk)))
-                if len(begun) > self._file.read_ahead:
-                    yield await begun.popleft()
-            while begun:
-                yield await begun.popleft()
+            for part in _split(self._parts):
+                reads.append(asyncio.ensure_future(anyio.to_thread.run_sync(self._read, part)))
+                if len(reads) > self._file.read_ahead:
+                    yield await reads.popleft()
+            while reads:
+                yield await reads.popleft()
         finally:
-            for left in begun:
-                left.cancel()
+            for read in reads:
+                read.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -210,17 +209,17 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _chunks(parts: Sequence[Part]) -> Iterator[Part]:
-    """Cut parts into pieces of at most `CHUNK_SIZE`."""
+def _split(parts: Sequence[Part]) -> Iterator[Part]:
+    """Split parts into parts of at most `CHUNK_SIZE`."""
     for part in parts:
         for start in range(0, len(part), CHUNK_SIZE):
             yield part[start : start + CHUNK_SIZE]
 
 
-def _answer(
+def _respond(
     file: OpenedFile, relative: str, request: Request
 ) -> tuple[int, dict[str, str], list[Part]]:
-    """Decide on status code, headers and the pieces of the body that a GET gets."""
+    """Return the status code, the headers, and the parts of the body of a GET."""
     size, validators = file.size, file.validators
     headers = {
         "accept-ranges": "bytes",
@@ -233,11 +232,11 @@ def _answer(
     if failed == 304:
         return 304, headers, []
     if failed == 412:
-        return _problem(412, "the file is not the one that the request is meant for", headers)
+        return _error(412, "the file is not in the state that the request requires", headers)
     ranges = _ranges(request, validators, size)
     if ranges == []:
         headers["content-range"] = f"bytes */{size}"
-        return _problem(416, f"the file has {size} bytes, none of them in these ranges", headers)
+        return _error(416, f"the file has {size} bytes, none of them in these ranges", headers)
 
     name = relative.rpartition("/")[2]
     content_type = media_type(name)
@@ -259,10 +258,10 @@ def _answer(
     return code, headers, parts
 
 
-def _problem(
+def _error(
     code: int, detail: str, headers: dict[str, str]
 ) -> tuple[int, dict[str, str], list[Part]]:
-    """Answer in the shape of all our errors."""
+    """Return a response with the body of all errors of the HTTP API."""
     body = json.dumps({"detail": detail}).encode()
     length = {"content-type": "application/json", "content-length": str(len(body))}
     return code, headers | length, [body]

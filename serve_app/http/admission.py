@@ -63,7 +63,7 @@ def submit(
     )
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
-        _check_size(plan, workflow, options.max_output_bytes)
+        _check_size(plan, workflow, options.limits.max_output_bytes)
         drawn = workflow.drawn_parameters(plan)
     execution = Execution(
         execution_id=new_execution_id(),
@@ -76,7 +76,7 @@ def submit(
     try:
         return store.submit(
             execution,
-            max_queued=options.max_queued,
+            max_queued=options.queue.max_size,
             idempotency=idempotency,
             demand=_demand(options, plan),
         )
@@ -111,7 +111,7 @@ def retry(context: Context, workflow: str, execution_id: str) -> Execution:
         return store.request_retry(
             workflow,
             execution_id,
-            max_queued=options.max_queued,
+            max_queued=options.queue.max_size,
             demand=_demand(options, plan),
         )
     except QueueFull as error:
@@ -124,10 +124,10 @@ def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
     # The output size of a custom workflow is unknown until it runs, and is checked then.
     return Demand(
         needed=plan.disk_bytes if isinstance(plan, Plan) else 0,
-        free=free_bytes(options.results_dir, options.min_free_bytes)
+        free=free_bytes(options.results_dir, options.results.min_free_bytes)
         if options.blob_results is None
         else None,
-        quota=options.quota_bytes,
+        quota=options.results.quota_bytes,
     )
 
 

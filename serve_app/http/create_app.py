@@ -117,7 +117,7 @@ def create_app(
     # Workflows come first, so that /v1/infer/workflows is not taken for a workflow's name.
     for module in (workflows, executions, results, health):
         app.router.routes.extend(module.router.routes)
-    description = describe(app, with_tokens=options.tokens_file is not None)
+    description = describe(app, with_tokens=options.auth.tokens_file is not None)
     app.openapi = lambda: description  # type: ignore[method-assign]
     return app
 
@@ -126,7 +126,7 @@ def _middleware(options: IngressOptions) -> list[Middleware]:
     """Return the middleware, outermost first."""
     cors = Middleware(
         CORSMiddleware,
-        allow_origins=options.allow_origins,
+        allow_origins=options.cors.allow_origins,
         allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=[
             "Authorization",
@@ -146,12 +146,13 @@ def _middleware(options: IngressOptions) -> list[Middleware]:
             "Retry-After",
         ],
     )
+    tokens_file = options.auth.tokens_file
     return [
         # Outside authentication: browsers send no token with a preflight.
-        *([cors] if options.allow_origins else []),
+        *([cors] if options.cors.allow_origins else []),
         Middleware(UnexpectedErrors),
         Middleware(HeadWithoutBody),
-        *([Middleware(BearerAuth, Tokens(options.tokens_file))] if options.tokens_file else []),
-        Middleware(SameSiteWrites, options.allow_origins),
-        Middleware(BodyLimit, options.max_body_bytes),
+        *([Middleware(BearerAuth, Tokens(tokens_file))] if tokens_file else []),
+        Middleware(SameSiteWrites, options.cors.allow_origins),
+        Middleware(BodyLimit, options.limits.max_body_bytes),
     ]

@@ -32,7 +32,7 @@ def exposition(context: Context) -> str:
         (
             "earth2serve_queue_limit",
             "Queued executions above which requests are refused.",
-            [({}, context.options.max_queued)],
+            [({}, context.options.queue.max_size)],
         ),
         (
             "earth2serve_component_ready",

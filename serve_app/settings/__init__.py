@@ -1,1 +1,1 @@
-"""Parses and checks everything under ``args``."""
+"""Parses and checks all settings, which stand under ``args`` of the application."""

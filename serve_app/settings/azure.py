@@ -1,97 +1,52 @@
-"""The sections under ``args.azure``: where results may go, and who this server is there.
+"""The section ``azure``: delivery to Azure, and the identity of this server there.
 
-Nothing here imports Azure's libraries: without these settings nobody needs them.
+Nothing here imports Azure's libraries, which a server without these settings does not need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    Strict,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from serve_app.settings.section import Amount, Count, ImportPath, Section
-from workflows.delivery import (
-    Container,
-    DeliveryRules,
-    check_collection,
-    parse_catalog,
-    parse_container,
-)
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from deployments.azure.options import AzureOptions
+from deployments.blob_uploader.options import BlobUploaderConfig
+from deployments.geocatalog.options import CatalogUrl, GeoCatalogConfig
+from deployments.runtime.option_types import Count, PositiveFloat
+from serve_app.settings.section import Section
+from workflows.delivery import Container, DeliveryRules, check_collection, parse_container
 
 
 def _emulator(value: str) -> str:
     url = urlsplit(value)
     if url.scheme != "https" or not url.hostname or url.query or url.path.count("/") != 1:
-        raise ValueError("give its endpoint, as in https://127.0.0.1:10000/devstoreaccount1")
+        raise ValueError("must be its endpoint, as in https://127.0.0.1:10000/devstoreaccount1")
     return value
 
 
-def _catalog(value: str) -> str:
-    catalog = parse_catalog(value)
-    url = urlsplit(catalog)
-    if url.scheme != "https" and url.hostname not in LOOPBACK:
-        raise ValueError("https:// is needed; http:// is for an emulator on this machine")
-    return catalog
-
-
-Catalog = Annotated[str, AfterValidator(_catalog)]
-
-
-class CredentialSettings(Section):
-    """Who this server is to Azure."""
-
-    loader: ImportPath = Field(
-        default="azure.identity.aio:DefaultAzureCredential",
-        description='"module:callable": what gives an asynchronous token credential; the default '
-        "finds workload identity, managed identity and the Azure CLI's login.",
-    )
-    options: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Keyword arguments for it, such as managed_identity_client_id. No secrets: "
-        "Ray shows the configuration on its dashboard.",
-    )
-
-
-class BlobSettings(Section):
+class BlobSettings(BlobUploaderConfig, Section):
     """Delivery to Blob Storage."""
 
     emulator: Annotated[str, AfterValidator(_emulator)] | None = Field(
         default=None,
-        description="Endpoint of an account whose name comes in the path, as Azurite's does.",
+        description="Endpoint of a storage account that is named in the URL path, such as "
+        "Azurite's.",
     )
     allowed_containers: tuple[str, ...] = Field(
         default=(),
-        description="Containers, or folders in them, to which results may go: "
+        description="Containers, or folders in them, to which results may be uploaded: "
         "https://ACCOUNT.blob.core.windows.net/CONTAINER. Empty allows none.",
     )
     default_container: str | None = Field(
-        default=None, description="Where results go if a request names no container_url."
+        default=None, description="Destination of requests that set no container_url."
     )
-    signed_url_s: Amount | None = Field(
+    signed_url_s: PositiveFloat | None = Field(
         default=None,
         le=7 * 24 * 3600,
-        description="Seconds that a read-only link to an execution's blobs is valid, which its "
-        "results then have; null makes none.",
-    )
-    time_limit_s: Amount = Field(
-        default=6 * 3600.0, description="Seconds that one attempt at an upload may take."
-    )
-    upload_ahead: Annotated[bool, Strict()] = Field(
-        default=True,
-        description="Whether the chunks of a Zarr store are uploaded while others are still "
-        "computed.",
+        description="Validity of read-only links to the blobs of an execution, seconds. Null "
+        "creates no links.",
     )
     replicas: Count = Field(default=1, description="Replicas that upload.")
 
@@ -109,38 +64,26 @@ class BlobSettings(Section):
             emulator = info.data.get("emulator")
             allowed = [parse_container(url, emulator) for url in info.data["allowed_containers"]]
             container = parse_container(value, emulator)
-            if not any(each.contains(container) for each in allowed):
+            if not any(place.contains(container) for place in allowed):
                 raise ValueError("it is not in allowed_containers")
         return value
 
     @property
     def containers(self) -> tuple[Container, ...]:
-        """The containers to which results may go."""
+        """Containers to which results may be uploaded."""
         return tuple(parse_container(url, self.emulator) for url in self.allowed_containers)
 
 
-class GeoCatalogSettings(Section):
-    """Registration in Planetary Computer Pro."""
+class GeoCatalogSettings(GeoCatalogConfig, Section):
+    """Registration in GeoCatalogs of Planetary Computer Pro."""
 
-    allowed: tuple[Catalog, ...] = Field(
-        default=(), description="GeoCatalogs in which results may be registered. Empty allows none."
-    )
-    default_catalog: Catalog | None = Field(
-        default=None,
-        description="Where results are registered if a request names no geo_catalog_url.",
+    default_catalog: CatalogUrl | None = Field(
+        default=None, description="GeoCatalog of requests that set no geo_catalog_url."
     )
     collections: Mapping[str, Annotated[str, AfterValidator(check_collection)]] = Field(
         default_factory=dict,
-        description="Collection of a workflow's items where a request names no collection_id; by "
-        "default one that is named after the workflow.",
-    )
-    api_version: str = Field(
-        default="2026-04-15",
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?$",
-        description="Version of GeoCatalog's API.",
-    )
-    time_limit_s: Amount = Field(
-        default=900.0, description="Seconds that the service gets to take in an item."
+        description="Collection of each workflow, for requests that set no collection_id. A "
+        "workflow without an entry has a collection of its own name.",
     )
 
     @model_validator(mode="after")
@@ -150,21 +93,20 @@ class GeoCatalogSettings(Section):
         return self
 
 
-class AzureSettings(Section):
-    """Delivery to Azure; without allowed places there is none of it."""
+class AzureSettings(AzureOptions, Section):
+    """Delivery to Azure; nothing is delivered without allowed destinations."""
 
-    credential: CredentialSettings = CredentialSettings()
-    ca_file: Path | None = Field(
-        default=None,
-        description="Certificates of authorities to trust instead of the system's, PEM: for "
-        "emulators, and networks that inspect TLS.",
-    )
     blob: BlobSettings = BlobSettings()
     geocatalog: GeoCatalogSettings = GeoCatalogSettings()
 
     @property
+    def account(self) -> AzureOptions:
+        """How to access Azure."""
+        return self.to_options(AzureOptions)
+
+    @property
     def rules(self) -> DeliveryRules:
-        """What a request may ask for."""
+        """Deliveries that a request may ask for."""
         default = self.blob.default_container
         return DeliveryRules(
             containers=self.blob.containers,

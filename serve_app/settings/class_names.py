@@ -1,6 +1,6 @@
-"""What a user's workflow class is called, read in its source: importing it would take a minute.
+"""Name of a user's workflow class, read from its source, because importing it can take a minute.
 
-It must be known before any replica runs: routes, deployments and the exposure list need it.
+Routes, deployments and the list of exposed workflows need the name before any replica runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @functools.cache
 def declared_name(path: str) -> str | None:
-    """Give the ``name`` that a class states in its body, or else its own, as it will at run time.
+    """Return the ``name`` that a class declares in its body, or else the name of the class.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def declared_name(path: str) -> str | None:
     Returns
     -------
     str or None
-        None if the source cannot be found, or the name is not written out there.
+        None if the source cannot be found, or the name is not a literal there.
     """
     module, _, attribute = path.partition(":")
     source = _source(module)
@@ -49,20 +49,19 @@ def _name_in(node: ast.ClassDef) -> str | None:
             targets = [statement.target]
         if any(isinstance(target, ast.Name) and target.id == "name" for target in targets):
             value = getattr(statement, "value", None)
-            said = value.value if isinstance(value, ast.Constant) else None
-            return said if isinstance(said, str) else None
-    # Earth2Studio's base class takes the class's own name then.
+            literal = value.value if isinstance(value, ast.Constant) else None
+            return literal if isinstance(literal, str) else None
+    # Earth2Studio's base class falls back to the name of the class.
     return node.name
 
 
 def _source(module: str) -> Path | None:
-    """Find a module's file without importing anything, its parents included."""
-    where, origin = sys.path, None
+    """Return a module's file, without importing the module or its parents."""
+    search_path, origin = sys.path, None
     for part in module.split("."):
-        # By its last name alone: with a dotted one, folders without __init__.py would want their
-        # parents imported.
-        spec = PathFinder.find_spec(part, where)
+        # By its last name alone: a dotted name of a namespace package would import its parents.
+        spec = PathFinder.find_spec(part, search_path)
         if spec is None:
             return None
-        where, origin = list(spec.submodule_search_locations or []), spec.origin
+        search_path, origin = list(spec.submodule_search_locations or []), spec.origin
     return Path(origin) if origin and origin.endswith(".py") else None

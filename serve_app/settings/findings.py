@@ -1,7 +1,7 @@
-"""What is wrong with a configuration, each finding with its place in words that can be acted on.
+"""Problems of a configuration, each with its place and a message that says how to fix it.
 
-`serve_app.settings` uses it when the application starts, `serve_app.check` for a whole file, so
-both report the same.
+The application uses this at startup and `serve_app.check` for a whole file, so both report the
+same.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Path = tuple[str | int, ...]
 """Keys and list indices from the top of the file, such as ``("applications", 0, "args")``."""
 
 Places = Sequence[tuple[str, str]]
-"""Every known key with the pattern of the mapping it belongs in, ``applications[].args``."""
+"""Every known key, with the pattern of the mapping that it belongs in: ``applications[].args``."""
 
-# Serve's application schema still has these two, and its validator refuses them.
+# Serve's application schema still has these two keys, but its validator refuses them.
 _SINGLE_APPLICATION_KEYS = {"host", "port"}
 _RUNTIME_ENV_KEYS = {name.lstrip("_") for name in RuntimeEnv.known_fields}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong."""
+    """One problem."""
 
     path: Path
     message: str
@@ -40,7 +40,7 @@ class Finding:
 
 
 def dotted(path: Path) -> str:
-    """Write a path as people do: ``applications[0].args.queue``."""
+    """Return a path as text: ``applications[0].args.queue``."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -50,51 +50,51 @@ def dotted(path: Path) -> str:
 def find(
     values: Mapping[str, Any], model: type[BaseModel], path: Path, places: Places
 ) -> list[Finding]:
-    """Find unknown keys and wrong values.
+    """Return unknown keys and invalid values.
 
     Parameters
     ----------
     values : mapping
-        What was configured, as read from YAML.
+        A part of the configuration, as read from YAML.
     model : type
-        What is allowed there.
+        Model of that part.
     path : tuple
-        Where `values` stands in the file.
+        Place of `values` in the file.
     places : sequence
-        Where else a key could belong, see `known_places`.
+        Other places where an unknown key could belong, see `known_places`.
     """
-    return [*_unknown_keys(values, model, path, places), *_wrong_values(values, model, path)]
+    return [*_unknown_keys(values, model, path, places), *_invalid_values(values, model, path)]
 
 
 def known_places(args: type[BaseModel]) -> Places:
-    """List every key that a configuration may have, shallow ones first.
+    """Return every key that a configuration file may have, the least nested first.
 
     Parameters
     ----------
     args : type
-        What stands under ``args``.
+        Model of the value of ``args``.
     """
     return sorted(_places(ServeDeploySchema, "", args), key=lambda place: place[1].count("."))
 
 
 def _places(annotation: Any, pattern: str, args: type[BaseModel]) -> Iterator[tuple[str, str]]:
     for model, suffix in _models(annotation):
-        where = pattern + suffix
+        mapping = pattern + suffix
         for name, field in _keys(model).items():
             if model is ServeApplicationSchema and name in _SINGLE_APPLICATION_KEYS:
                 continue
-            yield name, where
+            yield name, mapping
             inner = args if model is ServeApplicationSchema and name == "args" else field.annotation
-            yield from _places(inner, f"{where}.{name}" if where else name, args)
+            yield from _places(inner, f"{mapping}.{name}" if mapping else name, args)
 
 
 def _keys(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Give the fields of a model by the keys that stand for them in a file."""
+    """Return the fields of a model, by their keys in a file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _models(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
-    """Give the pydantic models inside an annotation; the suffix is ``[]`` for those in lists."""
+    """Yield the pydantic models in an annotation, with the suffix ``[]`` for those in lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, ""
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -120,18 +120,19 @@ def _unknown_in(
 ) -> Iterator[Finding]:
     fields = _keys(model)
     for key, value in values.items():
-        here = (*path, key)
+        place = (*path, key)
         if key not in fields:
-            yield Finding(here, _advice(key, list(fields), path, places))
+            yield Finding(place, _advice(key, list(fields), path, places))
         elif key == "runtime_env" and isinstance(value, Mapping):
             for name in value.keys() - _RUNTIME_ENV_KEYS:
-                yield Finding((*here, name), _advice(name, sorted(_RUNTIME_ENV_KEYS), here, places))
+                names = sorted(_RUNTIME_ENV_KEYS)
+                yield Finding((*place, name), _advice(name, names, place, places))
         else:
-            yield from _unknown_keys(value, fields[key].annotation, here, places)
-            # Serve takes some sections as a plain dict and looks into it only when it deploys.
+            yield from _unknown_keys(value, fields[key].annotation, place, places)
+            # Serve accepts some sections as plain dicts, and validates them only when it deploys.
             if isinstance(value, dict) and _may_be_dict(fields[key].annotation):
                 for inner, _ in _models(fields[key].annotation):
-                    yield from _wrong_values(value, inner, here)
+                    yield from _invalid_values(value, inner, place)
 
 
 def _may_be_dict(annotation: Any) -> bool:
@@ -139,21 +140,21 @@ def _may_be_dict(annotation: Any) -> bool:
 
 
 def _advice(key: object, names: Sequence[str], path: Path, places: Places) -> str:
-    here = "".join("[]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    elsewhere = [where for name, where in places if name == key and where != here]
-    below = [where for where in elsewhere if not here or where.startswith(here + ".")]
-    below += [where for where in elsewhere if where.startswith(here + "[]") and where not in below]
+    mapping = "".join("[]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    others = [other for name, other in places if name == key and other != mapping]
+    below = [other for other in others if not mapping or other.startswith(mapping + ".")]
+    below += [other for other in others if other.startswith(mapping + "[]") and other not in below]
     close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.7)
     if below:
         return f"unknown key; it belongs in {' or '.join(below[:3])}"
     if close:
         return f"unknown key; did you mean {close[0]}?"
-    if elsewhere:
-        return f"unknown key; it belongs in {' or '.join(elsewhere[:3])}"
+    if others:
+        return f"unknown key; it belongs in {' or '.join(others[:3])}"
     return f"unknown key; known are {', '.join(names)}"
 
 
-def _wrong_values(
+def _invalid_values(
     values: Mapping[str, Any], model: type[BaseModel], path: Path
 ) -> Iterator[Finding]:
     try:
@@ -166,19 +167,19 @@ def _wrong_values(
 
 
 def explain(error: ValidationError, values: Any, path: Path) -> Iterator[Finding]:
-    """Turn pydantic's findings into ours, unknown keys left out (`find` says more about them).
+    """Yield the problems that pydantic reports, except unknown keys, which `find` explains better.
 
-    The values themselves are never quoted: a URL may hold a password.
+    Values are never quoted: a URL may contain a password.
     """
-    for found in error.errors(include_url=False, include_context=False, include_input=False):
-        if found["type"] == "extra_forbidden":
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        if problem["type"] == "extra_forbidden":
             continue
-        message = found["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        yield Finding((*path, *_location(found["loc"], values, found["type"])), message)
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        yield Finding((*path, *_location(problem["loc"], values, problem["type"])), message)
 
 
 def _location(loc: Sequence[str | int], values: Any, kind: str) -> Iterator[str | int]:
-    """Drop what pydantic adds to name the branch of a union; keep what stands in the file."""
+    """Yield the parts of a location that exist in the file, not the branches of unions."""
     for position, part in enumerate(loc):
         if isinstance(values, Mapping) and part in values:
             values = values[part]

@@ -1,4 +1,4 @@
-"""What a machine and a cluster must have for settings that are right by themselves."""
+"""Checks of valid settings against the machine and the cluster that they are used on."""
 
 from __future__ import annotations
 
@@ -6,71 +6,72 @@ import ssl
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from serve_app.settings.settings import Settings, SettingsError
+from serve_app.settings.parsing import SettingsError
+from serve_app.settings.settings import Settings
 
-FOR_AZURE = ("azure.identity", "azure.storage.blob", "aiohttp", "httpx", "obstore")
-"""What the extra ``azure`` installs."""
+AZURE_PACKAGES = ("azure.identity", "azure.storage.blob", "aiohttp", "httpx", "obstore")
+"""Modules that the extra ``azure`` installs."""
 
 
 def is_installed(name: str) -> bool:
-    """Say whether a module can be imported, without importing it."""
+    """Return whether a module can be imported, without importing it."""
     parent = name.rpartition(".")[0]
     return (not parent or is_installed(parent)) and find_spec(name) is not None
 
 
 def check_installed(settings: Settings, is_installed: Callable[[str], bool] = is_installed) -> None:
-    """Refuse what needs Azure's libraries where they are not installed.
+    """Raise if the settings need Azure's libraries and these are not installed.
 
     Raises
     ------
     SettingsError
-        Naming the packages, and how to install them.
+        Naming the packages and how to install them.
     """
     azure = settings.azure
     needed = azure.blob.allowed_containers or azure.geocatalog.allowed or settings.results_container
-    lacking = [name for name in FOR_AZURE if needed and not is_installed(name)]
-    if lacking:
+    missing = [name for name in AZURE_PACKAGES if needed and not is_installed(name)]
+    if missing:
         raise SettingsError(
-            f"args.azure: {', '.join(lacking)} cannot be imported here; install earth2serve "
-            "with what Azure needs: pip install -c constraints.txt -e '.[azure]'"
+            f"args.azure: {', '.join(missing)} cannot be imported; install earth2serve with the "
+            "packages for Azure: pip install -c constraints.txt -e '.[azure]'"
         )
 
 
 def check_certificates(settings: Settings) -> None:
-    """Refuse a file of certificates that cannot be used.
+    """Raise if the file of certificate authorities cannot be used.
 
     Raises
     ------
     SettingsError
-        Naming the file, and what is wrong with it.
+        Naming the file and the reason.
     """
     path = settings.azure.ca_file
     if path is None:
         return
     try:
         ssl.create_default_context(cafile=str(path))
-    except OSError as error:  # of ssl as well
+    except OSError as error:  # base of the errors of ssl
         raise SettingsError(
-            f"args.azure.ca_file: {path} holds no certificates in PEM that can be read: {error}"
+            f"args.azure.ca_file: cannot read PEM certificates from {path}: {error}"
         ) from None
 
 
 def check_nodes(settings: Settings, n_nodes: int) -> None:
-    """Refuse what one machine's disk holds on a cluster of several.
+    """Raise if data on one machine's disk would be used by several nodes.
 
     Raises
     ------
     SettingsError
-        If other nodes could not see the execution store or the results.
+        If other nodes could not read the execution store or the results.
     """
     if n_nodes <= 1 or settings.shared_filesystem:
         return
     local = []
     if settings.resolved_store_url.startswith("sqlite"):
-        local.append("args.store_url: SQLite is a file; give postgresql+psycopg://…")
+        local.append("args.store_url: SQLite is a file on one machine; use postgresql+psycopg://…")
     if settings.results_container is None:
         local.append(
-            "args.results_url: file:// is the disk of one machine; give az://ACCOUNT/CONTAINER"
+            "args.results_url: file:// is the disk of one machine; use az://ACCOUNT/CONTAINER"
         )
     if not local:
         return

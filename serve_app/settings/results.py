@@ -1,59 +1,60 @@
-"""The section ``results``: how long they stay, and how much of the disk they may take."""
+"""The section ``results``: how long results are kept, and how much of the disk they may use."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import Field, Strict
+from deployments.conductor.options import RetentionOptions
+from deployments.runtime.option_types import NonNegativeFloat, PositiveFloat
+from serve_app.settings.section import Section
 
-from serve_app.settings.section import Amount, Section
-
-_DAY_S = 86_400
+_HOUR_S = 3600
+_DAY_S = 24 * _HOUR_S
+_GB = 10**9
 
 
 class ResultsSettings(Section):
-    """How long results stay, and how much of the disk they may take."""
+    """How long results are kept, and how much of the disk they may use."""
 
-    keep_days: Amount | None = Field(
+    keep_days: PositiveFloat | None = Field(
         default=None,
-        description="Days after an execution's end at which its results expire and are removed; "
-        "null keeps them until they are purged. What was delivered to Azure stays.",
+        description="Days after the end of an execution until its results expire and are removed. "
+        "Null keeps them until they are purged. Copies delivered to Azure are kept.",
     )
-    keep_record_days: Amount | None = Field(
+    keep_record_days: PositiveFloat | None = Field(
         default=30.0,
-        description="Days after that at which the record of the expired execution goes, too; null "
-        "keeps it.",
+        description="Further days until the record of an expired execution is removed. Null keeps "
+        "the record.",
     )
-    keep_failed_hours: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] = Field(
+    keep_failed_hours: NonNegativeFloat = Field(
         default=24.0,
-        description="Hours for which ensemble members of a failed execution stay that are whole: "
-        "a retry within them computes only the others.",
+        description="Hours for which the completed ensemble members of a failed execution are "
+        "kept. A retry within this time computes only the others.",
     )
-    quota_gb: Amount | None = Field(
+    quota_gb: PositiveFloat | None = Field(
         default=None,
-        description="Disk that all results may take together, in 10^9 bytes; null is no bound.",
+        description="Limit on all results together, in 10^9 bytes. Null is no limit.",
     )
-    min_free_gb: Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)] = Field(
+    min_free_gb: NonNegativeFloat = Field(
         default=0.25,
-        description="Disk that stays free for the execution store and logs, in 10^9 bytes.",
+        description="Disk space reserved for the execution store and logs, in 10^9 bytes.",
     )
 
     @property
-    def keep_s(self) -> float | None:
-        """How long results stay, seconds."""
-        return None if self.keep_days is None else self.keep_days * _DAY_S
-
-    @property
-    def keep_record_s(self) -> float | None:
-        """How long the record of an expired execution stays, seconds."""
-        return None if self.keep_record_days is None else self.keep_record_days * _DAY_S
-
-    @property
-    def keep_failed_s(self) -> float:
-        """How long whole members of a failed execution stay, seconds."""
-        return self.keep_failed_hours * 3600
+    def retention(self) -> RetentionOptions:
+        """How long results are kept."""
+        return RetentionOptions(
+            keep_s=None if self.keep_days is None else self.keep_days * _DAY_S,
+            keep_record_s=None if self.keep_record_days is None else self.keep_record_days * _DAY_S,
+            keep_failed_s=self.keep_failed_hours * _HOUR_S,
+        )
 
     @property
     def quota_bytes(self) -> int | None:
-        """Disk that all results may take together, bytes."""
-        return None if self.quota_gb is None else max(int(self.quota_gb * 1e9), 1)
+        """Limit on all results together, bytes."""
+        return None if self.quota_gb is None else max(int(self.quota_gb * _GB), 1)
+
+    @property
+    def min_free_bytes(self) -> int:
+        """Disk space reserved for the execution store and logs, bytes."""
+        return int(self.min_free_gb * _GB)

@@ -1,58 +1,36 @@
-"""Everything that can be set under ``args`` of the application, and what follows from it."""
+"""All settings under ``args`` of the application, and what follows from them."""
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import sqlalchemy as sa
-from pydantic import (
-    Field,
-    SecretStr,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from deployments.runtime.option_types import Flag
 from serve_app.settings.azure import AzureSettings
-from serve_app.settings.findings import Finding, Places, explain, find, known_places
+from serve_app.settings.data_sources import DataSourcesSettings
+from serve_app.settings.models import ModelsSettings
 from serve_app.settings.results import ResultsSettings
 from serve_app.settings.section import Section
-from serve_app.settings.sections import (
+from serve_app.settings.serving import (
     AuthSettings,
     CorsSettings,
-    CustomWorkflowSettings,
-    DataSourcesSettings,
     IngressSettings,
     LimitSettings,
-    ModelsSettings,
     PackagerSettings,
     QueueSettings,
-    WorkflowSettings,
 )
+from serve_app.settings.workflows import CustomWorkflowSettings, WorkflowSettings
 from workflows import WORKFLOWS
 from workflows.delivery import Container, DeliveryRules, parse_results_container
 
-DEPLOYMENTS = (
-    *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager"),
-    *("BlobUploader", "GeoCatalog"),
-)
-"""Names of the deployments, as ``deployments:`` in a configuration file may name them; each
-workflow of a user's own has one more."""
-
-
-AHEAD = 3
-"""Executions that run although all replicas have one to work for."""
-
-
-class SettingsError(ValueError):
-    """A configuration that cannot be served; one line for each thing that is wrong."""
+PREPARED_AHEAD = 3
+"""Executions of a workflow that run beyond the replicas of its model."""
 
 
 class Settings(Section):
@@ -60,17 +38,18 @@ class Settings(Section):
 
     data_dir: Path = Field(
         default=Path("var"),
-        description="Folder of the execution store and the results unless named below.",
+        description="Folder of the execution store, working files and results, relative to where "
+        "the server is started.",
     )
     store_url: SecretStr | None = Field(
         default=None,
-        description="Execution store: sqlite:///path or postgresql+psycopg://user@host/database; "
-        "null is SQLite in data_dir.",
+        description="Execution store: sqlite:///path or postgresql+psycopg://user@host/database. "
+        "Null is SQLite in data_dir.",
     )
     results_url: str | None = Field(
         default=None,
-        description="Results: file:///path, or az://ACCOUNT/CONTAINER/FOLDER in Blob Storage (of "
-        "another cloud https://ACCOUNT.blob.…/CONTAINER/FOLDER); null is the folder results in "
+        description="Results: file:///path, or az://ACCOUNT/CONTAINER/FOLDER in Blob Storage (in "
+        "another cloud https://ACCOUNT.blob.…/CONTAINER/FOLDER). Null is the folder results in "
         "data_dir.",
     )
     results: ResultsSettings = ResultsSettings()
@@ -84,8 +63,10 @@ class Settings(Section):
     ingress: IngressSettings = IngressSettings()
     packager: PackagerSettings = PackagerSettings()
     azure: AzureSettings = AzureSettings()
-    shared_filesystem: Annotated[bool, Strict()] = Field(
-        default=False, description="True if data_dir is one and the same folder on every node."
+    shared_filesystem: Flag = Field(
+        default=False,
+        description="Declares that data_dir is the same folder on every node. Without it, SQLite "
+        "or results on disk are refused on a cluster of several nodes.",
     )
 
     @field_validator("store_url")
@@ -97,12 +78,12 @@ class Settings(Section):
 
     @field_validator("workflows")
     @classmethod
-    def _classes_have_a_disk(
+    def _custom_workflows_have_a_disk(
         cls, value: WorkflowSettings, info: ValidationInfo
     ) -> WorkflowSettings:
         if value.custom and _is_container(info.data.get("results_url")):
             raise ValueError(
-                "custom: a workflow class of your own leaves its results on a disk; give it a "
+                "custom: a workflow class of your own writes its results to a disk; serve it by a "
                 "server whose args.results_url is a folder"
             )
         return value
@@ -114,8 +95,8 @@ class Settings(Section):
     ) -> AzureSettings:
         if value.blob.allowed_containers and _is_container(info.data.get("results_url")):
             raise ValueError(
-                "blob.allowed_containers: results lie in the container of args.results_url "
-                "already, and are not copied to others; leave it out"
+                "blob.allowed_containers: results are stored in the container of "
+                "args.results_url, and are not copied to others; leave it out"
             )
         return value
 
@@ -142,7 +123,7 @@ class Settings(Section):
         if value.startswith(("az://", "https://")):
             parse_results_container(value)
         elif not re.fullmatch(r"file://(localhost)?/[^?#]+", value):
-            raise ValueError("file:///path or az://ACCOUNT/CONTAINER/FOLDER is needed")
+            raise ValueError("must be file:///path or az://ACCOUNT/CONTAINER/FOLDER")
         return value
 
     @property
@@ -160,59 +141,71 @@ class Settings(Section):
 
     @property
     def custom_workflows(self) -> tuple[CustomWorkflowSettings, ...]:
-        """The callable workflows of users' own."""
-        names = self.callable_workflows
-        return tuple(each for each in self.workflows.custom if each.resolved_name in names)
+        """The callable custom workflows."""
+        callable_names = self.callable_workflows
+        return tuple(
+            workflow
+            for workflow in self.workflows.custom
+            if workflow.resolved_name in callable_names
+        )
 
     @property
     def max_running(self) -> dict[str, int]:
         """Executions that run at once, by callable workflow.
 
-        Some more than replicas of a model of ours: the next ones are prepared, and a small one
-        goes between the members of large ones. A user's class prepares nothing ahead.
+        A built-in workflow runs some more than its model has replicas: their initial conditions
+        are fetched in advance, and the members of a small execution run between those of large
+        ones. A custom workflow prepares nothing in advance.
         """
         replicas = self.models.replicas
-        usual = {
-            name: max(replicas.get(model, 0) for model in workflow.models) + AHEAD
+        defaults = {
+            name: max(replicas.get(model, 0) for model in workflow.models) + PREPARED_AHEAD
             for name, workflow in WORKFLOWS.items()
         }
-        usual |= {each.resolved_name: each.replicas for each in self.custom_workflows}
-        return {name: self.queue.max_running or usual[name] for name in self.callable_workflows}
+        defaults |= {
+            workflow.resolved_name: workflow.replicas for workflow in self.custom_workflows
+        }
+        return {name: self.queue.max_running or defaults[name] for name in self.callable_workflows}
 
     @property
     def resolved_store_url(self) -> str:
-        """URL of the execution store; it may hold a password."""
+        """URL of the execution store; it may contain a password."""
         if self.store_url is not None:
             return self.store_url.get_secret_value()
         return _sqlite_url(self.data_dir / "executions.sqlite")
 
     @property
     def results_container(self) -> Container | None:
-        """Where in Blob Storage the results lie; None if they lie in `results_dir`."""
+        """Container of the results in Blob Storage; None if they are stored in `results_dir`."""
         if self.results_url is None or not _is_container(self.results_url):
             return None
         return parse_results_container(self.results_url, self.azure.blob.emulator)
 
     @property
     def results_dir(self) -> Path:
-        """Folder of the results, unless they lie in a container."""
+        """Folder of the results, unless they are stored in a container."""
         if self.results_url is not None and not _is_container(self.results_url):
             return Path(unquote(urlsplit(self.results_url).path))
         return self.data_dir / "results"
 
     @property
     def delivery_rules(self) -> DeliveryRules:
-        """What a request may ask for."""
+        """Deliveries that a request may ask for."""
         in_blob = self.results_container is not None
         return self.azure.rules.model_copy(update={"results_in_blob": in_blob})
 
     @property
     def work_dir(self) -> Path:
-        """Folder of what an execution needs while it runs."""
+        """Folder of the working files of running executions."""
         return self.data_dir / "work"
 
+    @property
+    def gpu_locks(self) -> Path | None:
+        """Folder of the locks of GPUs that models share; None if they share none."""
+        return self.work_dir / "turns" if self.models.in_turn else None
+
     def resolved(self, base: Path) -> Self:
-        """Give the settings with every path absolute, relative ones taken from `base`."""
+        """Return the settings with absolute paths; relative ones start from `base`."""
         store = self.store_url and sa.make_url(self.store_url.get_secret_value())
         tokens = self.auth.tokens_file
         ca_file = self.azure.ca_file
@@ -230,17 +223,18 @@ class Settings(Section):
         )
 
     def summary(self) -> dict[str, Any]:
-        """Give what was resolved, for the log: no password, of loaders' options only the names."""
+        """Return the resolved settings for the log, without passwords and values of options."""
         values = self.model_dump(mode="json")
-        in_turn = values["models"].pop("in_turn")
-        loaders = *values["models"].values(), *values["data_sources"].values()
-        for loader in (*loaders, values["azure"]["credential"]):
+        models = values["models"]
+        loaders = [models[name] for name in ("fcn3", "interpolation", "stormscope")]
+        for loader in (*loaders, *values["data_sources"].values(), values["azure"]["credential"]):
             loader["options"] = sorted(loader["options"])
-        for custom, each in zip(values["workflows"]["custom"], self.workflows.custom, strict=True):
-            custom |= {"config": sorted(custom["config"]), "name": each.resolved_name}
         for name in ("fcn3", "stormscope"):
-            values["models"][name]["num_gpus"] = getattr(self.models, name).resolved_num_gpus
-        values["models"]["in_turn"] = in_turn
+            models[name]["num_gpus"] = getattr(self.models, name).resolved_num_gpus
+        for custom, workflow in zip(
+            values["workflows"]["custom"], self.workflows.custom, strict=True
+        ):
+            custom |= {"config": sorted(custom["config"]), "name": workflow.resolved_name}
         values["queue"]["max_running"] = self.max_running
         return values | {
             "store_url": sa.make_url(self.resolved_store_url).render_as_string(hide_password=True),
@@ -248,59 +242,6 @@ class Settings(Section):
             if self.results_container
             else self.results_dir.as_uri(),
         }
-
-
-def parse_settings(
-    args: Mapping[str, Any], environ: Mapping[str, str], base: Path | None = None
-) -> Settings:
-    """Read the settings of the application.
-
-    Parameters
-    ----------
-    args : mapping
-        What stands under ``args`` in the configuration file.
-    environ : mapping
-        Environment variables; ``EXPOSED_WORKFLOWS`` is read.
-    base : Path, optional
-        Folder that relative paths start from; the current one by default.
-
-    Raises
-    ------
-    SettingsError
-        Naming every setting that is wrong, as ``python -m serve_app.check`` does.
-    """
-    findings = find_in_args(args, ("args",))
-    exposed = [name.strip() for name in environ.get("EXPOSED_WORKFLOWS", "").split(",")]
-    override: dict[str, Any] = {"exposed": [name for name in exposed if name]}
-    if override["exposed"]:
-        workflows = args.get("workflows")
-        override["custom"] = workflows.get("custom", ()) if isinstance(workflows, Mapping) else ()
-        try:
-            WorkflowSettings.model_validate(override)
-        except ValidationError as error:
-            findings += [
-                Finding(("EXPOSED_WORKFLOWS",), found.message)
-                for found in explain(error, override, ())
-                if found.path[:1] == ("exposed",)
-            ]
-    if findings:
-        raise SettingsError("\n".join(map(str, findings)))
-    settings = Settings.model_validate(dict(args))
-    if override["exposed"]:
-        workflows = settings.workflows.model_copy(update={"exposed": tuple(override["exposed"])})
-        settings = settings.model_copy(update={"workflows": workflows})
-    return settings.resolved(Path.cwd() if base is None else base)
-
-
-def find_in_args(args: Mapping[str, Any], path: Sequence[str | int]) -> list[Finding]:
-    """Find what is wrong with what stands under ``args``, itself standing at `path`."""
-    return find(args, Settings, tuple(path), places())
-
-
-@functools.cache
-def places() -> Places:
-    """List every key that a configuration may have."""
-    return known_places(Settings)
 
 
 def _is_container(results_url: str | None) -> bool:
@@ -316,13 +257,13 @@ def _sqlite_url(path: Path) -> str:
 
 
 def _check_store_url(value: str) -> None:
-    needed = "sqlite:///path or postgresql+psycopg://user@host/database is needed"
+    allowed = "must be sqlite:///path or postgresql+psycopg://user@host/database"
     try:
         url = sa.make_url(value)
     except (sa.exc.ArgumentError, ValueError):
         # Not chained: SQLAlchemy quotes the URL, password included.
-        raise ValueError(needed) from None
+        raise ValueError(allowed) from None
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise ValueError(needed)
+        raise ValueError(allowed)
     if not url.database or url.database == ":memory:":
-        raise ValueError(f"it names no database that several processes can open; {needed}")
+        raise ValueError(f"names no database that several processes can open; {allowed}")

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve_app.settings.sections import CustomWorkflowSettings
 from serve_app.settings.settings import Settings
+from serve_app.settings.workflows import CustomWorkflowSettings
 from tests.docs.pages import DOCS
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from serve_app import ports
-from serve_app.settings.settings import DEPLOYMENTS
+from serve_app.check import DEPLOYMENTS
 from tests.integration.serving import WORKFLOW
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from serve_app.check import check_file
-from serve_app.settings.settings import parse_settings
+from serve_app.settings.parsing import parse_settings
 from workflows import WORKFLOWS
 
 AZUREML = Path(__file__).parents[2] / "config" / "azureml"

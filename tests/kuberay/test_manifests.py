@@ -21,8 +21,8 @@ from ray.serve.schema import EncodingType, ServeDeploySchema
 
 from serve_app.__main__ import ENVIRONMENT
 from serve_app.check import check_file
+from serve_app.settings.parsing import parse_settings
 from serve_app.settings.preflight import check_nodes
-from serve_app.settings.settings import parse_settings
 from tests.kuberay.ray_service_schema import RAY_SERVICE
 from tests.kuberay.rendering import (
     KUBERAY,

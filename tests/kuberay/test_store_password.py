@@ -13,7 +13,7 @@ from dbos import DBOS
 
 from deployments.conductor.lease import PostgresLease
 from deployments.store.executions import ExecutionStore
-from serve_app.settings.settings import parse_settings
+from serve_app.settings.parsing import parse_settings
 from tests.postgres import PostgresServer
 
 PASSWORD = "not-in-the-configuration"

@@ -1,4 +1,4 @@
-"""The HTTP API over a real execution store, with a hand that plays the Conductor."""
+"""The HTTP API on a real execution store, with a stand-in for the Conductor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANIFEST = {
 
 
 class Conductor:
-    """Does to the store what the Conductor does."""
+    """Writes to the store as the Conductor does."""
 
     def __init__(self, store: ConductorStore) -> None:
         self.store = store
@@ -69,7 +69,7 @@ class Conductor:
 
 
 class Service:
-    """An application with its client, its store and its Conductor."""
+    """An application with its client, store and Conductor."""
 
     def __init__(self, app: FastAPI, options: IngressOptions, store: ConductorStore) -> None:
         self.app = app
@@ -81,9 +81,9 @@ class Service:
         )
 
     async def submit(self, **parameters: Any) -> str:
-        answer = await self.client.post(URL, json={"parameters": parameters})
-        assert answer.status_code == 200, answer.text
-        execution_id: str = answer.json()["execution_id"]
+        response = await self.client.post(URL, json={"parameters": parameters})
+        assert response.status_code == 200, response.text
+        execution_id: str = response.json()["execution_id"]
         return execution_id
 
     async def completed(self, files: dict[str, bytes] | None = None) -> str:
@@ -110,7 +110,7 @@ def store(tmp_path: Path) -> Iterator[ConductorStore]:
 
 @pytest.fixture
 async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
-    """Make a service; keyword arguments change its options."""
+    """Return a function that creates services; keyword arguments change their options."""
     made: list[Service] = []
 
     def make(
@@ -124,7 +124,7 @@ async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
                 "store_url": "sqlite://",
                 "results_dir": tmp_path / "results",
                 "exposed": (WORKFLOW,),
-                "max_output_bytes": 10**9,
+                "limits": {"max_output_gb": 1.0},
                 "grid": {"n_lat": 19, "n_lon": 36},
                 "components": {WORKFLOW: ("fcn3", "ifs")},
                 **changes,

@@ -1,3 +1,5 @@
+"""Bearer tokens: the tokens file, and the requests that need one."""
+
 import hashlib
 import os
 import subprocess
@@ -14,16 +16,16 @@ def bearer(token):
 
 
 @pytest.fixture
-def issued(tmp_path):
+def issued_token(tmp_path):
     token, line = new_token("anna")
     path = tmp_path / "tokens"
     path.write_text(f"# callers\n\n{line}\n")
     return token, path
 
 
-async def test_everything_but_liveness_needs_a_token(serve, issued):
-    token, path = issued
-    client = serve(tokens_file=path).client
+async def test_every_route_except_liveness_requires_a_token(serve, issued_token):
+    token, path = issued_token
+    client = serve(auth={"tokens_file": path}).client
     assert (await client.get("/liveness")).status_code == 200
     for method, url in [
         ("GET", "/health"),
@@ -39,12 +41,12 @@ async def test_everything_but_liveness_needs_a_token(serve, issued):
         ("HEAD", "/metrics"),
         ("OPTIONS", URL),
     ]:
-        answer = await client.request(method, url)
-        assert answer.status_code == 401, (method, url)
-        assert answer.headers["www-authenticate"] == "Bearer"
-        assert method == "HEAD" or answer.json() == {"detail": "a bearer token is required"}
-    answer = await client.get("/v1/infer/workflows", headers=bearer(token))
-    assert answer.status_code == 200
+        response = await client.request(method, url)
+        assert response.status_code == 401, (method, url)
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert method == "HEAD" or response.json() == {"detail": "a bearer token is required"}
+    response = await client.get("/v1/infer/workflows", headers=bearer(token))
+    assert response.status_code == 200
     assert (await client.post(URL, json={}, headers=bearer(token))).status_code == 200
 
 
@@ -59,33 +61,33 @@ async def test_everything_but_liveness_needs_a_token(serve, issued):
         "Bearer \u00e4".encode("latin-1"),
     ],
 )
-async def test_wrong_tokens(serve, issued, header):
-    client = serve(tokens_file=issued[1]).client
-    answer = await client.get("/v1/infer/workflows", headers={"Authorization": header})
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer")
+async def test_invalid_tokens_are_refused(serve, issued_token, header):
+    client = serve(auth={"tokens_file": issued_token[1]}).client
+    response = await client.get("/v1/infer/workflows", headers={"Authorization": header})
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_the_digest_is_no_token(serve, issued):
-    token, path = issued
+async def test_the_digest_is_not_a_token(serve, issued_token):
+    token, path = issued_token
     digest = hashlib.sha256(token.encode()).hexdigest()
-    client = serve(tokens_file=path).client
-    answer = await client.get("/v1/infer/workflows", headers=bearer(digest))
-    assert answer.status_code == 401
-    assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    client = serve(auth={"tokens_file": path}).client
+    response = await client.get("/v1/infer/workflows", headers=bearer(digest))
+    assert response.status_code == 401
+    assert 'error="invalid_token"' in response.headers["www-authenticate"]
 
 
-async def test_the_file_is_read_again_when_it_changes(serve, issued):
-    token, path = issued
-    client = serve(tokens_file=path).client
+async def test_the_file_is_reread_when_it_changes(serve, issued_token):
+    token, path = issued_token
+    client = serve(auth={"tokens_file": path}).client
     other, line = new_token("bert")
     path.write_text(line + "\n")
     assert (await client.get("/metrics", headers=bearer(other))).status_code == 200
     assert (await client.get("/metrics", headers=bearer(token))).status_code == 401
 
 
-def test_a_file_that_breaks_while_serving_changes_nothing(issued, caplog):
-    token, path = issued
+def test_a_file_that_becomes_invalid_is_ignored(issued_token, caplog):
+    token, path = issued_token
     tokens = Tokens(path)
     path.write_text("anna:not hex\n")
     assert tokens.name_of(token) == "anna"
@@ -99,24 +101,24 @@ def test_a_file_that_breaks_while_serving_changes_nothing(issued, caplog):
     ("text", "where"),
     [
         ("a:" + "0" * 64 + "\nb " + "0" * 64, ":2:"),
-        ("# nobody\n", "no token"),
+        ("# no caller\n", "no token"),
         ("a:" + "0" * 63, ":1:"),
         (":" + "0" * 64, ":1:"),
     ],
 )
-async def test_a_malformed_file_stops_the_start(serve, tmp_path, text, where):
+async def test_a_malformed_file_prevents_the_start(serve, tmp_path, text, where):
     path = tmp_path / "tokens"
     path.write_text(text)
     with pytest.raises(MalformedTokensFile, match=where):
-        serve(tokens_file=path)
+        serve(auth={"tokens_file": path})
 
 
-async def test_a_missing_file_stops_the_start(serve, tmp_path):
+async def test_a_missing_file_prevents_the_start(serve, tmp_path):
     with pytest.raises(MalformedTokensFile, match="cannot be read"):
-        serve(tokens_file=tmp_path / "absent")
+        serve(auth={"tokens_file": tmp_path / "absent"})
 
 
-def test_the_command_draws_a_usable_token(tmp_path):
+def test_the_command_creates_a_usable_token(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "serve_app.auth", "anna"],
         capture_output=True,
@@ -132,7 +134,7 @@ def test_the_command_draws_a_usable_token(tmp_path):
     assert Tokens(path).name_of(token) == "anna"
 
 
-def test_names_that_break_the_file_are_refused():
+def test_names_that_the_file_cannot_contain_are_refused():
     for name in ("", "a:b", "a b", "a\nb", "x" * 65):
         with pytest.raises(ValueError, match="1 to 64"):
             new_token(name)

@@ -1,4 +1,4 @@
-"""The check of configuration files: what is wrong is named with its line, whatever it is."""
+"""Checks of configuration files: every problem is reported with its line."""
 
 import copy
 import os
@@ -13,8 +13,8 @@ import yaml
 from ray.serve._private.build_app import build_app
 
 from serve_app.app import build
-from serve_app.check import check_file, main
-from serve_app.settings.settings import DEPLOYMENTS, SettingsError
+from serve_app.check import DEPLOYMENTS, check_file, main
+from serve_app.settings.parsing import SettingsError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("config/*.yaml"))
@@ -29,7 +29,7 @@ applications:
 
 
 def check(tmp_path: Path, text: str | bytes) -> list[str]:
-    """Check a text; the findings come without the file's name."""
+    """Return the problems of a text, without the file's name."""
     file = tmp_path / "config.yaml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     findings = check_file(str(file))
@@ -38,16 +38,18 @@ def check(tmp_path: Path, text: str | bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_our_configurations_pass(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configurations_of_this_repository_are_valid(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(config)]) == 0
     assert capsys.readouterr().out == f"{config}: ok\n"
 
 
-def test_there_are_configurations_for_a_laptop_and_a_gpu() -> None:
+def test_configurations_for_a_laptop_and_a_gpu_exist() -> None:
     assert {"local.yaml", "gpu.yaml", "single-gpu.yaml"} <= {path.name for path in CONFIGS}
 
 
-def test_what_serve_knows_passes(tmp_path: Path) -> None:
+def test_keys_of_serve_are_valid(tmp_path: Path) -> None:
     text = APPLICATION + (
         "    args: {queue: {max_size: 3}}\n"
         "    runtime_env: {env_vars: {A: b}}\n"
@@ -137,9 +139,9 @@ def test_what_serve_knows_passes(tmp_path: Path) -> None:
         ),
         (
             "    args:\n      data_dir: a\n      data_dir: b",
-            "8: applications[0].args.data_dir: repeated, first given on line 7",
+            "8: applications[0].args.data_dir: repeated, first set on line 7",
         ),
-        ("    name: again", "6: applications[0].name: repeated, first given on line 3"),
+        ("    name: again", "6: applications[0].name: repeated, first set on line 3"),
         (
             "  - {name: b, import_path: serve_app.app:biuld, route_prefix: /b}",
             "6: applications[1].import_path: ",
@@ -149,27 +151,29 @@ def test_what_serve_knows_passes(tmp_path: Path) -> None:
             "  - {name: b, import_path: serve_app.app:build, route_prefix: /b, args: {a: 1}}",
             "6: applications[1].args.a: unknown key; ",
         ),
-        ("    a: [", "7: not YAML: while parsing a flow node"),
-        ("  x: y", "6: not YAML: "),
-        ("    args: *nothing", "6: not YAML: found undefined alias"),
+        ("    a: [", "7: invalid YAML: while parsing a flow node"),
+        ("  x: y", "6: invalid YAML: "),
+        ("    args: *nothing", "6: invalid YAML: found undefined alias"),
     ],
 )
-def test_the_line_of_what_is_wrong_is_named(tmp_path: Path, addition: str, finding: str) -> None:
+def test_problems_are_reported_with_their_lines(
+    tmp_path: Path, addition: str, finding: str
+) -> None:
     (found,) = check(tmp_path, APPLICATION + addition + "\n")
     assert found.startswith(finding)
 
 
-def test_everything_is_named_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_problems_are_reported_in_order_of_lines(tmp_path: Path) -> None:
     found = check(tmp_path, "prot: 1\n" + APPLICATION + "    a: 1\n    args: {b: 1}\n")
     assert [line.split(":")[0] for line in found] == ["1", "7", "8"]
 
 
-def test_another_application_is_left_its_own_arguments(tmp_path: Path) -> None:
+def test_arguments_of_other_applications_are_not_checked(tmp_path: Path) -> None:
     other = "  - {name: b, import_path: other:app, route_prefix: /b, args: {their: own}}\n"
     assert check(tmp_path, APPLICATION + other) == []
 
 
-def test_merged_mappings_are_read_as_serve_reads_them(tmp_path: Path) -> None:
+def test_merged_mappings_are_checked(tmp_path: Path) -> None:
     text = APPLICATION + "    args: {<<: &d {queue: {max_size: 0}}, data_dir: x}\n"
     (found,) = check(tmp_path, text)
     assert found.startswith("6: applications[0].args.queue.max_size: ")
@@ -192,13 +196,11 @@ def test_merged_mappings_are_read_as_serve_reads_them(tmp_path: Path) -> None:
         "[" * 5000,
     ],
 )
-def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str | bytes) -> None:
+def test_a_file_without_a_configuration_is_refused(tmp_path: Path, text: str | bytes) -> None:
     assert check(tmp_path, text)
 
 
-def test_a_file_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nothing.yaml"), str(tmp_path), str(CONFIGS[0])]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path}/nothing.yaml: no such file or directory",
@@ -207,7 +209,7 @@ def test_a_file_that_is_not_there_is_named(
     ]
 
 
-def test_the_start_says_the_same(tmp_path: Path) -> None:
+def test_the_start_reports_the_same_problems(tmp_path: Path) -> None:
     args = {"queue": {"max_size": 0}, "replicas": 2, "results_url": "az://a/b"}
     found = check(tmp_path, APPLICATION + f"    args: {args}\n")
     with pytest.raises(SettingsError) as error:
@@ -223,7 +225,7 @@ AZURE = {
 }
 
 
-def test_what_talks_to_azure_is_built_only_if_it_has_somewhere_to_go() -> None:
+def test_azure_deployments_are_built_only_with_allowed_destinations() -> None:
     for settings, expected in (
         ({}, set()),
         ({"blob": {"signed_url_s": 60.0}}, set()),
@@ -236,7 +238,7 @@ def test_what_talks_to_azure_is_built_only_if_it_has_somewhere_to_go() -> None:
         assert names & {"BlobUploader", "GeoCatalog"} == expected
 
 
-def test_the_names_of_the_deployments_are_those_that_are_built() -> None:
+def test_deployment_names_are_those_that_are_built() -> None:
     built = build_app(build({"azure": AZURE}), name="earth2serve")
     assert sorted(deployment.name for deployment in built.deployments) == sorted(DEPLOYMENTS)
 
@@ -278,7 +280,7 @@ def _places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
             yield from _places(value, (*path, key))
 
 
-def test_no_value_anywhere_makes_the_check_itself_fail(tmp_path: Path) -> None:
+def test_no_value_makes_the_check_itself_fail(tmp_path: Path) -> None:
     assert check(tmp_path, yaml.safe_dump(FULL)) == []
     strange = [None, True, -1, 1.5, float("nan"), "x", "", [], [1], [[]], {}, {"x": 1}, {1: {}}]
     for path in _places(FULL):
@@ -292,7 +294,7 @@ def test_no_value_anywhere_makes_the_check_itself_fail(tmp_path: Path) -> None:
                 assert finding.split(":")[0].isdigit()
 
 
-def test_it_is_a_command(tmp_path: Path) -> None:
+def test_the_command_reports_problems(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("x: 1\n")
     done = subprocess.run(
         [sys.executable, "-m", "serve_app.check", "bad.yaml"],
@@ -307,7 +309,7 @@ def test_it_is_a_command(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-# Workflows of users' own.
+# Custom workflows.
 
 CUSTOM = """\
     args:
@@ -322,7 +324,7 @@ CUSTOM = """\
 """
 
 
-def test_workflows_of_ones_own_and_their_deployments_pass(tmp_path: Path) -> None:
+def test_custom_workflows_and_their_deployments_are_valid(tmp_path: Path) -> None:
     text = (
         APPLICATION
         + CUSTOM
@@ -348,17 +350,17 @@ def test_workflows_of_ones_own_and_their_deployments_pass(tmp_path: Path) -> Non
         (
             "class: no_such_module.workflows:Rain",
             "class: Rain",
-            '12: applications[0].args.workflows.custom[1].class: give "module:Class"',
+            '12: applications[0].args.workflows.custom[1].class: must be "module:Class"',
         ),
         (
             "name: storms",
             "name: Rain",
-            "8: applications[0].args.workflows.custom: no_such_module.workflows:Rain: there is a",
+            "8: applications[0].args.workflows.custom: no_such_module.workflows:Rain: a workflow",
         ),
         (
             "name: storms",
             "name: foundry_fcn3_workflow",
-            "8: applications[0].args.workflows.custom: no_such_module.workflows:Storms: there is a",
+            "8: applications[0].args.workflows.custom: no_such_module.workflows:Storms: a workflow",
         ),
         (
             "exposed: [storms",
@@ -373,17 +375,17 @@ def test_workflows_of_ones_own_and_their_deployments_pass(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_the_line_of_a_wrong_workflow_of_ones_own_is_named(
+def test_problems_of_custom_workflows_are_reported_with_their_lines(
     tmp_path: Path, old: str, new: str, finding: str
 ) -> None:
-    # Nothing else is: neither the names of the workflows nor their deployments are in doubt.
+    # Only one: names of workflows and deployments are not checked while a workflow is invalid.
     deployments = "    deployments:\n      - {name: CustomWorkflow-storms, num_replicas: 2}\n"
     assert CUSTOM.count(old) == 1
     (found,) = check(tmp_path, APPLICATION + CUSTOM.replace(old, new) + deployments)
     assert found.startswith(finding)
 
 
-def test_a_deployment_of_no_workflow_is_named(tmp_path: Path) -> None:
+def test_a_deployment_of_an_unknown_workflow_is_reported(tmp_path: Path) -> None:
     deployments = (
         "    deployments:\n      - name: CustomWorkflow-Storms\n      - name: CustomWorkflow\n"
     )
@@ -395,15 +397,15 @@ def test_a_deployment_of_no_workflow_is_named(tmp_path: Path) -> None:
     assert second.startswith("17: applications[0].deployments[1].name: unknown deployment")
 
 
-def test_other_deployments_are_named_whatever_is_wrong_with_the_workflows(tmp_path: Path) -> None:
-    wrong = CUSTOM.replace("name: storms", "name: a/b")
+def test_other_deployments_are_checked_while_a_custom_workflow_is_invalid(tmp_path: Path) -> None:
+    invalid = CUSTOM.replace("name: storms", "name: a/b")
     deployments = "    deployments:\n      - {name: Fcn3}\n      - {name: CustomWorkflow-a}\n"
-    first, second = check(tmp_path, APPLICATION + wrong + deployments)
+    first, second = check(tmp_path, APPLICATION + invalid + deployments)
     assert first.startswith("10: applications[0].args.workflows.custom[0].name: 'a/b' cannot name")
     assert second.startswith("16: applications[0].deployments[0].name: unknown deployment 'Fcn3'")
 
 
-def test_deployments_of_users_workflows_are_built_by_the_names_that_the_check_knows() -> None:
+def test_deployments_of_custom_workflows_have_the_names_that_the_check_accepts() -> None:
     args = {
         "azure": AZURE,
         "workflows": {"custom": [{"class": "no_such_module:Storms", "name": "storms"}]},

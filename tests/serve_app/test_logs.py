@@ -1,4 +1,4 @@
-"""Gathering what was logged of an execution, from files as Serve writes them."""
+"""Collecting the log entries of an execution from files as Serve writes them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from serve_app import logs
 ID = "exec_20250101_ab"
 
 
-def line(second: float, words: str, process: str = "app_FCN3 x1y2", level: str = "INFO") -> str:
+def line(second: float, message: str, process: str = "app_FCN3 x1y2", level: str = "INFO") -> str:
     clock = f"{second:06.3f}".replace(".", ",")
-    return f"{level} 2025-01-01 00:00:{clock} {process} -- {words}\n"
+    return f"{level} 2025-01-01 00:00:{clock} {process} -- {message}\n"
 
 
-def json_line(second: float, words: str, **keys: str) -> str:
+def json_line(second: float, message: str, **keys: str) -> str:
     clock = f"{second:06.3f}".replace(".", ",")
-    told = {
+    values = {
         "asctime": f"2025-01-01 00:00:{clock}",
         "levelname": "INFO",
-        "message": words,
+        "message": message,
         "deployment": "app_Packager",
         "replica": "p1",
         **keys,
     }
-    return json.dumps(told) + "\n"
+    return json.dumps(values) + "\n"
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def gathered(folder: Path, execution_id: str = ID) -> list[str]:
     return [str(entry) for entry in logs.gather(execution_id, [folder])]
 
 
-def test_lines_of_all_processes_come_in_the_order_of_time(folder: Path) -> None:
+def test_entries_of_all_processes_are_sorted_by_time(folder: Path) -> None:
     serve = folder / "serve"
     (serve / "replica_app_FCN3_x1y2.log").write_text(
-        line(1, f"{ID}: one") + line(1.5, "of nobody") + line(4, f"{ID}: four")
+        line(1, f"{ID}: one") + line(1.5, "of no execution") + line(4, f"{ID}: four")
     )
     (serve / "replica_app_Conductor_c1.log").write_text(
         line(2, f"{ID} two", "app_Conductor c1")
@@ -61,10 +61,10 @@ def test_lines_of_all_processes_come_in_the_order_of_time(folder: Path) -> None:
     ]
 
 
-def test_a_traceback_comes_with_its_line(folder: Path) -> None:
+def test_a_traceback_belongs_to_its_entry(folder: Path) -> None:
     trace = "Traceback (most recent call last):\n  File x\nRuntimeError: broken"
     (folder / "serve" / "replica_a.log").write_text(
-        line(1, f"{ID}: failed", level="ERROR") + trace + "\n" + line(2, "all else")
+        line(1, f"{ID}: failed", level="ERROR") + trace + "\n" + line(2, "something else")
     )
     (folder / "serve" / "replica_b.log").write_text(
         json_line(3, "failed, too", execution_id=ID, stage="package", exc_text=trace)
@@ -75,7 +75,7 @@ def test_a_traceback_comes_with_its_line(folder: Path) -> None:
     ]
 
 
-def test_an_id_that_begins_or_goes_on_with_another_is_another(folder: Path) -> None:
+def test_longer_ids_that_contain_the_id_do_not_match(folder: Path) -> None:
     (folder / "serve" / "replica_a.log").write_text(
         line(1, f"{ID}c: no") + line(2, f"x{ID} no") + line(3, f"folder/{ID}/results.nc yes")
     )
@@ -86,24 +86,24 @@ def test_an_id_that_begins_or_goes_on_with_another_is_another(folder: Path) -> N
     assert [entry.rpartition(" ")[2] for entry in gathered(folder)] == ["yes", ID]
 
 
-def test_rotated_files_are_read_the_oldest_first(folder: Path) -> None:
+def test_rotated_files_are_read_oldest_first(folder: Path) -> None:
     serve = folder / "serve"
-    # Within one millisecond only the order of the files tells.
+    # All in the same millisecond, so that only the order of the files counts.
     for name, word in {".log.10": "a", ".log.2": "b", ".log.1": "c", ".log": "d"}.items():
         (serve / f"replica_a{name}").write_text(line(1, f"{ID} {word}"))
     assert [entry[-1] for entry in gathered(folder)] == ["a", "b", "c", "d"]
 
 
-def test_lines_that_were_cut_or_are_no_text_hurt_nobody(folder: Path) -> None:
+def test_truncated_lines_and_invalid_text_are_skipped(folder: Path) -> None:
     (folder / "serve" / "replica_a.log").write_bytes(
-        b"\xff\xfe a rest of a rotated traceback\n"
-        + json_line(1, "whole", execution_id=ID).encode()
+        b"\xff\xfe the end of a rotated traceback\n"
+        + json_line(1, "complete", execution_id=ID).encode()
         + b'{"asctime": "2025-01-01 00:0'
     )
     assert len(gathered(folder)) == 1
 
 
-def test_several_nodes_and_a_copied_folder(folder: Path, tmp_path_factory) -> None:
+def test_several_folders_are_searched(folder: Path, tmp_path_factory) -> None:
     (folder / "serve" / "replica_a.log").write_text(line(2, f"{ID} here"))
     copied = tmp_path_factory.mktemp("copied")
     (copied / "replica_b.log").write_text(line(1, f"{ID} there"))
@@ -116,15 +116,15 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert logs.main([ID, "--ray-logs", str(folder)]) == 0
     assert capsys.readouterr().out == f"2025-01-01 00:00:02,000 INFO app_FCN3 x1y2 {ID} here\n"
     assert logs.main(["exec_none", "--ray-logs", str(folder)]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith(f"no line of exec_none in 1 files below {folder}.")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"no entry of exec_none in 1 files below {folder}.")
     with pytest.raises(SystemExit):
         logs.main([ID, "--ray-logs", str(folder / "none")])
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
-def test_it_reads_the_last_session_of_ray_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_default_folder_is_that_of_the_last_ray_session(tmp_path: Path) -> None:
     serve = tmp_path / "session_latest" / "logs" / "serve"
     serve.mkdir(parents=True)
     (serve / "replica_a.log").write_text(line(2, f"{ID} here"))
@@ -135,7 +135,7 @@ def test_it_reads_the_last_session_of_ray_unless_told_otherwise(tmp_path: Path) 
         text=True,
     )
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
-    told = subprocess.run(
+    help_page = subprocess.run(
         [sys.executable, "-m", "serve_app.logs", "--help"], capture_output=True, text=True
     )
-    assert "config/kuberay/logs.sh" in told.stdout
+    assert "config/kuberay/logs.sh" in help_page.stdout

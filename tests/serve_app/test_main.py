@@ -1,4 +1,4 @@
-"""``python -m serve_app``: checks, serves on the port that was asked for, stops on Ctrl-C."""
+"""``python -m serve_app``: checks the file, serves on the requested port, stops on SIGTERM."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
     return subprocess.Popen(
         [sys.executable, "-m", "serve_app", *arguments],
         cwd=folder,
-        # HAProxy's metrics port is fixed: only one server of a machine can have it.
+        # HAProxy's metrics port is fixed, so only one server per machine can use HAProxy.
         env={
             **{name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"},
             "PYTHONPATH": f"{ROOT}:{folder}",
@@ -47,7 +47,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
     )
 
 
-def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_at_startup(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(CONFIG + "queue: 1\n")
     process = start(tmp_path, "bad.yaml")
     output, _ = process.communicate(timeout=60)
@@ -57,7 +57,7 @@ def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
     ]
 
 
-def test_a_wrong_environment_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_an_invalid_environment_is_refused_at_startup(tmp_path: Path) -> None:
     config = str(ROOT / "config" / "local.yaml")
     process = start(tmp_path, config, EXPOSED_WORKFLOWS="fcn4")
     output, _ = process.communicate(timeout=60)
@@ -65,19 +65,19 @@ def test_a_wrong_environment_is_refused_before_anything_starts(tmp_path: Path) -
     assert "EXPOSED_WORKFLOWS: unknown workflow 'fcn4'" in output.decode()
 
 
-def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_at_startup(tmp_path: Path) -> None:
     config = str(ROOT / "config" / "local.yaml")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         output, _ = start(tmp_path, config, "--port", str(port)).communicate(timeout=60)
     assert output.decode().splitlines() == [
         f"{config}: ok",
-        f"port {port} is taken; PORT=… or --port names another",
+        f"port {port} is in use; choose another with PORT=… or --port",
     ]
 
 
 @pytest.mark.ray
-def test_it_serves_on_the_port_until_interrupted(tmp_path: Path) -> None:
+def test_the_server_runs_on_the_port_until_terminated(tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text(APPLICATION)
     (tmp_path / "hello.yaml").write_text(CONFIG)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -97,7 +97,7 @@ def test_it_serves_on_the_port_until_interrupted(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output.decode()
         assert "Traceback" not in output.decode()
-        assert "dashboard asks for this token" in output.decode()
+        assert "token for Ray's dashboard: " in output.decode()
         assert f"ready: http://127.0.0.1:{port}" in output.decode()
     finally:
         process.kill()

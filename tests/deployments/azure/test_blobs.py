@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deployments.azure.blobs import BLOCK_BYTES, Blobs
-from deployments.azure.options import AzureOptions, ContainerOptions
+from deployments.azure.options import AzureOptions, ContainerOptions, CredentialOptions
 from deployments.runtime.failures import TransientFailure
 from tests.emulators.azurite import Azurite
 from tests.emulators.flaky_proxy import FlakyProxy
@@ -25,7 +25,9 @@ CREDENTIAL = "tests.emulators.tokens:EmulatorCredential"
 def options_for(
     container: Container, ca_file: Path | None, *, retry_limit_s: float = 60.0, **credential: Any
 ) -> ContainerOptions:
-    azure = AzureOptions(credential=CREDENTIAL, credential_options=credential, ca_file=ca_file)
+    azure = AzureOptions(
+        credential=CredentialOptions(loader=CREDENTIAL, options=credential), ca_file=ca_file
+    )
     return ContainerOptions(container=container, azure=azure, retry_limit_s=retry_limit_s)
 
 

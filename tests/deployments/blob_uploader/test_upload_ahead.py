@@ -253,6 +253,6 @@ async def test_a_refusal_is_reported(place: Place, azurite: Azurite, container: 
 
 async def test_it_can_be_switched_off(place: Place, azurite: Azurite, container: Container) -> None:
     place.write(*ALL)
-    place.uploader = place.another_uploader(ahead=False)
+    place.uploader = place.another_uploader(upload_ahead=False)
     await following(place, container)
     assert not blobs(azurite, container)

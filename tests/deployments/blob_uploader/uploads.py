@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from deployments.azure.options import AzureOptions
+from deployments.azure.options import AzureOptions, CredentialOptions
 from deployments.blob_uploader.deployment import BlobUploader
 from deployments.blob_uploader.limits import BlobLimits
 from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
@@ -77,8 +77,9 @@ def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
     """Return an uploader in this process, made as Serve makes it."""
     credential = {"secret": SECRET, "cache": True, **changes.pop("credential_options", {})}
     azure = AzureOptions(
-        credential="tests.emulators.tokens:EmulatorCredential",
-        credential_options=credential,
+        credential=CredentialOptions(
+            loader="tests.emulators.tokens:EmulatorCredential", options=credential
+        ),
         ca_file=ca_file,
     )
     metrics, work_dir = changes.pop("metrics", RAY), changes.pop("work_dir", results_dir)

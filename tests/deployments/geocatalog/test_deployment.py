@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments.azure.options import AzureOptions
+from deployments.azure.options import AzureOptions, CredentialOptions
 from deployments.geocatalog.deployment import GeoCatalog
 from deployments.geocatalog.messages import Registered, Registration
 from deployments.geocatalog.options import GeoCatalogOptions
@@ -49,7 +49,9 @@ def emulator() -> Iterator[GeoCatalogEmulator]:
 
 
 @pytest.fixture
-async def new_deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewDeployment]:
+async def new_deployment(
+    emulator: GeoCatalogEmulator, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[NewDeployment]:
     # The deployment hides GPUs; this restores the variable after the test.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     made = []
@@ -61,10 +63,14 @@ async def new_deployment(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NewDe
         **credential: Any,
     ) -> Any:
         azure = AzureOptions(
-            credential="tests.emulators.tokens:EmulatorCredential",
-            credential_options={"secret": SECRET} | credential,
+            credential=CredentialOptions(
+                loader="tests.emulators.tokens:EmulatorCredential",
+                options={"secret": SECRET} | credential,
+            ),
             ca_file=ca_file,
         )
+        if allowed is None:
+            allowed = (emulator.url,)
         options = GeoCatalogOptions(azure=azure, allowed=allowed, time_limit_s=30)
         made.append(Deployed(options, metrics))
         return made[-1]
@@ -152,7 +158,8 @@ async def test_only_registered_items_are_counted(
 async def test_a_catalogue_with_tls(new_deployment: NewDeployment, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     with GeoCatalogEmulator(certificate, polls=0, creates_at_once=True) as emulator:
-        await new_deployment(certificate[0]).register(registration(emulator.url))
+        deployment = new_deployment(certificate[0], allowed=(emulator.url,))
+        await deployment.register(registration(emulator.url))
         assert len(emulator.items) == 1
 
 

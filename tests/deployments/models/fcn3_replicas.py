@@ -73,6 +73,7 @@ def options(grid: Grid = GRID, **changes: Any) -> FCN3Options:
             ),
             "input_variables": VARIABLES,
             "window_steps": 2,
+            "checkpoint_steps": None,
             **changes,
         },
     )

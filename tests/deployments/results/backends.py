@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.azure.blobs import Blobs
-from deployments.azure.options import AzureOptions, BlobResultsOptions
+from deployments.azure.options import AzureOptions, BlobResultsOptions, CredentialOptions
 from deployments.results.blob import BlobStorage
 from deployments.results.disk import DiskStorage
 from deployments.results.intermediate import IntermediateStore
@@ -151,8 +151,9 @@ def options_for(
 ) -> BlobResultsOptions:
     """Return options for results in a container of the emulator."""
     azure = AzureOptions(
-        credential="tests.emulators.tokens:EmulatorCredential",
-        credential_options=credential,
+        credential=CredentialOptions(
+            loader="tests.emulators.tokens:EmulatorCredential", options=credential
+        ),
         ca_file=azurite.ca_file,
     )
     return BlobResultsOptions(container=container, azure=azure, scratch_dir=scratch_dir)

@@ -1,4 +1,4 @@
-"""What only downloads from Blob can get wrong; what they share with the disk is in test_files."""
+"""Downloads from Blob Storage; behaviour shared with the disk is tested in test_serving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from starlette.requests import Request
 from deployments.azure.blobs import Blob, Blobs
 from deployments.azure.options import BlobResultsOptions
 from serve_app.files.blob import BlobFolder, BlobResults
-from serve_app.files.serving import CHUNK_SIZE, ResultFile, ResultsUnavailable
+from serve_app.files.paths import ResultsUnavailable
+from serve_app.files.serving import CHUNK_SIZE, ResultFile
 from tests.deployments.results.backends import options_for
 from tests.emulators.azurite import Azurite
 from workflows.errors import ResultsNotFound
@@ -29,7 +30,7 @@ def options(azurite: Azurite, tmp_path: Path) -> BlobResultsOptions:
 
 
 class Counting(Blobs):
-    """Counts calls, and how many pieces were read."""
+    """Records its calls."""
 
     def __init__(self, options: BlobResultsOptions) -> None:
         super().__init__(options)
@@ -60,20 +61,20 @@ async def connected() -> dict[str, Any]:
     raise AssertionError
 
 
-async def body_of(answer: ResultFile, receive: Any = connected) -> bytes:
+async def body_of(response: ResultFile, receive: Any = connected) -> bytes:
     sent = bytearray()
 
     async def send(message: Any) -> None:
         sent.extend(message.get("body", b""))
 
-    await answer(request().scope, receive, send)
+    await response(request().scope, receive, send)
     return bytes(sent)
 
 
 @pytest.mark.parametrize(
-    ("content", "asked", "calls"),
+    ("content", "http_request", "calls"),
     [
-        # Most files are small chunks: one call for all of it.
+        # Most files are small chunks, for which one call must do.
         (b"small", request(), ["open"]),
         (b"small", request("HEAD"), ["head"]),
         (b"small", request(range="bytes=1-2"), ["head", "read"]),
@@ -82,20 +83,22 @@ async def body_of(answer: ResultFile, receive: Any = connected) -> bytes:
         (LARGE, request(range="bytes=-5"), ["head", "read"]),
     ],
 )
-async def test_few_calls(
-    options: BlobResultsOptions, content: bytes, asked: Request, calls: list[str]
+async def test_calls_per_request(
+    options: BlobResultsOptions, content: bytes, http_request: Request, calls: list[str]
 ) -> None:
     blobs = Counting(options)
     blobs.put(KEY, content, "application/netcdf")
     folder = BlobFolder(blobs, "workflow/exec_1")
-    await body_of(await ResultFile.open(folder, "results.nc", asked))
+    await body_of(await ResultFile.open(folder, "results.nc", http_request))
     assert blobs.calls == calls
 
 
-async def test_large_bodies_come_in_pieces_and_few_ahead(options: BlobResultsOptions) -> None:
+async def test_a_large_body_is_sent_in_chunks_with_bounded_read_ahead(
+    options: BlobResultsOptions,
+) -> None:
     blobs = Counting(options)
     blobs.put(KEY, LARGE, "application/netcdf")
-    answer = await ResultFile.open(BlobFolder(blobs, "workflow/exec_1"), "results.nc", request())
+    response = await ResultFile.open(BlobFolder(blobs, "workflow/exec_1"), "results.nc", request())
     sizes, ahead, body = [], [], bytearray()
 
     async def send(message: Any) -> None:
@@ -105,79 +108,79 @@ async def test_large_bodies_come_in_pieces_and_few_ahead(options: BlobResultsOpt
             await asyncio.sleep(0.05)
             ahead.append(blobs.calls.count("read") - len(sizes))
 
-    await answer(request().scope, connected, send)
+    await response(request().scope, connected, send)
     assert body == LARGE
     assert sizes == [CHUNK_SIZE] * 5 + [12345, 0]
     assert max(ahead) <= 2
 
 
-async def test_a_client_that_leaves_stops_the_reading(options: BlobResultsOptions) -> None:
+async def test_a_disconnect_stops_reading(options: BlobResultsOptions) -> None:
     blobs = Counting(options)
     blobs.put(KEY, LARGE, "application/netcdf")
-    answer = await ResultFile.open(BlobFolder(blobs, "workflow/exec_1"), "results.nc", request())
-    left = asyncio.Event()
+    response = await ResultFile.open(BlobFolder(blobs, "workflow/exec_1"), "results.nc", request())
+    disconnected = asyncio.Event()
 
     async def receive() -> Any:
-        await left.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body":
-            left.set()
+            disconnected.set()
             await asyncio.sleep(0)
 
-    await answer(request().scope, receive, send)
+    await response(request().scope, receive, send)
     await asyncio.sleep(0.1)
     assert blobs.calls.count("read") <= 4
 
 
-@pytest.mark.parametrize("what", ["written anew", "purged"])
-async def test_a_blob_that_changes_breaks_the_response(
-    options: BlobResultsOptions, what: str
+@pytest.mark.parametrize("change", ["overwritten", "purged"])
+async def test_a_blob_that_changes_aborts_the_response(
+    options: BlobResultsOptions, change: str
 ) -> None:
     blobs = Blobs(options)
     blobs.put(KEY, LARGE, "application/netcdf")
     folder = BlobResults(options)("workflow", "exec_1")
-    answer = await ResultFile.open(folder, "results.nc", request())
-    if what == "purged":
+    response = await ResultFile.open(folder, "results.nc", request())
+    if change == "purged":
         blobs.delete(KEY)
     else:
         blobs.put(KEY, LARGE[::-1], "application/netcdf")
     with pytest.raises(ResultsUnavailable, match="changed while it was read"):
-        await body_of(answer)
+        await body_of(response)
 
 
 @pytest.mark.parametrize(
-    "asked", [request(), request("HEAD"), request(range="bytes=0-1"), request(if_match="*")]
+    "http_request", [request(), request("HEAD"), request(range="bytes=0-1"), request(if_match="*")]
 )
-@pytest.mark.parametrize("what", ["no container", "refused", "out of reach"])
-async def test_what_cannot_be_read_is_not_called_missing(
+@pytest.mark.parametrize("cause", ["no container", "refused", "unreachable"])
+async def test_an_unreadable_blob_is_not_reported_as_missing(
     azurite: Azurite,
     options: BlobResultsOptions,
     tmp_path: Path,
-    what: str,
-    asked: Request,
+    cause: str,
+    http_request: Request,
 ) -> None:
     container = options.container
     credential: dict[str, object] = {"secret": "s3cret"}
-    if what == "no container":
-        container = container.model_copy(update={"name": "nobody-made-this"})
-    elif what == "refused":
+    if cause == "no container":
+        container = container.model_copy(update={"name": "no-such-container"})
+    elif cause == "refused":
         credential["lifetime_s"] = -60
     else:
         container = container.model_copy(update={"account_url": "https://127.0.0.1:1/account"})
-    there = options_for(azurite, container, tmp_path, **credential)
-    blobs = Blobs(there.model_copy(update={"retry_limit_s": 0.1}))
+    changed = options_for(azurite, container, tmp_path, **credential)
+    blobs = Blobs(changed.model_copy(update={"retry_limit_s": 0.1}))
     with pytest.raises(ResultsUnavailable) as refused:
-        await ResultFile.open(BlobFolder(blobs, "workflow/exec_1"), "results.nc", asked)
+        await ResultFile.open(BlobFolder(blobs, "workflow/exec_1"), "results.nc", http_request)
     assert str(refused.value) == "'results.nc' cannot be read now"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_folder_is_no_file(options: BlobResultsOptions, method: str) -> None:
+async def test_a_folder_is_not_a_file(options: BlobResultsOptions, method: str) -> None:
     blobs = Blobs(options)
     blobs.put("workflow/exec_1/results.zarr/zarr.json", b"{}", "application/json")
-    # On accounts that have folders each one is a blob, too.
+    # Accounts with a hierarchical namespace have a blob for each folder.
     blobs._obstore.put(
         blobs._store, "workflow/exec_1/folder", b"", attributes={"hdi_isfolder": "true"}
     )
@@ -189,7 +192,7 @@ async def test_a_folder_is_no_file(options: BlobResultsOptions, method: str) -> 
         assert (await ResultFile.open(folder, name, request(method))).status_code == 200
 
 
-async def test_nothing_of_another_execution_is_given(options: BlobResultsOptions) -> None:
+async def test_files_of_other_executions_are_not_found(options: BlobResultsOptions) -> None:
     blobs = Blobs(options)
     blobs.put(".work/exec_1/admission/plan.json", b"{}", "application/json")
     blobs.put("workflow/exec_10/a", b"1", "text/plain")

@@ -1,3 +1,5 @@
+"""The Range header."""
+
 import time
 
 import pytest
@@ -47,7 +49,7 @@ from serve_app.files.ranges import MAX_RANGES, requested_ranges
         ("", None),
     ],
 )
-def test_headers(header: str, expected: list[range] | None) -> None:
+def test_range_headers(header: str, expected: list[range] | None) -> None:
     assert requested_ranges(header, 10) == expected
 
 
@@ -57,16 +59,16 @@ def test_an_empty_file_has_no_range() -> None:
     assert requested_ranges("bytes=-5", 0) is None
 
 
-def test_ranges_are_counted_after_joining() -> None:
+def test_ranges_are_counted_after_merging() -> None:
     overlapping = ",".join(["0-"] * 1000)
     assert requested_ranges(f"bytes={overlapping}", 10**6) == [range(10**6)]
-    apart = [f"{2 * i}-{2 * i}" for i in range(MAX_RANGES + 1)]
-    assert len(requested_ranges(f"bytes={','.join(apart[:-1])}", 10**6) or []) == MAX_RANGES
-    assert requested_ranges(f"bytes={','.join(apart)}", 10**6) is None
+    separate = [f"{2 * i}-{2 * i}" for i in range(MAX_RANGES + 1)]
+    assert len(requested_ranges(f"bytes={','.join(separate[:-1])}", 10**6) or []) == MAX_RANGES
+    assert requested_ranges(f"bytes={','.join(separate)}", 10**6) is None
 
 
 @pytest.mark.parametrize("element", ["0-", "-1", ",", "9" * 100 + "-", "5-4", "1-1,"])
-def test_huge_headers_cost_little(element: str) -> None:
+def test_huge_headers_are_cheap(element: str) -> None:
     header = "bytes=" + ",".join([element] * (10**6 // len(element)))
     start = time.perf_counter()
     requested_ranges(header, 10**9)
@@ -79,12 +81,12 @@ positions = st.integers(0, 40) | st.integers(10**18, 10**25)
 
 @st.composite
 def specs(draw: st.DrawFn) -> tuple[str, set[int] | None]:
-    """Draw a range with the positions it means in a file of 30 bytes, None if it is invalid."""
+    """Draw a range, and the positions that it selects in a file of 30 bytes; None if invalid."""
     first, last = draw(positions), draw(positions)
     match draw(st.sampled_from(["closed", "open", "suffix"])):
         case "closed":
-            meant = {i for i in range(30) if first <= i <= last} if first <= last else None
-            return f"{first}-{last}", meant
+            selected = {i for i in range(30) if first <= i <= last} if first <= last else None
+            return f"{first}-{last}", selected
         case "open":
             return f"{first}-", {i for i in range(30) if i >= first}
         case _:
@@ -92,28 +94,28 @@ def specs(draw: st.DrawFn) -> tuple[str, set[int] | None]:
 
 
 @given(st.lists(specs(), min_size=1, max_size=8))
-def test_like_the_model(drawn: list[tuple[str, set[int] | None]]) -> None:
-    found = requested_ranges("bytes=" + ",".join(spec for spec, _ in drawn), 30)
-    meant = [positions for _, positions in drawn]
-    if None in meant:
-        assert found is None
+def test_ranges_match_a_simple_model(drawn: list[tuple[str, set[int] | None]]) -> None:
+    ranges = requested_ranges("bytes=" + ",".join(spec for spec, _ in drawn), 30)
+    selected = [positions for _, positions in drawn]
+    if None in selected:
+        assert ranges is None
         return
-    assert found is not None
-    sent = [position for part in found for position in part]
+    assert ranges is not None
+    sent = [position for part in ranges for position in part]
     assert len(sent) == len(set(sent)), "no byte twice"
-    assert set(sent) == set().union(*(positions or set() for positions in meant))
-    stops = {part.stop for part in found}
-    assert not any(part.start in stops for part in found), "what touches is joined"
-    # Each part stands where the first of the ranges in it was asked for.
+    assert set(sent) == set().union(*(positions or set() for positions in selected))
+    stops = {part.stop for part in ranges}
+    assert not any(part.start in stops for part in ranges), "adjacent ranges are merged"
+    # Each part has the position of the first requested range in it.
     firsts = [
-        min(i for i, positions in enumerate(meant) if positions and positions <= set(part))
-        for part in found
+        min(i for i, positions in enumerate(selected) if positions and positions <= set(part))
+        for part in ranges
     ]
     assert firsts == sorted(firsts)
 
 
 @given(st.text() | st.text("0123456789-, ").map("bytes=".__add__), st.integers(0, 50))
 @example("bytes=-1", 0)
-def test_any_text_is_harmless(header: str, size: int) -> None:
+def test_any_text_yields_valid_ranges(header: str, size: int) -> None:
     for part in requested_ranges(header, size) or []:
         assert 0 <= part.start < part.stop <= size

@@ -10,7 +10,7 @@ from serve_app.http.options import IngressOptions
 from tests.serve_app.conftest import URL, WORKFLOW, Service
 
 
-async def test_a_nudge_follows_what_the_conductor_must_know(serve):
+async def test_submits_and_cancellations_nudge_the_conductor(serve):
     nudges = []
 
     async def nudge():
@@ -28,7 +28,7 @@ async def test_a_nudge_follows_what_the_conductor_must_know(serve):
     assert len(nudges) == 2
 
 
-async def test_only_who_is_first_in_the_queue_nudges(serve):
+async def test_only_the_first_queued_execution_nudges(serve):
     nudges = []
 
     async def nudge():
@@ -54,7 +54,7 @@ async def test_requests_neither_wait_for_a_nudge_nor_fail_with_it(serve, caplog)
     for execution_id in [await service.submit() for _ in range(5)]:
         await service.client.delete(f"{URL}/{execution_id}")
     await asyncio.sleep(0)
-    assert len(nudges) == 1  # one is under way; one more, not five, comes after it
+    assert len(nudges) == 1  # in progress; it is followed by one more, not by five
     release.set()
     await asyncio.sleep(0.05)
     assert len(nudges) == 2
@@ -70,7 +70,7 @@ async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
         store_url=postgres_database,
         results_dir=tmp_path,
         exposed=(WORKFLOW,),
-        max_output_bytes=10**12,
+        limits={"max_output_gb": 1000.0},
     )
     service = Service(create_app(options, store), options, store)
     execution_id = await service.submit(n_samples=1, n_steps=1)
@@ -79,26 +79,25 @@ async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
     await asyncio.sleep(0.1)
     service.conductor.start()
     assert (await waiting).json()["position"] == 0
-    answer = (await service.client.get(f"{URL}/{execution_id}/status")).json()
-    assert answer["status"] == "running"
+    response = (await service.client.get(f"{URL}/{execution_id}/status")).json()
+    assert response["status"] == "running"
     assert len((await service.client.get(URL)).json()["executions"]) == 2
     await service.app.state.context.changes.close()
     await service.client.aclose()
     store.close()
 
 
-def test_options_keep_the_store_password_out_of_logs():
+def test_the_store_password_is_not_in_the_repr_of_options():
     options = IngressOptions(
         store_url="postgresql+psycopg://u:hunter2@h/d",
         results_dir="/tmp/r",
         exposed=(),
-        max_output_bytes=1,
     )
     assert "hunter2" not in repr(options)
 
 
 def test_options_refuse_relative_paths_and_unknown_names():
-    for changes in ({"results_dir": "results"}, {"tokens_file": "tokens"}, {"max_que": 3}):
+    for changes in ({"results_dir": "results"}, {"max_que": 3}):
         values = {"store_url": "sqlite://", "results_dir": "/r", "exposed": ()}
         with pytest.raises(ValueError, match="absolute path|Extra inputs"):
-            IngressOptions.model_validate({**values, "max_output_bytes": 1, **changes})
+            IngressOptions.model_validate({**values, **changes})

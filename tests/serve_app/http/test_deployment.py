@@ -12,14 +12,13 @@ from serve_app.http.options import IngressOptions
 from tests.serve_app.conftest import WORKFLOW
 
 
-@pytest.mark.filterwarnings("ignore:coroutine.*__del__")  # Serve awaits it, nobody else does
+@pytest.mark.filterwarnings("ignore:coroutine.*__del__")  # only Serve awaits it
 async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     options = IngressOptions(
         store_url=f"sqlite:///{tmp_path}/store.db",
         results_dir=tmp_path,
         exposed=(WORKFLOW,),
-        max_output_bytes=1,
     )
     assert Ingress.name == "Ingress"
     kind = Ingress.func_or_class
@@ -29,6 +28,6 @@ async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, mo
     assert isinstance(replica.__serve_build_asgi_app__(), FastAPI)
 
 
-def test_the_ingress_does_without_torch():
+def test_the_ingress_does_not_import_torch():
     code = "import sys, serve_app.http.deployment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

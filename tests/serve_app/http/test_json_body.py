@@ -1,3 +1,5 @@
+"""Decoding of request bodies and headers."""
+
 import json
 
 import pytest
@@ -7,19 +9,19 @@ from serve_app.http.json_body import parse_idempotency_key, parse_submit
 from workflows.errors import InvalidParameters
 
 
-def refusals(raw: bytes) -> list[tuple[str, str]]:
+def errors(raw: bytes) -> list[tuple[str, str]]:
     with pytest.raises(InvalidParameters) as caught:
         parse_submit(raw, None)
     return [(problem.field, problem.kind) for problem in caught.value.problems]
 
 
-def test_parameters_and_defaults():
+def test_parameters_are_decoded():
     assert parse_submit(b"{}", "application/json").parameters == {}
     body = parse_submit('{"parameters": {"a": [1, 2.5, "\u00e4"]}}'.encode(), None)
     assert body.parameters == {"a": [1, 2.5, "\u00e4"]}
 
 
-def test_the_digest_is_that_of_the_meaning():
+def test_equivalent_bodies_have_the_same_digest():
     one = parse_submit(b'{"parameters": {"a": 1, "b": "\\u00e4"}}', None)
     same = parse_submit('{"parameters":{ "b":"\u00e4","a":1}}'.encode(), None)
     other = parse_submit(b'{"parameters": {"a": 2, "b": "\\u00e4"}}', None)
@@ -52,16 +54,16 @@ def test_the_digest_is_that_of_the_meaning():
         (b"[" * 900 + b"NaN" + b"]" * 900, ("", "json_invalid")),
     ],
 )
-def test_refusals_name_the_place(raw, found):
-    assert refusals(raw) == [found]
+def test_errors_name_the_place(raw, found):
+    assert errors(raw) == [found]
 
 
-def test_many_equal_names_cost_no_time():
+def test_duplicate_keys_in_a_large_object_are_found_quickly():
     raw = json.dumps({f"k{i}": 0 for i in range(60_000)})[:-1] + ', "k59999": 0}'
-    assert refusals(raw.encode()) == [("", "json_invalid")]
+    assert errors(raw.encode()) == [("", "json_invalid")]
 
 
-def test_other_types_of_content():
+def test_content_types():
     assert parse_submit(b"{}", "application/problem+json; charset=utf-8").parameters == {}
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "text/json"):
         with pytest.raises(UnsupportedMediaType):
@@ -77,7 +79,7 @@ def test_idempotency_keys():
             parse_idempotency_key(values)
 
 
-def test_what_lies_too_deep_is_refused_before_anybody_follows_it():
+def test_deeply_nested_bodies_are_refused():
     def body(depth: int) -> bytes:
         return b'{"parameters": {"a": ' + b"[" * depth + b"]" * depth + b"}}"
 

@@ -1,4 +1,4 @@
-"""schemathesis over our own OpenAPI: nothing answers 5xx, and what answers is documented."""
+"""Schemathesis over the OpenAPI description: no response is 5xx, and all are documented."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ STATES = (Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED)
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
-    """Make an API that is healthy, with executions in all states that have an end."""
+    """Return a healthy API with executions in all final states."""
     folder = tmp_path_factory.mktemp("api")
     store = ConductorStore(f"sqlite:///{folder}/store.db")
     options = IngressOptions(
@@ -39,8 +39,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
         results_dir=folder / "results",
         exposed=(WORKFLOW,),
         grid={"n_lat": 19, "n_lon": 36},
-        max_output_bytes=10**9,
-        max_queued=20,
+        limits={"max_output_gb": 1.0},
+        queue={"max_size": 20},
     )
     app = create_app(options, store)
     context: Context = app.state.context
@@ -57,7 +57,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
         folder.mkdir(parents=True)
         (folder / "0").write_bytes(b"0" * 100)
     with store.engine.begin() as connection:
-        # Schemathesis may take longer than a heartbeat counts.
+        # The test may take longer than the limit on the age of the heartbeat.
         soon = datetime.now(UTC) + timedelta(hours=1)
         connection.execute(sa.update(conductors).values(heartbeat_at=soon))
     yield app
@@ -68,53 +68,53 @@ def _submit(context: Context) -> Submitted:
     return submit(context, context.workflows[WORKFLOW], parse_submit(b"{}", None), None)
 
 
-def test_nothing_answers_5xx(app: FastAPI) -> None:
+def test_no_response_is_5xx(app: FastAPI) -> None:
     known = app.state.context.store.list_executions(WORKFLOW, statuses=STATES)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    tried = set()
+    covered = set()
 
     def send(case: schemathesis.Case) -> None:
-        # Random names are never known: most examples go to what exists.
+        # Random names never exist, so most examples use existing ones.
         draw = len(repr((case.query, case.headers, case.body, case.path_parameters)))
         if "workflow" in case.path_parameters and draw % 4:
             case.path_parameters["workflow"] = WORKFLOW
         if "execution_id" in case.path_parameters and draw % 3:
             case.path_parameters["execution_id"] = known[draw % len(known)].execution_id
-            # Nobody removes anything here, and the answer would wait for it.
+            # Nothing is removed here, and the response would wait for it.
             if case.method == "DELETE":
                 case.query = {}
-        answer = case.call_and_validate(checks=[not_a_server_error, *CONFORMANCE])
-        tried.add((case.operation.label, answer.status_code))
+        response = case.call_and_validate(checks=[not_a_server_error, *CONFORMANCE])
+        covered.add((case.operation.label, response.status_code))
 
-    often = settings(
+    profile = settings(
         max_examples=25,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    for found in schema.get_all_operations():
-        operation = found.ok()
-        # Where no answer is 422 nothing can be wrong but the path.
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        # Without a 422, only the path can be invalid.
         refuses = "422" in operation.definition.raw["responses"]
         for mode in [GenerationMode.POSITIVE, *[GenerationMode.NEGATIVE] * refuses]:
-            often(given(case=operation.as_strategy(generation_mode=mode))(send))()
-    # It did get past the door.
-    assert len({label for label, _ in tried}) == 14
+            profile(given(case=operation.as_strategy(generation_mode=mode))(send))()
+    # The examples reached every operation.
+    assert len({label for label, _ in covered}) == 14
     for label in (
         "GET /v1/infer/{workflow}",
         "GET /v1/infer/{workflow}/{execution_id}/status",
         "GET /v1/infer/{workflow}/{execution_id}/results",
     ):
-        assert (label, 200) in tried
-    assert ("POST /v1/infer/{workflow}", 422) in tried
+        assert (label, 200) in covered
+    assert ("POST /v1/infer/{workflow}", 422) in covered
 
 
-def test_security_is_described_where_it_is_asked_for(serve, tmp_path, app):
+def test_security_is_described_if_tokens_are_required(serve, tmp_path, app):
     assert "401" not in str(app.openapi()["paths"])
     tokens = tmp_path / "tokens"
     tokens.write_text("a:" + "0" * 64)
-    described = serve(tokens_file=tokens).app.openapi()
+    described = serve(auth={"tokens_file": tokens}).app.openapi()
     assert described["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     for path, operations in described["paths"].items():
         for operation in operations.values():

@@ -1,11 +1,12 @@
-"""The settings under ``args.azure``, and what follows from them."""
+"""The settings under ``args.azure``, and the delivery rules that follow from them."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.settings.settings import Settings, SettingsError, parse_settings
+from serve_app.settings.parsing import SettingsError, parse_settings
+from serve_app.settings.settings import Settings
 from workflows.delivery import DeliveryRules
 
 DATA = "https://weather.blob.core.windows.net/data"
@@ -17,13 +18,13 @@ def parse(**azure: Any) -> Settings:
     return parse_settings({"azure": azure}, {}, Path("/srv"))
 
 
-def test_without_settings_nothing_is_allowed() -> None:
+def test_nothing_is_allowed_by_default() -> None:
     settings = parse()
     assert settings.azure.rules == DeliveryRules()
     assert not settings.azure.rules.uploads and not settings.azure.rules.registers
 
 
-def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
+def test_allowed_destinations_become_delivery_rules() -> None:
     settings = parse(
         ca_file="ca.pem",
         blob={
@@ -38,7 +39,7 @@ def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
         },
     )
     rules = settings.azure.rules
-    assert [each.url for each in rules.containers] == [DATA, f"{EMULATOR}/results"]
+    assert [container.url for container in rules.containers] == [DATA, f"{EMULATOR}/results"]
     assert rules.default_container is not None
     assert rules.default_container.url == f"{DATA}/nightly"
     assert rules.catalogs == (CATALOG, "http://127.0.0.1:8090")
@@ -47,7 +48,7 @@ def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
 
 
 @pytest.mark.parametrize(
-    ("azure", "place", "words"),
+    ("azure", "place", "message"),
     [
         (
             {"blob": {"allowed_containers": ["https://x"]}},
@@ -67,12 +68,12 @@ def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
         (
             {"blob": {"emulator": "http://127.0.0.1:10000/a"}},
             "azure.blob.emulator",
-            "give its endpoint",
+            "must be its endpoint",
         ),
         (
             {"blob": {"emulator": "https://127.0.0.1:10000"}},
             "azure.blob.emulator",
-            "give its endpoint",
+            "must be its endpoint",
         ),
         ({"blob": {"signed_url_s": 10**7}}, "azure.blob.signed_url_s", "less than or equal"),
         (
@@ -83,7 +84,7 @@ def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
         (
             {"geocatalog": {"allowed": ["http://earth.example"]}},
             "azure.geocatalog.allowed[0]",
-            "https:// is needed",
+            "must start with https://",
         ),
         ({"geocatalog": {"allowed": ["earth"]}}, "azure.geocatalog.allowed[0]", "https:// URL"),
         ({"geocatalog": {"default_catalog": CATALOG}}, "azure.geocatalog", "not in allowed"),
@@ -101,15 +102,17 @@ def test_what_is_allowed_becomes_the_rules_of_admission() -> None:
         ({"credential": {"loader": "azure.identity"}}, "azure.credential.loader", "module:Class"),
     ],
 )
-def test_what_cannot_be_is_named(azure: dict[str, Any], place: str, words: str) -> None:
+def test_invalid_azure_settings_are_reported(
+    azure: dict[str, Any], place: str, message: str
+) -> None:
     with pytest.raises(SettingsError) as refused:
         parse(**azure)
     assert f"args.{place}" in str(refused.value)
-    assert words in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_options_of_the_credential_are_not_told() -> None:
+def test_the_summary_shows_keys_of_credential_options_but_not_values() -> None:
     settings = parse(credential={"options": {"client_secret": "planted"}})
-    told = settings.summary()
-    assert told["azure"]["credential"]["options"] == ["client_secret"]
-    assert "planted" not in str(told)
+    summary = settings.summary()
+    assert summary["azure"]["credential"]["options"] == ["client_secret"]
+    assert "planted" not in str(summary)

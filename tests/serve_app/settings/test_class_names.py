@@ -1,4 +1,4 @@
-"""The name of a user's workflow, read in its source: what can be read, and that nothing runs."""
+"""Names of workflow classes, read from source code without running it."""
 
 import sys
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import pytest
 from serve_app.settings.class_names import declared_name
 
 NUMBERS = count()
-"""What was read once is remembered: each test has modules of its own."""
+"""Results are cached, so each test has its own modules."""
 
 Module = Callable[..., str]
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
-    """Write a module that must not be imported; gives its name."""
+    """Return a function that writes a module that must not be imported, and returns its name."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(source: str | bytes, path: str = "{}.py") -> str:
@@ -37,8 +37,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
         ("name = 'storms'", "storms"),
         ("name: str = 'storms'", "storms"),
         ("alias = name = 'storms'", "storms"),
-        ("'''What it does.'''\n    description = 'no name'\n    name = 'storms'", "storms"),
-        # Earth2Studio's base class gives these the class's own.
+        ("'''A docstring.'''\n    description = 'no name'\n    name = 'storms'", "storms"),
+        # Earth2Studio's base class falls back to the name of the class.
         ("pass", "Mine"),
         ("name: str", "Mine"),
         ("def name(self): ...", "Mine"),
@@ -48,7 +48,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
         ("name = 5", None),
     ],
 )
-def test_a_name_is_read_if_it_is_written_out(module: Module, body: str, name: str | None) -> None:
+def test_a_literal_name_is_read(module: Module, body: str, name: str | None) -> None:
     source = f"class Other:\n    name = 'other'\n\nclass Mine(Other):\n    {body}\n"
     assert declared_name(f"{module(source)}:Mine") == name
 
@@ -63,11 +63,11 @@ def test_a_name_is_read_if_it_is_written_out(module: Module, body: str, name: st
         b"\0",
     ],
 )
-def test_what_cannot_be_read_has_no_name(module: Module, source: str | bytes) -> None:
+def test_unreadable_source_has_no_name(module: Module, source: str | bytes) -> None:
     assert declared_name(f"{module(source)}:Mine") is None
 
 
-def test_a_class_in_a_class_has_no_name(module: Module) -> None:
+def test_a_nested_class_has_no_name(module: Module) -> None:
     source = "class Outer:\n    name = 'outer'\n    class Mine:\n        name = 'storms'"
     assert declared_name(f"{module(source)}:Outer.Mine") is None
 
@@ -84,29 +84,29 @@ def test_a_module_without_source_has_no_name(path: str) -> None:
         b"# -*- coding: latin-1 -*-\n# \xf6\nclass Mine:\n    name = 'storms'",
     ],
 )
-def test_source_is_read_in_the_encoding_that_it_states(module: Module, source: bytes) -> None:
+def test_source_is_read_in_its_declared_encoding(module: Module, source: bytes) -> None:
     assert declared_name(f"{module(source)}:Mine") == "storms"
 
 
-def test_a_package_is_not_imported_for_a_module_in_it(module: Module, tmp_path: Path) -> None:
+def test_the_package_of_a_module_is_not_imported(module: Module, tmp_path: Path) -> None:
     name = module("class Mine:\n    name = 'storms'", "{}/inner/workflows.py")
     package = name.partition(".")[0]
     for folder in (tmp_path / package, tmp_path / package / "inner"):
         (folder / "__init__.py").write_text("raise RuntimeError('imported')")
     assert declared_name(f"{name}:Mine") == "storms"
-    assert [known for known in sys.modules if known.startswith(package)] == []
+    assert [module for module in sys.modules if module.startswith(package)] == []
 
 
-def test_folders_need_no_init_file(module: Module) -> None:
+def test_namespace_packages_are_searched(module: Module) -> None:
     name = module("class Mine:\n    name = 'storms'", "{}/deeper/down/workflows.py")
     assert declared_name(f"{name}:Mine") == "storms"
 
 
-def test_a_class_may_lie_in_the_package_itself(module: Module) -> None:
+def test_a_class_in_the_package_itself(module: Module) -> None:
     name = module("class Mine:\n    name = 'storms'", "{}/__init__.py")
     assert declared_name(f"{name.removesuffix('.__init__')}:Mine") == "storms"
 
 
-def test_a_folder_of_a_module_that_is_no_package_leads_nowhere(module: Module) -> None:
+def test_a_module_has_no_submodules(module: Module) -> None:
     name = module("class Mine:\n    name = 'storms'")
     assert declared_name(f"{name}.workflows:Mine") is None

@@ -1,4 +1,4 @@
-"""Where results may go, retries, and links to what was uploaded."""
+"""Deliveries that requests may ask for, retries, and links to uploaded results."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ async def submit(service: Service, **parameters: Any) -> Any:
     return await service.client.post(URL, json={"parameters": parameters})
 
 
-async def test_an_allowed_place_goes_into_the_plan(serve):
+async def test_an_allowed_destination_is_planned(serve):
     service = serve(delivery=RULES)
-    answer = await submit(service, container_url=f"{DATA}/mine/", geo_catalog_url=CATALOG)
-    assert answer.status_code == 200, answer.text
-    execution = service.store.read(answer.json()["execution_id"])
+    response = await submit(service, container_url=f"{DATA}/mine/", geo_catalog_url=CATALOG)
+    assert response.status_code == 200, response.text
+    execution = service.store.read(response.json()["execution_id"])
     assert execution.plan["delivery"] == {
         "container": parse_container(f"{DATA}/mine").model_dump(),
         "geo_catalog_url": CATALOG,
@@ -41,23 +41,23 @@ async def test_an_allowed_place_goes_into_the_plan(serve):
         ("geo_catalog_url", "https://attacker.example"),
     ],
 )
-async def test_another_place_is_forbidden_and_nothing_is_queued(serve, name, value):
+async def test_another_destination_is_forbidden_and_nothing_is_queued(serve, name, value):
     service = serve(delivery=RULES)
-    places = {"container_url": DATA, "geo_catalog_url": CATALOG, name: value}
-    answer = await submit(service, **places)
-    assert answer.status_code == 403, answer.text
-    [finding] = answer.json()["detail"]
+    destinations = {"container_url": DATA, "geo_catalog_url": CATALOG, name: value}
+    response = await submit(service, **destinations)
+    assert response.status_code == 403, response.text
+    [finding] = response.json()["detail"]
     assert finding["loc"] == ["body", "parameters", name]
     assert "does not deliver there" in finding["msg"]
     assert service.store.list_executions(WORKFLOW) == []
 
 
 @pytest.mark.parametrize("name", ["container_url", "geo_catalog_url", "collection_id"])
-async def test_a_server_without_azure_takes_no_request_for_a_delivery(service, name):
-    answer = await submit(service, **{name: "collection" if name == "collection_id" else DATA})
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"] == ["body", "parameters", name]
-    assert "leave it out" in answer.json()["detail"][0]["msg"]
+async def test_a_server_without_azure_refuses_deliveries(service, name):
+    response = await submit(service, **{name: "collection" if name == "collection_id" else DATA})
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", "parameters", name]
+    assert "leave it out" in response.json()["detail"][0]["msg"]
     assert (await submit(service, **{name: None})).status_code == 200
 
 
@@ -75,7 +75,7 @@ async def fail(service: Service, stage: Stage, results: Manifest | None) -> str:
     return execution_id
 
 
-async def test_retry_queues_what_has_failed(serve):
+async def test_a_retry_queues_a_failed_execution(serve):
     nudges = []
 
     async def nudge():
@@ -84,9 +84,9 @@ async def test_retry_queues_what_has_failed(serve):
     service = serve(nudge)
     execution_id = await fail(service, Stage.REGISTER, Manifest(output_files=()))
     nudges.clear()
-    answer = await service.client.post(f"{URL}/{execution_id}/retry")
-    assert answer.status_code == 202
-    body = StatusBody.model_validate(answer.json())
+    response = await service.client.post(f"{URL}/{execution_id}/retry")
+    assert response.status_code == 202
+    body = StatusBody.model_validate(response.json())
     assert (body.status, body.stage, body.position) == (Status.QUEUED, Stage.REGISTER, 0)
     assert (body.error_message, body.end_time) == (None, None)
     again = await service.client.post(f"{URL}/{execution_id}/retry")
@@ -95,60 +95,60 @@ async def test_retry_queues_what_has_failed(serve):
     assert nudges
 
 
-async def test_retry_of_what_is_not_there(service):
+async def test_a_retry_of_an_unknown_execution(service):
     for path in (f"{URL}/exec_1_00000000/retry", "/v1/infer/no/exec_1_00000000/retry"):
         assert (await service.client.post(path)).status_code == 404
 
 
-async def test_a_retry_has_to_find_room_in_the_queue(serve):
-    service = serve(max_queued=1)
+async def test_a_retry_is_refused_while_the_queue_is_full(serve):
+    service = serve(queue={"max_size": 1})
     execution_id = await fail(service, Stage.INFERENCE, None)
     assert (await submit(service)).status_code == 200
-    answer = await service.client.post(f"{URL}/{execution_id}/retry")
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"]
+    response = await service.client.post(f"{URL}/{execution_id}/retry")
+    assert response.status_code == 429
+    assert response.headers["retry-after"]
     assert service.store.read(execution_id).status == Status.FAILED
 
 
-async def test_files_can_be_had_while_they_are_delivered(service):
+async def test_files_are_available_during_their_delivery(service):
     execution_id = await service.completed({"results.nc": b"abc"})
     other = await fail(service, Stage.UPLOAD, Manifest(output_files=()))
     folder = service.options.results_dir / WORKFLOW
     (folder / other).mkdir()
     (folder / other / "results.nc").write_bytes(b"abc")
     await service.client.post(f"{URL}/{other}/retry")
-    for each in (execution_id, other):
-        answer = await service.client.get(f"{URL}/{each}/results/results.nc")
-        assert (answer.status_code, answer.content) == (200, b"abc")
+    for delivered in (execution_id, other):
+        response = await service.client.get(f"{URL}/{delivered}/results/results.nc")
+        assert (response.status_code, response.content) == (200, b"abc")
     assert (await service.client.get(f"{URL}/{other}/results")).status_code == 202
 
 
-async def test_a_link_is_made_for_the_answer_and_kept_nowhere(serve, store):
+async def test_a_signed_link_is_in_the_response_but_not_in_the_store(serve, store):
     service = serve(delivery=RULES, signed_url_s=600.0)
-    asked = []
+    calls = []
 
     async def sign(*args):
-        asked.append(args)
-        if len(asked) > 1:
-            raise RuntimeError("the uploader is away")
+        calls.append(args)
+        if len(calls) > 1:
+            raise RuntimeError("the BlobUploader is not available")
         return f"{DATA}/x?sig=secret"
 
     app = create_app(service.options, store, sign=sign)
     signing = Service(app, service.options, store)
-    answer = await submit(signing, container_url=DATA)
-    execution_id = answer.json()["execution_id"]
+    response = await submit(signing, container_url=DATA)
+    execution_id = response.json()["execution_id"]
     signing.conductor.start()
     manifest = Manifest(output_files=(), uploaded=UploadTotals(files=1, bytes=1))
     store.update(signing.conductor.fence, execution_id, results=manifest, status=Status.COMPLETED)
-    found = (await signing.client.get(f"{URL}/{execution_id}/results")).json()
-    assert found["signed_url"] == f"{DATA}/x?sig=secret"
-    assert asked == [(parse_container(DATA), WORKFLOW, execution_id, 600.0)]
+    body = (await signing.client.get(f"{URL}/{execution_id}/results")).json()
+    assert body["signed_url"] == f"{DATA}/x?sig=secret"
+    assert calls == [(parse_container(DATA), WORKFLOW, execution_id, 600.0)]
     assert "secret" not in store.read(execution_id).model_dump_json()
-    # The results can be had without it.
+    # A failure to sign does not fail the response.
     again = await signing.client.get(f"{URL}/{execution_id}/results")
     assert again.status_code == 200 and "signed_url" not in again.json()
 
     not_uploaded = await signing.completed()
-    found = (await signing.client.get(f"{URL}/{not_uploaded}/results")).json()
-    assert "signed_url" not in found and len(asked) == 2
+    body = (await signing.client.get(f"{URL}/{not_uploaded}/results")).json()
+    assert "signed_url" not in body and len(calls) == 2
     await signing.client.aclose()

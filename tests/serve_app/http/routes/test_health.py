@@ -1,3 +1,5 @@
+"""Routes of health, readiness, liveness and metrics."""
+
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -18,43 +20,43 @@ def record(service, component, status):
     conductor.store.set_readiness(conductor.fence, component, status)
 
 
-def silence(service, age_s):
-    beat = datetime.now(UTC) - timedelta(seconds=age_s)
+def set_heartbeat_age(service, age_s):
+    heartbeat = datetime.now(UTC) - timedelta(seconds=age_s)
     with service.store.engine.begin() as connection:
-        connection.execute(sa.update(conductors).values(heartbeat_at=beat))
+        connection.execute(sa.update(conductors).values(heartbeat_at=heartbeat))
 
 
 async def test_liveness(service):
-    answer = await service.client.get("/liveness")
-    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+    response = await service.client.get("/liveness")
+    assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 
-async def test_health_follows_the_heartbeat(service):
-    answer = await service.client.get("/health")
-    assert answer.status_code == 200
-    assert HealthBody.model_validate(answer.json()).timestamp.utcoffset() == timedelta(0)
-    silence(service, 14)
+async def test_health_depends_on_the_heartbeat(service):
+    response = await service.client.get("/health")
+    assert response.status_code == 200
+    assert HealthBody.model_validate(response.json()).timestamp.utcoffset() == timedelta(0)
+    set_heartbeat_age(service, 14)
     assert (await service.client.get("/health")).status_code == 200
-    silence(service, 16)
-    answer = await service.client.get("/health")
-    assert answer.status_code == 503
-    assert answer.json()["detail"]["status"] == "unhealthy"
-    assert "silent for 16 s" in answer.json()["detail"]["reason"]
+    set_heartbeat_age(service, 16)
+    response = await service.client.get("/health")
+    assert response.status_code == 503
+    assert response.json()["detail"]["status"] == "unhealthy"
+    assert "silent for 16 s" in response.json()["detail"]["reason"]
 
 
 async def test_health_without_a_store(service):
     with service.store.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE conductors"))
-    answer = await service.client.get("/health")
-    assert answer.status_code == 503
-    assert answer.json()["detail"]["status"] == "unhealthy"
-    assert "conductors" not in answer.text
+    response = await service.client.get("/health")
+    assert response.status_code == 503
+    assert response.json()["detail"]["status"] == "unhealthy"
+    assert "conductors" not in response.text
 
 
-async def test_readiness_is_that_of_each_workflow(service):
-    answer = await service.client.get("/readiness")
-    assert answer.status_code == 503
-    reason = answer.json()["detail"]["workflows"][WORKFLOW]["reason"]
+async def test_readiness_of_workflows(service):
+    response = await service.client.get("/readiness")
+    assert response.status_code == 503
+    reason = response.json()["detail"]["workflows"][WORKFLOW]["reason"]
     assert reason == "fcn3: not checked yet; ifs: not checked yet"
 
     record(service, "fcn3", READY)
@@ -64,20 +66,20 @@ async def test_readiness_is_that_of_each_workflow(service):
     assert detail["workflows"] == {WORKFLOW: {"ready": False, "reason": "ifs: no route to host"}}
 
     record(service, "ifs", READY)
-    answer = await service.client.get("/readiness")
-    assert answer.status_code == 200
-    body = ReadinessBody.model_validate(answer.json())
+    response = await service.client.get("/readiness")
+    assert response.status_code == 200
+    body = ReadinessBody.model_validate(response.json())
     assert body.workflows[WORKFLOW].ready
 
-    silence(service, 100)
+    set_heartbeat_age(service, 100)
     detail = (await service.client.get("/readiness")).json()["detail"]
     assert "Conductor" in detail["workflows"][WORKFLOW]["reason"]
 
 
-async def test_a_warm_up_workflow_does_not_hold_readiness_back(serve):
+async def test_a_warmup_workflow_does_not_affect_readiness(serve):
     service = serve(exposed=(), warmup=(WORKFLOW,))
-    answer = await service.client.get("/readiness")
-    assert (answer.status_code, answer.json()["workflows"]) == (200, {})
+    response = await service.client.get("/readiness")
+    assert (response.status_code, response.json()["workflows"]) == (200, {})
 
 
 async def test_metrics_are_prometheus_text(service):
@@ -85,10 +87,10 @@ async def test_metrics_are_prometheus_text(service):
     await service.submit()
     service.conductor.start()
     record(service, 'odd"name\\\n', NotReady(reason="odd"))
-    answer = await service.client.get("/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    lines = answer.text.splitlines()
+    response = await service.client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = response.text.splitlines()
     for status, count in {Status.QUEUED: 1, Status.RUNNING: 1, Status.FAILED: 0}.items():
         sample = f'earth2serve_executions{{workflow="{WORKFLOW}",status="{status}"}} {count}'
         assert sample in lines

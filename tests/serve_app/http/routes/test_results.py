@@ -1,3 +1,5 @@
+"""Routes of results: the manifest and the files."""
+
 import asyncio
 import os
 
@@ -16,7 +18,7 @@ from workflows.execution import Stage, Status
 FILES = {"results.zarr/zarr.json": b'{"a": 1}\n', "results.nc": bytes(range(256))}
 
 
-async def test_results_wait_for_the_end(service):
+async def test_there_are_no_results_before_the_end(service):
     execution_id = await service.submit()
     for prepare, status in [
         (lambda: None, "queued"),
@@ -24,19 +26,19 @@ async def test_results_wait_for_the_end(service):
         (lambda: service.conductor.package(execution_id), "pending_results"),
     ]:
         prepare()
-        answer = await service.client.get(f"{URL}/{execution_id}/results")
-        assert answer.status_code == 202
-        assert set(answer.json()["detail"]) == {"message", "status", "timestamp"}
-        assert answer.json()["detail"]["status"] == status
-        answer = await service.client.get(f"{URL}/{execution_id}/results/results.nc")
-        assert answer.status_code == 404
+        response = await service.client.get(f"{URL}/{execution_id}/results")
+        assert response.status_code == 202
+        assert set(response.json()["detail"]) == {"message", "status", "timestamp"}
+        assert response.json()["detail"]["status"] == status
+        response = await service.client.get(f"{URL}/{execution_id}/results/results.nc")
+        assert response.status_code == 404
 
 
-async def test_the_manifest_tells_how_it_ended(service):
+async def test_the_results_show_how_the_execution_ended(service):
     execution_id = await service.completed()
-    answer = await service.client.get(f"{URL}/{execution_id}/results")
-    assert answer.status_code == 200
-    body = answer.json()
+    response = await service.client.get(f"{URL}/{execution_id}/results")
+    assert response.status_code == 200
+    body = response.json()
     assert MANIFEST.items() <= body.items()
     assert body["request_id"] == execution_id
     assert body["status"] == "completed"
@@ -44,60 +46,60 @@ async def test_the_manifest_tells_how_it_ended(service):
     assert body["completion_time"] == status["end_time"]
     assert body["execution_time_seconds"] == status["execution_time_seconds"]
     head = await service.client.head(f"{URL}/{execution_id}/results")
-    assert head.headers["content-length"] == str(len(answer.content))
+    assert head.headers["content-length"] == str(len(response.content))
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
-async def test_no_results_of_what_did_not_complete(service, status):
+async def test_failed_and_cancelled_executions_have_no_results(service, status):
     execution_id = await service.submit()
     service.conductor.start()
     service.conductor.end(execution_id, status, "the reason")
     for url in (f"{URL}/{execution_id}/results", f"{URL}/{execution_id}/results/results.nc"):
-        answer = await service.client.get(url)
-        assert answer.status_code == 404
-        assert answer.json()["detail"] == f"no results, the execution is {status}: the reason"
+        response = await service.client.get(url)
+        assert response.status_code == 404
+        assert response.json()["detail"] == f"no results, the execution is {status}: the reason"
 
 
 async def test_results_expire(service):
     execution_id = await service.completed(FILES)
     service.conductor.end(execution_id, Status.EXPIRED)
     for url in (f"{URL}/{execution_id}/results", f"{URL}/{execution_id}/results/results.nc"):
-        answer = await service.client.get(url)
-        assert answer.status_code == 404
-        assert answer.json()["detail"] == (
+        response = await service.client.get(url)
+        assert response.status_code == 404
+        assert response.json()["detail"] == (
             "the results have expired: this server removes them some time after an execution's end"
         )
-    # Nothing is left in the answers of what was known of it a moment before.
+    # The cached status must not survive the expiry.
     status = (await service.client.get(f"{URL}/{execution_id}/status")).json()
     assert status["status"] == "expired"
     assert (await service.client.post(f"{URL}/{execution_id}/retry")).status_code == 409
 
 
-async def test_a_download_that_runs_is_not_cut(service, tmp_path):
+async def test_a_running_download_survives_a_purge(service, tmp_path):
     content = os.urandom(3 * CHUNK_SIZE + 5)
     execution_id = await service.completed({"results.nc": content, "another.nc": content})
     storage = DiskStorage(service.options.results_dir, tmp_path / "work")
     folder = DiskResults(service.options.results_dir)(WORKFLOW, execution_id)
     request = Request({"type": "http", "method": "GET", "headers": []})
-    answer = await ResultFile.open(folder, "results.nc", request)
+    response = await ResultFile.open(folder, "results.nc", request)
     received = []
 
     async def send(message):
         if message["type"] == "http.response.body":
             if not received:
-                # As the Packager does when results expire or are purged.
+                # What the Packager does when results expire or are purged.
                 storage.purge(WORKFLOW, execution_id)
                 assert not (service.options.results_dir / WORKFLOW / execution_id).exists()
             received.append(message["body"])
 
-    await answer({"type": "http"}, asyncio.Event().wait, send)
+    await response({"type": "http"}, asyncio.Event().wait, send)
     assert len(received) > 3
     assert b"".join(received) == content
     with pytest.raises(ResultsNotFound):
         await ResultFile.open(folder, "another.nc", request)
 
 
-async def test_results_outlive_a_failed_registration(service):
+async def test_results_are_available_after_a_failed_registration(service):
     execution_id = await service.submit()
     conductor = service.conductor
     conductor.start()
@@ -108,56 +110,56 @@ async def test_results_outlive_a_failed_registration(service):
     folder = service.options.results_dir / WORKFLOW / execution_id
     folder.mkdir(parents=True)
     (folder / "a.txt").write_text("kept")
-    answer = await service.client.get(f"{URL}/{execution_id}/results")
-    assert (answer.status_code, answer.json()["status"]) == (200, "failed")
-    answer = await service.client.get(f"{URL}/{execution_id}/results/a.txt")
-    assert (answer.status_code, answer.text) == (200, "kept")
+    response = await service.client.get(f"{URL}/{execution_id}/results")
+    assert (response.status_code, response.json()["status"]) == (200, "failed")
+    response = await service.client.get(f"{URL}/{execution_id}/results/a.txt")
+    assert (response.status_code, response.text) == (200, "kept")
 
 
-async def test_files_with_and_without_the_id_in_front(service):
+async def test_paths_of_files_may_start_with_the_execution_id(service):
     execution_id = await service.completed(FILES)
     for prefix in ("", f"{execution_id}/"):
         for name, content in FILES.items():
             url = f"{URL}/{execution_id}/results/{prefix}{name}"
-            answer = await service.client.get(url)
-            assert (answer.status_code, answer.content) == (200, content)
+            response = await service.client.get(url)
+            assert (response.status_code, response.content) == (200, content)
             head = await service.client.head(url)
             assert (head.status_code, head.content) == (200, b"")
             assert head.headers["content-length"] == str(len(content))
-            assert head.headers["etag"] == answer.headers["etag"]
+            assert head.headers["etag"] == response.headers["etag"]
 
 
-async def test_bytes_that_are_sent_are_counted(serve):
+async def test_downloaded_bytes_are_counted(serve):
     measured = Measured()
     service = serve(metrics=measured)
-    large = bytes(range(256)) * (9 << 12)  # two pieces and a bit
+    large = bytes(range(256)) * (9 << 12)  # more than two chunks
     execution_id = await service.completed({**FILES, "large.nc": large})
-    below = f"{URL}/{execution_id}/results"
+    results = f"{URL}/{execution_id}/results"
 
     async def counted(name, status, **headers):
         before = measured.total(DOWNLOADED_BYTES, workflow=WORKFLOW)
-        answer = await service.client.get(f"{below}/{name}", headers=headers)
-        assert answer.status_code == status
+        response = await service.client.get(f"{results}/{name}", headers=headers)
+        assert response.status_code == status
         return measured.total(DOWNLOADED_BYTES, workflow=WORKFLOW) - before
 
     assert await counted("results.nc", 200) == 256
     assert await counted("results.nc", 206, Range="bytes=250-999") == 6
     assert await counted("large.nc", 200) == len(large)
     assert await counted("missing.nc", 404) == 0
-    await service.client.head(f"{below}/large.nc")
+    await service.client.head(f"{results}/large.nc")
     assert measured.total(DOWNLOADED_BYTES) == 256 + 6 + len(large)
 
 
 async def test_ranges_and_validators(service):
     url = f"{URL}/{await service.completed(FILES)}/results/results.nc"
-    answer = await service.client.get(url, headers={"Range": "bytes=250-999"})
-    assert (answer.status_code, answer.content) == (206, bytes(range(250, 256)))
-    assert answer.headers["content-range"] == "bytes 250-255/256"
-    answer = await service.client.get(url, headers={"Range": "bytes=256-"})
-    assert answer.status_code == 416
-    assert answer.headers["content-range"] == "bytes */256"
-    answer = await service.client.get(url, headers={"If-None-Match": answer.headers["etag"]})
-    assert (answer.status_code, answer.content) == (304, b"")
+    response = await service.client.get(url, headers={"Range": "bytes=250-999"})
+    assert (response.status_code, response.content) == (206, bytes(range(250, 256)))
+    assert response.headers["content-range"] == "bytes 250-255/256"
+    response = await service.client.get(url, headers={"Range": "bytes=256-"})
+    assert response.status_code == 416
+    assert response.headers["content-range"] == "bytes */256"
+    response = await service.client.get(url, headers={"If-None-Match": response.headers["etag"]})
+    assert (response.status_code, response.content) == (304, b"")
 
 
 async def test_a_path_never_leaves_the_results(service):
@@ -181,7 +183,7 @@ async def test_a_path_never_leaves_the_results(service):
         "",
         "%ff",
     ):
-        answer = await service.client.get(f"{URL}/{execution_id}/results/{path}")
-        assert 400 <= answer.status_code < 500, path
-        assert "secret\n" not in answer.text and str(results) not in answer.text
-        assert "detail" in answer.json()
+        response = await service.client.get(f"{URL}/{execution_id}/results/{path}")
+        assert 400 <= response.status_code < 500, path
+        assert "secret\n" not in response.text and str(results) not in response.text
+        assert "detail" in response.json()
