@@ -22,7 +22,7 @@ from tests.chaos.load import FORECAST, NOWCAST, Load, nowcast
 from tests.chaos.verdict import Records, Verdict, judge, seeds_computed
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
-from tests.integration.azure_places import Azure
+from tests.integration.azure_setup import AzureSetup
 
 GRID = {"n_lat": 19, "n_lon": 36}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
@@ -93,7 +93,7 @@ class Campaign:
         """
         journal, pace = self.folder / "journal", self.folder / "pace"
         with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog, ExitStack() as clusters:
-            azure = Azure(self.azurite, catalog, self.folder)
+            azure = AzureSetup(self.azurite, catalog, self.folder)
             old, new = (
                 Cluster(
                     self._args_of(name, azure, journal, step_s),
@@ -133,7 +133,7 @@ class Campaign:
         return Upgrade(verdict, load, len(running), len(taken_up), download, file.sha256)
 
     def _args_of(
-        self, name: str, azure: Azure, journal: Path, step_s: float | str
+        self, name: str, azure: AzureSetup, journal: Path, step_s: float | str
     ) -> dict[str, Any]:
         """Give the settings of one of two clusters, on which all that is accepted runs at once."""
         args = {**self._args(azure, journal)}
@@ -146,7 +146,7 @@ class Campaign:
         """Run it, and judge."""
         journal = self.folder / "journal"
         with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
-            azure = Azure(self.azurite, catalog, self.folder)
+            azure = AzureSetup(self.azurite, catalog, self.folder)
             args = self._args(azure, journal)
             delivery = {"geo_catalog_url": catalog.url}
             if self.postgres_url is None:
@@ -205,7 +205,7 @@ class Campaign:
         chance = random.Random(self.seed)
         to_progress: dict[str, list[float]] = {}
         with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
-            azure = Azure(self.azurite, catalog, self.folder)
+            azure = AzureSetup(self.azurite, catalog, self.folder)
             delivery = {"geo_catalog_url": catalog.url}
             if self.postgres_url is None:
                 delivery["container_url"] = azure.container.url
@@ -228,7 +228,7 @@ class Campaign:
                 verdict = self._judge(load, azure, cluster, records, journal)
         return verdict, to_progress, load
 
-    def _args(self, azure: Azure, journal: Path) -> dict[str, Any]:
+    def _args(self, azure: AzureSetup, journal: Path) -> dict[str, Any]:
         args = azure.args
         args["models"] = {
             "fcn3": {
@@ -252,19 +252,19 @@ class Campaign:
             args["azure"]["blob"].pop("allowed_containers", None)
         return args
 
-    def _dbos(self, azure: Azure) -> sa.Engine:
+    def _dbos(self, azure: AzureSetup) -> sa.Engine:
         if self.postgres_url is not None:
             return sa.create_engine(self.postgres_url)
         return sa.create_engine(f"sqlite:///{azure.data_dir / 'executions.sqlite.dbos'}")
 
-    def _reference(self, cluster: Cluster, azure: Azure) -> xr.Dataset:
+    def _reference(self, cluster: Cluster, azure: AzureSetup) -> xr.Dataset:
         execution_id = _completed(cluster, NOWCAST, nowcast({"output_format": "zarr"}))
         return _open(azure, cluster, NOWCAST, execution_id)
 
     def _judge(
         self,
         load: Load,
-        azure: Azure,
+        azure: AzureSetup,
         cluster: Cluster,
         records: Records | None,
         journal: Path,
@@ -332,7 +332,7 @@ def _wait_for(holds: Callable[[], bool], seconds: float = 180.0) -> None:
         time.sleep(0.05)
 
 
-def _open(azure: Azure, cluster: Cluster, workflow: str, execution_id: str) -> xr.Dataset:
+def _open(azure: AzureSetup, cluster: Cluster, workflow: str, execution_id: str) -> xr.Dataset:
     """Open what an execution has delivered, from its blobs; or from the disk if there are none."""
     url = f"{cluster.base_url}/v1/infer/{workflow}/{execution_id}/results"
     found = httpx.get(url, timeout=60).raise_for_status().json()

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes the session's Ray, on loopback, gone afterwards."""
+"""Run a real Prometheus on loopback that scrapes the session's Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ import ray
 
 
 class Prometheus:
-    """Answers PromQL."""
+    """A client of its HTTP API."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=10)
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
-        """Give labels and value of each series of an instant query."""
-        found = self._get("query", query=promql)["result"]
-        return [(each["metric"], float(each["value"][1])) for each in found]
+        """Return labels and value of each series of an instant query."""
+        series = self._get("query", query=promql)["result"]
+        return [(each["metric"], float(each["value"][1])) for each in series]
 
     def label_values(self, metric: str, label: str) -> list[str]:
-        """List the values that a label of a metric has."""
+        """Return the values of a metric's label."""
         values: list[str] = self._get(f"label/{label}/values", **{"match[]": metric})
         return values
 
-    def rules(self, settled: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-        """Give what became of each rule, when all have been evaluated and are as they shall be."""
+    def rules(self, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """Wait until all rules have been evaluated and meet a condition; return their states."""
         deadline = time.monotonic() + 30
         while True:
             rules = [r for group in self._get("rules")["groups"] for r in group["rules"]]
-            if all(rule["health"] != "unknown" for rule in rules) and settled(rules):
+            if all(rule["health"] != "unknown" for rule in rules) and condition(rules):
                 return rules
             assert time.monotonic() < deadline, rules
             time.sleep(0.5)
 
-    def _get(self, what: str, **params: str) -> Any:
-        response = self._http.get(f"/api/v1/{what}", params=params)
-        answer: dict[str, Any] = response.raise_for_status().json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
+    def _get(self, path: str, **params: str) -> Any:
+        response = self._http.get(f"/api/v1/{path}", params=params)
+        body: dict[str, Any] = response.raise_for_status().json()
+        assert body["status"] == "success", body
+        return body["data"]
 
     def wait_for(self, promql: str, seconds: float = 60) -> None:
-        """Wait until a query gives something."""
+        """Wait until a query returns a series."""
         deadline = time.monotonic() + seconds
         while True:
             try:
                 if self.query(promql):
                     return
             except (httpx.TransportError, httpx.HTTPStatusError):
-                pass  # it has not started yet
+                pass  # Prometheus has not started yet
             assert time.monotonic() < deadline, promql
             time.sleep(0.5)
 
 
 @contextmanager
 def prometheus(folder: Path, port: int, rules: Path) -> Iterator[Prometheus]:
-    """Run it with alert rules; the test is skipped where it is not installed, but not in CI."""
+    """Run it with alert rules; skip the test if it is not installed."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("prometheus is not on the PATH")

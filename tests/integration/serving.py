@@ -1,8 +1,9 @@
-"""Serving the application on the session's Ray cluster, and looking at it from outside."""
+"""Serve the application on the session's Ray cluster, and look at it from outside."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ PREFIX = "SERVE_REPLICA::"
 
 
 class Server:
-    """A client of a served application, and a view of its replicas."""
+    """A client of one workflow of a served application, with a view of its replicas."""
 
     def __init__(self, name: str, base_url: str, workflow: str = WORKFLOW) -> None:
         self.name = name
@@ -27,59 +28,91 @@ class Server:
         self.workflow = workflow
         self.http = httpx.Client(base_url=base_url, timeout=60)
 
-    def calling(self, workflow: str) -> Server:
-        """Give the same server, seen by a client of another workflow."""
+    def client_of(self, workflow: str) -> Server:
+        """Return a client of another workflow of the same server."""
         return Server(self.name, self.base_url, workflow)
 
     def submit(self, **parameters: Any) -> str:
-        answer = self.http.post(f"/v1/infer/{self.workflow}", json={"parameters": parameters})
-        assert answer.status_code == 200, answer.text
-        execution_id: str = answer.json()["execution_id"]
+        response = self.http.post(f"/v1/infer/{self.workflow}", json={"parameters": parameters})
+        assert response.status_code == 200, response.text
+        execution_id: str = response.json()["execution_id"]
         return execution_id
 
     def status(self, execution_id: str, wait_s: float = 0.0) -> dict[str, Any]:
         path = f"/v1/infer/{self.workflow}/{execution_id}/status"
-        answer = self.http.get(path, params={"wait": wait_s} if wait_s else {})
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        response = self.http.get(path, params={"wait": wait_s} if wait_s else {})
+        assert response.status_code == 200, response.text
+        status: dict[str, Any] = response.json()
+        return status
 
     def until(
-        self, execution_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 60.0
+        self, execution_id: str, condition: Callable[[dict[str, Any]], bool], seconds: float = 60.0
     ) -> dict[str, Any]:
+        """Wait until an execution's status meets a condition; return it."""
         deadline = time.monotonic() + seconds
         while True:
-            # A replica that is replaced takes its connections along.
+            # A replica that is replaced closes its connections.
             try:
-                found = self.status(execution_id)
-                if holds(found):
-                    return found
+                status = self.status(execution_id)
+                if condition(status):
+                    return status
             except httpx.TransportError:
-                found = {}
-            assert time.monotonic() < deadline, f"still {found}"
+                status = {}
+            assert time.monotonic() < deadline, f"still {status}"
             time.sleep(0.05)
 
     def until_ready(self, workflow: str | None = None, seconds: float = 60.0) -> None:
-        """Wait until a workflow is ready, or all are."""
+        """Wait until one workflow is ready, or all are."""
         deadline = time.monotonic() + seconds
         while not self._is_ready(workflow):
             assert time.monotonic() < deadline, self.http.get("/readiness").text
             time.sleep(0.1)
 
     def _is_ready(self, workflow: str | None) -> bool:
-        answer = self.http.get("/readiness")
+        response = self.http.get("/readiness")
         if workflow is None:
-            return answer.status_code == 200
-        if not answer.headers.get("content-type", "").startswith("application/json"):
-            return False  # Serve itself, before the route is there
-        body = answer.json()
+            return response.status_code == 200
+        if not response.headers.get("content-type", "").startswith("application/json"):
+            return False  # from Serve itself, before it knows the route
+        body = response.json()
         return bool(body.get("detail", body)["workflows"][workflow]["ready"])
 
     def finished(self, execution_id: str, seconds: float = 60.0) -> dict[str, Any]:
+        """Wait until an execution has ended; return its status."""
         return self.until(execution_id, lambda s: s["end_time"] is not None, seconds)
 
+    def completed(self, execution_id: str, seconds: float = 60.0) -> dict[str, Any]:
+        """Wait until an execution has completed; return its status."""
+        ended = self.finished(execution_id, seconds)
+        assert ended["status"] == "completed", ended
+        return ended
+
+    def manifest(self, execution_id: str) -> dict[str, Any]:
+        response = self.http.get(f"/v1/infer/{self.workflow}/{execution_id}/results")
+        assert response.status_code == 200, response.text
+        manifest: dict[str, Any] = response.json()
+        return manifest
+
+    def retry(self, execution_id: str) -> None:
+        response = self.http.post(f"/v1/infer/{self.workflow}/{execution_id}/retry")
+        assert response.status_code == 202, response.text
+
+    def cancel(self, execution_id: str) -> None:
+        response = self.http.delete(f"/v1/infer/{self.workflow}/{execution_id}")
+        assert response.status_code in (200, 202), response.text
+
+    def purge(self, execution_id: str) -> None:
+        """Purge an execution; return when it is unknown."""
+        url = f"/v1/infer/{self.workflow}/{execution_id}"
+        response = self.http.delete(url, params={"purge": True})
+        assert response.status_code in (202, 204), response.text
+        deadline = time.monotonic() + 30
+        while self.http.get(f"{url}/status").status_code != 404:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def replicas(self, deployment: str) -> list[Any]:
-        """Give the actors of a deployment."""
+        """Return the actors of a deployment."""
         prefix = f"{PREFIX}{self.name}#{deployment}#"
         named = ray.util.list_named_actors(all_namespaces=True)
         return [
@@ -88,14 +121,27 @@ class Server:
             if actor["name"].startswith(prefix)
         ]
 
-    def ask(self, deployment: str, question: Callable[[], Any]) -> list[Any]:
-        """Run a function in every replica of a deployment."""
+    def call(self, deployment: str, function: Callable[[], Any]) -> list[Any]:
+        """Call a function in every replica of a deployment."""
         return ray.get(
-            [a.__ray_call__.remote(lambda _: question()) for a in self.replicas(deployment)]
+            [a.__ray_call__.remote(lambda _: function()) for a in self.replicas(deployment)]
         )
 
     def pids(self, deployment: str) -> list[int]:
-        return self.ask(deployment, os.getpid)
+        return self.call(deployment, os.getpid)
+
+    def kill(self, deployment: str) -> list[int]:
+        """Kill all replicas of a deployment; return their process ids."""
+        pids = self.pids(deployment)
+        assert pids
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
+
+
+def steps_written(status: Mapping[str, Any]) -> int:
+    """Return the number of time steps that an execution has written."""
+    return status["progress"]["current_step"] if status["progress"] else 0
 
 
 @contextmanager
@@ -109,9 +155,22 @@ def served(
     wait: bool = True,
     logging_config: dict[str, Any] | None = None,
 ) -> Iterator[Server]:
-    """Serve the application under a name and route of its own; it is gone afterwards.
+    """Serve the application under a name and route prefix of its own, and delete it afterwards.
 
-    It is ready when all its workflows are, or the one that is named, unless nobody waits for that.
+    Parameters
+    ----------
+    args : mapping
+        The application's settings.
+    name : str
+    port : int
+    seconds : float
+        Time limit for its start.
+    ready : str, optional
+        Workflow to wait for; by default all of them.
+    wait : bool
+        Whether to wait at all.
+    logging_config : dict, optional
+        Of Serve.
     """
     deploy(args, name, logging_config)
     server = Server(name, f"http://127.0.0.1:{port}/{name}")
@@ -121,12 +180,13 @@ def served(
         yield server
     finally:
         server.http.close()
-        serve.delete(name)
+        # The next application starts while this one shuts down.
+        serve.delete(name, _blocking=False)
 
 
 def deploy(
     args: Mapping[str, Any], name: str, logging_config: dict[str, Any] | None = None
 ) -> None:
-    """Deploy, or update what is deployed under that name: one workflow unless `args` say more."""
+    """Deploy the application, or update the one of that name; by default with one workflow."""
     args = {"workflows": {"exposed": [WORKFLOW]}, **args}
     serve.run(build(args), name=name, route_prefix=f"/{name}", logging_config=logging_config)

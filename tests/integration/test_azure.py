@@ -1,10 +1,8 @@
-"""From a request over HTTP to an item of a catalogue whose asset opens from the blob."""
+"""From a request over HTTP to a catalogue item whose asset opens from Blob Storage."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,16 +16,14 @@ import xarray as xr
 
 from tests.emulators.azurite import Azurite
 from tests.emulators.geocatalog import GeoCatalogEmulator
-from tests.integration.azure_places import (
-    ASKED,
+from tests.integration.azure_setup import (
     FORECAST,
-    GRID,
     NOWCAST,
+    PARAMETERS,
     SECRET,
-    Azure,
+    AzureSetup,
     check_render_options,
-    completed,
-    manifest,
+    run,
 )
 from tests.integration.serving import Server, served
 from tests.workflows.stac.stac_validator import validator
@@ -36,150 +32,146 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def azure(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
+def azure(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureSetup]:
     with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
-        yield Azure(azurite, catalog, tmp_path_factory.mktemp("azure"))
+        yield AzureSetup(azurite, catalog, tmp_path_factory.mktemp("azure"))
 
 
 @pytest.fixture(scope="module")
-def server(http_port: int, azure: Azure) -> Iterator[Server]:
+def server(http_port: int, azure: AzureSetup) -> Iterator[Server]:
     with served(azure.args, "azure", http_port) as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
-def no_faults_are_left(azure: Azure) -> Iterator[None]:
+def no_remaining_faults(azure: AzureSetup) -> Iterator[None]:
     yield
     azure.catalog.forget_faults()
-
-
-def retry(server: Server, execution_id: str) -> None:
-    answer = server.http.post(f"/v1/infer/{server.workflow}/{execution_id}/retry")
-    assert answer.status_code == 202, answer.text
 
 
 @pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
 @pytest.mark.parametrize("workflow", [FORECAST, NOWCAST])
 def test_a_request_becomes_an_item_whose_asset_opens_from_the_blob(
-    server: Server, azure: Azure, workflow: str, output_format: str
+    server: Server, azure: AzureSetup, workflow: str, output_format: str
 ) -> None:
-    execution_id, found = completed(
+    execution_id, manifest = run(
         server, workflow, **azure.delivery, output_format=output_format, collection_id="mine"
     )
     folder = f"{azure.container.url}/forecasts/{workflow}/{execution_id}"
     name = {"zarr": "results.zarr", "netcdf4": "results.nc"}[output_format]
-    assert found["blob_url"] == f"{folder}/{name}"
-    assert found["remote_path"].endswith(f"/forecasts/{workflow}/{execution_id}")
-    assert found["azure_account_name"] == "devstoreaccount1"
-    assert found["geo_catalog_url"] == azure.catalog.url
+    assert manifest["blob_url"] == f"{folder}/{name}"
+    assert manifest["remote_path"].endswith(f"/forecasts/{workflow}/{execution_id}")
+    assert manifest["azure_account_name"] == "devstoreaccount1"
+    assert manifest["geo_catalog_url"] == azure.catalog.url
 
-    # Every file that the manifest names is there, with its checksum.
+    # Every file of the manifest is in the container, with its checksum.
     prefix = f"forecasts/{workflow}/{execution_id}/"
     blobs = {
         blob.name.removeprefix(prefix): blob
         for blob in azure.blobs().list_blobs(name_starts_with=prefix, include=["metadata"])
     }
-    listed = {
+    files = {
         file["path"].partition("/")[2]: (file["size"], file["sha256"])
-        for file in found["output_files"]
+        for file in manifest["output_files"]
     }
-    assert {name: (b.size, b.metadata["sha256"]) for name, b in blobs.items()} == listed
+    assert {name: (b.size, b.metadata["sha256"]) for name, b in blobs.items()} == files
 
-    stored = azure.catalog.items["mine", found["geocatalog_stac_feature_id"]]
+    stored = azure.catalog.items["mine", manifest["geocatalog_stac_feature_id"]]
     item = pystac.Item.from_dict(stored)
     item.validate(validator())
-    assert item.collection_id == found["geocatalog_collection_id"] == "mine"
-    assert item.assets["data"].href == found["blob_url"]
+    assert item.collection_id == manifest["geocatalog_collection_id"] == "mine"
+    assert item.assets["data"].href == manifest["blob_url"]
     assert ("data-kerchunk" in item.assets) == (output_format == "netcdf4")
 
     from_blob = azure.open_dataset(item.assets["data"].href)
-    here = azure.data_dir / "results" / workflow / execution_id / name
-    opened = xr.open_zarr(here) if output_format == "zarr" else xr.open_dataset(here)
-    xr.testing.assert_equal(from_blob, opened.load())
-    opened.close()
-    check_render_options(azure, item, from_blob, ASKED[workflow]["variables"], output_format)
+    path = azure.data_dir / "results" / workflow / execution_id / name
+    from_disk = xr.open_zarr(path) if output_format == "zarr" else xr.open_dataset(path)
+    xr.testing.assert_equal(from_blob, from_disk.load())
+    from_disk.close()
+    check_render_options(azure, item, from_blob, PARAMETERS[workflow]["variables"], output_format)
 
 
-def test_a_signed_link_reads_this_execution_and_no_other(server: Server, azure: Azure) -> None:
-    execution_id = server.submit(**ASKED[FORECAST], container_url=azure.container.url)
-    assert server.finished(execution_id)["status"] == "completed"
-    url = manifest(server, execution_id)["signed_url"]
+def test_a_signed_link_is_for_the_folder_of_the_execution(
+    server: Server, azure: AzureSetup
+) -> None:
+    execution_id = server.submit(**PARAMETERS[FORECAST], container_url=azure.container.url)
+    server.completed(execution_id)
+    url = server.manifest(execution_id)["signed_url"]
     path, _, query = url.partition("?")
     assert path == f"{azure.container.url}/{FORECAST}/{execution_id}"
-    # Azurite knows no signatures of folders: what was signed is all that can be looked at.
+    # Azurite does not support signatures of folders, so the link cannot be used here.
     signed = {name: value for name, (value,) in parse_qs(query).items()}
     assert (signed["sr"], signed["sdd"], signed["sp"], signed["spr"]) == ("d", "2", "r", "https")
     assert signed["sig"]
-    left = datetime.fromisoformat(signed["se"]) - datetime.now(UTC)
-    assert timedelta(minutes=9) < left < timedelta(minutes=11)
+    lifetime = datetime.fromisoformat(signed["se"]) - datetime.now(UTC)
+    assert timedelta(minutes=9) < lifetime < timedelta(minutes=11)
 
 
-def test_other_places_are_forbidden(server: Server, azure: Azure) -> None:
+def test_destinations_that_are_not_allowed_are_refused(server: Server, azure: AzureSetup) -> None:
     for name, value in (
         ("container_url", "https://attacker.blob.core.windows.net/data"),
         ("geo_catalog_url", "https://attacker.example"),
     ):
-        parameters = {**ASKED[FORECAST], **azure.delivery, name: value}
-        answer = server.http.post(f"/v1/infer/{FORECAST}", json={"parameters": parameters})
-        assert answer.status_code == 403, answer.text
-        assert answer.json()["detail"][0]["loc"] == ["body", "parameters", name]
+        parameters = {**PARAMETERS[FORECAST], **azure.delivery, name: value}
+        response = server.http.post(f"/v1/infer/{FORECAST}", json={"parameters": parameters})
+        assert response.status_code == 403, response.text
+        assert response.json()["detail"][0]["loc"] == ["body", "parameters", name]
 
 
-def test_a_registration_that_fails_leaves_results_and_is_finished_by_a_retry(
-    server: Server, azure: Azure
+def test_a_failed_registration_keeps_results_and_is_completed_by_a_retry(
+    server: Server, azure: AzureSetup
 ) -> None:
     refusal = {"error": {"code": "Forbidden", "message": "no role here"}}
     azure.catalog.fail_next("POST", r"/items$", times=1, status=403, body=refusal)
-    execution_id = server.submit(**ASKED[FORECAST], **azure.delivery)
+    execution_id = server.submit(**PARAMETERS[FORECAST], **azure.delivery)
     failed = server.finished(execution_id)
     assert (failed["status"], failed["stage"]) == ("failed", "register")
     assert "403" in failed["error_message"] and "no role here" in failed["error_message"]
-    found = manifest(server, execution_id)
-    assert found["status"] == "failed" and found["blob_url"]
-    for file in found["output_files"]:
+    manifest = server.manifest(execution_id)
+    assert manifest["status"] == "failed" and manifest["blob_url"]
+    for file in manifest["output_files"]:
         path = f"/v1/infer/{FORECAST}/{execution_id}/results/{file['path']}"
         assert server.http.get(path).status_code == 200
 
-    blobs = {b.name: b.last_modified for b in azure.blobs().list_blobs(f"forecasts/{FORECAST}/")}
-    retry(server, execution_id)
-    ended = server.finished(execution_id)
-    assert ended["status"] == "completed", ended["error_message"]
-    after = {b.name: b.last_modified for b in azure.blobs().list_blobs(f"forecasts/{FORECAST}/")}
-    assert after == blobs
-    assert manifest(server, execution_id)["geocatalog_stac_feature_id"]
+    def uploads() -> dict[str, datetime]:
+        prefix = f"forecasts/{FORECAST}/"
+        return {blob.name: blob.last_modified for blob in azure.blobs().list_blobs(prefix)}
+
+    before = uploads()
+    server.retry(execution_id)
+    server.completed(execution_id)
+    assert uploads() == before
+    assert server.manifest(execution_id)["geocatalog_stac_feature_id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["BlobUploader", "GeoCatalog"])
-def test_a_replica_that_is_killed_while_it_delivers(
-    server: Server, azure: Azure, deployment: str
+def test_a_delivery_survives_a_kill_of_its_replica(
+    server: Server, azure: AzureSetup, deployment: str
 ) -> None:
+    parameters = {**PARAMETERS[FORECAST], "output_format": "zarr"}
+    stage = {"BlobUploader": "upload", "GeoCatalog": "register"}[deployment]
     if deployment == "GeoCatalog":
         azure.catalog.fail_next("POST", r"/items$", times=1, delay_s=3.0)
-        steps = ASKED[FORECAST]["n_steps"]
-        variables = ASKED[FORECAST]["variables"]
     else:
-        steps, variables = 40, ["t2m", "z500", "u10m", "v10m"]
-    asked = {**ASKED[FORECAST], "n_steps": steps, "variables": variables}
-    execution_id = server.submit(**asked, **azure.delivery, output_format="zarr")
-    stage = {"BlobUploader": "upload", "GeoCatalog": "register"}[deployment]
+        parameters |= {"n_steps": 40, "variables": ["t2m", "z500", "u10m", "v10m"]}
+    execution_id = server.submit(**parameters, **azure.delivery)
     server.until(execution_id, lambda s: s["stage"] == stage)
     time.sleep(0.3)
     assert server.status(execution_id)["stage"] == stage
-    for pid in server.pids(deployment):
-        os.kill(pid, signal.SIGKILL)
-    ended = server.finished(execution_id)
-    assert ended["status"] == "completed", ended["error_message"]
+    server.kill(deployment)
+    server.completed(execution_id)
     (item,) = [item for item in azure.catalog.items.values() if execution_id in item["id"]]
     from_blob = azure.open_dataset(item["assets"]["data"]["href"])
-    here = azure.data_dir / "results" / FORECAST / execution_id / "results.zarr"
-    xr.testing.assert_equal(from_blob, xr.open_zarr(here).load())
+    path = azure.data_dir / "results" / FORECAST / execution_id / "results.zarr"
+    xr.testing.assert_equal(from_blob, xr.open_zarr(path).load())
 
 
-def test_chunks_are_in_the_container_before_all_are_computed_and_go_with_a_cancel(
-    server: Server, azure: Azure
+def test_chunks_are_uploaded_during_inference_and_withdrawn_by_a_cancel(
+    server: Server, azure: AzureSetup
 ) -> None:
-    asked = {**ASKED[FORECAST], "n_steps": 400, "seeds": [1, 2, 3, 4], "output_format": "zarr"}
-    execution_id = server.submit(**asked, **azure.delivery)
+    parameters = {**PARAMETERS[FORECAST], "n_steps": 400, "seeds": [1, 2, 3, 4]}
+    execution_id = server.submit(**parameters, output_format="zarr", **azure.delivery)
 
     def uploaded() -> list[str]:
         with azure.blobs() as client:
@@ -188,8 +180,7 @@ def test_chunks_are_in_the_container_before_all_are_computed_and_go_with_a_cance
     status = server.until(execution_id, lambda _: bool(uploaded()))
     assert status["stage"] == "inference"
     assert all("/c." in each for each in uploaded())
-    answer = server.http.delete(f"/v1/infer/{FORECAST}/{execution_id}")
-    assert answer.status_code in (200, 202), answer.text
+    server.cancel(execution_id)
     assert server.finished(execution_id)["status"] == "cancelled"
     deadline = time.monotonic() + 20
     while uploaded():
@@ -197,28 +188,31 @@ def test_chunks_are_in_the_container_before_all_are_computed_and_go_with_a_cance
         time.sleep(0.1)
 
 
-def test_secrets_are_nowhere(server: Server, azure: Azure) -> None:
-    """After all of the above: the planted secret is in every token, and in nothing that stays."""
+def test_secrets_are_neither_stored_nor_logged_nor_returned(
+    server: Server, azure: AzureSetup
+) -> None:
+    """Every token of the tests above contains the planted secret."""
+    run(server, FORECAST, **azure.delivery)
     needle = SECRET.encode()
-    answers = [
+    responses = [
         server.http.get(f"/v1/infer/{workflow}?limit=200").content
         for workflow in (FORECAST, NOWCAST)
     ]
-    answers += [server.http.get(path).content for path in ("/metrics", "/openapi.json")]
-    assert not [answer for answer in answers if needle in answer]
+    responses += [server.http.get(path).content for path in ("/metrics", "/openapi.json")]
+    assert not [response for response in responses if needle in response]
     stored = [path for path in azure.data_dir.rglob("*") if path.is_file()]
     assert [path.name for path in stored if path.name.startswith("executions.sqlite")]
     assert not [path for path in stored if needle in path.read_bytes()]
-    logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs")  # type: ignore[attr-defined]
-    read = {path: path.read_bytes() for path in logs.rglob("*") if path.is_file()}
-    assert any(b"BlobUploader" in path.name.encode() for path in read)
-    assert not [path for path, content in read.items() if needle in content]
-    # The environment of every process of this machine, but those that tests started for that.
+    session = ray._private.worker._global_node.get_session_dir_path()  # type: ignore[attr-defined]
+    logs = {path: path.read_bytes() for path in Path(session, "logs").rglob("*") if path.is_file()}
+    assert any(b"BlobUploader" in path.name.encode() for path in logs)
+    assert not [path for path, content in logs.items() if needle in content]
+    # Environments of all processes of this machine.
     environments = {path: _read(path) for path in Path("/proc").glob("[0-9]*/environ")}
     assert not [path for path, content in environments.items() if needle in content]
     signatures = re.compile(rb"[?&]sig=[A-Za-z0-9%+/]{20}|eyJ[A-Za-z0-9_-]{20,}\.eyJ")
     assert not [path for path in stored if signatures.search(path.read_bytes())]
-    assert not [path for path, content in read.items() if signatures.search(content)]
+    assert not [path for path, content in logs.items() if signatures.search(content)]
 
 
 def _read(path: Path) -> bytes:
@@ -228,22 +222,23 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def test_what_is_not_configured_is_not_there(http_port: int, tmp_path: Path) -> None:
-    args = {"data_dir": str(tmp_path / "var"), "models": {"fcn3": {"grid": GRID}}}
-    with served(args, "without-azure", http_port) as server:
-        assert server.replicas("BlobUploader") == server.replicas("GeoCatalog") == []
+def test_without_azure_settings_its_deployments_and_packages_are_absent(
+    shared_server: Server,
+) -> None:
+    assert shared_server.replicas("BlobUploader") == shared_server.replicas("GeoCatalog") == []
 
-        # Not of this module, which brings them: what lies in a function travels as it is.
-        def _azure_modules() -> list[str]:
-            import sys
+    # A nested function is pickled by value: replicas do not import this module, which imports
+    # Azure's packages.
+    def azure_modules() -> list[str]:
+        import sys
 
-            return sorted({name.split(".")[0] for name in sys.modules} & {"azure", "obstore"})
+        return sorted({name.split(".")[0] for name in sys.modules} & {"azure", "obstore"})
 
-        modules = server.ask("Conductor", _azure_modules) + server.ask("Ingress", _azure_modules)
-        modules += server.ask("Packager", _azure_modules)
+    for deployment in ("Conductor", "Ingress", "Packager"):
+        modules = shared_server.call(deployment, azure_modules)
         assert modules == [[]] * len(modules)
-        refused = server.http.post(
-            f"/v1/infer/{FORECAST}",
-            json={"parameters": {"container_url": "https://a.blob.core.windows.net/data"}},
-        )
-        assert refused.status_code == 422
+    response = shared_server.http.post(
+        f"/v1/infer/{FORECAST}",
+        json={"parameters": {"container_url": "https://a.blob.core.windows.net/data"}},
+    )
+    assert response.status_code == 422

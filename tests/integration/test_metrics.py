@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them from a node, after a forecast, a nowcast, and mishaps."""
+"""Metrics at the endpoints of nodes, and in Prometheus, after executions succeeded and failed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from serve_app.ports import free_port
 from tests.config.queries import RULES, alerts, dashboard, queries
 from tests.deployments.runtime.test_metrics import QUERIES
 from tests.emulators.azurite import Azurite
-from tests.integration.mishaps import NAME as MISHAPS
-from tests.integration.mishaps import Mishaps, mishaps
+from tests.integration.failures import NAME as FAILURES
+from tests.integration.failures import Failures, failures
 from tests.integration.prometheus import Prometheus, prometheus
-from tests.integration.scraping import Scrape, scraped
+from tests.integration.scrape import Scrape, scraped
 from tests.integration.serving import WORKFLOW as FORECAST
 from tests.integration.serving import served
 from workflows.stormscope import StormScopeWorkflow
@@ -32,28 +32,41 @@ NOWCAST = StormScopeWorkflow.name
 GRID = {"n_lat": 19, "n_lon": 36}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
 STEP_S, FIELD_S = 0.1, 0.3
-"""How long StormScope takes for a step, and FCN3 for a field that conditions one."""
+"""Duration of a step of StormScope, and of a conditioning field of FCN3."""
 STEPS = 5
 TIMES = STEPS + 1
 SEEDS = [3, 4]
-MAY_BE_MISSING = {"ray_node_gpus_utilization": "Ray asks the driver of a GPU, and there is none"}
-"""Metrics that have no series here, and why."""
+WITHOUT_SERIES = {"ray_node_gpus_utilization": "Ray reads it from a GPU's driver"}
+"""Metrics that have no series on this machine, and why."""
 
 
-class Seen:
-    """What was done, and what the endpoint says of it."""
+class Measured:
+    """The metrics of a finished forecast and nowcast.
 
-    def __init__(self, scrape: Scrape, took_s: float, downloaded: int) -> None:
+    Parameters
+    ----------
+    scrape : Scrape
+    lifetime_s : float
+        Seconds from the start of the application to the end of both.
+    downloaded : int
+        Bytes of results that were downloaded.
+    """
+
+    def __init__(self, scrape: Scrape, lifetime_s: float, downloaded: int) -> None:
         self.scrape = scrape
-        self.took_s = took_s
+        self.lifetime_s = lifetime_s
         self.downloaded = downloaded
 
     def sum(self, name: str, **labels: str) -> float:
-        return self.scrape.sum(f"ray_earth2serve_{name}", **labels)
+        return own_sum(self.scrape, name, **labels)
+
+
+def own_sum(scrape: Scrape, name: str, **labels: str) -> float:
+    return scrape.sum(f"ray_earth2serve_{name}", **labels)
 
 
 @pytest.fixture(scope="module")
-def seen(http_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def measured(http_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     folder = tmp_path_factory.mktemp(NAME)
     slow: dict[str, Any] = {"step_s": STEP_S, "journal": str(folder / "journal")}
     sleeping = "benchmarks.sleeping_models"
@@ -74,12 +87,12 @@ def seen(http_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             },
         },
     }
-    began = time.monotonic()
+    started = time.monotonic()
     with served(args, NAME, http_port) as server:
         forecast = server.submit(
             n_steps=STEPS, seeds=SEEDS, variables=["t2m", "msl"], output_format="zarr"
         )
-        nowcasts = server.calling(NOWCAST)
+        nowcasts = server.client_of(NOWCAST)
         nowcast = nowcasts.submit(
             start_time_fcn3="2025-06-01T12:00:00Z",
             start_time_stormscope="2025-06-01T14:00:00Z",
@@ -89,232 +102,239 @@ def seen(http_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             variables=["abi13c"],
             output_format="netcdf4",
         )
-        assert server.finished(forecast)["status"] == "completed"
-        assert nowcasts.finished(nowcast)["status"] == "completed"
+        server.completed(forecast)
+        nowcasts.completed(nowcast)
         path = f"/v1/infer/{NOWCAST}/{nowcast}/results/results.nc"
         whole = server.http.get(path)
         part = server.http.get(path, headers={"Range": "bytes=0-99"})
         assert (whole.status_code, part.status_code) == (200, 206)
-        took_s = time.monotonic() - began
+        lifetime_s = time.monotonic() - started
+        downloaded = len(whole.content) + 100
 
-        def complete(scrape: Scrape) -> bool:
-            of_all = Seen(scrape, 0, 0)
+        def is_complete(scrape: Scrape) -> bool:
+            fcn3, stormscope = (
+                own_sum(scrape, "model_step_seconds_count", model=model)
+                for model in ("fcn3", "stormscope")
+            )
             return (
-                of_all.sum("executions_ended_total") >= 2
-                and of_all.sum("time_steps_written_total") >= 2 * len(SEEDS) * TIMES
-                and of_all.sum("model_step_seconds_count", model="stormscope") >= 2 * TIMES
-                and of_all.sum("model_step_seconds_count", model="fcn3") >= 2 * TIMES + STEPS
-                and of_all.sum("downloaded_bytes_total") >= len(whole.content) + 100
+                own_sum(scrape, "executions_ended_total") >= 2
+                and own_sum(scrape, "time_steps_written_total") >= 2 * len(SEEDS) * TIMES
+                and stormscope >= 2 * TIMES
+                and fcn3 >= 2 * TIMES + STEPS
+                and own_sum(scrape, "downloaded_bytes_total") >= downloaded
             )
 
-        yield Seen(scraped(NAME, complete), took_s, len(whole.content) + 100)
+        yield Measured(scraped(NAME, is_complete), lifetime_s, downloaded)
 
 
-def test_both_executions_completed(seen: Seen) -> None:
+def test_both_executions_completed(measured: Measured) -> None:
     for workflow in (FORECAST, NOWCAST):
-        assert seen.sum("executions_ended_total", workflow=workflow, status="completed") == 1
-        assert seen.sum("execution_seconds_count", workflow=workflow) == 1
-        assert seen.sum("queue_wait_seconds_count", workflow=workflow) == 1
+        assert measured.sum("executions_ended_total", workflow=workflow, status="completed") == 1
+        assert measured.sum("execution_seconds_count", workflow=workflow) == 1
+        assert measured.sum("queue_wait_seconds_count", workflow=workflow) == 1
         for stage in ("initial_conditions", "inference", "package"):
-            assert seen.sum("stage_seconds_count", workflow=workflow, stage=stage) == 1
-    assert seen.sum("executions_ended_total") == 2
-    assert seen.sum("failures_total") == 0
-    assert seen.sum("stage_retries_total") == 0
+            assert measured.sum("stage_seconds_count", workflow=workflow, stage=stage) == 1
+    assert measured.sum("executions_ended_total") == 2
+    assert measured.sum("failures_total") == 0
+    assert measured.sum("stage_retries_total") == 0
 
 
-def test_every_step_is_counted_once(seen: Seen) -> None:
+def test_every_step_is_counted_once(measured: Measured) -> None:
     steps = len(SEEDS) * TIMES
-    assert seen.sum("time_steps_written_total", workflow=FORECAST) == steps
-    assert seen.sum("time_steps_written_total", workflow=NOWCAST) == steps
+    assert measured.sum("time_steps_written_total", workflow=FORECAST) == steps
+    assert measured.sum("time_steps_written_total", workflow=NOWCAST) == steps
     count = "model_step_seconds_count"
-    assert seen.sum(count, model="fcn3", work="forecast") == steps
-    assert seen.sum(count, model="fcn3", work="conditioning") == STEPS
-    assert seen.sum(count, model="stormscope", work="forecast") == steps
+    assert measured.sum(count, model="fcn3", work="forecast") == steps
+    assert measured.sum(count, model="fcn3", work="conditioning") == STEPS
+    assert measured.sum(count, model="stormscope", work="forecast") == steps
 
 
-def test_bytes_are_those_of_the_fields_and_files(seen: Seen) -> None:
+def test_bytes_are_those_of_the_fields_and_files(measured: Measured) -> None:
     fields = len(SEEDS) * TIMES * 4 * (2 * GRID["n_lat"] * GRID["n_lon"] + 16 * 24)
-    assert seen.sum("packager_written_bytes_total", kind="step") == fields
+    assert measured.sum("packager_written_bytes_total", kind="step") == fields
     conditioning = STEPS * 4 * (GRID["n_lat"] - 1) * GRID["n_lon"]
-    assert seen.sum("packager_written_bytes_total", kind="conditioning") == conditioning
-    # The NetCDF file was downloaded, and the maps lie beside it.
-    assert seen.sum("packager_written_bytes_total", kind="file") > seen.downloaded
-    assert seen.sum("downloaded_bytes_total", workflow=NOWCAST) == seen.downloaded
+    assert measured.sum("packager_written_bytes_total", kind="conditioning") == conditioning
+    # The NetCDF file, which was downloaded, and the maps.
+    assert measured.sum("packager_written_bytes_total", kind="file") > measured.downloaded
+    assert measured.sum("downloaded_bytes_total", workflow=NOWCAST) == measured.downloaded
 
 
-def test_a_model_is_busy_while_it_computes_and_waits_for_fields_otherwise(seen: Seen) -> None:
+def test_model_time_is_divided_among_states(measured: Measured) -> None:
     seconds = "model_seconds_total"
     computed = len(SEEDS) * STEPS * STEP_S
-    busy = seen.sum(seconds, model="stormscope", state="busy", device="cpu")
+    busy = measured.sum(seconds, model="stormscope", state="busy", device="cpu")
     assert computed <= busy
-    # The first member waits for fields: they take longer than its own steps.
-    assert seen.sum(seconds, model="stormscope", state="conditioning") > 0
-    assert seen.sum(seconds, model="stormscope", state="idle") > 0
-    assert seen.sum(seconds, model="fcn3", state="busy") >= STEPS * FIELD_S
+    # The first member waits for fields, which take longer than its own steps.
+    assert measured.sum(seconds, model="stormscope", state="conditioning") > 0
+    assert measured.sum(seconds, model="stormscope", state="idle") > 0
+    assert measured.sum(seconds, model="fcn3", state="busy") >= STEPS * FIELD_S
     for model in ("fcn3", "stormscope"):
-        assert seen.sum(seconds, model=model, state="loading") > 0
-        # States exclude each other: together they are the replica's time.
-        assert seen.sum(seconds, model=model) < seen.took_s + 40
+        assert measured.sum(seconds, model=model, state="loading") > 0
+        # States exclude each other: their sum is the lifetime of the replica.
+        assert measured.sum(seconds, model=model) < measured.lifetime_s + 40
 
 
-def test_nothing_waits_or_runs_any_more(seen: Seen) -> None:
+def test_the_queue_is_empty(measured: Measured) -> None:
     assert {"ray_earth2serve_queue_depth", "ray_earth2serve_queue_oldest_wait_seconds"} <= (
-        seen.scrape.names
+        measured.scrape.names
     )
-    assert seen.sum("queue_depth") == seen.sum("queue_oldest_wait_seconds") == 0
+    assert measured.sum("queue_depth") == measured.sum("queue_oldest_wait_seconds") == 0
 
 
 @pytest.fixture(scope="module")
-def gone_wrong(
+def failed(
     azurite: Azurite, http_port: int, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mishaps]:
-    def complete(scrape: Scrape) -> bool:
-        of_all = Seen(scrape, 0, 0)
+) -> Iterator[Failures]:
+    def is_complete(scrape: Scrape) -> bool:
         return (
-            of_all.sum("failures_total") >= 1
-            and of_all.sum("stage_retries_total") >= 1
-            and of_all.sum("refusals_total") >= 1
-            and of_all.sum("uploaded_bytes_total") > 0
-            and of_all.sum("registrations_total") >= 1
+            own_sum(scrape, "failures_total") >= 1
+            and own_sum(scrape, "stage_retries_total") >= 1
+            and own_sum(scrape, "refusals_total") >= 1
+            and own_sum(scrape, "uploaded_bytes_total") > 0
+            and own_sum(scrape, "registrations_total") >= 1
         )
 
-    with mishaps(azurite, http_port, tmp_path_factory.mktemp(MISHAPS)) as happened:
-        scraped(MISHAPS, complete)
+    with failures(azurite, http_port, tmp_path_factory.mktemp(FAILURES)) as happened:
+        scraped(FAILURES, is_complete)
         yield happened
 
 
 @pytest.fixture(scope="module")
 def prom(
-    seen: Seen, gone_wrong: Mishaps, tmp_path_factory: pytest.TempPathFactory, http_port: int
+    measured: Measured, failed: Failures, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     with prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), RULES) as running:
-        ours = f'application="{NAME}"'
-        # Ray reports every 10 s; a rate needs two values.
-        for each in (
-            f'count(increase(ray_earth2serve_model_seconds_total{{{ours}, state="idle"}}[5m]) > 5)'
-            " >= 2",
-            f"rate(ray_earth2serve_conductor_beats_total{{{ours}}}[2m]) > 0",
-            f"rate(ray_serve_num_http_requests_total{{{ours}}}[5m])",
-            f'rate(ray_earth2serve_uploaded_bytes_total{{application="{MISHAPS}"}}[5m])',
+        of_measured = f'application="{NAME}"'
+        idle = f'increase(ray_earth2serve_model_seconds_total{{{of_measured}, state="idle"}}[5m])'
+        # A rate needs two values of each series.
+        for query in (
+            f"count({idle} > 5) >= 2",
+            f"rate(ray_earth2serve_conductor_beats_total{{{of_measured}}}[2m]) > 0",
+            f"rate(ray_serve_num_http_requests_total{{{of_measured}}}[5m])",
+            f'rate(ray_earth2serve_uploaded_bytes_total{{application="{FAILURES}"}}[5m])',
         ):
-            running.wait_for(each)
+            running.wait_for(query)
         yield running
 
 
-def may_have_no_series(query: str) -> bool:
-    """Say whether a query asks only for what need not have happened here."""
-    return any(name in query for name in MAY_BE_MISSING)
+def may_lack_series(query: str) -> bool:
+    return any(name in query for name in WITHOUT_SERIES)
 
 
+@pytest.mark.slow
 def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
     for query in QUERIES:
-        assert prom.query(query) or may_have_no_series(query), query
+        assert prom.query(query) or may_lack_series(query), query
     [share, *_] = QUERIES
-    fractions = {labels["model"]: value for labels, value in prom.query(share)}
-    # Models of tests before this one are gone, and have no rate. Prometheus extrapolates either
-    # rate by itself.
-    ours = [fractions.get(model, -1.0) for model in ("fcn3", "stormscope")]
-    assert all(0 <= fraction < 1.2 for fraction in ours), fractions
+    shares = {labels["model"]: value for labels, value in prom.query(share)}
+    # Prometheus extrapolates the two rates of the fraction separately.
+    of_measured = [shares.get(model, -1.0) for model in ("fcn3", "stormscope")]
+    assert all(0 <= each < 1.2 for each in of_measured), shares
 
 
+@pytest.mark.slow
 def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
-    silent = [
+    unanswered = [
         (title, query)
-        for title, query in queries(f"{NAME}|{MISHAPS}", "5m")
-        if not prom.query(query) and not may_have_no_series(query)
+        for title, query in queries(f"{NAME}|{FAILURES}", "5m")
+        if not prom.query(query) and not may_lack_series(query)
     ]
-    assert silent == []
+    assert unanswered == []
 
 
-def test_panels_tell_what_was_done(prom: Prometheus) -> None:
-    asked = dict(queries(NAME, "5m"))
-    ended = prom.query(asked["Executions ended in the last hour, by status"])
-    # Counted although both ended before the first scrape.
+@pytest.mark.slow
+def test_panels_show_completed_executions(prom: Prometheus) -> None:
+    panels = dict(queries(NAME, "5m"))
+    ended = prom.query(panels["Executions ended in the last hour, by status"])
+    # Both are counted although they ended before the first scrape.
     assert {labels["workflow"]: round(value) for labels, value in ended} == {
         FORECAST: 1,
         NOWCAST: 1,
     }
-    states = prom.query(asked["Model time, by state (share)"])
+    states = prom.query(panels["Model time, by state (share)"])
     for model in ("fcn3", "stormscope"):
         shares = [value for labels, value in states if labels["model"] == model]
         assert abs(sum(shares) - 1) < 1e-6
-    [(_, beats)] = prom.query(asked["Conductor heartbeats (per second)"])
-    assert 0 < beats < 1.5
-    healthy = prom.query(asked["Healthy replicas, by deployment"])
+    [(_, heartbeats)] = prom.query(panels["Conductor heartbeats (per second)"])
+    assert 0 < heartbeats < 1.5
+    healthy = prom.query(panels["Healthy replicas, by deployment"])
     assert {labels["deployment"] for labels, value in healthy if value >= 1} == {
         *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager")
     }
 
 
-def test_panels_tell_what_went_wrong(prom: Prometheus, gone_wrong: Mishaps) -> None:
-    def asked(panel: str) -> list[tuple[dict[str, str], int]]:
+@pytest.mark.slow
+def test_panels_show_failures(prom: Prometheus, failed: Failures) -> None:
+    def panel(title: str) -> list[tuple[dict[str, str], int]]:
         return [
             (labels, round(value))
-            for title, query in queries(MISHAPS, "5m")
+            for each, query in queries(FAILURES, "5m")
             for labels, value in prom.query(query)
-            if title.startswith(panel)
+            if each.startswith(title)
         ]
 
     failure = {"workflow": FORECAST, "stage": "register", "reason": "IngestionFailed"}
-    assert asked("Failures in the last hour") == [(failure, 1)]
-    [(retried, times)] = asked("Retried steps in the last hour")
-    # Once more if the replica was not there yet that came in the place of the dead one.
+    assert panel("Failures in the last hour") == [(failure, 1)]
+    [(retried, times)] = panel("Retried steps in the last hour")
+    # More than once if the killed replica was not replaced yet.
     assert retried == {"stage": "register"} and times >= 1
-    assert asked("Refused requests in the last hour") == [({"reason": "queue_full"}, 1)]
+    assert panel("Refused requests in the last hour") == [({"reason": "queue_full"}, 1)]
     of_forecasts = {"workflow": FORECAST}
-    (uploaded, blobs), registered = asked("Delivered blobs and catalogue items")
+    (uploaded, blobs), registered = panel("Delivered blobs and catalogue items")
     assert (uploaded, registered) == (of_forecasts, (of_forecasts, 1))
-    # What is under way, ahead, as the last step is written may be sent once more.
-    assert gone_wrong.blobs <= blobs <= gone_wrong.blobs + IN_FLIGHT
+    # Uploads in flight when the last step is written may be sent twice.
+    assert failed.blobs <= blobs <= failed.blobs + IN_FLIGHT
 
 
-def test_what_was_tried_again_is_told_in_the_log_of_the_execution(gone_wrong: Mishaps) -> None:
-    session = ray._private.worker._global_node.get_session_dir_path()
-    logs = Path(session) / "logs"
-    told = gather(gone_wrong.retried, [logs])
-    again = [entry for entry in told if "is retried" in str(entry)]
-    assert again
-    for entry in again:
+@pytest.mark.slow
+def test_retries_are_logged_with_the_execution(failed: Failures) -> None:
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    retries = [entry for entry in gather(failed.retried, [logs]) if "is retried" in str(entry)]
+    assert retries
+    for entry in retries:
         assert entry.level == "WARNING" and len(entry.lines) == 1
-        assert f"{gone_wrong.retried} is retried at register, attempt" in str(entry)
-    assert not any("is retried" in str(e) for e in gather(gone_wrong.failed, [logs]))
+        assert f"{failed.retried} is retried at register, attempt" in str(entry)
+    assert not any("is retried" in str(entry) for entry in gather(failed.failed, [logs]))
 
 
-def test_the_variable_of_the_dashboard_lists_the_application(prom: Prometheus) -> None:
+@pytest.mark.slow
+def test_the_dashboards_variable_lists_the_application(prom: Prometheus) -> None:
     [variable] = [v for v in dashboard()["templating"]["list"] if v["name"] == "application"]
     metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]).groups()
     assert NAME in prom.label_values(metric, label)
 
 
-def about_us(rule: dict[str, Any]) -> list[Any]:
-    """Give alerts of our application, or of none; other tests may have left theirs."""
-    return [a for a in rule["alerts"] if a["labels"].get("application") in (NAME, None)]
+def alerts_of(application: str, rule: dict[str, Any]) -> list[Any]:
+    """Return the alerts of an application, or of none; other tests may cause theirs."""
+    return [a for a in rule["alerts"] if a["labels"].get("application") in (application, None)]
 
 
+@pytest.mark.slow
 def test_prometheus_evaluates_every_alert_and_none_fires(prom: Prometheus) -> None:
-    # Before there were two values of each, ConductorDown was about to fire.
-    evaluated = prom.rules(lambda rules: not any(about_us(rule) for rule in rules))
+    # ConductorDown is pending until there are two values of each series.
+    evaluated = prom.rules(lambda rules: not any(alerts_of(NAME, rule) for rule in rules))
     assert {rule["name"] for rule in evaluated} == {rule["alert"] for rule in alerts()}
     assert {rule["health"] for rule in evaluated} == {"ok"}
-    # Each part of an expression, up to what it is compared with, is answered as well.
     for rule in alerts():
         for name in set(re.findall(r"\bray_\w+", rule["expr"])):
-            assert prom.query(name) or may_have_no_series(name), (rule["alert"], name)
+            assert prom.query(name) or may_lack_series(name), (rule["alert"], name)
 
 
+@pytest.mark.slow
 def test_an_alert_fires_where_executions_fail(prom: Prometheus) -> None:
-    def of_mishaps(rules: list[dict[str, Any]]) -> list[dict[str, str]]:
+    def firing(rules: list[dict[str, Any]]) -> list[dict[str, str]]:
         return [
             alert["labels"]
             for rule in rules
             for alert in rule["alerts"]
-            if rule["name"] == "ExecutionsFailing" and alert["labels"].get("application") == MISHAPS
+            if rule["name"] == "ExecutionsFailing"
+            and alert["labels"].get("application") == FAILURES
         ]
 
-    [labels] = of_mishaps(prom.rules(lambda rules: bool(of_mishaps(rules))))
+    [labels] = firing(prom.rules(lambda rules: bool(firing(rules))))
     assert (labels["stage"], labels["reason"]) == ("register", "IngestionFailed")
 
 
-def test_serve_measures_requests(seen: Seen) -> None:
-    assert "ray_serve_num_http_requests_total" in seen.scrape.names
-    assert "ray_serve_http_request_latency_ms_count" in seen.scrape.names
+def test_serve_measures_requests(measured: Measured) -> None:
+    assert "ray_serve_num_http_requests_total" in measured.scrape.names
+    assert "ray_serve_http_request_latency_ms_count" in measured.scrape.names

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.ray
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_python_example_downloads_a_forecast(server: Server, tmp_path: Path) -> None:
+def test_the_python_example_downloads_a_forecast(shared_server: Server, tmp_path: Path) -> None:
     example = re.search(r"```python\n(import json.*?)```", README.read_text(), re.DOTALL)
     assert example is not None
-    program = example[1].replace("http://127.0.0.1:8000", server.base_url)
-    assert server.base_url in program
+    program = example[1].replace("http://127.0.0.1:8000", shared_server.base_url)
+    assert shared_server.base_url in program
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Earth2Studio's own client, unchanged, against the server."""
+"""Earth2Studio's own client, unmodified, as a client of the server."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ HOURS = np.timedelta64(6, "h")
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[Any]:
+def client(shared_server: Server) -> Iterator[Any]:
     from earth2studio.serve.client.client import Earth2StudioClient
 
-    with Earth2StudioClient(server.base_url, workflow_name=WORKFLOW) as client:
+    with Earth2StudioClient(shared_server.base_url, workflow_name=WORKFLOW) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def workflow(server: Server) -> Any:
+def workflow(shared_server: Server) -> Any:
     from earth2studio.serve.client.e2client import RemoteEarth2Workflow
 
-    return RemoteEarth2Workflow(server.base_url, WORKFLOW, device="cpu")
+    return RemoteEarth2Workflow(shared_server.base_url, WORKFLOW, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,7 @@ def test_submit_wait_and_download_netcdf(client: Any, remote: Any, tmp_path: Pat
     request = InferenceRequest(parameters={**PARAMETERS, "output_format": "netcdf4"})
     submitted = client.submit_inference_request(request)
     assert submitted.status is RequestStatus.QUEUED
-    underway = client.get_request_status(submitted.execution_id)
-    assert underway.status in set(RequestStatus)
+    assert client.get_request_status(submitted.execution_id).status in set(RequestStatus)
 
     results = client.wait_for_completion(submitted.execution_id, poll_interval=0.2, timeout=60)
     assert results.status is RequestStatus.COMPLETED
@@ -83,7 +82,7 @@ def test_submit_wait_and_download_netcdf(client: Any, remote: Any, tmp_path: Pat
     assert path.endswith("results.nc")
     downloaded = tmp_path / "results.nc"
     downloaded.write_bytes(client.download_result(results, path).getvalue())
-    # By hand: `as_dataset` gives xarray's netCDF4 engine the bytes, which this xarray refuses.
+    # Not `as_dataset`: it passes bytes to xarray's netCDF4 engine, which refuses them.
     with xr.open_dataset(downloaded, engine="netcdf4") as dataset:
         as_zarr = remote.as_dataset()
         for name in ("t2m", "z500", "time", "ensemble", "seed", "lat", "lon"):
@@ -96,7 +95,7 @@ def test_every_file_of_the_results_can_be_downloaded(client: Any, remote: Any) -
         assert len(client.download_result(results, file.path).getvalue()) == file.size
 
 
-def test_refusals_are_the_clients_own_errors(client: Any) -> None:
+def test_refusals_raise_the_clients_own_errors(client: Any) -> None:
     from earth2studio.serve.client.exceptions import (
         Earth2StudioAPIError,
         InferenceRequestNotFoundError,
@@ -124,12 +123,12 @@ def test_as_dataset(remote: Any, data_dir: Path) -> None:
 def test_as_data_source(with_lead_time: Any, data_dir: Path) -> None:
     source = with_lead_time.as_data_source()
     start = np.datetime64("2025-01-01T06", "ns")
-    found = source(np.array([start + HOURS]), np.array(["z500"]))
+    fields = source(np.array([start + HOURS]), np.array(["z500"]))
 
     written = on_disk(data_dir, with_lead_time.execution_id)["z500"]
-    assert found.sizes["time"] == found.sizes["variable"] == 1
-    given = found.isel(time=0, variable=0).transpose("ensemble", "lat", "lon").values
-    assert np.array_equal(given, written.isel(time=0, lead_time=1).values)
+    assert fields.sizes["time"] == fields.sizes["variable"] == 1
+    field = fields.isel(time=0, variable=0).transpose("ensemble", "lat", "lon")
+    assert np.array_equal(field, written.isel(time=0, lead_time=1))
 
 
 def test_as_model(with_lead_time: Any, data_dir: Path) -> None:
@@ -147,7 +146,9 @@ def test_as_model(with_lead_time: Any, data_dir: Path) -> None:
             assert np.array_equal(fields.numpy(), expected.values)
 
 
-def test_layouts_hold_the_same_values(remote: Any, with_lead_time: Any, data_dir: Path) -> None:
+def test_both_time_layouts_contain_the_same_values(
+    remote: Any, with_lead_time: Any, data_dir: Path
+) -> None:
     by_time = on_disk(data_dir, remote.execution_id)
     by_lead_time = on_disk(data_dir, with_lead_time.execution_id)
 

@@ -1,4 +1,4 @@
-"""What is left to the next start when the server is told to stop."""
+"""Executions that are running or queued when the server is stopped."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from deployments.store.conductor_view import ConductorStore
 from tests.integration.serving import WORKFLOW
 from workflows.execution import Status
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 GRID = {"n_lat": 8, "n_lon": 16}
 STEPS, SEEDS = 60, [1, 2, 3, 4]
 STEP_S = 2.0
-"""Of steps that are not computed at once: a member is not done while a busy machine shuts down."""
+"""Pause before a step: no member ends while a busy machine shuts down."""
 START_LIMIT_S, STOP_LIMIT_S = 180, 180
 
 
@@ -44,11 +44,11 @@ def configuration(folder: Path) -> dict[str, Any]:
                     "queue": {"max_running": 1},
                     "models": {
                         "fcn3": {
-                            "loader": "tests.integration.standins:slow_fcn3",
+                            "loader": "tests.integration.standins:load_slow_fcn3",
                             "options": {
                                 "step_s": STEP_S,
                                 "journal": str(folder / "journal"),
-                                "at_once": str(folder / "at_once"),
+                                "unpaused": str(folder / "unpaused"),
                                 **GRID,
                             },
                             "num_gpus": 0.0,
@@ -65,8 +65,8 @@ def configuration(folder: Path) -> dict[str, Any]:
 def server(
     folder: Path, port: int, steps: int
 ) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """Serve in a process of its own until that is told to stop; the first steps take no time."""
-    (folder / "at_once").write_text(str(steps_computed(folder) + steps))
+    """Serve in a process of its own; the first steps are computed without pauses."""
+    (folder / "unpaused").write_text(str(steps_computed(folder) + steps))
     (folder / "config.yaml").write_text(yaml.safe_dump(configuration(folder)))
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
@@ -100,9 +100,9 @@ def is_ready(client: httpx.Client) -> bool:
 
 def submit(client: httpx.Client, **parameters: Any) -> str:
     body = {"parameters": {"output_format": "zarr", **parameters}}
-    answer = client.post(f"/v1/infer/{WORKFLOW}", json=body)
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["execution_id"])
+    response = client.post(f"/v1/infer/{WORKFLOW}", json=body)
+    assert response.status_code == 200, response.text
+    return str(response.json()["execution_id"])
 
 
 def steps_computed(folder: Path) -> int:
@@ -110,14 +110,14 @@ def steps_computed(folder: Path) -> int:
     return journal.read_text().count("step") if journal.exists() else 0
 
 
-def steps_done(store: ConductorStore, execution_id: str) -> int:
+def steps_recorded(store: ConductorStore, execution_id: str) -> int:
     progress = store.read(execution_id).progress
     return progress.current_step if progress else 0
 
 
 def wait_for_steps(store: ConductorStore, execution_id: str, steps: int) -> None:
     deadline = time.monotonic() + START_LIMIT_S
-    while steps_done(store, execution_id) < steps:
+    while steps_recorded(store, execution_id) < steps:
         assert store.read(execution_id).ended_at is None
         assert time.monotonic() < deadline, store.read(execution_id)
         time.sleep(0.05)
@@ -125,8 +125,8 @@ def wait_for_steps(store: ConductorStore, execution_id: str, steps: int) -> None
 
 def stop(process: subprocess.Popen[bytes], number: signal.Signals, folder: Path) -> None:
     process.send_signal(number)
-    # Stopped before it was ready, the process has been seen to end by the signal itself, after all
-    # else had been shut down. How it ends when it was is a matter of tests/serve_app/test_main.py.
+    # A process that is stopped before it is ready may end by the signal itself, after everything
+    # else has been shut down. tests/serve_app/test_main.py tests the exit code of a ready one.
     code = process.wait(timeout=STOP_LIMIT_S)
     assert code in (0, -signal.SIGTERM), (folder / "log").read_text()[-3000:]
 
@@ -135,32 +135,33 @@ def statuses(store: ConductorStore, *execution_ids: str) -> list[Status]:
     return [store.read(each).status for each in execution_ids]
 
 
-def test_what_runs_and_what_waits_is_left_to_the_next_start(tmp_path: Path, free_port: int) -> None:
-    whole = STEPS + 1
-    with server(tmp_path, free_port, whole + 3) as (process, client):
+def test_running_and_queued_executions_continue_after_a_restart(
+    tmp_path: Path, free_port: int
+) -> None:
+    member = STEPS + 1
+    with server(tmp_path, free_port, member + 3) as (process, client):
         wait_until_ready(client, tmp_path)
         running = submit(client, n_steps=STEPS, seeds=SEEDS)
-        waiting = submit(client, n_steps=1, n_samples=1)
+        queued = submit(client, n_steps=1, n_samples=1)
         store = ConductorStore(f"sqlite:///{tmp_path}/var/executions.sqlite")
         # In the middle of the second member.
-        wait_for_steps(store, running, whole + 3)
+        wait_for_steps(store, running, member + 3)
         stop(process, signal.SIGINT, tmp_path)
-    assert statuses(store, running, waiting) == [Status.RUNNING, Status.QUEUED]
-    with server(tmp_path, free_port, whole + 3) as (process, _):
-        # In the middle of the third. Not when it is ready: what was left goes on before that.
-        wait_for_steps(store, running, 2 * whole + 3)
+    assert statuses(store, running, queued) == [Status.RUNNING, Status.QUEUED]
+    with server(tmp_path, free_port, member + 3) as (process, _):
+        # In the middle of the third: executions continue before the server is ready.
+        wait_for_steps(store, running, 2 * member + 3)
         stop(process, signal.SIGTERM, tmp_path)
-    assert statuses(store, running, waiting) == [Status.RUNNING, Status.QUEUED]
-    with server(tmp_path, free_port, whole * len(SEEDS)) as (_, client):
+    assert statuses(store, running, queued) == [Status.RUNNING, Status.QUEUED]
+    with server(tmp_path, free_port, member * len(SEEDS)) as (_, client):
         deadline = time.monotonic() + START_LIMIT_S
-        while store.read(waiting).ended_at is None:
-            assert time.monotonic() < deadline, store.read(waiting)
+        while store.read(queued).ended_at is None:
+            assert time.monotonic() < deadline, store.read(queued)
             time.sleep(0.1)
         wait_until_ready(client, tmp_path)
         manifest = client.get(f"/v1/infer/{WORKFLOW}/{running}/results")
         assert manifest.status_code == 200
-    assert statuses(store, running, waiting) == [Status.COMPLETED, Status.COMPLETED]
-    begun = [line for line in (tmp_path / "journal").read_text().splitlines() if "begin" in line]
-    # Each interruption costs the member in which it comes, and no other.
-    assert len(begun) <= len(SEEDS) + 2 + 1
+    assert statuses(store, running, queued) == [Status.COMPLETED, Status.COMPLETED]
+    # Each stop interrupts one member, which is computed again.
+    assert (tmp_path / "journal").read_text().count("begin") <= len(SEEDS) + 2 + 1
     store.close()

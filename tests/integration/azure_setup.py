@@ -1,4 +1,4 @@
-"""A server between emulators of Azure: what it is told of them, and what it left there."""
+"""Settings of a server that uses emulators of Azure, and checks of what it wrote there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOWCAST = StormScopeWorkflow.name
 SECRET = "planted-7f3a9c-secret"
 GRID = {"n_lat": 91, "n_lon": 180}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
-ASKED: dict[str, dict[str, Any]] = {
+PARAMETERS: dict[str, dict[str, Any]] = {
     FORECAST: {"n_steps": 2, "seeds": [1, 2], "variables": ["t2m", "z500"]},
     NOWCAST: {
         "n_steps": 2,
@@ -36,8 +36,8 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-class Azure:
-    """The emulators, and what the server is told of them."""
+class AzureSetup:
+    """The emulators and the settings for them."""
 
     def __init__(self, azurite: Azurite, catalog: GeoCatalogEmulator, folder: Path) -> None:
         self.azurite = azurite
@@ -74,7 +74,7 @@ class Azure:
         return self.azurite.client(self.container)
 
     def open_dataset(self, href: str) -> xr.Dataset:
-        """Open an asset from its blobs."""
+        """Open a Zarr store or a NetCDF file from its blobs."""
         key = href.removeprefix(f"{self.container.account_url}/{self.container.name}/")
         if href.endswith(".nc"):
             with tempfile.NamedTemporaryFile(suffix=".nc") as file:
@@ -90,32 +90,24 @@ class Azure:
         return xr.open_zarr(zarr.storage.MemoryStore(objects), consolidated=True).load()
 
 
-def completed(server: Server, workflow: str, **parameters: Any) -> tuple[str, dict[str, Any]]:
-    """Have a workflow run as it is asked for; gives its id and a manifest that the SDK can read."""
-    server = server.calling(workflow)
-    execution_id = server.submit(**ASKED[workflow], **parameters)
-    status = server.finished(execution_id)
-    assert status["status"] == "completed", status["error_message"]
-    found = manifest(server, execution_id)
-    assert InferenceRequestResults.from_dict(found).storage_type == StorageType.SERVER
-    return execution_id, found
-
-
-def manifest(server: Server, execution_id: str) -> dict[str, Any]:
-    answer = server.http.get(f"/v1/infer/{server.workflow}/{execution_id}/results")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+def run(server: Server, workflow: str, **parameters: Any) -> tuple[str, dict[str, Any]]:
+    """Run a workflow; return the execution and its manifest, which the SDK can read."""
+    server = server.client_of(workflow)
+    execution_id = server.submit(**PARAMETERS[workflow], **parameters)
+    server.completed(execution_id)
+    manifest = server.manifest(execution_id)
+    assert InferenceRequestResults.from_dict(manifest).storage_type == StorageType.SERVER
+    return execution_id, manifest
 
 
 def check_render_options(
-    azure: Azure,
+    azure: AzureSetup,
     item: pystac.Item,
     dataset: xr.Dataset,
     variables: Sequence[str],
     output_format: str,
 ) -> None:
-    """Have TiTiler draw from the blobs what each render option names: the last map of a member."""
+    """Check that TiTiler draws each render option from the blobs: the last map of a member."""
     options = [
         parse_qs(option["options"])
         for option in azure.catalog.render_options[item.collection_id].values()
@@ -126,31 +118,31 @@ def check_render_options(
         assert option["assets"][0] in item.assets
         member = int(option["bidx"][0]) - 1 if "bidx" in option else 0
         last = dataset[variable].isel(time=-1, ensemble=member)
-        for place in ((5, 7), (8, 12), (11, 3)):
-            lat, lon = _position(dataset, *place)
+        for point in ((5, 7), (8, 12), (11, 3)):
+            lat, lon = _position(dataset, *point)
             (drawn,) = _draw(azure, item.assets["data"].href, variable, option, lat, lon)
-            assert drawn == last.values[place]
+            assert drawn == last.values[point]
 
 
 def _position(dataset: xr.Dataset, row: int, column: int) -> tuple[float, float]:
-    """Give latitude and longitude of a point of the grid."""
+    """Return latitude and longitude of a grid point."""
     if "lat" not in dataset:
         return float(dataset["latitude"][row, column]), float(dataset["longitude"][row, column])
     return float(dataset["lat"][row]), float(dataset["lon"][column])
 
 
 def _draw(
-    azure: Azure,
+    azure: AzureSetup,
     href: str,
     variable: str,
     option: Mapping[str, Sequence[str]],
     lat: float,
     lon: float,
 ) -> Sequence[float]:
-    """Draw a pixel, as GeoCatalog's tiler does; gives a value for each band."""
+    """Draw one pixel as GeoCatalog's tiler does; return a value for each band."""
     from titiler.xarray.io import Reader
 
-    # This TiTiler has the method before the value, GeoCatalog's has it by itself.
+    # This TiTiler takes the method before the value, GeoCatalog's as a parameter of its own.
     sel = [pair.replace("=", f"={option['sel_method'][0]}::") for pair in option["sel"]]
     bands = [int(band) for band in option.get("bidx", [])]
     with Reader(

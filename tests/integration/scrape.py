@@ -1,4 +1,4 @@
-"""What Prometheus would read at the metrics endpoint of a node."""
+"""Read the metrics endpoint of each node, as Prometheus does."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ import httpx
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-REPORT_S = 10.0
-"""How often Ray gathers from its processes, unless configured otherwise."""
+LIMIT_S = 40.0
+"""Until a metric that a process has recorded is at the endpoint; see `tests.conftest`."""
 
 
 class Scrape:
-    """Samples of all nodes, as they were read once.
-
-    Parameters
-    ----------
-    application : str
-        Samples of others are left out.
-    """
+    """The samples of one application on all nodes at one time."""
 
     def __init__(self, application: str) -> None:
         self._samples = [
@@ -33,7 +27,7 @@ class Scrape:
         ]
 
     def sum(self, name: str, **labels: str) -> float:
-        """Add up the samples of a name that have these labels; 0 if there are none."""
+        """Return the sum of a metric's samples that have these labels; 0 if there are none."""
         return sum(
             sample.value
             for sample in self._samples
@@ -46,12 +40,12 @@ class Scrape:
 
 
 def scraped(application: str, complete: Callable[[Scrape], bool]) -> Scrape:
-    """Scrape until what is waited for has been reported by every process."""
-    deadline = time.monotonic() + 4 * REPORT_S
-    while not complete(found := Scrape(application)):
-        assert time.monotonic() < deadline, sorted(found.names)
+    """Scrape until all processes have reported; return the last scrape."""
+    deadline = time.monotonic() + LIMIT_S
+    while not complete(scrape := Scrape(application)):
+        assert time.monotonic() < deadline, sorted(scrape.names)
         time.sleep(0.5)
-    return found
+    return scrape
 
 
 def _text(node: dict[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""A model and a data source that talk as libraries do, and a model that fails after two steps."""
+"""A model and a data source that write messages as libraries do; the model fails at step 3."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
 
 library = logging.getLogger("some.library")
 
+MESSAGES = {"uses logging", "uses loguru", "prints", "at 100 %", "logs from a thread"}
+"""Ends of the messages, without the warning, whose line also contains its position."""
 
-def talk(who: str) -> None:
-    """Say something in every way that there is."""
-    library.warning("%s warns by logging", who)
-    loguru.info("{} tells loguru", who)
-    print(who, "prints")
-    sys.stderr.write(f"{who} at 10 %\r{who} at 100 %\n")
-    warnings.warn(f"{who} warns of itself", stacklevel=1)
-    thread = threading.Thread(target=library.warning, args=("%s warns from a thread", who))
+
+def write_messages(source: str) -> None:
+    """Write one message in each of the ways in which libraries do."""
+    library.warning("%s uses logging", source)
+    loguru.info("{} uses loguru", source)
+    print(source, "prints")
+    sys.stderr.write(f"{source} at 10 %\r{source} at 100 %\n")
+    warnings.warn(f"{source} uses warnings", stacklevel=1)
+    thread = threading.Thread(target=library.warning, args=("%s logs from a thread", source))
     thread.start()
     thread.join()
 
@@ -32,7 +35,7 @@ class Model(SyntheticFCN3):
     def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
         for index, step in enumerate(super().create_iterator(x, coords)):
             if index == 2:
-                talk("the model")
+                write_messages("the model")
             if index == 3:
                 raise RuntimeError("the model breaks")
             yield step
@@ -40,7 +43,7 @@ class Model(SyntheticFCN3):
 
 class Source(SyntheticIFS):
     def __call__(self, time: Any, variable: Any) -> Any:
-        talk("the source")
+        write_messages("the source")
         return super().__call__(time, variable)
 
 

@@ -1,4 +1,4 @@
-"""Workflow classes as users write them, well and badly; served by import path."""
+"""Workflow classes as users write them, good and bad; served by import path."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from earth2studio.serve.server import (
     WorkflowRegistry,
 )
 
-How = Literal[
-    "well",
+Behaviour = Literal[
+    "normal",
     "raises",
-    "mumbles",
+    "raises_unprintable",
     "exits",
-    "dies",
+    "kills_process",
     "hangs",
-    "nothing",
-    "nan",
-    "some_nan",
-    "early",
-    "greedy",
+    "writes_nothing",
+    "all_nan",
+    "one_nan",
+    "incomplete",
+    "oversized",
 ]
 
 
-class Behaving:
-    """A class without any base: behaves as it is told."""
+class Scripted:
+    """A class without a base class, whose behaviour is a parameter."""
 
-    name = "behaving"
-    description = "Behaves as it is told"
+    name = "scripted"
+    description = "Behaves as requested"
 
     def __init__(self, gain: float = 1.0, journal: str = "") -> None:
         self.gain = gain
@@ -46,15 +46,15 @@ class Behaving:
     def __call__(
         self,
         io: Any,
-        how: How = "well",
+        behaviour: Behaviour = "normal",
         n_steps: int = 4,
         step_s: float = 0.0,
         output_format: Literal["zarr", "netcdf4"] = "zarr",
     ) -> None:
         with self._journal.open("a") as journal:
-            journal.write(f"{how} {os.getpid()}\n")
-        getattr(self, f"_{how}", lambda: None)()
-        if how == "nothing":
+            journal.write(f"{behaviour} {os.getpid()}\n")
+        getattr(self, f"_{behaviour}", lambda: None)()
+        if behaviour == "writes_nothing":
             return
         coords = OrderedDict(
             time=np.array(["2025-01-01"], "datetime64[ns]"),
@@ -62,33 +62,33 @@ class Behaving:
             lat=np.linspace(90, -90, 5),
             lon=np.arange(0.0, 360.0, 45.0),
         )
-        if how == "greedy":
+        if behaviour == "oversized":
             coords["lat"] = np.linspace(90, -90, 10**7)
         io.add_array(coords, ["t2m", "u10m"])
-        for step in range(n_steps if how != "early" else n_steps - 1):
+        for step in range(n_steps if behaviour != "incomplete" else n_steps - 1):
             time.sleep(step_s)
-            here = {**coords, "lead_time": coords["lead_time"][step : step + 1]}
+            step_coords = {**coords, "lead_time": coords["lead_time"][step : step + 1]}
             fields = np.full((1, 1, 5, 8), self.gain * step, np.float32)
             empty = np.full_like(fields, np.nan)
             io.write(
                 [
-                    empty if how in ("nan", "some_nan") else fields,
-                    empty if how == "nan" else fields,
+                    empty if behaviour in ("all_nan", "one_nan") else fields,
+                    empty if behaviour == "all_nan" else fields,
                 ],
-                here,
+                step_coords,
                 ["t2m", "u10m"],
             )
 
     def _raises(self) -> None:
         raise RuntimeError("deliberate failure")
 
-    def _mumbles(self) -> None:
+    def _raises_unprintable(self) -> None:
         raise RuntimeError("cannot read weights-\udcff\0.pt")
 
     def _exits(self) -> None:
         sys.exit(3)
 
-    def _dies(self) -> None:
+    def _kills_process(self) -> None:
         os._exit(1)
 
     def _hangs(self) -> None:
@@ -96,11 +96,11 @@ class Behaving:
 
 
 @WorkflowRegistry.instance().register
-class Talking(Earth2Workflow):
-    """A class on Earth2Studio's base, with all that it offers."""
+class Reporting(Earth2Workflow):
+    """A class on Earth2Studio's base class that uses all of its methods."""
 
-    name = "talking"
-    description = "Checks, tells its progress and leaves further files"
+    name = "reporting"
+    description = "Validates, reports progress and writes further files"
 
     def __init__(self, limit: int = 5) -> None:
         super().__init__()
@@ -135,9 +135,9 @@ class Talking(Earth2Workflow):
         io.root["crs"].grid_mapping_name = "latitude_longitude"
         io.root["z500"].grid_mapping = "crs"
         for step in range(n_steps):
-            here = OrderedDict(coords)
-            here["lead_time"] = coords["lead_time"][step : step + 1]
-            io.write(torch.full((len(start_time), 1, 5, 8), float(step)), here, "z500")
+            step_coords = OrderedDict(coords)
+            step_coords["lead_time"] = coords["lead_time"][step : step + 1]
+            io.write(torch.full((len(start_time), 1, 5, 8), float(step)), step_coords, "z500")
             self.update_progress(
                 WorkflowProgress(
                     progress=f"hour {step}", current_step=step + 1, total_steps=n_steps
@@ -151,7 +151,7 @@ class Talking(Earth2Workflow):
 
 
 class Unloadable:
-    """A class whose constructor fails until a file is there."""
+    """A class whose constructor fails until a file exists."""
 
     name = "unloadable"
     description = "Cannot be loaded yet"
@@ -160,5 +160,5 @@ class Unloadable:
         self.weights = Path(weights).read_text()
 
     def __call__(self, io: Any) -> None:
-        """Write nothing but the weights."""
+        """Write the weights into a file."""
         (self.get_output_path() / "weights.txt").write_text(self.weights)
