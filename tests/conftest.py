@@ -16,12 +16,18 @@ from tests.postgres import PostgresServer
 
 __all__ = ["azurite"]
 
+INTEGRATION = Path(__file__).with_name("integration")
 MAY_BE_SKIPPED_IN_CI = {"gpu", "privileged"}
 """Markers of what a machine may lack. Everything else that a test needs is installed in CI."""
 
 # Ray reads these when it is imported. HAProxy would listen on two fixed ports, which a server on
 # this machine may use. Without an authentication mode Ray writes a token to the home folder.
-os.environ.update(ENVIRONMENT | {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_AUTH_MODE": "disabled"})
+# Metrics are reported every 10 s by default.
+os.environ |= ENVIRONMENT | {
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_metrics_report_interval_ms": "2000",
+}
 
 # Before any test imports Earth2Studio's models, which look for these modules once.
 standin_modules.register()
@@ -31,16 +37,18 @@ standin_modules.register()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group tests for the workers of pytest-xdist, the groups that take longest first.
 
-    Files that use the session's Ray cluster form one group, so that one worker starts it. Files
-    whose tests start clusters of their own form another. Every other file is a group.
+    Files of tests/integration that share the session's Ray cluster form one group. All other files
+    that need Ray form another, so that at most two workers run clusters. Any other file is a group
+    of its own.
     """
-    clusters = {item.path for item in items if item.get_closest_marker("ray")}
+    ray = {item.path for item in items if item.get_closest_marker("ray")}
     shared = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    integration = {path for path in shared if path.is_relative_to(INTEGRATION)}
 
     def group(path: Path) -> str:
-        return "ray" if path in shared else "clusters" if path in clusters else str(path)
+        return "integration" if path in integration else "ray" if path in ray else str(path)
 
-    items.sort(key=lambda item: (item.path not in shared, item.path not in clusters))
+    items.sort(key=lambda item: (item.path not in integration, item.path not in ray))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item.path)))
 
