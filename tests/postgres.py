@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, which can go away and come back."""
+"""A private PostgreSQL server, which can be stopped and started again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Self
 
 
 class PostgresServer:
-    """An empty server, reached by a socket.
+    """An empty server on a Unix socket.
 
     Parameters
     ----------
     options : str
-        For ``initdb``, such as ``--auth``; without them nobody is asked for a password.
+        For ``initdb``, such as ``--auth``; by default no password is needed.
 
     Raises
     ------
@@ -26,7 +26,7 @@ class PostgresServer:
     """
 
     def __init__(self, *options: str) -> None:
-        # Newest first; the ones on the PATH may be wrappers that serve another purpose.
+        # The newest one; those on the PATH may be wrappers for other purposes.
         found = sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"), reverse=True)
         control = found[0] if found else shutil.which("pg_ctl")
         if control is None:
@@ -35,7 +35,7 @@ class PostgresServer:
             )
         self._control = control
         self._options = " ".join(options) or "--auth=trust"
-        # Not pytest's own folder: only root may enter that, and a socket's path is short.
+        # Not pytest's own folder: only root can enter it, and the path of a socket must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="e2s-pg-", dir="/tmp"))
         # PostgreSQL refuses to run as root.
         self._user: dict[str, Any] = {}
@@ -55,18 +55,18 @@ class PostgresServer:
         shutil.rmtree(self._folder)
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it responds."""
         settings = f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off"
         self._run("start", "-w", "-l", f"{self._folder}/server.log", "-o", settings)
 
     def stop(self) -> None:
-        """End it at once; whoever is connected loses that."""
+        """Stop the server immediately; clients lose their connections."""
         self._run("stop", "-m", "immediate")
 
     def _run(self, action: str, *arguments: str) -> None:
         log = self._folder / "command.log"
         with log.open("w") as output:
-            # Into a file, since the server would keep a pipe open.
+            # A file, since the server would keep a pipe open.
             done = subprocess.run(
                 [self._control, action, "-D", f"{self._folder}/data", *arguments],
                 cwd=self._folder,

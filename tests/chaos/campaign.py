@@ -1,4 +1,4 @@
-"""A campaign: a server under load, what is killed meanwhile, and what came of it."""
+"""A campaign: a server under load, the faults that it suffers, and the verdict."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ from tests.integration.azure_setup import AzureSetup
 GRID = {"n_lat": 19, "n_lon": 36}
 REGION = {"n_y": 16, "n_x": 24, "spacing_m": 2e5, "first_y_m": -1.5e6, "first_x_m": -2.3e6}
 STEP_S, SLOW_STEP_S = 0.1, 1.0
-FOR_EVER_S = 1e9
+FOREVER_S = 1e9
 LARGE = {"n_steps": 1, "seeds": [800_001, 800_002], "variables": None}
-"""All 72 variables: the system's buffers hold megabytes of a download for a slow client."""
+"""All 72 variables: the system buffers megabytes of a slow client's download."""
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What came of an upgrade."""
+    """The outcome of an upgrade."""
 
     verdict: Verdict
     load: Load
     n_running: int
-    """Executions that ran when the first cluster was told to end."""
-    n_taken_up: int
-    """Executions of those for which the second one has computed."""
+    """Executions that ran when the first cluster was stopped."""
+    n_continued: int
+    """Those of them for which the second cluster has computed."""
     download: Download
-    """Of a file that was begun at the first cluster."""
+    """Download of a file that began at the first cluster."""
     sha256: str
-    """Of that file, as the manifest tells it."""
+    """Checksum of that file in the manifest."""
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """What is set up, and how hard it is hit.
+    """What is served, and the faults that it suffers.
 
     Parameters
     ----------
     folder : Path
-        Becomes the nodes' folders, logs and the journal.
+        For the nodes' folders, logs and the journal.
     azurite : Azurite
     postgres_url : str or None
-        Database for several nodes; None is SQLite, on one node, with results on its disk that are
-        uploaded.
+        Database of several nodes. With None there is one node, with SQLite and with results on its
+        disk, which are uploaded.
     n_workers : int
     kills : int
     restarts : int
@@ -69,7 +69,7 @@ class Campaign:
     nowcasts : bool
     seed : int
     grid : dict of str to int
-        Of FCN3.
+        Grid of FCN3.
     """
 
     folder: Path
@@ -85,11 +85,11 @@ class Campaign:
     grid: Mapping[str, int] = field(default_factory=lambda: GRID)
 
     def upgrade(self) -> Upgrade:
-        """Bring a second cluster up beside the first, send clients there, and end the first.
+        """Start a second cluster beside the first, send clients there, and stop the first.
 
-        Both have one PostgreSQL and one container, and a disk of their own, as when KubeRay
-        upgrades a RayService. The first one's model waits while the second one starts, so that
-        all that was accepted runs when the first is told to end, and is slow then.
+        As when KubeRay upgrades a RayService, they share PostgreSQL and the container but not the
+        disk. The first one's model waits while the second one starts, so that all accepted
+        executions are running when the first one is stopped.
         """
         journal, pace = self.folder / "journal", self.folder / "pace"
         with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog, ExitStack() as clusters:
@@ -108,34 +108,34 @@ class Campaign:
             download = Download(file.path)
             delivery = {"geo_catalog_url": catalog.url}
             load = Load(old.base_url, self.in_flight, delivery, self.nowcasts, seed=self.seed)
-            _set(pace, FOR_EVER_S)
+            _set(pace, FOREVER_S)
             load.start()
             try:
                 _wait_for(lambda: len(_running(old)) == self.in_flight)
                 clusters.enter_context(new)
                 load.base_url = new.base_url
-                download.begin(old.base_url)
+                download.start(old.base_url)
                 running = _running(old)
                 _set(pace, SLOW_STEP_S)
                 old.stop()
-                download.go_on(new.base_url)
+                download.resume(new.base_url)
                 _wait_for(lambda: len(load.accepted) >= 2 * self.in_flight)
             finally:
                 _set(pace, 0)
                 load.stop()
             verdict = self._judge(load, azure, new, Records(self._dbos(azure)), journal)
             seeds = seeds_computed(journal, new.pids(f"{REPLICA}FCN3").keys())
-        taken_up = [
+        continued = [
             each.execution_id
             for each in load.accepted
             if each.execution_id in running and not seeds.isdisjoint(each.parameters["seeds"])
         ]
-        return Upgrade(verdict, load, len(running), len(taken_up), download, file.sha256)
+        return Upgrade(verdict, load, len(running), len(continued), download, file.sha256)
 
     def _args_of(
         self, name: str, azure: AzureSetup, journal: Path, step_s: float | str
     ) -> dict[str, Any]:
-        """Give the settings of one of two clusters, on which all that is accepted runs at once."""
+        """Return the settings of one of two clusters; all accepted executions run at once."""
         args = {**self._args(azure, journal)}
         args["data_dir"] = str(self.folder / name / "var")
         args["models"]["fcn3"]["options"]["step_s"] = step_s
@@ -143,7 +143,7 @@ class Campaign:
         return args
 
     def run(self) -> tuple[Verdict, Kills, Load]:
-        """Run it, and judge."""
+        """Kill processes, and judge the executions."""
         journal = self.folder / "journal"
         with GeoCatalogEmulator(creates_at_once=True, polls=0) as catalog:
             azure = AzureSetup(self.azurite, catalog, self.folder)
@@ -160,7 +160,7 @@ class Campaign:
                 kills = Kills(
                     cluster,
                     Watch(journal, lambda: len(load.ended)),
-                    records.look,
+                    records.read,
                     sorted(cluster.deployments()),
                     self.n_workers,
                     self.seed,
@@ -181,24 +181,24 @@ class Campaign:
         *,
         ends_the_conductor: bool = False,
     ) -> tuple[Verdict, dict[str, list[float]], Load]:
-        """Let faults come one after the other that kill nobody, and judge.
+        """Cause faults that kill no process, one after the other, and judge the executions.
 
         Parameters
         ----------
         faults : sequence of callable
         n : int
-            How many come.
+            Number of faults.
         environment : mapping of str to str, optional
-            Of all processes of the cluster.
+            Additional variables of all processes of the cluster.
         ends_the_conductor : bool
-            Whether what runs may be begun anew; what is recorded may not. Otherwise nothing may be
+            Whether members that are not recorded may be computed again. Otherwise nothing may be
             computed twice.
 
         Returns
         -------
         Verdict
         dict
-            Seconds from the end of a fault until something was computed or ended, by kind.
+            Seconds from the end of a fault to the next progress, by kind.
         Load
         """
         journal = self.folder / "journal"
@@ -236,7 +236,7 @@ class Campaign:
                 "options": {"step_s": STEP_S, "journal": str(journal), **self.grid},
                 "grid": dict(self.grid),
                 "replicas": 2,
-                # Of 3 to 8 steps.
+                # Members have 3 to 8 steps.
                 "checkpoint_steps": 2,
             },
             "stormscope": {"grid": REGION, "num_gpus": 1.0},
@@ -270,7 +270,7 @@ class Campaign:
         journal: Path,
         reference: xr.Dataset | None = None,
     ) -> Verdict:
-        """Judge while there is somebody to ask where results lie."""
+        """Judge while the server still runs: it knows where the results are."""
         return judge(
             load,
             lambda workflow, execution_id: _open(azure, cluster, workflow, execution_id),
@@ -283,15 +283,15 @@ class Campaign:
 
 
 def _completed(cluster: Cluster, workflow: str, parameters: Mapping[str, Any]) -> str:
-    """Have an execution run that nobody disturbs."""
+    """Run an execution without faults; return its id."""
     with httpx.Client(base_url=cluster.base_url, timeout=60) as http:
         url = f"/v1/infer/{workflow}"
-        answer = http.post(url, json={"parameters": parameters}).raise_for_status()
-        execution_id: str = answer.json()["execution_id"]
+        response = http.post(url, json={"parameters": parameters}).raise_for_status()
+        execution_id: str = response.json()["execution_id"]
         while (status := http.get(f"{url}/{execution_id}/status").json())["end_time"] is None:
             time.sleep(0.2)
     if status["status"] != "completed":
-        raise RuntimeError(f"without any kill: {status}")
+        raise RuntimeError(f"without any fault: {status}")
     return execution_id
 
 
@@ -302,7 +302,7 @@ class _File:
 
 
 def _large_file(cluster: Cluster) -> _File:
-    """Have a forecast made whose file takes long to read."""
+    """Run a forecast whose file takes long to download."""
     execution_id = _completed(cluster, FORECAST, {**LARGE, "output_format": "netcdf4"})
     results = f"/v1/infer/{FORECAST}/{execution_id}/results"
     manifest = httpx.get(f"{cluster.base_url}{results}", timeout=60).raise_for_status().json()
@@ -311,32 +311,32 @@ def _large_file(cluster: Cluster) -> _File:
 
 
 def _running(cluster: Cluster) -> set[str]:
-    """Give the forecasts that run, whoever conducts them."""
+    """Return the running forecasts of both clusters."""
     url = f"{cluster.base_url}/v1/infer/{FORECAST}"
-    answer = httpx.get(url, params={"status": "running", "limit": 100}, timeout=60)
-    return {each["execution_id"] for each in answer.raise_for_status().json()["executions"]}
+    response = httpx.get(url, params={"status": "running", "limit": 100}, timeout=60)
+    return {each["execution_id"] for each in response.raise_for_status().json()["executions"]}
 
 
 def _set(pace: Path, step_s: float) -> None:
-    """Say how long a step takes; whoever reads it meanwhile reads one or the other."""
+    """Set the duration of a step; replaces the file atomically."""
     new = pace.with_suffix(".new")
     new.write_text(str(step_s))
     new.replace(pace)
 
 
-def _wait_for(holds: Callable[[], bool], seconds: float = 180.0) -> None:
+def _wait_for(condition: Callable[[], bool], seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds:g} s")
         time.sleep(0.05)
 
 
 def _open(azure: AzureSetup, cluster: Cluster, workflow: str, execution_id: str) -> xr.Dataset:
-    """Open what an execution has delivered, from its blobs; or from the disk if there are none."""
+    """Open the result of an execution from its blobs, or from the disk if it has none."""
     url = f"{cluster.base_url}/v1/infer/{workflow}/{execution_id}/results"
-    found = httpx.get(url, timeout=60).raise_for_status().json()
-    if "blob_url" in found:
-        return azure.open_dataset(found["blob_url"])
+    manifest = httpx.get(url, timeout=60).raise_for_status().json()
+    if "blob_url" in manifest:
+        return azure.open_dataset(manifest["blob_url"])
     folder = azure.data_dir / "results" / workflow / execution_id
     return xr.open_zarr(folder / "results.zarr").load()

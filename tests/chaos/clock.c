@@ -1,8 +1,8 @@
-/* A clock that can be put off, for LD_PRELOAD: what Python takes for the time of day.
+/* A clock with an offset, for LD_PRELOAD: Python's time of day.
 
-   CLOCK_OFFSET_FILE names a file with a number of seconds, eight bytes, that all processes share.
-   Only calls from Python itself are answered so. Libraries in C++ wait until a time of day that
-   the kernel counts, and would wait for hours. */
+   CLOCK_OFFSET_FILE names a file that all processes share, with a number of seconds in eight bytes.
+   The offset applies to calls from Python itself only. Libraries in C++ wait for a time of day that
+   the kernel measures, and would wait for hours. */
 
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on one machine, each with a disk of its own, to be killed."""
+"""A Ray cluster of several nodes on one machine, each with its own disk, whose parts are killed."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ REPLICA = f"ray::ServeReplica:{APPLICATION}:"
 CONTROLLER = "ray::ServeController"
 START_LIMIT_S = 180.0
 GRACE_S = 60.0
-"""What a pod gets to end in by ``config/kuberay``; Ray drains a node for up to 30 s of it."""
+"""Grace period of a pod in ``config/kuberay``; Ray drains a node for up to 30 s of it."""
 GPUS, GPUS_ALONE = 2, 3
-"""Stand-ins, of each worker node and of a head without any."""
+"""Number of stand-ins for GPUs on each worker node, and on a head without worker nodes."""
 
 
 class Cluster:
-    """A head and worker nodes, the application on them, and what is left of them all.
+    """A head and worker nodes, with the application on them.
 
     Parameters
     ----------
     args : dict
-        The application's settings. On every node ``data_dir`` is another folder.
+        The application's settings. ``data_dir`` is a different folder on each node.
     folder : Path
-        Of logs and the nodes' folders.
+        For logs and the nodes' folders.
     n_workers : int
-        Nodes with GPUs; without any the head has them, and there is one disk.
+        Nodes with GPUs. Without any, the head has the GPUs, and there is one disk.
     environment : mapping of str to str, optional
-        Further variables of all processes.
+        Additional variables of all processes.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Cluster:
         self.kill_all()
 
     def start(self) -> None:
-        """Start all nodes, and deploy the application."""
+        """Start all nodes and deploy the application."""
         self.start_node(0)
         for number in range(1, self._n_workers + 1):
             self.start_node(number)
@@ -83,21 +83,21 @@ class Cluster:
     def start_node(self, number: int) -> None:
         """Start a node; 0 is the head."""
         command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=8"]
-        # One of the ports that would be the same on every node.
+        # By default this port would be the same on every node.
         command.append(f"--dashboard-agent-listen-port={free_port()}")
         gpus = GPUS if number else 0 if self._n_workers else GPUS_ALONE
         command.append(f"--num-gpus={gpus}")
         if number == 0:
             command += ["--head", f"--port={self._port}", "--include-dashboard=false"]
             self._n_starts += 1
-            # Short: sockets lie below it.
+            # Its path must be short, for sockets.
             command += [f"--temp-dir={self._folder}/r{self._n_starts}"]
             command += ["--object-store-memory=300000000"]
         else:
             command += [f"--address=127.0.0.1:{self._port}", "--object-store-memory=200000000"]
         script = " ".join(command)
         if self._n_workers:
-            # A mount that this node alone sees: what it writes there no other node can read.
+            # Only this node sees the mount, so other nodes cannot read what it writes there.
             own = self._folder / f"disk-{number}"
             own.mkdir(exist_ok=True)
             script = f"mount --bind {own} {self._args['data_dir']} && exec {script}"
@@ -115,13 +115,13 @@ class Cluster:
         self._wait_for_nodes()
 
     def kill_node(self, number: int) -> None:
-        """End all processes of a node at once."""
+        """Kill all processes of a node at once."""
         node = self._nodes.pop(number)
         _kill(tree(node.pid))
         node.wait()
 
     def kill_all(self) -> None:
-        """End all nodes at once, as a power cut would."""
+        """Kill all nodes at once, as a power cut does."""
         pids = [pid for node in self._nodes.values() for pid in tree(node.pid)]
         _kill(pids)
         for node in self._nodes.values():
@@ -129,10 +129,10 @@ class Cluster:
         self._nodes.clear()
 
     def stop(self) -> None:
-        """Ask all nodes to end as Kubernetes does, and kill what is left when that takes too long.
+        """Stop all nodes as Kubernetes does.
 
-        A container's runtime signals its first process alone, here ``ray start``; what is left
-        when that has ended is killed by the kernel.
+        A container runtime sends SIGTERM only to the first process, here ``ray start``. When that
+        has ended, or after the grace period, the kernel kills the other processes.
         """
         pids = [pid for node in self._nodes.values() for pid in tree(node.pid)]
         for node in self._nodes.values():
@@ -144,25 +144,25 @@ class Cluster:
         _kill(pids)
 
     def restart(self) -> None:
-        """Lose all nodes at once, and start others in their place."""
+        """Kill all nodes at once, and start new ones."""
         self.kill_all()
         self.start()
 
-    def pids(self, title: str) -> dict[int, str]:
-        """Find processes whose title begins like that: title by id."""
+    def pids(self, prefix: str) -> dict[int, str]:
+        """Return the titles of all processes whose title starts with a prefix, by process id."""
         found = {}
         for node in self._nodes.values():
             for pid in tree(node.pid):
                 try:
-                    named = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                    title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if named.startswith(title):
-                    found[pid] = named.strip("\0 ")
+                if title.startswith(prefix):
+                    found[pid] = title.strip("\0 ")
         return found
 
     def deployments(self) -> set[str]:
-        """Name the deployments that have a process."""
+        """Return the names of the deployments that have a replica."""
         titles = self.pids(REPLICA).values()
         return {re.split(r"[:.\s]", title.removeprefix(REPLICA))[0] for title in titles}
 
@@ -181,7 +181,7 @@ class Cluster:
             time.sleep(0.2)
 
     def pids_of_raylets(self) -> list[int]:
-        """Find the process of Ray that each node has."""
+        """Return the process id of each node's raylet."""
         found = []
         for node in self._nodes.values():
             for pid in tree(node.pid):
@@ -194,7 +194,7 @@ class Cluster:
         return found
 
     def _deploy(self) -> None:
-        """Deploy from a process of its own, which may end: the application stays."""
+        """Deploy in a separate process; the application outlives it."""
         values = {"address": f"127.0.0.1:{self._port}", "args": self._args, "port": self.http_port}
         done = subprocess.run(
             [sys.executable, "-m", "tests.chaos.deploy", json.dumps(values)],
@@ -205,7 +205,7 @@ class Cluster:
             timeout=START_LIMIT_S,
         )
         if done.returncode:
-            raise RuntimeError(f"not deployed: {done.stdout[-3000:]}{done.stderr[-3000:]}")
+            raise RuntimeError(f"deploying failed: {done.stdout[-3000:]}{done.stderr[-3000:]}")
         deadline = time.monotonic() + START_LIMIT_S
         while not self.is_ready():
             if time.monotonic() > deadline:
@@ -213,7 +213,7 @@ class Cluster:
             time.sleep(0.2)
 
     def is_ready(self) -> bool:
-        """Say whether every workflow is ready."""
+        """Return whether every workflow is ready."""
         try:
             return httpx.get(f"{self.base_url}/readiness", timeout=5).status_code == 200
         except httpx.TransportError:
@@ -231,7 +231,7 @@ def _environment() -> dict[str, str]:
     }
     environment.pop("RAY_ADDRESS", None)
     environment.pop("EXPOSED_WORKFLOWS", None)
-    # What a test before has constructed in this process has hidden its GPUs.
+    # Other tests construct CPU deployments in this process, which hides its GPUs.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     return environment
 

@@ -1,4 +1,4 @@
-"""Deploy the application on a cluster, and leave: ``python -m tests.chaos.deploy JSON``."""
+"""Deploy the application on a cluster and exit: ``python -m tests.chaos.deploy JSON``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Deploy; the values are the cluster's address, the settings and a port for HTTP."""
+    """Deploy; the JSON object has the cluster's address, the settings and the HTTP port."""
     import ray
     from ray import serve
 

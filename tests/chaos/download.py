@@ -1,4 +1,4 @@
-"""A slow client whose server goes away in the middle of a file, and that goes on at another."""
+"""A slow client whose server stops during a download, which it resumes at another server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import httpx
 
 PIECE, PAUSE_S = 1 << 13, 0.1
-"""Bytes at a time, and pause behind them: a file of megabytes outlasts the end of a cluster."""
+"""Bytes per read, and the pause after it: megabytes take longer than stopping a cluster."""
 BUFFER = 1 << 18
-"""What the system may hold for the client, some messages of loopback; by itself it takes more."""
+"""Receive buffer, a few messages of loopback; the default is larger."""
 LIMIT_S = 120.0
 
 
@@ -24,46 +24,46 @@ class Download:
     Parameters
     ----------
     path : str
-        The same on both servers.
+        Path of the file on both servers.
     """
 
     path: str
     content: bytearray = field(default_factory=bytearray)
     etag: str = ""
     size: int = 0
-    """In bytes, as the first server tells it."""
+    """Bytes, as sent by the first server."""
     lost_at: int | None = None
-    """What had come when the first server went away."""
+    """Bytes received when the first server stopped."""
     resumed: str = ""
-    """What the second one answered: status and range."""
+    """Status and range of the second server's response."""
 
     def __post_init__(self) -> None:
-        self._hurry = threading.Event()
+        self._full_speed = threading.Event()
 
-    def begin(self, base_url: str) -> None:
-        """Begin to read, in a thread; returns when some has come."""
+    def start(self, base_url: str) -> None:
+        """Start to read in a thread; return after the first bytes."""
         self._thread = threading.Thread(target=self._read, args=[base_url], name="download")
         self._thread.start()
         deadline = time.monotonic() + LIMIT_S
         while not self.content:
             if time.monotonic() > deadline or not self._thread.is_alive():
-                raise RuntimeError(f"nothing comes of {self.path}")
+                raise RuntimeError(f"no bytes of {self.path}")
             time.sleep(0.01)
 
-    def go_on(self, base_url: str) -> None:
-        """Have from another server what the first one, which is gone, has not sent."""
-        # Some of it is in the system's buffers.
-        self._hurry.set()
+    def resume(self, base_url: str) -> None:
+        """Read the rest of the file from another server."""
+        # Some of it is still in the system's buffers.
+        self._full_speed.set()
         self._thread.join()
-        begin = len(self.content)
-        headers = {"Range": f"bytes={begin}-", "If-Range": self.etag}
-        answer = httpx.get(f"{base_url}{self.path}", headers=headers, timeout=LIMIT_S)
-        self.resumed = f"{answer.status_code} {answer.headers.get('content-range')}"
-        self.content += answer.content
+        received = len(self.content)
+        headers = {"Range": f"bytes={received}-", "If-Range": self.etag}
+        response = httpx.get(f"{base_url}{self.path}", headers=headers, timeout=LIMIT_S)
+        self.resumed = f"{response.status_code} {response.headers.get('content-range')}"
+        self.content += response.content
 
     @property
     def sha256(self) -> str:
-        """Of all that has come."""
+        """Checksum of the received bytes."""
         return hashlib.sha256(self.content).hexdigest()
 
     def _read(self, base_url: str) -> None:
@@ -72,14 +72,14 @@ class Download:
         )
         with (
             httpx.Client(transport=transport, timeout=LIMIT_S) as http,
-            http.stream("GET", f"{base_url}{self.path}") as answer,
+            http.stream("GET", f"{base_url}{self.path}") as response,
         ):
-            answer.raise_for_status()
-            self.etag = answer.headers["etag"]
-            self.size = int(answer.headers["content-length"])
+            response.raise_for_status()
+            self.etag = response.headers["etag"]
+            self.size = int(response.headers["content-length"])
             try:
-                for piece in answer.iter_raw(PIECE):
+                for piece in response.iter_raw(PIECE):
                     self.content += piece
-                    self._hurry.wait(PAUSE_S)
+                    self._full_speed.wait(PAUSE_S)
             except httpx.TransportError:
                 self.lost_at = len(self.content)

@@ -1,4 +1,4 @@
-"""Faults that kill nobody: the store is locked or away, the clock jumps."""
+"""Faults that kill no process: the store is locked or stopped, the clock jumps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from tests.postgres import PostgresServer
 
 Fault = Callable[[random.Random], str]
-"""Lets something go wrong for a while; says what."""
+"""Causes a fault for a while; returns its kind."""
 
 LONGEST_S = 20.0
-"""A restart of a database takes less; what waits for one is a minute patient."""
+"""Restarting a database takes less; operations on the store are retried for a minute."""
 JUMPS_S = (-7200, -90, 0, 90, 7200)
 
 
 def store_locked(*paths: Path) -> Fault:
-    """Keep all others from writing to files of SQLite's."""
+    """Return a fault that locks SQLite files."""
 
     def lock(chance: random.Random) -> str:
         seconds = chance.uniform(1, LONGEST_S)
@@ -38,29 +38,29 @@ def store_locked(*paths: Path) -> Fault:
     return lock
 
 
-def store_away(server: PostgresServer) -> Fault:
-    """End the database, and start it again."""
+def store_stopped(server: PostgresServer) -> Fault:
+    """Return a fault that stops the database and starts it again."""
 
     def restart(chance: random.Random) -> str:
         server.stop()
         time.sleep(chance.uniform(0, LONGEST_S))
         server.start()
-        return "store away"
+        return "store stopped"
 
     return restart
 
 
 class Clock:
-    """The clock that processes see which are started with its environment, see ``clock.c``.
+    """A clock for processes that are started with its environment; see ``clock.c``.
 
     Parameters
     ----------
     folder : Path
-        For the library, and for the file that says how far the clock is off.
+        For the library and for the file with the clock's offset.
 
     Notes
     -----
-    libfaketime does the same, but lets ``time.sleep`` of Python fail or wait for hours.
+    With libfaketime, which does the same, Python's ``time.sleep`` fails or waits for hours.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,12 +73,12 @@ class Clock:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What makes processes see it."""
+        """Environment variables of the processes."""
         return {"LD_PRELOAD": str(self._library), "CLOCK_OFFSET_FILE": str(self._offset)}
 
     def jump(self, chance: random.Random) -> str:
-        """Let it jump to so many seconds ahead of the time, or behind it."""
+        """Set the clock to another offset from the real time."""
         seconds = chance.choice(JUMPS_S)
         with self._offset.open("r+b") as file:
             file.write(struct.pack("q", seconds))
-        return f"clock {seconds:+d} s off"
+        return f"clock {seconds:+d} s"

@@ -1,4 +1,4 @@
-"""Clients that ask for forecasts, whatever happens to the server, and note what was accepted."""
+"""Clients that request forecasts under all faults, and record the accepted executions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIVE_UP_S = 600.0
 
 @dataclass
 class Accepted:
-    """An execution that the server has promised to carry out."""
+    """An execution that the server has accepted."""
 
     workflow: str
     execution_id: str
@@ -33,18 +33,18 @@ class Accepted:
 
 @dataclass
 class Load:
-    """A few clients that keep a number of executions under way.
+    """Clients that keep a number of executions in flight.
 
     Parameters
     ----------
     base_url : str
-        May change while clients ask.
+        May be changed at any time.
     in_flight : int
-        Executions that are under way at once.
+        Number of concurrent executions.
     delivery : mapping
-        Parameters that say where results go.
+        Parameters for the delivery of results.
     nowcasts : bool
-        Whether some of them are nowcasts.
+        Whether some executions are nowcasts.
     seed : int
     """
 
@@ -56,9 +56,9 @@ class Load:
     accepted: list[Accepted] = field(default_factory=list)
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
-    """What clients saw instead of an answer, by kind."""
+    """Number of failed requests, by kind."""
     refused: list[str] = field(default_factory=list)
-    """Answers that no repetition would change: there should be none."""
+    """Final refusals, of which there should be none."""
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -70,12 +70,12 @@ class Load:
         ]
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the clients."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ask for no more, and wait until all that was accepted has ended."""
+        """Submit no more, and wait until all accepted executions have ended."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -99,9 +99,9 @@ class Load:
         output_format = self._random.choice(["zarr", "netcdf4"])
         common = {"output_format": output_format, **self.delivery}
         if self.nowcasts and number % 4 == 3:
-            # Always the same: one that nobody disturbs tells what all must give.
+            # All nowcasts are the same, so one without faults gives the expected result.
             return NOWCAST, nowcast(common)
-        # No two members of all have one seed, so the journal tells whose steps it has.
+        # All members have different seeds, which identify their steps in the journal.
         members = self._random.randint(1, 3)
         return FORECAST, {
             "start_time": START,
@@ -114,57 +114,57 @@ class Load:
     def _submit(
         self, http: httpx.Client, number: int, workflow: str, parameters: Mapping[str, Any]
     ) -> str | None:
-        """Ask until there is an answer; the key makes it one execution however often it is sent."""
+        """Submit until there is a response; the key makes it one execution."""
         headers = {"Idempotency-Key": f"chaos-{self.seed}-{number}"}
 
         def submit() -> httpx.Response:
             body = {"parameters": dict(parameters)}
             return http.post(f"{self.base_url}/v1/infer/{workflow}", json=body, headers=headers)
 
-        answer = self._persist(submit, lambda answer: answer.status_code < 429)
-        if answer.status_code == 200:
-            execution_id: str = answer.json()["execution_id"]
+        response = self._retry(submit, lambda response: response.status_code < 429)
+        if response.status_code == 200:
+            execution_id: str = response.json()["execution_id"]
             return execution_id
-        self.refused.append(f"{answer.status_code} {answer.text[:300]}")
+        self.refused.append(f"{response.status_code} {response.text[:300]}")
         return None
 
     def _follow(self, http: httpx.Client, workflow: str, execution_id: str) -> dict[str, Any]:
-        def look() -> httpx.Response:
+        def read_status() -> httpx.Response:
             path = f"/v1/infer/{workflow}/{execution_id}/status"
             return http.get(f"{self.base_url}{path}", params={"wait": 5})
 
         deadline = time.monotonic() + GIVE_UP_S
         while True:
-            answer = self._persist(look, lambda answer: answer.status_code in (200, 404))
-            if answer.status_code == 404:
+            response = self._retry(read_status, lambda response: response.status_code in (200, 404))
+            if response.status_code == 404:
                 return {"status": "unknown to the server", "end_time": None}
-            status: dict[str, Any] = answer.json()
+            status: dict[str, Any] = response.json()
             if status["end_time"] is not None or time.monotonic() > deadline:
                 return status
 
-    def _persist(
-        self, ask: Callable[[], httpx.Response], is_answer: Callable[[httpx.Response], bool]
+    def _retry(
+        self, request: Callable[[], httpx.Response], is_final: Callable[[httpx.Response], bool]
     ) -> httpx.Response:
         deadline = time.monotonic() + GIVE_UP_S
         while True:
             try:
-                answer = ask()
-                # Before the application is deployed, and without a replica, Serve itself answers.
-                ours = answer.headers.get("content-type", "").startswith("application/json")
-                if ours and is_answer(answer):
-                    return answer
-                kind = f"{answer.status_code}{'' if ours else ' of Serve'}"
+                response = request()
+                # Serve itself responds before the application is deployed and without a replica.
+                ours = response.headers.get("content-type", "").startswith("application/json")
+                if ours and is_final(response):
+                    return response
+                kind = f"{response.status_code}{'' if ours else ' of Serve'}"
             except httpx.TransportError as error:
                 kind = type(error).__name__
             with self._lock:
                 self.errors[kind] += 1
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no answer for {GIVE_UP_S:g} s, lastly {kind}")
+                raise TimeoutError(f"no response for {GIVE_UP_S:g} s, last failure: {kind}")
             time.sleep(PAUSE_S)
 
 
 def nowcast(common: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the one nowcast that is asked for."""
+    """Return the parameters of all nowcasts."""
     return {
         "n_steps": 3,
         "seeds_fcn3": [900_001, 900_002],

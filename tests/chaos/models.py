@@ -1,4 +1,4 @@
-"""The model that is killed: it takes its time, and notes what it computes."""
+"""The model whose processes are killed: it is slow, and keeps a journal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from deployments.synthetic.perturbation import STEP
 
 
 class JournaledFCN3(SyntheticFCN3):
-    """The synthetic model with a pause before every step, and a line in a journal after it.
+    """The synthetic model with a pause before every step and a journal line after it.
 
     Parameters
     ----------
     step_s : float or str
-        Seconds, or a file that tells them, and is read again while a step waits.
+        Seconds, or a file that contains them, which is read again during a pause.
     journal : str
-        Gets ``<seed> <pid> <step> <unix time at which the step began>``; steps count from the
-        start of the forecast, also where it goes on from a checkpoint.
+        Receives lines ``<seed> <pid> <step> <Unix time at which the step started>``. Steps count
+        from the start of the forecast, also after a checkpoint.
     """
 
     def __init__(self, step_s: float | str, journal: str, **options: Any) -> None:
@@ -33,26 +33,26 @@ class JournaledFCN3(SyntheticFCN3):
         if not isinstance(self._step_s, str):
             time.sleep(self._step_s)
             return
-        began = time.monotonic()
-        while time.monotonic() - began < float(Path(self._step_s).read_text()):
+        started = time.monotonic()
+        while time.monotonic() - started < float(Path(self._step_s).read_text()):
             time.sleep(0.02)
 
     def create_iterator(self, x: Any, coords: Any) -> Iterator[Any]:
         steps, seed = super().create_iterator(x, coords), self._seed
         first = int(coords["lead_time"][0] / STEP)
 
-        def slowly() -> Iterator[Any]:
-            began = time.time()
+        def paused() -> Iterator[Any]:
+            started = time.time()
             for number, step in enumerate(steps, first):
                 self._pause()
                 with self._journal.open("a") as file:
-                    file.write(f"{seed} {os.getpid()} {number} {began}\n")
+                    file.write(f"{seed} {os.getpid()} {number} {started}\n")
                 yield step
-                began = time.time()
+                started = time.time()
 
-        return slowly()
+        return paused()
 
 
 def load_fcn3(device: str, **options: Any) -> JournaledFCN3:
-    """Load it, for ``models.fcn3.loader``."""
+    """Return the model, for ``models.fcn3.loader``."""
     return JournaledFCN3(**options)

@@ -1,4 +1,4 @@
-"""The short form of ``make chaos``: a few kills on several nodes, each with a disk of its own."""
+"""The short form of ``make chaos``: a few kills on several nodes, each with its own disk."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from workflows.grids import Grid
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # Short, unlike pytest's: the sockets of Ray lie below it.
+    # Its path must be short, for sockets of Ray.
     with tempfile.TemporaryDirectory(prefix="e2s-chaos-") as name:
         yield Path(name)
 
 
 @pytest.fixture
 def n_workers() -> int:
-    """Nodes with a mount of their own; without the right to mount there is one node alone."""
+    """Number of nodes with their own mounts; none if mounts are not permitted."""
     may_mount = subprocess.run(
         ["unshare", "--mount", "sh", "-c", "mount --bind /tmp /tmp"], capture_output=True
     )
@@ -35,7 +35,8 @@ def n_workers() -> int:
 
 
 @pytest.mark.ray
-def test_nothing_is_lost_doubled_or_wrong(
+@pytest.mark.slow
+def test_kills_leave_nothing_lost_doubled_or_wrong(
     folder: Path, azurite: Azurite, postgres_database: str, n_workers: int
 ) -> None:
     campaign = Campaign(
@@ -54,12 +55,13 @@ def test_nothing_is_lost_doubled_or_wrong(
 
 
 @pytest.mark.ray
-def test_a_second_cluster_goes_on_where_the_first_is_ended(
+@pytest.mark.slow
+def test_a_second_cluster_continues_the_executions_of_the_first(
     folder: Path, azurite: Azurite, postgres_database: str
 ) -> None:
-    """As KubeRay upgrades: both run for a while, and clients are sent to the new one.
+    """As in an upgrade by KubeRay: both run for a while, and clients are sent to the new one.
 
-    Twenty executions run when the first is told to end, and a file is being downloaded from it.
+    When the first one is stopped, twenty executions run, and a file is downloaded from it.
     """
     campaign = Campaign(
         folder,
@@ -73,13 +75,13 @@ def test_a_second_cluster_goes_on_where_the_first_is_ended(
     )
     upgrade = campaign.upgrade()
     assert upgrade.n_running == 20
-    assert upgrade.n_taken_up > 0
+    assert upgrade.n_continued > 0
     assert upgrade.verdict.accepted >= 40
     assert upgrade.verdict.is_clean and not upgrade.load.refused, str(upgrade.verdict)
     download = upgrade.download
     assert download.lost_at is not None and 0 < download.lost_at < download.size
-    begin, size = download.lost_at, download.size
-    assert download.resumed == f"206 bytes {begin}-{size - 1}/{size}"
+    start, size = download.lost_at, download.size
+    assert download.resumed == f"206 bytes {start}-{size - 1}/{size}"
     assert (len(download.content), download.sha256) == (size, upgrade.sha256)
 
 
@@ -88,7 +90,7 @@ RECORDED_AT = 1000.0
 
 
 class Outcome:
-    """One execution that ended right, as a judge sees it."""
+    """One execution that completed correctly, as `judge` sees it."""
 
     def __init__(self, folder: Path) -> None:
         parameters = {
@@ -145,31 +147,31 @@ def outcome(tmp_path: Path) -> Outcome:
     return Outcome(tmp_path)
 
 
-def test_what_ended_right_is_right(outcome: Outcome) -> None:
+def test_a_correct_execution_is_right(outcome: Outcome) -> None:
     assert outcome.judged().is_clean
 
 
-def test_a_loss_is_told(outcome: Outcome) -> None:
+def test_a_failed_execution_is_lost(outcome: Outcome) -> None:
     outcome.load.ended["exec_1"] = {"status": "failed", "stage": "upload", "error_message": "why"}
     verdict = outcome.judged()
     assert verdict.lost == [f"lost: exec_1 ({FORECAST}) is failed at upload: why"]
     assert not verdict.is_clean
 
 
-def test_a_wrong_value_is_told(outcome: Outcome) -> None:
+def test_an_execution_with_a_wrong_value_is_wrong(outcome: Outcome) -> None:
     outcome.values["t2m"][1][1, 2, 3, 4] += 1e-4
     verdict = outcome.judged()
     assert verdict.wrong == [f"wrong: exec_1 ({FORECAST}): t2m"] and not verdict.is_clean
 
 
-def test_a_recorded_member_that_is_computed_again_is_told(outcome: Outcome) -> None:
+def test_an_execution_with_a_repeated_member_is_doubled(outcome: Outcome) -> None:
     outcome.computed_at[SEEDS[1]] = RECORDED_AT + 1
-    (told,) = outcome.judged().doubled
-    assert "seed 8 was computed 1.00 s after it was recorded" in told
+    (doubled,) = outcome.judged().doubled
+    assert "seed 8 was computed 1.00 s after it was recorded" in doubled
 
 
 @pytest.mark.parametrize("items", [[], ["a-exec_1", "b-exec_1"]])
-def test_none_or_two_items_are_told(outcome: Outcome, items: list[str]) -> None:
+def test_an_execution_with_no_or_two_items_is_doubled(outcome: Outcome, items: list[str]) -> None:
     outcome.items = items
-    (told,) = outcome.judged().doubled
-    assert f"it has {len(items)} items" in told
+    (doubled,) = outcome.judged().doubled
+    assert f"it has {len(items)} items" in doubled

@@ -1,4 +1,4 @@
-"""What came of the executions: how many are lost, doubled, wrong."""
+"""Judge the executions of a campaign: how many are lost, doubled or wrong."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from workflows.fcn3 import FCN3Workflow
 from workflows.grids import Grid
 
 Open = Callable[[str, str], xr.Dataset]
-"""Gives the result of a workflow's execution."""
+"""Returns the result of a workflow's execution."""
 CLOCK_S = 0.05
-"""What the clocks of two processes on one machine, and rounding, may differ."""
+"""Tolerance for the clocks of two processes on one machine, and for rounding."""
 
 
 class Records:
-    """Which members were recorded as done; looked at now and then, since records are removed.
+    """Recorded members. They must be read from time to time, since records are removed.
 
     Parameters
     ----------
@@ -40,10 +40,10 @@ class Records:
     def __init__(self, dbos: sa.Engine) -> None:
         self._dbos = dbos
         self.members: dict[str, list[float]] = {}
-        """When each member of an execution was recorded, in the order of members."""
+        """Time at which each member of an execution was recorded, in the order of members."""
 
-    def look(self) -> None:
-        """Read what is recorded now."""
+    def read(self) -> None:
+        """Read the current records."""
         for execution_id, ends in _recorded(self._dbos).items():
             if len(ends) >= len(self.members.get(execution_id, [])):
                 self.members[execution_id] = ends
@@ -51,30 +51,30 @@ class Records:
 
 @dataclass
 class Verdict:
-    """How the executions of a campaign have ended."""
+    """The outcome of a campaign's executions."""
 
     accepted: int
     resumed: int = 0
-    """How often a member went on from a checkpoint."""
+    """Number of members that continued from a checkpoint."""
     right: int = 0
     lost: list[str] = field(default_factory=list)
-    """Never ended, or ended otherwise than as completed."""
+    """Executions that did not complete."""
     doubled: list[str] = field(default_factory=list)
-    """A member computed again after it was recorded, or more or fewer items than one."""
+    """Executions with members computed again after they were recorded, or not exactly one item."""
     wrong: list[str] = field(default_factory=list)
-    """With other values than the same members have when nobody disturbs them."""
+    """Executions with arrays that differ from those without faults."""
 
     def __str__(self) -> str:
         counts = (
-            f"{self.accepted} accepted, {self.right} ended right, {len(self.lost)} lost, "
+            f"{self.accepted} accepted, {self.right} right, {len(self.lost)} lost, "
             f"{len(self.doubled)} doubled, {len(self.wrong)} with wrong arrays; "
-            f"members went on from a checkpoint {self.resumed} times"
+            f"{self.resumed} members continued from a checkpoint"
         )
         return "\n".join([counts, *self.lost[:10], *self.doubled[:10], *self.wrong[:10]])
 
     @property
     def is_clean(self) -> bool:
-        """Say whether all ended right, and there were some."""
+        """Return whether there were executions, and all are right."""
         return 0 < self.right == self.accepted
 
 
@@ -88,86 +88,86 @@ def judge(
     item_ids: Iterable[str],
     reference: xr.Dataset | None,
 ) -> Verdict:
-    """Look at every accepted execution.
+    """Judge every accepted execution.
 
     Parameters
     ----------
     load : Load
-        Which executions there are.
+        Its accepted executions.
     open_result : callable
     grid : mapping
-        Of the global model.
+        Grid of the global model.
     records : Records or None
-        Which steps were recorded, and when. None where nobody was killed: then no step may be
+        Times at which members were recorded. None if no process was killed: then no step may be
         computed twice.
     journal : Path
-        What the model has computed.
+        Journal of the model.
     item_ids : iterable of str
         Ids of all items in the catalogue.
     reference : Dataset or None
-        Result of the nowcast that nobody disturbed.
+        Result of the nowcast without faults.
     """
     verdict = Verdict(len(load.accepted), resumed=_resumed(journal))
     computed = _computed(journal)
     if records is not None:
-        records.look()
+        records.read()
     items = list(item_ids)
     for each in load.accepted:
-        said = load.ended.get(each.execution_id, {"status": "not followed to its end"})
+        status = load.ended.get(each.execution_id, {"status": "not followed until its end"})
         name = f"{each.execution_id} ({each.workflow})"
-        if said["status"] != "completed":
-            reason = said.get("error_message")
+        if status["status"] != "completed":
+            reason = status.get("error_message")
             verdict.lost.append(
-                f"lost: {name} is {said['status']} at {said.get('stage')}: {reason}"
+                f"lost: {name} is {status['status']} at {status.get('stage')}: {reason}"
             )
             continue
-        found = open_result(each.workflow, each.execution_id)
-        again = _doubled(each, records, computed)
+        result = open_result(each.workflow, each.execution_id)
+        repeated = _doubled(each, records, computed)
         if "geo_catalog_url" in each.parameters:
             n_items = sum(each.execution_id in item for item in items)
-            again += [] if n_items == 1 else [f"it has {n_items} items"]
-        wanted = (
+            repeated += [] if n_items == 1 else [f"it has {n_items} items"]
+        correct = (
             expected(each, Grid(**grid)) if each.workflow == FORECAST else _variables(reference)
         )
         differing = [
             variable
-            for variable, values in wanted.items()
+            for variable, values in correct.items()
             if not np.array_equal(
-                found[variable].values, values, equal_nan=each.workflow != FORECAST
+                result[variable].values, values, equal_nan=each.workflow != FORECAST
             )
         ]
-        if again:
-            verdict.doubled.append(f"doubled: {name}: {'; '.join(again)}")
+        if repeated:
+            verdict.doubled.append(f"doubled: {name}: {'; '.join(repeated)}")
         if differing:
             verdict.wrong.append(f"wrong: {name}: {', '.join(differing)}")
-        verdict.right += not again and not differing
+        verdict.right += not repeated and not differing
     return verdict
 
 
 def seeds_computed(journal: Path, pids: Collection[int]) -> set[int]:
-    """Read of which seeds some processes have computed steps."""
+    """Return the seeds for which some processes have computed steps."""
     lines = map(str.split, journal.read_text().splitlines())
     return {int(seed) for seed, pid, _step, _at in lines if int(pid) in pids}
 
 
 def _computed(journal: Path) -> dict[int, list[float]]:
-    """Read when steps of each seed began."""
-    began = defaultdict(list)
+    """Return the start times of steps, by seed."""
+    started = defaultdict(list)
     for line in journal.read_text().splitlines():
         seed, _pid, _step, at = line.split()
-        began[int(seed)].append(float(at))
-    return began
+        started[int(seed)].append(float(at))
+    return started
 
 
 def _resumed(journal: Path) -> int:
-    """Count how often an iterator was begun in the middle of a member."""
-    at: dict[tuple[str, str], int] = {}
-    begun = 0
+    """Return how often a process started in the middle of a member."""
+    latest: dict[tuple[str, str], int] = {}
+    resumed = 0
     for line in journal.read_text().splitlines():
         seed, pid, step, _at = line.split()
-        begun += int(step) not in (0, at.get((seed, pid), -1) + 1)
-        at[seed, pid] = int(step)
-    return begun
+        resumed += int(step) not in (0, latest.get((seed, pid), -1) + 1)
+        latest[seed, pid] = int(step)
+    return resumed
 
 
 def _recorded(dbos: sa.Engine) -> dict[str, list[float]]:
@@ -192,10 +192,10 @@ def _doubled(
         return []
     seeds = each.parameters["seeds"]
     if records is None:
-        # The time of the initial conditions, too.
+        # The initial conditions count as a step.
         n_times = each.parameters["n_steps"] + 1
         return [
-            f"{len(computed[seed])} steps were computed of seed {seed}, not {n_times}"
+            f"{len(computed[seed])} steps of seed {seed} were computed, not {n_times}"
             for seed in seeds
             if len(computed[seed]) != n_times
         ]
@@ -210,7 +210,7 @@ def _doubled(
 
 
 def expected(each: Accepted, grid: Grid) -> dict[str, np.ndarray[Any, Any]]:
-    """Compute a forecast here, as the server should have; shape (member, time, lat, lon) each."""
+    """Compute the correct arrays of a forecast, shape (member, time, lat, lon)."""
     workflow = FCN3Workflow(grid)
     plan = workflow.plan(workflow.validate(each.parameters))
     assert isinstance(plan, Plan)

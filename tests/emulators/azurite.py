@@ -33,20 +33,20 @@ SETTINGS = """\
         ca_file: {server.ca_file}
         blob:
           emulator: {server.endpoint}
-          # In the place of results_url, for copies of results that lie on a disk:
+          # Instead of results_url, for copies of results on a disk:
           # allowed_containers: ["{server.endpoint}/forecasts"]
 """
 
 
 class Azurite:
-    """An Azurite of our own, on a port of 127.0.0.1.
+    """An Azurite on a free port of 127.0.0.1.
 
     Parameters
     ----------
     executable : str
-        As `find_azurite` gives it.
+        Path from `find_azurite`.
     on_disk : bool
-        Keep blobs in files, as Azurite does by default; without it in memory, which is faster.
+        Whether to keep blobs in files, as Azurite does by default, or in memory, which is faster.
     """
 
     def __init__(self, executable: str, *, on_disk: bool = False) -> None:
@@ -91,15 +91,15 @@ class Azurite:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def service(self) -> BlobServiceClient:
-        """Give a client that may do anything."""
+        """Return a client with all permissions."""
         return BlobServiceClient(self.endpoint, credential=KEY, connection_verify=str(self.ca_file))
 
     def client(self, container: Container) -> ContainerClient:
-        """Give a client of a container that may do anything."""
+        """Return a client of a container with all permissions."""
         return self.service().get_container_client(container.name)
 
     def new_container(self, prefix: str = "") -> Container:
-        """Make an empty container."""
+        """Create an empty container."""
         name = f"test-{uuid4().hex}"
         with self.service() as service:
             service.create_container(name)
@@ -121,7 +121,7 @@ class Azurite:
 
 
 def find_azurite() -> str | None:
-    """Give the path of Azurite's executable; None if there is none."""
+    """Return the path of Azurite's executable, or None if there is none."""
     candidates = (
         os.environ.get("AZURITE"),
         str(ROOT / "tests" / "emulators" / "node_modules" / ".bin" / "azurite-blob"),
@@ -132,7 +132,7 @@ def find_azurite() -> str | None:
 
 
 def main() -> None:
-    """Run an Azurite until interrupted, and say what settings a server needs for it."""
+    """Run Azurite until interrupted, and print the settings that a server needs for it."""
     executable = find_azurite()
     if executable is None:
         raise SystemExit("Azurite is missing: npm ci --prefix tests/emulators")

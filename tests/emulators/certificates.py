@@ -1,4 +1,4 @@
-"""Certificates for servers on this machine."""
+"""Certificates for servers on loopback."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate of this machine, and of the authority that vouches for it.
+    """Make a certificate for loopback, and one of the authority that signs it.
 
-    They are two: some clients (rustls) take no authority for a server.
+    Some clients (rustls) do not accept an authority's certificate as that of a server.
 
     Parameters
     ----------
     folder : Path
-        Must exist.
+        An existing folder.
 
     Returns
     -------
     tuple of Path
-        The chain, which is also what clients trust as ``ca_file``, and the server's key; both PEM.
+        The chain, which clients trust as ``ca_file``, and the server's key; both PEM.
     """
     authority, server = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     issuer = _name("earth2serve emulators' authority")

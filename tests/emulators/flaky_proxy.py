@@ -1,4 +1,4 @@
-"""A proxy in front of Blob Storage with the faults that one asks for."""
+"""A proxy in front of Blob Storage with faults on request."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from deployments.azure.options import AzureOptions
 from tests.emulators.loopback import LoopbackServer, Recorded
 
 RESET_AFTER = 64 * 1024
-"""Bytes of a body, if it has as many."""
-_NOT_PASSED_ON = {"connection", "content-encoding", "content-length", "host", "transfer-encoding"}
+"""Bytes of a body, if it is that long."""
+_NOT_FORWARDED = {"connection", "content-encoding", "content-length", "host", "transfer-encoding"}
 
 Action = Callable[[web.Request], Awaitable[web.StreamResponse | bytes | None]]
-"""Gives an answer, or the body to pass on, or None to pass on what came."""
+"""Returns a response, or the body to forward, or None to forward the received one."""
 
 
 @dataclass
 class Fault:
-    """Something to go wrong with the next few requests that are meant."""
+    """A disturbance of the next few requests that match a pattern."""
 
     meant: re.Pattern[str]
     action: Action
@@ -35,17 +35,17 @@ class Fault:
 
 
 class FlakyProxy(LoopbackServer):
-    """Passes requests on to one server, except where a fault was asked for.
+    """Forwards requests to one server, except for requested faults.
 
-    Faults are for requests of which a pattern matches ``METHOD path?query`` somewhere; they happen
-    in the order in which they were asked for.
+    A fault applies to requests whose ``METHOD path?query`` contains a match of its pattern. Faults
+    are used up in the order in which they were requested.
 
     Parameters
     ----------
     upstream : str
         Endpoint of the account.
     certificate : tuple of Path
-        Of the proxy itself, and its key; the certificate is trusted upstream as well.
+        Certificate and key of the proxy; the certificate is also trusted upstream.
     """
 
     def __init__(self, upstream: str, certificate: tuple[Path, Path]) -> None:
@@ -75,11 +75,11 @@ class FlakyProxy(LoopbackServer):
         meant: str = "",
         times: int = 1,
         retry_after_s: float | None = None,
-        message: str = "So it goes.",
+        message: str = "Try again.",
     ) -> None:
-        """Answer with an error; without a code as something between might."""
+        """Respond with an error; without a code, as an intermediary might."""
         headers = {} if retry_after_s is None else {"Retry-After": f"{retry_after_s:g}"}
-        body = "<html>So it goes.</html>"
+        body = "<html>Try again.</html>"
         if code is not None:
             headers |= {"x-ms-error-code": code, "Content-Type": "application/xml"}
             body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
@@ -106,7 +106,7 @@ class FlakyProxy(LoopbackServer):
         self._add(meant, action, times)
 
     def delay(self, seconds: float, *, meant: str = "", times: int = 1) -> None:
-        """Pass a request on a while after it came."""
+        """Forward a request after a delay."""
 
         async def action(request: web.Request) -> None:
             await asyncio.sleep(seconds)
@@ -123,7 +123,7 @@ class FlakyProxy(LoopbackServer):
         self._add(meant, action, times)
 
     def asked(self, meant: str) -> list[str]:
-        """Give the requests that were meant, each as ``METHOD path?query``, in order."""
+        """Return the matching requests as ``METHOD path?query``, in order."""
         lines = [f"{each.method} {each.path}" for each in self.requests]
         return [line for line in lines if re.search(meant, line)]
 
@@ -153,7 +153,7 @@ class FlakyProxy(LoopbackServer):
             body = await request.read()
         if self._session is None:
             self._session = aiohttp.ClientSession(auto_decompress=False)
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _NOT_PASSED_ON}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in _NOT_FORWARDED}
         async with self._session.request(
             request.method,
             URL(self._upstream + path, encoded=True),
@@ -163,7 +163,7 @@ class FlakyProxy(LoopbackServer):
             skip_auto_headers=("Content-Type", "User-Agent", "Accept", "Accept-Encoding"),
         ) as answer:
             content = await answer.read()
-            passed = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_PASSED_ON}
+            passed = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_FORWARDED}
             if request.method == "HEAD":
                 passed["Content-Length"] = answer.headers.get("Content-Length", "0")
             return web.Response(status=answer.status, headers=passed, body=content)

@@ -1,7 +1,7 @@
 """A GeoCatalog in memory, written from the REST contract.
 
-It is a real server on loopback. What it does wrong, and when, tests say: see
-`GeoCatalogEmulator.fail_next` and `Course`.
+It is a real server on loopback. Tests request its faults: see `GeoCatalogEmulator.fail_next` and
+`Course`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEFAULT_TILES = {"minZoom": 12, "maxItemsPerTile": 5}
 
 @dataclass
 class Fault:
-    """What is done to requests instead of, or after, what they ask for."""
+    """What happens to requests instead of, or after, the normal handling."""
 
     method: str
     path: re.Pattern[str]
@@ -52,31 +52,31 @@ class Fault:
 
 @dataclass
 class Course:
-    """How an operation goes."""
+    """How an operation proceeds."""
 
     polls: int
-    """Requests, of anybody, before it ends."""
+    """Number of requests of any kind before it ends."""
     ends: str | None = "Succeeded"
-    """None if it never does."""
+    """Final status; None if it never ends."""
     code: str = ""
     message: str = ""
     additional: Mapping[str, str] = field(default_factory=dict)
     status: str = "Running"
-    """Before it ends, once it is looked at for the second time."""
+    """Status before it ends, from the second request on."""
     location: str | None = ""
-    """Instead of its URL; None for none at all."""
+    """Header instead of the operation's URL; None for no header."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Of the answer that accepts it, and of each that tells of it."""
+    """Headers of the response that accepts it, and of those that describe it."""
 
 
 @dataclass
 class Operation:
-    """Something that the service has accepted."""
+    """A long-running operation that the service has accepted."""
 
     id: str
     kind: str
     collection_id: str
-    course: Course
+    plan: Course
     do: Callable[[], None]
     undo: Callable[[], None]
     status: str = "Pending"
@@ -85,16 +85,16 @@ class Operation:
     history: list[dict[str, str]] = field(default_factory=list)
 
     def tick(self) -> None:
-        """Go on; called before every request."""
+        """Proceed; called before every request."""
         if self.status not in ("Pending", "Running", "Canceling"):
             return
-        course = self.course
-        if course.ends is None or self.ticks < course.polls:
-            self._become("Pending" if self.ticks == 0 else course.status)
+        plan = self.plan
+        if plan.ends is None or self.ticks < plan.polls:
+            self._become("Pending" if self.ticks == 0 else plan.status)
             self.ticks += 1
             return
-        self._become(course.ends)
-        (self.do if course.ends == "Succeeded" else self.undo)()
+        self._become(plan.ends)
+        (self.do if plan.ends == "Succeeded" else self.undo)()
 
     def _become(self, status: str) -> None:
         if not self.history or status != self.status:
@@ -102,13 +102,13 @@ class Operation:
         self.status = status
         if status == "Failed":
             self.history[-1] |= {
-                "errorCode": self.course.code,
-                "errorMessage": self.course.message,
+                "errorCode": self.plan.code,
+                "errorMessage": self.plan.message,
             }
 
     def describe(self) -> dict[str, Any]:
-        """Tell of it as the service does."""
-        told: dict[str, Any] = {
+        """Return the service's description of the operation."""
+        body: dict[str, Any] = {
             "id": self.id,
             "status": self.status,
             "type": self.kind,
@@ -116,11 +116,11 @@ class Operation:
             "collectionId": self.collection_id,
             "statusHistory": self.history,
             "startTime": self.created,
-            "additionalInformation": dict(self.course.additional) or None,
+            "additionalInformation": dict(self.plan.additional) or None,
         }
         if self.status == "Failed":
-            told["error"] = {"error": {"code": self.course.code, "message": self.course.message}}
-        return {name: value for name, value in told.items() if value is not None}
+            body["error"] = {"error": {"code": self.plan.code, "message": self.plan.message}}
+        return {name: value for name, value in body.items() if value is not None}
 
 
 class GeoCatalogEmulator(LoopbackServer):
@@ -129,15 +129,15 @@ class GeoCatalogEmulator(LoopbackServer):
     Parameters
     ----------
     tls : tuple of Path, optional
-        Certificate and key; Azure's own clients send no token without.
+        Certificate and key; without them, Azure's own clients send no token.
     polls : int
-        Requests before an operation ends. Any request counts, so that what nobody looks at any
-        more ends as well.
+        Number of requests before an operation ends. Requests of any kind count, so that operations
+        that nobody polls end, too.
     creates_at_once : bool
-        Whether collections are made with the request, as is told of the service; the contract has
-        an operation.
+        Whether a collection is created by the request itself, as the service is said to do. By the
+        contract it is created by an operation.
     default_tiles : bool
-        Whether a collection has tile settings from its beginning.
+        Whether a new collection has tile settings.
     """
 
     def __init__(
@@ -158,9 +158,9 @@ class GeoCatalogEmulator(LoopbackServer):
         self.render_options: dict[str, dict[str, dict[str, Any]]] = {}
         self.operations: dict[str, Operation] = {}
         self._taken: set[tuple[str, ...]] = set()
-        """Ids of what is being created."""
+        """Ids of collections and items whose creation is in progress."""
         self._faults: list[Fault] = []
-        self._courses: deque[Course] = deque()
+        self._plans: deque[Course] = deque()
 
     def fail_next(
         self,
@@ -175,19 +175,22 @@ class GeoCatalogEmulator(LoopbackServer):
         reset: bool = False,
         carried_out: bool = False,
     ) -> None:
-        """Do something else with the next requests of a method whose path matches a pattern.
+        """Disturb the next requests of a method whose path matches a pattern.
 
         Parameters
         ----------
+        method : str
+        path : str
         times : int
+            Number of requests.
         status, headers, body : optional
-            What is answered; without a status the usual answer.
+            The response; without a status, the normal one.
         delay_s : float
-            Waited before anything.
+            Delay before anything else.
         reset : bool
-            Cut the connection instead of answering.
+            Whether to reset the connection instead of responding.
         carried_out : bool
-            Do what was asked for before that.
+            Whether the request takes effect.
         """
         self._faults.append(
             Fault(
@@ -204,13 +207,13 @@ class GeoCatalogEmulator(LoopbackServer):
         )
 
     def forget_faults(self) -> None:
-        """Do as asked from now on."""
+        """Handle all requests normally from now on."""
         self._faults.clear()
-        self._courses.clear()
+        self._plans.clear()
 
-    def run_next(self, *courses: Course) -> None:
-        """Let the next operations go otherwise."""
-        self._courses.extend(courses)
+    def run_next(self, *plans: Course) -> None:
+        """Set how the next operations proceed."""
+        self._plans.extend(plans)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         recorded = await self._record(request)
@@ -241,12 +244,12 @@ class GeoCatalogEmulator(LoopbackServer):
         try:
             self._check_token(recorded.token)
             if request.query.get("api-version") != API_VERSION:
-                raise Refusal(400, "UnsupportedApiVersion", "give a supported api-version")
+                raise Refusal(400, "UnsupportedApiVersion", "api-version is not supported")
             for operation in list(self.operations.values()):
                 operation.tick()
             return self._route(request, recorded.document)
         except Refusal as refusal:
-            return refusal.answer()
+            return refusal.response()
 
     def _check_token(self, token: str | None) -> None:
         try:
@@ -254,7 +257,7 @@ class GeoCatalogEmulator(LoopbackServer):
         except ValueError:
             raise Refusal(401, "Unauthorized", "a bearer token is needed") from None
         if claims.get("aud") != GEOCATALOG_AUDIENCE:
-            raise Refusal(401, "InvalidAudience", "the token is for somebody else")
+            raise Refusal(401, "InvalidAudience", "the token is for another audience")
         if claims.get("exp", 0) <= time.time():
             raise Refusal(401, "ExpiredToken", "the token has expired")
 
@@ -264,10 +267,10 @@ class GeoCatalogEmulator(LoopbackServer):
             case "GET", "inma", "operations", operation_id:
                 return web.json_response(
                     self._operation(operation_id).describe(),
-                    headers=self._operation(operation_id).course.headers,
+                    headers=self._operation(operation_id).plan.headers,
                 )
             case "DELETE", "inma", "operations", operation_id:
-                self._operation(operation_id).course = Course(0, "Canceled")
+                self._operation(operation_id).plan = Course(0, "Canceled")
                 return web.Response(status=204)
             case "GET", "stac", "collections":
                 return web.json_response(
@@ -370,7 +373,7 @@ class GeoCatalogEmulator(LoopbackServer):
                     document = patched(self.items[key], document)
                 check_item(document, collection_id)
                 if document["id"] != item_id:
-                    raise Refusal(400, "IdMismatch", "the id is another than that of the path")
+                    raise Refusal(400, "IdMismatch", "the id differs from that of the path")
                 return self._accept(
                     "ItemUpdate",
                     collection_id,
@@ -425,13 +428,13 @@ class GeoCatalogEmulator(LoopbackServer):
         do: Callable[[], None],
         undo: Callable[[], None] = lambda: None,
     ) -> web.Response:
-        course = self._courses.popleft() if self._courses else Course(self.polls)
-        operation = Operation(str(uuid.uuid4()), kind, collection_id, course, do, undo)
+        plan = self._plans.popleft() if self._plans else Course(self.polls)
+        operation = Operation(str(uuid.uuid4()), kind, collection_id, plan, do, undo)
         self.operations[operation.id] = operation
-        location = course.location
+        location = plan.location
         if location == "":
             location = f"{self.url}/inma/operations/{operation.id}?api-version={API_VERSION}"
         elif location is not None:
             location = location.replace("{id}", operation.id)
         named = {} if location is None else {"Location": location, "Operation-Location": location}
-        return web.json_response({"id": operation.id}, status=202, headers=named | course.headers)
+        return web.json_response({"id": operation.id}, status=202, headers=named | plan.headers)

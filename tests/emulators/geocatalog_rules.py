@@ -1,4 +1,4 @@
-"""What a GeoCatalog takes, and what it makes of it."""
+"""Which documents a GeoCatalog accepts, and how it changes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiohttp import web
 from pystac.errors import STACValidationError
 
 OPTIMIZED = {"application/netcdf", "application/x-netcdf", "application/x-hdf5"}
-# From Microsoft's page on troubleshooting ingestions.
+# From Microsoft's page on troubleshooting ingestion.
 ITEM_ID = re.compile(r"[A-Za-z0-9_+,().-]{1,149}")
 ASSET_KEY = re.compile(r"[A-Za-z0-9_+,().-]{1,255}")
 COLLECTION_ID = re.compile(r"[A-Za-z0-9_.-]+")
@@ -21,14 +21,13 @@ ZONED = re.compile(r".*(Z|[+-]\d\d:\d\d)")
 
 
 class Refusal(Exception):
-    """An error as the service answers it."""
+    """An error response of the service."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, code, message)
         self.status, self.code, self.message = status, code, message
 
-    def answer(self) -> web.Response:
-        """Make the answer."""
+    def response(self) -> web.Response:
         return web.json_response(
             {"error": {"code": self.code, "message": self.message}},
             status=self.status,
@@ -37,20 +36,20 @@ class Refusal(Exception):
 
 
 def check_document(document: Any, kind: str) -> None:
-    """Refuse what is no document of that kind."""
+    """Refuse a document that is not of a kind."""
     if not isinstance(document, dict) or document.get("type") != kind:
         raise Refusal(400, "InvalidStac", f"a {kind} is needed")
     if "id" not in document or not isinstance(document.get("links"), list):
         raise Refusal(400, "InvalidStac", "id and links are needed")
     try:
-        # Of the core only: the schemas of extensions are elsewhere.
+        # The core only, as the service does.
         pystac.validation.validate_dict(document, extensions=[])
     except STACValidationError as error:
         raise Refusal(400, "InvalidStac", str(error)) from None
 
 
 def check_item(document: Any, collection_id: str) -> None:
-    """Refuse what is no item of a collection."""
+    """Refuse a document that is not an item of a collection."""
     check_document(document, "Feature")
     if document.get("collection") != collection_id:
         raise Refusal(400, "InvalidStac", f"the item's collection is not {collection_id}")
@@ -61,11 +60,11 @@ def check_item(document: Any, collection_id: str) -> None:
     for name, value in document["properties"].items():
         if name.rpartition(":")[2].endswith("datetime") and isinstance(value, str):
             if not ZONED.fullmatch(value):
-                raise Refusal(400, "InvalidStac", f"{name} has no zone: {value}")
+                raise Refusal(400, "InvalidStac", f"{name} has no time zone: {value}")
 
 
 def check_render_option(document: Any) -> None:
-    """Refuse what is no render option."""
+    """Refuse a document that is not a render option."""
     if not isinstance(document, dict) or not {"id", "name", "type"} <= set(document):
         raise Refusal(400, "InvalidRenderOption", "id, name and type are needed")
     if document["type"] not in ("raster-tile", "vt-polygon", "vt-line"):
@@ -73,7 +72,7 @@ def check_render_option(document: Any) -> None:
 
 
 def ingested(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Give an item as the service keeps it: with what it has derived from NetCDF."""
+    """Return an item as the service stores it: with references derived from NetCDF."""
     assets = dict(document["assets"])
     for key, asset in document["assets"].items():
         if asset.get("type") in OPTIMIZED and {"data", "visual"} & set(asset.get("roles", [])):
@@ -105,5 +104,5 @@ def patched(target: Any, patch: Any) -> Any:
 
 
 def now() -> str:
-    """Give the time as the service does."""
+    """Return the current time in the service's format."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -1,4 +1,4 @@
-"""Servers on this machine's loopback, each in a thread of its own."""
+"""Servers on loopback, each in its own thread."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from aiohttp import web
 
 @dataclass(frozen=True)
 class Recorded:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     path: str
     query: Mapping[str, str]
     authorized: bool
-    """Whether it carried an Authorization."""
+    """Whether it had an Authorization header."""
     token: str | None
     document: Any
 
 
 class LoopbackServer:
-    """An aiohttp server in a thread, on a port that the system chooses.
+    """An aiohttp server in a thread, on a free port.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class LoopbackServer:
         self._ended = asyncio.Event()
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        # Those who are still slow when it closes are not waited for.
+        # Slow responses are not waited for when the server stops.
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         context = None
@@ -102,12 +102,12 @@ class LoopbackServer:
         raise NotImplementedError
 
     def calls(self, method: str, path: str = "") -> list[Recorded]:
-        """Give the requests of a method whose path has a match for a pattern."""
+        """Return the requests of a method whose path matches a pattern."""
         return [r for r in self.requests if r.method == method and re.search(path, r.path)]
 
 
 class ForeignServer(LoopbackServer):
-    """Somebody else's server: says yes to everything, and keeps what it is given."""
+    """A server that must not be called: it accepts and records every request."""
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         await self._record(request)

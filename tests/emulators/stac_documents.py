@@ -1,4 +1,4 @@
-"""STAC documents as small as they may be."""
+"""Minimal STAC documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ COLLECTION = "earth2serve-test"
 
 
 def small_collection(collection_id: str = COLLECTION) -> dict[str, Any]:
-    """Give a collection."""
     return {
         "type": "Collection",
         "stac_version": "1.1.0",
@@ -26,7 +25,7 @@ def small_collection(collection_id: str = COLLECTION) -> dict[str, Any]:
 def small_item(
     item_id: str = "fcn3-20250101T0000Z-abc", collection_id: str = COLLECTION, **properties: Any
 ) -> dict[str, Any]:
-    """Give an item with a NetCDF file."""
+    """Return an item with a NetCDF file."""
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -55,7 +54,6 @@ def small_item(
 
 
 def small_option(option_id: str = "t2m") -> dict[str, Any]:
-    """Give a render option."""
     return {
         "id": option_id,
         "name": option_id,

@@ -1,4 +1,4 @@
-"""The emulator against Azure's own client: it must be more than our own belief."""
+"""The emulator conforms to the contract, as Azure's own client understands it."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ async def test_a_collection_is_created_read_replaced_and_deleted(
     client: PlanetaryComputerProClient, emulator: GeoCatalogEmulator
 ) -> None:
     await create(client)
-    found = await client.stac.get_collection(COLLECTION)
-    assert found.id == COLLECTION
-    assert found.extent.spatial.bounding_box == [[-180, -90, 180, 90]]
+    collection = await client.stac.get_collection(COLLECTION)
+    assert collection.id == COLLECTION
+    assert collection.extent.spatial.bounding_box == [[-180, -90, 180, 90]]
     assert [c.id for c in (await client.stac.get_collections()).collections] == [COLLECTION]
-    found.title = "Another title"
-    await client.stac.replace_collection(COLLECTION, found)
+    collection.title = "Another title"
+    await client.stac.replace_collection(COLLECTION, collection)
     assert emulator.collections[COLLECTION]["title"] == "Another title"
     with pytest.raises(ResourceExistsError, match="already exists"):
         await create(client)
@@ -96,11 +96,11 @@ async def test_an_item_is_created_read_replaced_and_deleted(
         COLLECTION, StacItemOrStacItemCollection._deserialize(item, [])
     )
     await poller.result()
-    found = await client.stac.get_item(COLLECTION, item["id"])
-    assert isinstance(found, StacItem)
-    assert set(found.assets) == {"data", "data-kerchunk"}
-    assert found.properties["start_datetime"] == "2025-01-01T00:00:00Z"
-    assert found.created_on is not None
+    stored = await client.stac.get_item(COLLECTION, item["id"])
+    assert isinstance(stored, StacItem)
+    assert set(stored.assets) == {"data", "data-kerchunk"}
+    assert stored.properties["start_datetime"] == "2025-01-01T00:00:00Z"
+    assert stored.created_on is not None
     with pytest.raises(ResourceExistsError):
         await client.stac.begin_create_item(COLLECTION, item)
     changed = small_item(title="Again")
@@ -121,8 +121,8 @@ async def test_tile_settings_and_render_options(client: PlanetaryComputerProClie
     await create(client)
     with pytest.raises(ResourceNotFoundError):
         await client.stac.get_tile_settings(COLLECTION)
-    wanted = TileSettings(min_zoom=0, max_items_per_tile=35)
-    await client.stac.replace_tile_settings(COLLECTION, wanted)
+    settings = TileSettings(min_zoom=0, max_items_per_tile=35)
+    await client.stac.replace_tile_settings(COLLECTION, settings)
     assert (await client.stac.get_tile_settings(COLLECTION)).max_items_per_tile == 35
     option = RenderOption(small_option())
     created = await client.stac.create_render_option(COLLECTION, option)
@@ -131,9 +131,9 @@ async def test_tile_settings_and_render_options(client: PlanetaryComputerProClie
         await client.stac.create_render_option(COLLECTION, option)
     option.name = "Another name"
     await client.stac.replace_render_option(COLLECTION, option.id, option)
-    found = await client.stac.get_render_options(COLLECTION)
-    assert [each.name for each in found] == ["Another name"]
-    assert found[0].options is not None and found[0].options.startswith("assets=data-kerchunk")
+    (stored,) = await client.stac.get_render_options(COLLECTION)
+    assert stored.name == "Another name"
+    assert stored.options is not None and stored.options.startswith("assets=data-kerchunk")
     await client.stac.delete_render_option(COLLECTION, option.id)
     assert await client.stac.get_render_options(COLLECTION) == []
 
@@ -144,15 +144,15 @@ async def test_an_operation_is_polled_to_its_end(
     await create(client)
     poller = await client.stac.begin_create_item(COLLECTION, small_item(), polling=False)
     operation_id = list(emulator.operations)[-1]
-    seen = []
+    statuses = []
     for _ in range(4):
         operation = await client.ingestion.get_operation(operation_id)
-        seen.append(operation.status)
+        statuses.append(operation.status)
     assert poller is not None
-    assert seen == ["Pending", "Running", "Succeeded", "Succeeded"]
+    assert statuses == ["Pending", "Running", "Succeeded", "Succeeded"]
     assert operation.collection_id == COLLECTION
     assert operation.creation_time.tzinfo is not None
-    assert [each.status for each in operation.status_history] == seen[:3]
+    assert [each.status for each in operation.status_history] == statuses[:3]
 
 
 async def test_a_failed_operation_has_code_and_message(
@@ -163,7 +163,7 @@ async def test_a_failed_operation_has_code_and_message(
         Course(1, "Failed", code="AssetNotFound", message="no blob", additional={"asset": "data"})
     )
     poller = await client.stac.begin_create_item(COLLECTION, small_item())
-    # What Azure's client says of it is the status alone.
+    # The error of Azure's client contains the status only.
     with pytest.raises(HttpResponseError, match="failed|Failed"):
         await poller.result()
     operation = await client.ingestion.get_operation(list(emulator.operations)[-1])
@@ -175,7 +175,7 @@ async def test_a_failed_operation_has_code_and_message(
     )
     assert operation.additional_information == {"asset": "data"}
     assert operation.status_history[-1].error_code == "AssetNotFound"
-    # Its id is free again.
+    # The id is available again.
     await (await client.stac.begin_create_item(COLLECTION, small_item())).result()
 
 
@@ -204,7 +204,7 @@ async def test_a_cancelled_operation(
         {"type": "FeatureCollection"},
     ],
 )
-async def test_what_is_no_item_is_refused(
+async def test_an_invalid_item_is_refused(
     client: PlanetaryComputerProClient, change: dict[str, Any]
 ) -> None:
     await create(client)
@@ -213,7 +213,7 @@ async def test_what_is_no_item_is_refused(
     assert refused.value.status_code == 400
 
 
-async def test_who_may_not_is_refused(
+async def test_a_token_for_another_audience_is_refused(
     emulator: GeoCatalogEmulator, certificate: tuple[Path, Path]
 ) -> None:
     other = {"credential_scopes": ["https://storage.azure.com/.default"]}
@@ -222,7 +222,7 @@ async def test_who_may_not_is_refused(
             await client.stac.get_collection(COLLECTION)
 
 
-async def test_another_version_is_refused(
+async def test_another_api_version_is_refused(
     emulator: GeoCatalogEmulator, certificate: tuple[Path, Path]
 ) -> None:
     async with client_of(emulator, certificate, api_version="2020-01-01") as client:

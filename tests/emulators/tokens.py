@@ -1,4 +1,4 @@
-"""Tokens as Microsoft Entra ID gives them, for emulators that look at their claims only."""
+"""Tokens like those of Microsoft Entra ID, for emulators that check claims only."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from azure.core.exceptions import ClientAuthenticationError
 
 TENANT = "5bd0e1a6-92a5-4c8b-9d2e-0c6d4f1e7a31"
 ISSUER = f"https://sts.windows.net/{TENANT}/"
-"""What Azurite demands: this host, and a GUID."""
+"""Azurite requires this host and a GUID."""
 STORAGE_AUDIENCE = "https://storage.azure.com"
 CLOCK_REALTIME_COARSE = 5
-"""Linux' number; Python has no name for it. `tests.chaos.faults.Clock` leaves it alone."""
+"""The number on Linux; Python has no name for it. `tests.chaos.faults.Clock` does not change it."""
 GEOCATALOG_AUDIENCE = "https://geocatalog.spatio.azure.com"
 
 
 def issuers_time() -> float:
-    """Give the time of whoever issues tokens: right, also where this process' clock is put off."""
+    """Return the token issuer's time, which is right even if this process's clock is not."""
     return time.clock_gettime(CLOCK_REALTIME_COARSE)
 
 
 def make_token(
     audience: str, *, lifetime_s: float = 3600, issuer: str = ISSUER, **claims: Any
 ) -> str:
-    """Make a JSON Web Token, signed with a key that everybody knows.
+    """Return a JSON Web Token, signed with a public key phrase.
 
     Parameters
     ----------
     audience : str
     lifetime_s : float
-        Negative for a token that has expired.
+        Negative for an expired token.
     issuer : str
     **claims
-        Further claims; they win over the others.
+        Further claims, which override the others.
     """
     now = int(issuers_time())
     payload = {
@@ -59,34 +59,35 @@ def make_token(
 
 
 def read_claims(token: str) -> dict[str, Any]:
-    """Give the claims of a token, without a look at its signature.
+    """Return the claims of a token; its signature is not checked.
 
     Raises
     ------
     ValueError
-        If it is no token.
+        If it is not a token.
     """
     _, payload, _ = token.split(".")
     claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     if not isinstance(claims, dict):
-        raise ValueError("claims are an object")
+        raise ValueError("claims must be an object")
     return claims
 
 
 class EmulatorCredential:
-    """An asynchronous token credential that needs nobody.
+    """An asynchronous token credential that works offline.
 
     Parameters
     ----------
     lifetime_s : float
-        Of every token.
+        Lifetime of each token.
     refuse : bool
-        Give no token, as a credential of somebody unknown does.
+        Whether to fail as a credential of an unknown client does.
     secret : str, optional
-        Planted into every token, as a claim and in clear after the last dot, so that whatever
-        leaks a token can be searched for it.
+        Planted into every token, as a claim and in clear text after the last dot, so that a search
+        for it finds leaked tokens.
     cache : bool
-        Give the same token for the same scope until it is about to expire, as azure-identity does.
+        Whether to return the same token for a scope until shortly before it expires, as
+        azure-identity does.
     """
 
     def __init__(
@@ -106,10 +107,10 @@ class EmulatorCredential:
         self.options: list[dict[str, Any]] = []
         """Keyword arguments of every call, in order."""
         self.closed = False
-        self._given: dict[str, AccessToken] = {}
+        self._tokens: dict[str, AccessToken] = {}
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        """Give a token for the audience of the first scope."""
+        """Return a token for the audience of the first scope."""
         self.asked.append(scopes)
         self.options.append(options)
         if self.refuse:
@@ -117,25 +118,25 @@ class EmulatorCredential:
                 message=f"AADSTS7000215: Invalid client secret provided. {self.secret or ''}"
             )
         audience = audience_of(scopes[0])
-        given = self._given.get(audience)
-        if self.cache and given is not None and given.expires_on > time.time() + 300:
-            return given
+        cached = self._tokens.get(audience)
+        if self.cache and cached is not None and cached.expires_on > time.time() + 300:
+            return cached
         token = make_token(audience, lifetime_s=self.lifetime_s, uti=str(len(self.asked)))
         if self.secret is not None:
             token = make_token(audience, lifetime_s=self.lifetime_s, secret=self.secret)
             token += self.secret
-        self._given[audience] = AccessToken(token, int(time.time() + self.lifetime_s))
-        return self._given[audience]
+        self._tokens[audience] = AccessToken(token, int(time.time() + self.lifetime_s))
+        return self._tokens[audience]
 
     async def get_token_info(
         self, *scopes: str, options: TokenRequestOptions | None = None
     ) -> AccessTokenInfo:
-        """Give the same, as newer clients ask for it."""
-        given = await self.get_token(*scopes, **(options or {}))
-        return AccessTokenInfo(given.token, given.expires_on)
+        """Return the same token in the form that newer clients request."""
+        token = await self.get_token(*scopes, **(options or {}))
+        return AccessTokenInfo(token.token, token.expires_on)
 
     async def close(self) -> None:
-        """Note that nobody needs it any more."""
+        """Record that the credential was closed."""
         self.closed = True
 
     async def __aenter__(self) -> Self:
@@ -151,7 +152,7 @@ class EmulatorCredential:
 
 
 def audience_of(scope: str) -> str:
-    """Give the audience of the tokens of a scope such as ``https://storage.azure.com/.default``."""
+    """Return the token audience of a scope such as ``https://storage.azure.com/.default``."""
     split = urlsplit(scope)
     return f"{split.scheme}://{split.netloc}"
 

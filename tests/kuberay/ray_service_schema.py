@@ -1,10 +1,10 @@
-"""The part of RayService's schema that config/kuberay uses, nothing else allowed.
+"""The part of RayService's schema that config/kuberay uses; other fields are refused.
 
 After the API reference of KubeRay 1.6 (`ray.io/v1`: RayServiceSpec, RayClusterSpec, HeadGroupSpec,
-WorkerGroupSpec, GcsFaultToleranceOptions, AutoscalerOptions, AuthOptions). The custom resource's
-own schema comes with KubeRay's Helm chart and Go module; no package of PyPI, npm or Debian is known
-to have it, so a new field is looked up there before it is added here. Pod templates are Kubernetes'
-and are checked with its schemas.
+WorkerGroupSpec, GcsFaultToleranceOptions, AutoscalerOptions, AuthOptions). The schema of the custom
+resource is part of KubeRay's Helm chart and Go module; no package of PyPI, npm or Debian contains
+it, so look up a new field there before adding it here. Pod templates are checked with Kubernetes'
+schemas.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
 _TEXT: Schema = {"type": "string"}
 _TRUTH: Schema = {"type": "boolean"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-# `ray start` options: texts, numbers as well.
+# Options of `ray start`; numbers are strings, too.
 _START: Schema = {"type": "object", "additionalProperties": _TEXT}
 _POD: Schema = {"type": "object", "required": ["spec"]}
 _SECRET: Schema = _object(
@@ -54,7 +54,7 @@ _CLUSTER = _object(
         "minItems": 1,
         "items": _object(
             ("groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"),
-            # Part of pods' names and values of labels.
+            # It becomes part of names of pods and of labels' values.
             groupName={"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"},
             replicas=_COUNT,
             minReplicas=_COUNT,

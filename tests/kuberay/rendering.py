@@ -1,4 +1,4 @@
-"""Rendering the overlays as `kubectl apply -k` would."""
+"""Render the overlays as `kubectl apply -k` does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 @functools.cache
 def rendered(overlay: str) -> tuple[Manifest, ...]:
-    """Give the manifests of an overlay, all kinds.
+    """Return the manifests of an overlay, all kinds.
 
     kubectl includes kustomize; without it the test is skipped.
     """
@@ -38,40 +38,39 @@ def rendered(overlay: str) -> tuple[Manifest, ...]:
 
 
 def ray_service(overlay: str) -> Manifest:
-    """Give the RayService of an overlay."""
     (service,) = (each for each in rendered(overlay) if each["kind"] == "RayService")
     return service
 
 
 def groups(overlay: str) -> dict[str, Manifest]:
-    """Give the worker groups of an overlay by name, and the head as `head`."""
+    """Return the groups of an overlay by name; the head is `head`."""
     cluster = ray_service(overlay)["spec"]["rayClusterConfig"]
     workers = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     return {"head": cluster["headGroupSpec"], **workers}
 
 
 def containers(overlay: str) -> dict[str, Manifest]:
-    """Give Ray's container of each group; KubeRay takes the first one for it."""
+    """Return Ray's container of each group, which for KubeRay is the first one."""
     return {
         name: group["template"]["spec"]["containers"][0] for name, group in groups(overlay).items()
     }
 
 
 def serve_config(overlay: str) -> Manifest:
-    """Give what Serve is told."""
+    """Return the configuration of Serve."""
     config: Manifest = yaml.safe_load(ray_service(overlay)["spec"]["serveConfigV2"])
     return config
 
 
 def arguments(overlay: str) -> Manifest:
-    """Give what stands under `args` of the application."""
+    """Return the `args` of the application."""
     (application,) = serve_config(overlay)["applications"]
     args: Manifest = application["args"]
     return args
 
 
 def resources(group: Manifest) -> dict[str, float]:
-    """Give Ray's resources of a group's node, as KubeRay has `ray start` announce them."""
+    """Return the resources that a group's nodes have, as KubeRay passes them to `ray start`."""
     params = group["rayStartParams"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     custom = yaml.safe_load(yaml.safe_load(params.get("resources", '"{}"')))

@@ -1,4 +1,4 @@
-"""The deployment for Azure ML agrees with the image and with the configuration that it serves."""
+"""The deployment for Azure ML agrees with the image and the configuration that it serves."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def test_the_configuration_passes_the_check() -> None:
     assert check_file(str(CONFIG)) == []
 
 
-def test_it_is_found_where_the_model_is_mounted() -> None:
+def test_the_configuration_is_where_the_model_is_mounted() -> None:
     deployment = read(AZUREML / "deployment.yaml")
     model = deployment["model"]
-    # Another place would take another base, of which Microsoft's documents do not agree.
+    # Its base would differ, and Microsoft's documents disagree about it.
     assert "model_mount_path" not in deployment
     mounted = Path("/var/azureml-app/azureml-models", model["name"], str(model["version"]))
     assert AZUREML / model["path"] == CONFIG.parent
-    named = deployment["environment_variables"]["EARTH2SERVE_CONFIG"].split()
-    # The folder is kept below the version; if it were not, the file would be in the second place.
-    assert named == [str(mounted / CONFIG.parent.name / CONFIG.name), str(mounted / CONFIG.name)]
+    paths = deployment["environment_variables"]["EARTH2SERVE_CONFIG"].split()
+    # The model's folder should be below the version; if it is not, the second path is right.
+    assert paths == [str(mounted / CONFIG.parent.name / CONFIG.name), str(mounted / CONFIG.name)]
     weights = re.findall(r"/var/azureml-app/\S+/", CONFIG.read_text())
     assert weights == [f"{mounted / CONFIG.parent.name}/"]
 
 
-def test_its_routes_are_ours() -> None:
+def test_its_routes_exist() -> None:
     routes = read(AZUREML / "deployment.yaml")["environment"]["inference_config"]
     config = read(CONFIG)
     assert {route["port"] for route in routes.values()} == {config["http_options"]["port"]}
@@ -48,13 +48,13 @@ def test_its_routes_are_ours() -> None:
     workflow = routes["scoring_route"]["path"].removeprefix("/v1/infer/")
     assert workflow in WORKFLOWS
     assert workflow in settings.listed_workflows
-    # The endpoint asks for `Authorization` itself.
+    # The endpoint itself uses `Authorization`.
     assert settings.auth.tokens_file is None
 
 
-def test_there_is_one_instance_of_it() -> None:
+def test_it_has_one_instance() -> None:
     deployment = read(AZUREML / "deployment.yaml")
     assert deployment["instance_count"] == 1
     assert deployment["endpoint_name"] == read(AZUREML / "endpoint.yaml")["name"]
-    # A long poll waits for 60 s.
+    # A long poll takes up to 60 s.
     assert deployment["request_settings"]["request_timeout_ms"] > 60_000

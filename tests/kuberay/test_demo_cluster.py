@@ -1,9 +1,8 @@
-"""The demo overlay's configuration, deployed as KubeRay does, on a Ray cluster of its two pods.
+"""The demo overlay's configuration, deployed as KubeRay does, on two nodes in place of its pods.
 
-Two nodes of Ray stand for the pods, with the resources that the manifests give them, stand-ins for
-GPUs among them, and Ray asks for a token. Three things differ, since both nodes have one address
-here: the folder of `data_dir`, the address for HTTP, and Serve's proxy, without HAProxy and on the
-head alone.
+The nodes have the resources that the manifests name, including stand-ins for GPUs, and Ray requires
+a token. Because both nodes share one machine, three things differ: the folder of `data_dir`, the
+HTTP address, and Serve's proxy, which runs on the head only and without HAProxy.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ from tests.kuberay.rendering import ROOT, groups, resources, serve_config
 
 OVERLAY = "demo-cpu"
 START_LIMIT_S = 240.0
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 class Pods:
-    """Ray's nodes as the manifests describe them, each in the place of a pod."""
+    """Nodes of Ray as the manifests describe them, one for each pod."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +54,7 @@ class Pods:
         }
         self.environment.pop("RAY_ADDRESS", None)
         self.environment.pop("EXPOSED_WORKFLOWS", None)
-        # What a test before has constructed in this process has hidden its GPUs.
+        # Other tests construct CPU deployments in this process, which hides its GPUs.
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)
 
     def start(self) -> None:
@@ -87,16 +86,16 @@ class Pods:
                     )
                 )
             if name == "head":
-                self._until(self._dashboard_answers, "the dashboard")
+                self._until(self._has_dashboard, "the dashboard")
 
-    def _dashboard_answers(self) -> bool:
+    def _has_dashboard(self) -> bool:
         try:
             return httpx.get(f"{self.dashboard}/api/gcs_healthz", timeout=5).status_code < 500
         except httpx.TransportError:
             return False
 
     def serve(self, *arguments: str) -> str:
-        """Call the command `serve`."""
+        """Run the command `serve`; return its output."""
         done = subprocess.run(
             ["serve", *arguments],
             cwd=self.folder,
@@ -108,20 +107,20 @@ class Pods:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def _until(self, holds: Any, what: str) -> None:
+    def _until(self, condition: Callable[[], bool], name: str) -> None:
         deadline = time.monotonic() + START_LIMIT_S
-        while not holds():
+        while not condition():
             for node in self._nodes:
                 assert node.poll() is None, self.logs()
             assert time.monotonic() < deadline, (
-                f"{what}: not within {START_LIMIT_S} s\n{self.logs()}"
+                f"{name}: not within {START_LIMIT_S} s\n{self.logs()}"
             )
             time.sleep(0.2)
 
     def logs(self) -> str:
         return "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
 
-    def end(self) -> None:
+    def kill(self) -> None:
         pids = [pid for node in self._nodes for pid in tree(node.pid)]
         for pid in pids:
             try:
@@ -134,8 +133,8 @@ class Pods:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Everything of this cluster lies in it."""
-    # Short: sockets lie below it.
+    """Folder of all files of the cluster."""
+    # Its path must be short, for sockets.
     with tempfile.TemporaryDirectory(prefix="e2s-", dir="/tmp") as name:
         yield Path(name)
 
@@ -152,7 +151,7 @@ def demo(folder: Path) -> Iterator[httpx.Client]:
         written = folder / "serve.yaml"
         written.write_text(yaml.safe_dump(config))
         pods = Pods(folder)
-        stack.callback(pods.end)
+        stack.callback(pods.kill)
         pods.start()
         pods.serve("deploy", "-a", pods.dashboard, str(written))
         client = stack.enter_context(
@@ -174,7 +173,7 @@ def _is_ready(client: httpx.Client) -> bool:
 
 
 @pytest.mark.usefixtures("demo")
-def test_controller_and_proxy_log_json_too(folder: Path) -> None:
+def test_controller_and_proxy_log_json(folder: Path) -> None:
     logs = folder / "r" / "session_latest" / "logs" / "serve"
     for process in ("controller", "proxy"):
         files = list(logs.glob(f"{process}_*.log"))
@@ -192,9 +191,9 @@ def test_controller_and_proxy_log_json_too(folder: Path) -> None:
 )
 def test_both_workflows_run(demo: httpx.Client, workflow: str, parameters: dict[str, Any]) -> None:
     url = f"/v1/infer/{workflow}"
-    answer = demo.post(url, json={"parameters": parameters})
-    assert answer.status_code == 200, answer.text
-    execution = f"{url}/{answer.json()['execution_id']}"
+    response = demo.post(url, json={"parameters": parameters})
+    assert response.status_code == 200, response.text
+    execution = f"{url}/{response.json()['execution_id']}"
     deadline = time.monotonic() + START_LIMIT_S
     while (status := demo.get(f"{execution}/status", params={"wait": 60}).json())[
         "end_time"

@@ -1,4 +1,4 @@
-"""The Dockerfile agrees with what the rest of the project says; nothing here builds an image."""
+"""The Dockerfile agrees with the rest of the project; no image is built."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ FINAL = ("cpu", "gpu")
 
 @dataclass
 class Stage:
-    """What stands between two FROMs."""
+    """The instructions of one stage."""
 
     name: str
     base: str
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
     def all(self, instruction: str) -> list[str]:
-        """Give the arguments of every such instruction, in order."""
+        """Return the arguments of every such instruction, in order."""
         return [words for name, words in self.instructions if name == instruction]
 
 
 def _read() -> tuple[dict[str, str], dict[str, Stage]]:
-    """Give the arguments before the first FROM, and the stages by name."""
+    """Return the arguments before the first FROM, and the stages by name."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     arguments: dict[str, str] = {}
     stages: dict[str, Stage] = {}
@@ -59,7 +59,7 @@ ARGUMENTS, STAGES = _read()
 
 
 def lineage(target: str) -> list[Stage]:
-    """Give the stages that a target is made of, the first one first."""
+    """Return the stages of a target, its base first."""
     stage = STAGES[target]
     return [*(lineage(stage.base) if stage.base in STAGES else []), stage]
 
@@ -74,14 +74,14 @@ def environment(target: str) -> dict[str, str]:
     )
 
 
-def test_ray_is_of_the_pinned_release() -> None:
+def test_the_base_has_the_pinned_release_of_ray() -> None:
     assert ARGUMENTS["RAY_VERSION"] == version("ray")
     bases = {stage.base for stage in STAGES.values()} - STAGES.keys()
     assert bases
     assert all(base.startswith("rayproject/ray:${RAY_VERSION}-${PYTHON}-") for base in bases)
 
 
-def test_the_models_are_those_of_the_documentation() -> None:
+def test_models_have_the_documented_versions() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
     documented = set(re.findall(r"(?:\.git@|natten==)([0-9a-f]{40}|[\d.]+)", text))
     stage = STAGES["wheels"]
@@ -93,11 +93,11 @@ def test_the_models_are_those_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("target", FINAL)
 def test_the_environment_is_set(target: str) -> None:
-    given = environment(target)
-    assert given.items() >= ENVIRONMENT.items()
-    assert given["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
-    # Whether Ray asks for a token is decided where it is started: each server makes its own.
-    assert not [name for name in given if name.startswith("RAY_AUTH")]
+    variables = environment(target)
+    assert variables.items() >= ENVIRONMENT.items()
+    assert variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
+    # Authentication of Ray is configured where it is started.
+    assert not [name for name in variables if name.startswith("RAY_AUTH")]
 
 
 @pytest.mark.parametrize("target", FINAL)
@@ -106,17 +106,17 @@ def test_nothing_runs_as_root(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", FINAL)
-def test_no_build_tool_is_in_it(target: str) -> None:
-    # Ray's GPU image has nvcc and g++: nothing that is served descends from it.
+def test_it_contains_no_build_tools(target: str) -> None:
+    # Ray's GPU image contains nvcc and g++, so it is not the base.
     assert lineage(target)[0].base.endswith("-cpu")
     assert "wheels" not in [stage.name for stage in lineage(target)]
     assert not [words for words in instructions(target, "RUN") if "apt-get" in words]
-    # Of Ray's CPU image it is known that these are not there; the build looks.
+    # Ray's CPU image contains none; the build checks that.
     assert [
         words for words in instructions(target, "RUN") if "if command -v g++ cmake nvcc" in words
     ]
-    taken = [words.split()[-2:] for words in instructions(target, "COPY") if "--from" in words]
-    assert taken == ([["/home/ray/wheels", "/tmp/wheels"]] if target == "gpu" else [])
+    copied = [words.split()[-2:] for words in instructions(target, "COPY") if "--from" in words]
+    assert copied == ([["/home/ray/wheels", "/tmp/wheels"]] if target == "gpu" else [])
 
 
 @pytest.mark.parametrize("target", FINAL)
@@ -129,24 +129,24 @@ def test_it_serves_a_configuration_that_passes_the_check(target: str) -> None:
 
 @pytest.mark.parametrize("target", FINAL)
 @pytest.mark.parametrize(
-    ("named", "there", "served"),
+    ("named", "existing", "served"),
     [
         ("one.yaml", ["one.yaml"], "one.yaml"),
         ("one.yaml two.yaml", ["one.yaml", "two.yaml"], "one.yaml"),
         ("one.yaml two.yaml", ["two.yaml"], "two.yaml"),
-        ("one.yaml two.yaml", [], "two.yaml"),  # whose absence the server tells
+        ("one.yaml two.yaml", [], "two.yaml"),  # the server reports that it is missing
     ],
 )
-def test_it_serves_the_first_configuration_that_is_there(
-    target: str, named: str, there: list[str], served: str, tmp_path: Path
+def test_it_serves_the_first_existing_configuration(
+    target: str, named: str, existing: list[str], served: str, tmp_path: Path
 ) -> None:
-    for name in there:
+    for name in existing:
         (tmp_path / name).touch()
     stand_in = tmp_path / "bin" / "python"
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\necho "$@"\n')
     stand_in.chmod(0o755)
-    told = subprocess.run(
+    done = subprocess.run(
         json.loads(instructions(target, "CMD")[-1]),
         cwd=tmp_path,
         env={"PATH": f"{stand_in.parent}:{os.defpath}", "EARTH2SERVE_CONFIG": named},
@@ -154,17 +154,17 @@ def test_it_serves_the_first_configuration_that_is_there(
         text=True,
         check=True,
     )
-    assert told.stdout == f"-m serve_app {served}\n"
+    assert done.stdout == f"-m serve_app {served}\n"
 
 
 @pytest.mark.parametrize("target", FINAL)
-def test_its_health_is_a_route_that_needs_no_token(target: str) -> None:
+def test_its_health_check_uses_a_route_without_a_token(target: str) -> None:
     (health,) = instructions(target, "HEALTHCHECK")
     assert "http://127.0.0.1:8000/liveness" in health
     assert instructions(target, "EXPOSE") == ["8000"]
 
 
-def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
+def test_exactly_the_copied_files_are_sent_to_the_builder() -> None:
     rules = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -184,7 +184,7 @@ def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
 
 
 def is_sent(path: str) -> bool:
-    """Say whether a file goes to the builder: the last rule counts that fits it or its folders."""
+    """Return whether a file is sent to the builder: the last rule that matches decides."""
     names = [path, *map(str, list(PurePosixPath(path).parents)[:-1])]
     sent = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -198,7 +198,7 @@ def is_sent(path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["fcn3/training_checkpoints/best.tar", "weights.mdlus"])
-def test_weights_beside_the_configuration_for_azure_ml_go_nowhere(name: str) -> None:
+def test_weights_beside_the_configuration_for_azure_ml_are_ignored(name: str) -> None:
     folder = "config/azureml/model"
     assert is_sent(f"{folder}/serve.yaml") and not is_sent(f"{folder}/{name}")
     ignored = subprocess.run(
@@ -211,14 +211,14 @@ def test_weights_beside_the_configuration_for_azure_ml_go_nowhere(name: str) -> 
     assert ignored.stdout.split() == [f"{folder}/{name}"]
 
 
-def test_only_what_is_needed_is_sent() -> None:
+def test_only_required_files_are_sent() -> None:
     assert is_sent("config/container.yaml") and is_sent("deployments/models/fcn3.py")
     assert is_sent("deployments/runtime/coastline.geojson")
     assert not is_sent("config/kuberay/base/network.yaml") and not is_sent("var/results/x.nc")
     assert not is_sent("deployments/__pycache__/fcn3.pyc")
 
 
-def test_a_builder_that_makes_all_stages_above_the_target_compiles_nothing_for_cpus() -> None:
+def test_the_stages_above_the_cpu_target_compile_nothing() -> None:
     names = list(STAGES)
     assert names.index("cpu") < names.index("wheels") < names.index("gpu") == len(names) - 1
     assert not [w for s in STAGES.values() for w in s.all("RUN") if "--mount" in w]

@@ -1,4 +1,4 @@
-"""One command gathers an execution's lines from all pods; kubectl is a stand-in that knows two."""
+"""One command gathers an execution's lines from all pods; a stand-in for kubectl knows two pods."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ esac
 """
 
 
-def line(second: int, words: str) -> str:
-    return f"INFO 2025-01-01 00:00:{second:02},000 earth2serve_FCN3 x1 -- {words}\n"
+def line(second: int, message: str) -> str:
+    return f"INFO 2025-01-01 00:00:{second:02},000 earth2serve_FCN3 x1 -- {message}\n"
 
 
 @pytest.fixture
 def pods(tmp_path: Path) -> Path:
-    """A folder of Ray for each pod that is there."""
+    """Ray's folder of each existing pod."""
     for name in ("head", "worker"):
         (tmp_path / name / "session_latest" / "logs" / "serve").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
@@ -42,7 +42,7 @@ def pods(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def called(pods: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(pods: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = f"{pods / 'bin'}:{os.environ['PATH']}"
     return subprocess.run(
         [ROOT / "config" / "kuberay" / "logs.sh", *arguments],
@@ -58,25 +58,25 @@ def write(pods: Path, pod: str, text: str) -> None:
     (logs / "replica_earth2serve_FCN3_x1.log").write_text(text)
 
 
-def test_lines_of_all_pods_come_in_the_order_of_time(pods: Path) -> None:
+def test_lines_of_all_pods_are_in_order_of_time(pods: Path) -> None:
     trace = "Traceback (most recent call last):\n  File x\nRuntimeError: broken\n"
     write(pods, "head", line(1, f"{ID}: one") + line(4, f"{ID}: four"))
-    write(pods, "worker", line(2, f"{ID}: two") + trace + line(3, "of nobody"))
-    told = called(pods, ID)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.replace(" earth2serve_FCN3 x1", "") == (
+    write(pods, "worker", line(2, f"{ID}: two") + trace + line(3, "of no execution"))
+    done = run(pods, ID)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(" earth2serve_FCN3 x1", "") == (
         f"2025-01-01 00:00:01,000 INFO {ID}: one\n"
         f"2025-01-01 00:00:02,000 INFO {ID}: two\n{trace}"
         f"2025-01-01 00:00:04,000 INFO {ID}: four\n"
     )
 
 
-def test_it_fails_where_no_pod_has_a_line(pods: Path) -> None:
-    told = called(pods, ID)
-    assert (told.returncode, told.stdout) == (1, "")
-    assert f"no pod of earth2serve has a line of {ID}" in told.stderr
+def test_it_fails_if_no_pod_has_a_line(pods: Path) -> None:
+    done = run(pods, ID)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"no pod of earth2serve has a line of {ID}" in done.stderr
 
 
-def test_an_execution_is_needed(pods: Path) -> None:
-    told = called(pods)
-    assert told.returncode != 0 and "which execution?" in told.stderr
+def test_an_execution_must_be_named(pods: Path) -> None:
+    done = run(pods)
+    assert done.returncode != 0 and "which execution?" in done.stderr

@@ -1,4 +1,4 @@
-"""Every overlay of config/kuberay renders, is valid, and says what the server needs."""
+"""Every overlay of config/kuberay renders, is valid, and configures what the server needs."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 on_azure = pytest.mark.parametrize("overlay", ON_AZURE)
 
 
-def problems(manifest: dict[str, Any]) -> list[str]:
-    """Say what is wrong with a manifest, unknown fields included."""
-    found = []
+def errors_of(manifest: dict[str, Any]) -> list[str]:
+    """Return the errors of a manifest, unknown fields included."""
+    errors = []
     if manifest["kind"] == "RayService":
         validator = jsonschema.Draft202012Validator(RAY_SERVICE)
-        found += [
+        errors += [
             f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)
         ]
         cluster = manifest["spec"]["rayClusterConfig"]
@@ -62,15 +62,15 @@ def problems(manifest: dict[str, Any]) -> list[str]:
         try:
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
         except kubernetes_validate.ValidationError as error:
-            found.append(f"{list(error.absolute_path)}: {error.message}")
-    return found
+            errors.append(f"{list(error.absolute_path)}: {error.message}")
+    return errors
 
 
 def override(overlay: str, deployment: str) -> dict[str, Any]:
-    """Give what an overlay sets of one deployment."""
+    """Return the overrides of one deployment."""
     (application,) = serve_config(overlay)["applications"]
-    (found,) = (each for each in application["deployments"] if each["name"] == deployment)
-    return dict(found)
+    (overrides,) = (each for each in application["deployments"] if each["name"] == deployment)
+    return dict(overrides)
 
 
 def ports(container: dict[str, Any]) -> dict[str, int]:
@@ -83,28 +83,28 @@ def test_there_are_three_overlays() -> None:
 
 @every_overlay
 def test_every_manifest_is_valid(overlay: str) -> None:
-    found = {each["kind"]: problems(each) for each in rendered(overlay)}
-    assert {kind: wrong for kind, wrong in found.items() if wrong} == {}
-    assert found.keys() >= {"RayService", "NetworkPolicy", "ConfigMap"}
+    errors = {each["kind"]: errors_of(each) for each in rendered(overlay)}
+    assert {kind: each for kind, each in errors.items() if each} == {}
+    assert errors.keys() >= {"RayService", "NetworkPolicy", "ConfigMap"}
 
 
 @every_overlay
-def test_everything_lies_in_one_namespace(overlay: str) -> None:
-    places = {
+def test_everything_is_in_one_namespace(overlay: str) -> None:
+    namespaces = {
         (each["kind"], each["metadata"]["name"]): each["metadata"].get("namespace")
         for each in rendered(overlay)
         if each["kind"] != "Namespace"
     }
-    assert set(places.values()) == {"earth2serve"}, places
+    assert set(namespaces.values()) == {"earth2serve"}, namespaces
 
 
-def test_what_is_wrong_is_found() -> None:
+def test_errors_are_found() -> None:
     service = copy.deepcopy(ray_service("multi-gpu"))
     service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 2
     service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["nodeSelektor"] = {}
-    found = problems(service)
-    assert len(found) == 2
-    assert "maxReplica" in found[0] and "nodeSelektor" in found[1]
+    errors = errors_of(service)
+    assert len(errors) == 2
+    assert "maxReplica" in errors[0] and "nodeSelektor" in errors[1]
 
 
 @every_overlay
@@ -115,25 +115,25 @@ def test_the_configuration_is_the_file_beside_it_and_passes_the_check(overlay: s
 
 
 @every_overlay
-def test_all_of_serve_logs_json(overlay: str) -> None:
+def test_all_processes_of_serve_log_json(overlay: str) -> None:
     config = ServeDeploySchema.model_validate(serve_config(overlay))
     assert config.logging_config is not None
     assert config.logging_config.encoding == EncodingType.JSON
     assert config.logging_config.enable_access_log is False
-    # Its own would hide that of all.
+    # An application's own would override it.
     assert [each.logging_config for each in config.applications] == [None]
 
 
 @every_overlay
-def test_the_settings_hold_on_a_cluster_of_several_nodes(overlay: str) -> None:
+def test_the_settings_are_valid_on_several_nodes(overlay: str) -> None:
     settings = parse_settings(arguments(overlay), {})
     check_nodes(settings, len(groups(overlay)))
-    # Each pod resolves a relative one by itself.
+    # Each pod would resolve a relative path on its own.
     assert settings.data_dir == Path(arguments(overlay)["data_dir"])
 
 
 @every_overlay
-def test_values_are_only_carried(overlay: str) -> None:
+def test_values_for_replacements_are_not_deployed(overlay: str) -> None:
     names = [each["metadata"]["name"] for each in rendered(overlay) if each["kind"] == "ConfigMap"]
     assert names == ["earth2serve-environment"]
 
@@ -154,19 +154,19 @@ def test_all_pods_have_one_image(overlay: str) -> None:
         for container in chain(pod["containers"], pod.get("initContainers", ()))
     }
     (image,) = images
-    assert image != "earth2serve"  # of the base: nobody has set it
+    assert image != "earth2serve"  # the placeholder of the base
 
 
 @every_overlay
-def test_ray_is_of_the_pinned_release(overlay: str) -> None:
+def test_ray_has_the_pinned_release(overlay: str) -> None:
     cluster = ray_service(overlay)["spec"]["rayClusterConfig"]
     assert cluster["rayVersion"] == version("ray")
 
 
 @every_overlay
-def test_every_pod_has_the_environment_that_yaml_of_serve_cannot_set(overlay: str) -> None:
+def test_every_pod_has_the_environment_that_serves_configuration_cannot_set(overlay: str) -> None:
     (values,) = (each["data"] for each in rendered(overlay) if each["kind"] == "ConfigMap")
-    # A pod is taken out of its Service late; a laptop has no such thing.
+    # A pod is removed from its Service late.
     late = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
     assert int(values.pop(late)) > int(ENVIRONMENT[late])
     assert values.pop("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO") == "1"
@@ -176,10 +176,10 @@ def test_every_pod_has_the_environment_that_yaml_of_serve_cannot_set(overlay: st
 
 
 @every_overlay
-def test_ray_asks_for_a_token(overlay: str) -> None:
+def test_ray_requires_a_token(overlay: str) -> None:
     cluster = ray_service(overlay)["spec"]["rayClusterConfig"]
     assert cluster["authOptions"] == {"mode": "token"}
-    # Set in a container it would win over KubeRay's.
+    # In a container it would override KubeRay's.
     names = {e["name"] for c in containers(overlay).values() for e in c.get("env", ())}
     assert "RAY_AUTH_MODE" not in names
 
@@ -197,31 +197,31 @@ def test_no_pod_runs_as_root_or_gains_privileges(overlay: str) -> None:
 
 
 @every_overlay
-def test_every_deployment_has_a_place(overlay: str) -> None:
-    """Each one that is overridden asks for what some group has, and the models for GPUs."""
+def test_exactly_one_group_can_run_each_deployment(overlay: str) -> None:
+    """And the models fill all GPUs."""
     nodes = {name: resources(group) for name, group in groups(overlay).items()}
     (application,) = serve_config(overlay)["applications"]
     for deployment in application["deployments"]:
-        asked = deployment.get("ray_actor_options")
-        if asked is None:
+        options = deployment.get("ray_actor_options")
+        if options is None:
             continue
-        wanted = {"CPU": asked["num_cpus"], **asked["resources"]}
-        places = [
+        required = {"CPU": options["num_cpus"], **options["resources"]}
+        suitable = [
             name
             for name, node in nodes.items()
-            if all(node.get(resource, 0) >= amount for resource, amount in wanted.items())
+            if all(node.get(resource, 0) >= amount for resource, amount in required.items())
         ]
-        assert len(places) == 1, f"{deployment['name']}: {places}"
+        assert len(suitable) == 1, f"{deployment['name']}: {suitable}"
     models = parse_settings(arguments(overlay), {}).models
     gpus = sum(
         node["GPU"] * groups(overlay)[name]["maxReplicas"]
         for name, node in nodes.items()
         if name != "head"
     )
-    wanted_gpus = sum(
+    required_gpus = sum(
         model.replicas * model.resolved_num_gpus for model in (models.fcn3, models.stormscope)
     )
-    assert wanted_gpus == gpus
+    assert required_gpus == gpus
 
 
 @every_overlay
@@ -239,7 +239,7 @@ def test_only_pods_with_a_gpu_see_one(overlay: str) -> None:
 
 
 @on_azure
-def test_the_identity_is_of_the_azure_group_alone(overlay: str) -> None:
+def test_only_the_azure_group_has_an_identity(overlay: str) -> None:
     label = "azure.workload.identity/use"
     has = {
         name: group["template"].get("metadata", {}).get("labels", {}).get(label)
@@ -252,28 +252,28 @@ def test_the_identity_is_of_the_azure_group_alone(overlay: str) -> None:
     assert {name for name, value in has.items() if value} == {"azure"}
     assert {name for name, account in accounts.items() if account} == {"azure"}
     (application,) = serve_config(overlay)["applications"]
-    there = {
+    in_azure_group = {
         each["name"]
         for each in application["deployments"]
         if "azure" in each.get("ray_actor_options", {}).get("resources", {})
     }
-    # With results in a container it is they who talk to Azure (docs/azure.md).
-    assert there == {"Ingress", "Packager"}
+    # These call Azure if results are in a container (docs/azure.md).
+    assert in_azure_group == {"Ingress", "Packager"}
     assert parse_settings(arguments(overlay), {}).results_container is not None
 
 
 @on_azure
-def test_the_password_reaches_those_who_open_the_store(overlay: str) -> None:
+def test_the_password_reaches_the_pods_that_open_the_store(overlay: str) -> None:
     url = sa.make_url(parse_settings(arguments(overlay), {}).resolved_store_url)
     path = Path(str(url.query["passfile"]))
     assert url.query["sslmode"] == "verify-full"
-    have = {
+    with_password = {
         name
         for name, container in containers(overlay).items()
         if str(path.parent) in [m["mountPath"] for m in container.get("volumeMounts", ())]
     }
-    assert have == {"azure", "work"}  # Ingress and Conductor
-    for name in have:
+    assert with_password == {"azure", "work"}  # Ingress and Conductor
+    for name in with_password:
         pod = groups(overlay)[name]["template"]
         (copy_,) = pod["spec"]["initContainers"]
         assert copy_["command"][-1] == str(path)
@@ -281,38 +281,38 @@ def test_the_password_reaches_those_who_open_the_store(overlay: str) -> None:
 
 
 @every_overlay
-def test_the_ingress_is_asked_by_a_route_of_ours_that_needs_no_token(overlay: str) -> None:
+def test_the_readiness_probe_of_the_ingress_needs_no_token(overlay: str) -> None:
     (group,) = override(overlay, "Ingress")["ray_actor_options"]["resources"]
     container = containers(overlay)[group]
     probe = container["readinessProbe"]["httpGet"]
     assert probe["path"] == "/liveness"
     assert ports(container)[probe["port"]] == serve_config(overlay)["http_options"]["port"]
-    # Else it would be restarted, with all that it computes, when the application does not answer.
+    # A liveness probe would restart a pod and lose its work when the application does not respond.
     assert not [each for each in containers(overlay).values() if "livenessProbe" in each]
 
 
 @on_azure
-def test_the_tokens_are_where_the_ingress_is(overlay: str) -> None:
+def test_the_tokens_are_mounted_in_the_ingress(overlay: str) -> None:
     mounted = {m["mountPath"] for m in containers(overlay)["azure"]["volumeMounts"]}
     assert str(Path(arguments(overlay)["auth"]["tokens_file"]).parent) in mounted
 
 
 @on_azure
-def test_a_download_has_two_minutes_when_a_pod_or_a_replica_of_the_ingress_ends(
+def test_a_download_has_two_minutes_when_a_pod_or_replica_of_the_ingress_stops(
     overlay: str,
 ) -> None:
-    assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S > 0  # as Ray calls it
+    assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S > 0  # the name exists in Ray
     pod = groups(overlay)["azure"]["template"]["spec"]
     environment = {each["name"]: each["value"] for each in containers(overlay)["azure"]["env"]}
     drain_s = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
     assert drain_s == override(overlay, "Ingress")["graceful_shutdown_timeout_s"] == 120
     assert RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S >= drain_s
-    # Ray's own processes end afterwards.
+    # Ray's own processes stop afterwards.
     assert pod["terminationGracePeriodSeconds"] >= drain_s + 20
 
 
 @on_azure
-def test_a_pod_may_fill_what_it_is_given_of_the_disk(overlay: str) -> None:
+def test_a_pod_is_not_evicted_for_a_full_data_volume(overlay: str) -> None:
     for name in containers(overlay).keys() - {"head", "work"}:
         limit = containers(overlay)[name]["resources"]["limits"]["ephemeral-storage"]
         (data,) = (
@@ -324,7 +324,7 @@ def test_a_pod_may_fill_what_it_is_given_of_the_disk(overlay: str) -> None:
 
 
 @on_azure
-def test_downloads_of_weights_have_time(overlay: str) -> None:
+def test_downloads_of_weights_have_enough_time(overlay: str) -> None:
     earth2studio = find_spec("earth2studio")
     assert earth2studio is not None and earth2studio.origin is not None
     reader = Path(earth2studio.origin).parent / "models" / "auto" / "package.py"
@@ -335,7 +335,7 @@ def test_downloads_of_weights_have_time(overlay: str) -> None:
 
 
 @on_azure
-def test_spot_is_tolerated_where_it_is_meant(overlay: str) -> None:
+def test_only_the_spot_group_tolerates_spot_nodes(overlay: str) -> None:
     tolerant = {
         name
         for name, group in groups(overlay).items()
@@ -345,7 +345,7 @@ def test_spot_is_tolerated_where_it_is_meant(overlay: str) -> None:
     assert tolerant == ({"gpu-spot"} if overlay == "multi-gpu" else set())
 
 
-def test_autoscaling_of_a_model_is_what_its_replicas_say() -> None:
+def test_the_autoscaling_of_a_model_agrees_with_its_replicas() -> None:
     fcn3 = override("multi-gpu", "FCN3")
     assert fcn3["autoscaling_config"]["target_ongoing_requests"] == 1
     replicas = arguments("multi-gpu")["models"]["fcn3"]["replicas"]
@@ -353,13 +353,13 @@ def test_autoscaling_of_a_model_is_what_its_replicas_say() -> None:
 
 
 def _open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
-    """Give the ports of a pod that others than Ray's pods may call."""
+    """Return the ports of a pod that are open to pods other than Ray's."""
     opened: set[int] = set()
     for policy in rendered(overlay):
         if policy["kind"] != "NetworkPolicy" or "Ingress" not in policy["spec"]["policyTypes"]:
             continue
-        wanted = policy["spec"]["podSelector"]["matchLabels"]
-        if not wanted.items() <= labels.items():
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        if not selected.items() <= labels.items():
             continue
         for rule in policy["spec"].get("ingress", ()):
             if any("namespaceSelector" in peer for peer in rule["from"]):
@@ -368,10 +368,10 @@ def _open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
 
 
 @every_overlay
-def test_the_network_is_closed_but_for_what_somebody_needs(overlay: str) -> None:
+def test_only_required_ports_are_open(overlay: str) -> None:
     worker = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}
-    # 8000 callers and operator, 8265 and 52365 operator, 8080 and 9101 Prometheus. Not among them:
-    # 8404 (HAProxy's statistics), 6379, 10001, 8500, 30000 and up.
+    # 8000: clients and operator; 8265, 52365: operator; 8080, 9101: Prometheus. Closed are 8404
+    # (HAProxy's statistics), 6379, 10001, 8500, 30000 and up.
     assert _open_to_others(overlay, worker) == {8000, 8080, 8265, 9101, 52365}
     policies = {e["metadata"]["name"]: e for e in rendered(overlay) if e["kind"] == "NetworkPolicy"}
     assert policies["ray-pods"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
@@ -384,15 +384,15 @@ def test_the_network_is_closed_but_for_what_somebody_needs(overlay: str) -> None
 
 
 @pytest.mark.parametrize("overlay", ON_AZURE)
-def test_the_disruption_budget_lets_one_ray_worker_go(overlay: str) -> None:
+def test_the_disruption_budget_allows_the_loss_of_one_worker(overlay: str) -> None:
     (budget,) = (each for each in rendered(overlay) if each["kind"] == "PodDisruptionBudget")
     groups = ray_service(overlay)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    # As a number: of what KubeRay scales Kubernetes knows no whole to take one from.
+    # A number, since Kubernetes does not know the size of a group that KubeRay scales.
     assert budget["spec"]["minAvailable"] == sum(each["minReplicas"] for each in groups) - 1
     assert budget["spec"]["selector"]["matchLabels"]["ray.io/node-type"] == "worker"
 
 
-def test_every_setting_that_an_operator_must_replace_is_named_in_the_quickstart() -> None:
+def test_the_quickstart_names_every_secret_that_an_operator_must_create() -> None:
     text = (ROOT / "docs" / "aks.md").read_text()
     used = set(
         re.findall(

@@ -1,4 +1,4 @@
-"""What Prometheus is told of Ray's pods fits the pods, and the fences around them."""
+"""The pod monitor for Prometheus fits Ray's pods and their network policies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def policies(overlay: str) -> dict[str, Any]:
 
 
 @every_overlay
-def test_every_pod_has_the_ports_that_are_scraped(overlay: str) -> None:
+def test_every_pod_has_the_scraped_ports(overlay: str) -> None:
     scraped = [each["port"] for each in MONITOR["spec"]["podMetricsEndpoints"]]
     for container in containers(overlay).values():
         assert {name: ports(container)[name] for name in scraped} == {
@@ -32,8 +32,8 @@ def test_every_pod_has_the_ports_that_are_scraped(overlay: str) -> None:
 
 
 @every_overlay
-def test_it_selects_all_of_rays_pods_as_the_policies_do(overlay: str) -> None:
-    # By KubeRay's label: no manifest of ours sets it, and none may hide it.
+def test_it_selects_rays_pods_as_the_policies_do(overlay: str) -> None:
+    # KubeRay sets this label; the manifests must not.
     (label,) = MONITOR["spec"]["selector"]["matchLabels"].items()
     assert label == ("ray.io/is-ray-node", "yes")
     for name in ("ray-pods", "metrics"):
@@ -42,18 +42,18 @@ def test_it_selects_all_of_rays_pods_as_the_policies_do(overlay: str) -> None:
 
 
 @every_overlay
-def test_it_is_let_through(overlay: str) -> None:
+def test_the_policy_admits_prometheus(overlay: str) -> None:
     kubernetes_validate.validate(POLICY, KUBERNETES, strict=True)
     (namespace,) = (e for e in rendered(overlay) if e["kind"] == "Namespace")
-    places = {MONITOR["metadata"]["namespace"], POLICY["metadata"]["namespace"]}
-    assert places == {namespace["metadata"]["name"]}
+    namespaces = {MONITOR["metadata"]["namespace"], POLICY["metadata"]["namespace"]}
+    assert namespaces == {namespace["metadata"]["name"]}
     ours, theirs = POLICY["spec"], policies(overlay)["metrics"]["spec"]
     assert ours["podSelector"] == theirs["podSelector"]
     assert ours["ingress"][0]["ports"] == theirs["ingress"][0]["ports"]
-    assert POLICY["metadata"]["name"] not in policies(overlay)  # of its own
+    assert POLICY["metadata"]["name"] not in policies(overlay)
 
 
-def test_prometheus_operator_takes_it_after_one_word_is_replaced() -> None:
+def test_a_monitor_for_the_prometheus_operator_differs_in_one_word() -> None:
     text = FILE.read_text()
     ((old, new),) = re.findall(r"sed 's/(\w+)/(\w+)/'", text)
     monitor, policy = yaml.safe_load_all(text.replace(old, new))

@@ -1,4 +1,4 @@
-"""The database's password comes from a file that `args.store_url` names: `passfile` of libpq."""
+"""The database's password is read from a file named in `args.store_url`: libpq's `passfile`."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ PASSWORD = "not-in-the-configuration"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
-    """URL of a server that asks for a password, which the URL does not have."""
-    # PostgreSQL's user reads it, and only root enters pytest's own folder.
-    given = Path(f"/tmp/e2s-password-{os.getpid()}")
+    """URL, without the password, of a server that requires one."""
+    # PostgreSQL's user must read it, and only root can enter pytest's own folder.
+    password = Path(f"/tmp/e2s-password-{os.getpid()}")
     try:
-        server = PostgresServer("--auth=scram-sha-256", f"--pwfile={given}")
+        server = PostgresServer("--auth=scram-sha-256", f"--pwfile={password}")
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     with ExitStack() as stack:
-        given.write_text(PASSWORD)
-        given.chmod(0o644)
-        stack.callback(given.unlink)
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        stack.callback(password.unlink)
         yield sa.make_url(stack.enter_context(server).url)
 
 
 def store_url(server: sa.URL, folder: Path, mode: int = 0o600) -> str:
-    """Give a URL as an operator writes it, and the file beside it."""
+    """Write the file; return a URL as an operator writes it."""
     passfile = folder / "pgpass"
     passfile.write_text(f"*:*:*:*:{PASSWORD}\n")
     passfile.chmod(mode)
@@ -46,7 +46,7 @@ def store_url(server: sa.URL, folder: Path, mode: int = 0o600) -> str:
     return settings.resolved_store_url
 
 
-def test_store_lease_and_dbos_take_it_from_there(server: sa.URL, tmp_path: Path) -> None:
+def test_store_lease_and_dbos_use_the_file(server: sa.URL, tmp_path: Path) -> None:
     url = store_url(server, tmp_path)
     store = ExecutionStore(url)
     assert store.count_by_status() == {}
@@ -69,8 +69,8 @@ def test_store_lease_and_dbos_take_it_from_there(server: sa.URL, tmp_path: Path)
         DBOS.destroy()
 
 
-def test_a_file_that_others_may_read_is_refused(server: sa.URL, tmp_path: Path) -> None:
-    """Hence the copy in components/cloud/store-password.yaml: a Secret's file is readable so."""
+def test_a_file_that_others_can_read_is_refused(server: sa.URL, tmp_path: Path) -> None:
+    """A Secret's file is; therefore components/cloud/store-password.yaml copies it."""
     with pytest.raises(sa.exc.OperationalError, match="no password supplied") as failure:
         ExecutionStore(store_url(server, tmp_path, 0o640))
     assert PASSWORD not in str(failure.value)
