@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from benchmarks.machine import alive, tree
+from benchmarks.machine import tree
 from serve_app.__main__ import ENVIRONMENT
 from serve_app.ports import free_port
 
@@ -243,5 +243,12 @@ def _kill(pids: list[int]) -> None:
         except ProcessLookupError:
             continue
     deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
+    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -13,7 +13,7 @@ import xarray as xr
 
 from tests.chaos.campaign import GRID, Campaign
 from tests.chaos.load import FORECAST, START, Accepted, Load
-from tests.chaos.verdict import Records, Verdict, expected, judge
+from tests.chaos.verdict import MEMBER_STEP, Records, Verdict, expected, judge
 from tests.emulators.azurite import Azurite
 from workflows.grids import Grid
 
@@ -122,10 +122,9 @@ class Outcome:
             for number in range(len(SEEDS)):
                 connection.execute(
                     sa.text(
-                        "INSERT INTO operation_outputs VALUES "
-                        "('exec_1', :number, 'forecast_member', NULL, :at)"
+                        "INSERT INTO operation_outputs VALUES ('exec_1', :number, :step, NULL, :at)"
                     ),
-                    {"number": number, "at": int(RECORDED_AT * 1000)},
+                    {"number": number, "step": MEMBER_STEP, "at": int(RECORDED_AT * 1000)},
                 )
 
     def judged(self) -> Verdict:

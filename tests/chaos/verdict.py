@@ -13,6 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 import xarray as xr
 
+from deployments.conductor.steps import ExecutionSteps
 from deployments.models.fcn3_rollout import forecast
 from deployments.models.messages import MemberJob
 from deployments.results.zarr import chunk_content
@@ -24,6 +25,8 @@ from workflows.grids import Grid
 
 Open = Callable[[str, str], xr.Dataset]
 """Returns the result of a workflow's execution."""
+MEMBER_STEP = ExecutionSteps.forecast_member.__name__
+"""Name under which DBOS records a forecast's member."""
 CLOCK_S = 0.05
 """Tolerance for the clocks of two processes on one machine, and for rounding."""
 
@@ -173,14 +176,14 @@ def _resumed(journal: Path) -> int:
 def _recorded(dbos: sa.Engine) -> dict[str, list[float]]:
     query = sa.text(
         "SELECT workflow_uuid, completed_at_epoch_ms FROM {}operation_outputs "
-        "WHERE function_name = 'forecast_member' AND error IS NULL "
+        "WHERE function_name = :step AND error IS NULL "
         "ORDER BY workflow_uuid, function_id".format(
             "dbos." if dbos.dialect.name == "postgresql" else ""
         )
     )
     found = defaultdict(list)
     with dbos.connect() as connection:
-        for execution_id, at in connection.execute(query):
+        for execution_id, at in connection.execute(query, {"step": MEMBER_STEP}):
             found[execution_id].append(at / 1000)
     return found
 
