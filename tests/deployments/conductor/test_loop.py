@@ -47,7 +47,13 @@ async def test_standby_takes_over_when_the_leader_is_killed(
 
 
 @on_both_databases
-@pytest.mark.parametrize("edited", [False, True], ids=["same code", "edited code"])
+@pytest.mark.parametrize(
+    "edited",
+    [
+        pytest.param(False, id="same code"),
+        pytest.param(True, id="edited code", marks=pytest.mark.slow),
+    ],
+)
 async def test_successor_of_a_killed_conductor_repeats_no_recorded_step(
     store: ConductorStore, store_url: str, journal: Journal, edited: bool
 ) -> None:

@@ -291,7 +291,7 @@ HANG = "await asyncio.Event().wait()"
 
 
 @pytest.mark.parametrize("call", ["upload", "register"])
-@pytest.mark.parametrize("retried", [False, True])
+@pytest.mark.parametrize("retried", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_successor_of_a_conductor_killed_during_a_delivery_finishes_it(
     store: ConductorStore,
     store_url: str,

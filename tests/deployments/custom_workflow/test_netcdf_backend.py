@@ -225,6 +225,7 @@ def test_a_thread_may_read_another_file_through_xarray(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_class_may_open_files_between_its_steps(tmp_path: Path) -> None:
     # xarray opens without a lock: a thread of ours in HDF5 at that moment would end the process.
     code = f"import pathlib; from {__name__} import *; open_between_steps(pathlib.{tmp_path!r})"

@@ -55,12 +55,13 @@ def findings(path: Path, version: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("time_layout", "output_format", "variables"),
     [
-        ("time", "netcdf4", VARIABLES),
+        pytest.param("time", "netcdf4", VARIABLES, marks=pytest.mark.slow),
+        ("time", "netcdf4", SOME),
         ("time", "zarr", SOME),
         ("lead_time", "netcdf4", SOME),
         ("lead_time", "zarr", SOME),
     ],
-    ids=["all", "zarr", "lead_time", "lead_time-zarr"],
+    ids=["all", "netcdf4", "zarr", "lead_time", "lead_time-zarr"],
 )
 def test_results_follow_cf(
     tmp_path: Path, time_layout: str, output_format: str, variables: tuple[str, ...]

@@ -68,6 +68,7 @@ def _submit(context: Context) -> Submitted:
     return submit(context, context.workflows[WORKFLOW], parse_submit(b"{}", None), None)
 
 
+@pytest.mark.slow
 def test_no_response_is_5xx(app: FastAPI) -> None:
     known = app.state.context.store.list_executions(WORKFLOW, statuses=STATES)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)

@@ -107,7 +107,7 @@ def test_relative_paths_start_from_the_current_folder(
             f"args.workflows.exposed[0]: unknown workflow 'nope'; known are {FCN3}, {STORMSCOPE}",
         ),
         ({"workflows": {"warmup": [FCN3, "nope"]}}, "args.workflows.warmup[1]: unknown workflow"),
-        ({"results_url": "az://account/c"}, "args.results_url: az://ACCOUNT/CONTAINER is needed"),
+        ({"results_url": "az://account/c"}, "args.results_url: must be az://ACCOUNT/CONTAINER"),
         ({"results_url": "file://host/c"}, "args.results_url: must be file:///path or az://"),
         ({"store_url": "sqlite://"}, "args.store_url: names no database"),
         (
@@ -151,14 +151,18 @@ def test_an_unknown_workflow_in_the_environment_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("args", "place", "message"),
     [
-        ({"results_url": "az://contosoweather"}, "results_url", "az://ACCOUNT/CONTAINER is needed"),
+        ({"results_url": "az://contosoweather"}, "results_url", "must be az://ACCOUNT/CONTAINER"),
         ({"results_url": "az://Contoso/data"}, "results_url", "an account has 3 to 24"),
         ({"results_url": "az://contoso/data/../x"}, "results_url", "a folder has letters"),
         ({"results_url": "s3://bucket/data"}, "results_url", "file:///path or az://"),
         ({"results_url": "FILE:///tmp/x"}, "results_url", "file:///path or az://"),
         ({"results_url": "file:tmp"}, "results_url", "file:///path or az://"),
         ({"results_url": f"az://contoso/data/{'a' * 255}/{'b' * 255}"}, "results_url", "at most"),
-        ({"results_url": "https://contoso.example/data"}, "results_url", "CONTAINER is needed"),
+        (
+            {"results_url": "https://contoso.example/data"},
+            "results_url",
+            "must be https://ACCOUNT.blob",
+        ),
         (
             {"workflows": {"custom": [{"class": "a.b:C"}]}},
             "workflows",

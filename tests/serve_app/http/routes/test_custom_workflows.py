@@ -157,7 +157,7 @@ async def test_the_only_exposed_workflow_may_be_a_custom_one(serve_storms):
         ({"nsteps": 0}, ["nsteps"], "greater than or equal to 1"),
         ({"nsteps": True}, ["nsteps"], "not true or false"),
         ({"grid": "huge"}, ["grid"], "'tiny' or 'full'"),
-        ({"start_time": ["2025-01-01"]}, ["start_time", 0], "a date and a time are needed"),
+        ({"start_time": ["2025-01-01"]}, ["start_time", 0], "must have a date and a time"),
         ({"start_time": "2025-01-01T00:00:00"}, ["start_time"], "valid list"),
         ({"sed": 1}, ["sed"], "unknown; there are start_time, nsteps, grid, seed"),
     ],
