@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.conductor.records import ExecutionRecords
-from deployments.results.protocols import CompletedMembers
+from deployments.results.messages import CompletedMembers
 from workflows.base import Plan
 from workflows.execution import Execution, Progress
 

@@ -23,7 +23,7 @@ from deployments.conductor.attempts import ended_attempts, execution_id_of, remo
 from deployments.conductor.context import ExecutionContext
 from deployments.conductor.options import RetentionOptions
 from deployments.conductor.records import ExecutionRecords
-from deployments.results.protocols import StoredExecution
+from deployments.results.messages import StoredExecution
 from deployments.runtime.log_context import execution_bound
 from deployments.store.retention_view import RetentionView
 from workflows.errors import ExecutionNotFound

@@ -30,7 +30,7 @@ from deployments.conductor.retries import (
 from deployments.custom_workflow.messages import Packaging, RunJob, RunResult
 from deployments.geocatalog.messages import Registered, Registration
 from deployments.models.messages import ConditioningJob, MemberJob, NowcastJob
-from deployments.results.protocols import CompletedMembers
+from deployments.results.messages import CompletedMembers
 from deployments.runtime.failures import ReplicaDied
 from deployments.runtime.tasks import run_after, shield
 from deployments.runtime.versions import software

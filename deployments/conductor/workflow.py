@@ -14,7 +14,7 @@ from dbos import DBOS, DBOSConfiguredInstance
 from deployments.conductor.context import ExecutionContext
 from deployments.conductor.progress import ProgressTracker
 from deployments.conductor.steps import ExecutionSteps
-from deployments.results.protocols import CompletedMembers
+from deployments.results.messages import CompletedMembers
 from deployments.runtime.tasks import task_group
 from workflows.base import Conditioning, Plan
 from workflows.custom import CustomPlan

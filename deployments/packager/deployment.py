@@ -21,8 +21,9 @@ from deployments.results.blob import BlobStorage
 from deployments.results.checkpoint import Checkpoint
 from deployments.results.disk import DiskStorage
 from deployments.results.intermediate import IntermediateStore
+from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.names import result_folder
-from deployments.results.protocols import CompletedMembers, Storage, StoredExecution
+from deployments.results.protocols import Storage
 from deployments.results.store import ResultsStore
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bind_execution

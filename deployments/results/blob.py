@@ -13,8 +13,8 @@ from deployments.azure.blobs import Blobs
 from deployments.azure.options import BlobResultsOptions
 from deployments.results.blob_result import ROOT, BlobResult
 from deployments.results.blob_work import WORK, BlobWork
+from deployments.results.messages import StoredExecution, page_of_stored_executions
 from deployments.results.names import result_folder
-from deployments.results.protocols import StoredExecution, page_of_stored_executions
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.manifest import CHECKSUMS, NETCDF

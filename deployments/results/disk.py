@@ -16,9 +16,9 @@ from pathlib import Path
 
 from deployments.results.disk_result import DiskResult
 from deployments.results.disk_work import DiskWork
+from deployments.results.messages import StoredExecution, page_of_stored_executions
 from deployments.results.names import PARTIAL, result_folder
 from deployments.results.netcdf import POLL_S
-from deployments.results.protocols import StoredExecution, page_of_stored_executions
 from deployments.runtime.files import remove_tree
 from deployments.runtime.log_context import ContextThreadPool
 from workflows.base import Plan

@@ -8,7 +8,6 @@ that the execution was removed in the meantime.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from deployments.results.checkpoint import Checkpoint
+from deployments.results.messages import StoredExecution
 from workflows.base import Plan
 from workflows.dataset import Dataset, Provenance
 from workflows.errors import StageFailed
-from workflows.execution import EXECUTION_ID, Stage
+from workflows.execution import Stage
 
 Floats = NDArray[np.float32]
 
@@ -38,56 +37,6 @@ class StoredObject:
     """Bytes."""
     sha256: str | None
     """Hexadecimal; None for an object that is not delivered."""
-
-
-class CompletedMembers(BaseModel):
-    """Members that an earlier attempt at an execution has completed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    members: tuple[int, ...] = ()
-    """Members with all time steps written."""
-    conditioning: tuple[int, ...] = ()
-    """Members of the conditioning forecast with all fields written."""
-
-
-class StoredExecution(BaseModel):
-    """What is stored of one execution."""
-
-    model_config = ConfigDict(frozen=True)
-
-    execution_id: str
-    workflows: tuple[str, ...]
-    """Workflows in whose folders it has results. An execution belongs to one workflow."""
-    is_working: bool
-    """Whether it has working records or incomplete files."""
-
-
-def page_of_stored_executions(
-    working: Iterable[str], results: Iterable[tuple[str, str]], after: str, limit: int
-) -> list[StoredExecution]:
-    """Combine folder names into one page of `Storage.stored_executions`.
-
-    Parameters
-    ----------
-    working : iterable of str
-        Names of folders with working records. Names that are no execution's id are left out.
-    results : iterable of (str, str)
-        Workflows, and names of folders below them.
-    """
-    with_work = set(working)
-    workflows: dict[str, list[str]] = {}
-    for workflow, name in results:
-        workflows.setdefault(name, []).append(workflow)
-    ids = (name for name in with_work | workflows.keys() if name > after)
-    return [
-        StoredExecution(
-            execution_id=execution_id,
-            workflows=tuple(workflows.get(execution_id, ())),
-            is_working=execution_id in with_work,
-        )
-        for execution_id in heapq.nsmallest(limit, filter(EXECUTION_ID.fullmatch, ids))
-    ]
 
 
 def not_being_written(execution_id: str) -> StageFailed:

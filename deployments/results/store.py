@@ -11,17 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.results.manifest import MAX_LISTED, Listing, list_files
+from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.names import check_name
 from deployments.results.netcdf import export_steps
-from deployments.results.protocols import (
-    CompletedMembers,
-    Result,
-    Storage,
-    StoredExecution,
-    StoredObject,
-    Work,
-    not_being_written,
-)
+from deployments.results.protocols import Result, Storage, StoredObject, Work, not_being_written
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
@@ -63,11 +56,7 @@ class ResultsStore:
         self._storage.check_available()
 
     def create(
-        self,
-        plan: Plan,
-        execution_id: str,
-        provenance: Provenance,
-        fence: int,
+        self, plan: Plan, execution_id: str, provenance: Provenance, fence: int
     ) -> CompletedMembers:
         """Create all arrays and metadata with every value missing.
 

@@ -10,7 +10,7 @@ from typing import Any
 from deployments.blob_uploader.messages import Uploaded, UploadProgress
 from deployments.geocatalog.messages import Registered
 from deployments.models.messages import MemberProgress
-from deployments.results.protocols import CompletedMembers, StoredExecution
+from deployments.results.messages import CompletedMembers, StoredExecution
 from workflows.dataset import Origin, Provenance
 from workflows.manifest import Manifest, OutputFile
 from workflows.readiness import Ready

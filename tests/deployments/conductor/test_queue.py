@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from deployments.conductor.dbos_setup import sqlite_url
-from deployments.results.protocols import CompletedMembers
+from deployments.results.messages import CompletedMembers
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.schema import executions
 from tests.deployments.conductor.harness import (

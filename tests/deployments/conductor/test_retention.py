@@ -13,7 +13,7 @@ from dbos import DBOS
 
 from deployments.conductor.options import RetentionOptions
 from deployments.packager.deployment import Packager
-from deployments.results.protocols import CompletedMembers, StoredExecution
+from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.retention_view import RetentionView
 from deployments.store.schema import deleted_executions, executions

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments.results.protocols import CompletedMembers
+from deployments.results.messages import CompletedMembers
 from deployments.store.conductor_view import ConductorStore
 from tests.deployments.conductor.harness import (
     WORKFLOW,

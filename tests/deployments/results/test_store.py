@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from deployments.results.protocols import CompletedMembers, StoredExecution
+from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.store import ResultsStore
 from tests.deployments.results.backends import Backend
 from tests.deployments.results.samples import (
