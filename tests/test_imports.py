@@ -1,6 +1,7 @@
-"""Imports point down, serve_app → deployments → workflows, and bring nothing heavy."""
+"""Imports point down through an order of folders, and bring nothing heavy."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,37 +21,103 @@ FORBIDDEN = {
 """What importing a package's modules must not bring with it."""
 
 
+FOLDERS = (
+    "workflows",
+    "workflows.stac",
+    "deployments.runtime",
+    "deployments.azure",
+    "deployments.store",
+    "deployments.synthetic",
+    "deployments.results",
+    "deployments.initial_conditions",
+    "deployments.geocatalog",
+    "deployments.blob_uploader",
+    "deployments.packager",
+    "deployments.models",
+    "deployments.custom_workflow",
+    "deployments.conductor",
+    "deployments.loaders",
+    "serve_app.settings",
+    "serve_app.files",
+    "serve_app.http",
+    "serve_app",
+)
+"""From the bottom up: each may import itself and what stands before it."""
+
+BUILDER = "serve_app.app"
+"""The only module that may import deployments, which it binds."""
+
+
 def modules(package: str) -> list[str]:
-    """Name every module of a package that can be imported without running a command."""
-    names = []
+    """Return the names of the modules of a package that can be imported."""
+    return [name for name in sources(package) if not name.endswith(".__main__")]
+
+
+@functools.cache
+def sources(package: str) -> dict[str, ast.Module]:
+    """Parse the modules of a package, by name."""
+    trees = {}
     for file in sorted((ROOT / package).rglob("*.py")):
         parts = file.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] != "__main__":
-            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    return names
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        trees[name] = ast.parse(file.read_text())
+    assert trees
+    return trees
 
 
-def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Give the top-level names of everything imported anywhere in a module."""
+SOURCES = {name: tree for package in PACKAGES for name, tree in sources(package).items()}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the modules that are imported anywhere in a module, relative imports refused."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield package if node.level else (node.module or "").split(".")[0]
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in SOURCES else str(node.module)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_point_down(package: str) -> None:
-    above = set(PACKAGES[PACKAGES.index(package) + 1 :]) | {"tests", "examples", "benchmarks"}
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert files
-    wrong = [
-        f"{file.relative_to(ROOT)} imports {name}"
-        for file in files
-        for name in imported(ast.parse(file.read_text()), package)
-        if name in above
-    ]
+def folder_of(module: str) -> str | None:
+    """Return the innermost of `FOLDERS` that holds a module."""
+    holding = [name for name in FOLDERS if f"{module}.".startswith(f"{name}.")]
+    return max(holding, key=len, default=None)
+
+
+def test_every_module_has_its_place_in_the_order_of_folders() -> None:
+    assert [name for name in SOURCES if folder_of(name) is None] == ["deployments"]
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for name, tree in SOURCES.items():
+        own = folder_of(name)
+        below = set(FOLDERS[: FOLDERS.index(own) + 1]) if own is not None else set()
+        for other in imported(tree):
+            folder = folder_of(other)
+            if other.split(".")[0] in {"tests", "examples", "benchmarks"} or (
+                folder is not None and folder not in below
+            ):
+                wrong.append(f"{name} imports {other}")
     assert wrong == []
+
+
+def test_only_the_builder_imports_deployments() -> None:
+    deployments = {name for name, tree in SOURCES.items() if defines_deployment(tree)}
+    assert len(deployments) == 9
+    importers = {name for name, tree in SOURCES.items() if deployments & set(imported(tree))}
+    assert importers == {BUILDER}
+
+
+def defines_deployment(tree: ast.Module) -> bool:
+    return any(
+        ast.unparse(decorator).startswith("serve.deployment")
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for decorator in node.decorator_list
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)

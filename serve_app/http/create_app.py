@@ -13,7 +13,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 from deployments.runtime.metrics import RAY, Recorder
 from deployments.store.executions import ExecutionStore
-from serve_app.auth import Tokens
 from serve_app.files.blob import BlobResults
 from serve_app.files.disk import DiskResults
 from serve_app.http.blob_links import BlobLinks
@@ -33,6 +32,7 @@ from serve_app.http.openapi import describe
 from serve_app.http.options import IngressOptions
 from serve_app.http.routes import executions, health, results, workflows
 from serve_app.http.status_cache import StatusCache
+from serve_app.http.tokens import Tokens
 from workflows import WORKFLOWS
 from workflows.base import Workflow
 from workflows.grids import Grid, LambertGrid

@@ -9,9 +9,9 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.auth import Tokens
 from serve_app.http.errors import BodyTooLarge
 from serve_app.http.responses import json_response
+from serve_app.http.tokens import Tokens
 
 logger = logging.getLogger("ray.serve")
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from serve_app.auth import MalformedTokensFile, Tokens, new_token, read_tokens
+from serve_app.http.tokens import MalformedTokensFile, Tokens, new_token, read_tokens
 from tests.serve_app.conftest import URL
 
 
