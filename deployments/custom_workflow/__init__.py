@@ -1,1 +1,1 @@
-"""Runs a user's own workflow class."""
+"""Runs a user's own workflow class and delivers what it leaves in its folder."""

@@ -1,8 +1,8 @@
-"""Earth2Studio's own server module, imported without what that does to a process.
+"""Import Earth2Studio's server module without its side effects on the process.
 
-Its import makes an output folder, ``/outputs`` unless the environment names another, takes the
-handlers off the root logger and replaces loguru's. Classes import it for their base class; here
-that may change nothing but their namespace.
+The import creates an output folder (``/outputs`` unless an environment variable names another),
+removes the handlers of the root logger and replaces loguru's. Users' classes import the module for
+their base class.
 """
 
 from __future__ import annotations
@@ -13,33 +13,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-logger = logging.getLogger("ray.serve")
-
 FOLDERS = ("DEFAULT_OUTPUT_DIR", "RESULTS_ZIP_DIR")
-"""Environment variables by which it takes its folders."""
-TELLS_OF_SETTINGS = "earth2studio.serve.server.config"
-"""Its module that warns of a configuration folder which nobody needs here."""
+"""Environment variables that name its folders."""
+CONFIG_MODULE = "earth2studio.serve.server.config"
+"""Its module that warns about a missing configuration folder, which is not needed here."""
 
 
 @contextmanager
 def isolate_import(scratch: Path) -> Iterator[None]:
-    """Keep logging and folders as they are while something is imported.
+    """Preserve logging and redirect folders during an import.
 
     Parameters
     ----------
     scratch : Path
-        What its folders shall be; whoever may write there need not be root.
+        Writable folder that replaces its own, which only root may create.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    # For good: it reads them once, whenever that may be, and makes the folder again and again.
+    # Permanently: they are read once, at an unknown time, and the folder is created repeatedly.
     os.environ.update(dict.fromkeys(FOLDERS, str(scratch)))
-    # Its registry is for its own server.
+    # This variable activates its registry, which only its own server needs.
     os.environ.pop("EARTH2STUDIO_API_ACTIVE", None)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    # Taken off before: otherwise they would be closed as well, and a file does not open again.
+    # Removed beforehand: the import would also close them, and a closed file is not reopened.
     root.handlers[:] = []
-    _disable_loguru(TELLS_OF_SETTINGS)
+    _disable_loguru(CONFIG_MODULE)
     try:
         yield
     finally:

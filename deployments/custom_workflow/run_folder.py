@@ -1,7 +1,8 @@
-"""The folder that one run of a user's workflow fills; what lies there at its end is the result.
+"""The folder that one run of a user's workflow fills and that becomes the result.
 
-Each run has a folder of its own, beside the results and on the same mount. It becomes the result
-by a rename, under the fencing token: of several runs of an execution, one is delivered, whole.
+Each run has its own folder, beside the results and on the same mount. It becomes the result by a
+rename after a check of the fencing token, so that exactly one complete run of an execution is
+delivered.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from workflows.execution import Stage
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
-"""What the download routes refuse in a path; a line break would also split a checksum's line."""
+"""Characters that download routes refuse; a line break would also split a line of checksums."""
 
 
 class DeliveredFiles(NamedTuple):
-    """What became of the files of a run."""
+    """The files of a run, delivered or not."""
 
     listing: Listing
     warnings: list[str]
-    """Which files were not delivered, and why."""
+    """Files that were not delivered, with the reasons."""
 
 
 class RunFolder:
-    """A folder for one run.
+    """The folder of one run.
 
     Parameters
     ----------
@@ -66,27 +67,27 @@ class RunFolder:
     def deliver(
         self, known: Mapping[Path, StoredObject], max_listed: int = MAX_LISTED
     ) -> DeliveredFiles:
-        """Describe all files and make them the result.
+        """Describe all files and make the folder the result.
 
         Parameters
         ----------
         known : mapping of Path to StoredObject
-            Size and checksum of files that need not be read for them.
+            Size and checksum of files, which are not read again.
 
         Raises
         ------
         StageFailed
-            If the execution has been removed.
+            If the execution was removed, or a file changed meanwhile.
         StaleConductor
             If a newer token was seen.
         """
         files, warnings = _files_below(self.path)
-        # Whatever it is: a link would be written through, a FIFO waited for.
+        # Of any type: writing would follow a link, or wait for a FIFO.
         if os.path.lexists(self.path / CHECKSUMS):
-            raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is a file of the server's; rename yours")
+            raise StageFailed(Stage.PACKAGE, f"{CHECKSUMS} is reserved; rename your file")
         chunks = [key for key in files if _is_minor(key)]
         whole = [key for key in files if not _is_minor(key)]
-        looks = [self._look(key) for key in files]
+        states = [self._state(key) for key in files]
         try:
             listing = list_files(
                 self._described(whole, known),
@@ -95,38 +96,38 @@ class RunFolder:
                 self._execution_id,
                 max_listed,
             )
-            for key, look in zip(files, looks, strict=True):
-                if self._look(key) != look:
+            for key, state in zip(files, states, strict=True):
+                if self._state(key) != state:
                     raise StageFailed(
-                        Stage.PACKAGE, f"{key} was written to after the workflow had ended"
+                        Stage.PACKAGE, f"{key} was modified after the workflow had ended"
                     )
             self._work.check_fence(self._fence)
             self._result.parent.mkdir(parents=True, exist_ok=True)
-            # What an earlier run delivered just before its Conductor died.
+            # An earlier run may have been delivered just before its Conductor died.
             remove_tree(self._result)
             self.path.rename(self._result)
         except FileNotFoundError:
-            self._work.check_fence(self._fence)  # says so if the execution has been removed
+            self._work.check_fence(self._fence)  # raises if the execution was removed
             raise
         try:
             self._work.check_fence(self._fence)
         except StageFailed:
-            # Removed in the meantime: nobody would look for this any more.
+            # The execution was removed meanwhile; nothing else would remove its result.
             remove_tree(self._result)
             raise
         return DeliveredFiles(listing, warnings)
 
     @property
     def is_empty(self) -> bool:
-        """Say whether nothing but the output itself is there."""
+        """Whether the folder contains nothing but the output itself."""
         return all(path.name in (ZARR, NETCDF) for path in self.path.iterdir())
 
     def remove(self) -> None:
         """Remove the folder, unless it has become the result."""
         remove_tree(self.path)
 
-    def _look(self, key: str) -> tuple[int, int] | None:
-        """Take a look at a file: one that is changed while it is described has no checksum."""
+    def _state(self, key: str) -> tuple[int, int] | None:
+        """Return size and modification time of a file, by which changes are detected."""
         try:
             found = (self.path / key).stat()
         except FileNotFoundError:
@@ -143,15 +144,15 @@ class RunFolder:
 
 
 def _is_minor(key: str) -> bool:
-    """Say whether a file need not be listed among very many: deep ones, but Zarr's metadata."""
+    """Return whether a long list may omit a file: one in a subfolder, except Zarr's metadata."""
     return "/" in key and not (key.startswith(f"{ZARR}/") and key.endswith("/zarr.json"))
 
 
 def _files_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Find what can be delivered, in order of names; says what cannot."""
+    """Return the files that can be delivered, ordered by name, and warnings about all others."""
     root = folder.resolve()
     found: list[str] = []
-    left: list[str] = []
+    warnings: list[str] = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
         # Links to folders are listed as folders, but not entered.
@@ -159,17 +160,17 @@ def _files_below(folder: Path) -> tuple[list[str], list[str]]:
         for name in sorted([*names, *links]):
             path = Path(parent, name)
             key = path.relative_to(folder).as_posix()
-            reason = _why_not(path, key, root)
+            reason = _why_undeliverable(path, key, root)
             if reason is None:
                 found.append(key)
             else:
                 readable = os.fsencode(key).decode(errors="replace")
-                left.append(f"{_UNUSABLE.sub('?', readable)}: {reason}")
-    return found, left
+                warnings.append(f"{_UNUSABLE.sub('?', readable)}: {reason}")
+    return found, warnings
 
 
-def _why_not(path: Path, key: str, root: Path) -> str | None:
-    """Say why a file cannot be delivered; None if it can."""
+def _why_undeliverable(path: Path, key: str, root: Path) -> str | None:
+    """Return why a file cannot be delivered; None if it can."""
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -177,13 +178,13 @@ def _why_not(path: Path, key: str, root: Path) -> str | None:
     if _UNUSABLE.search(key):
         return "its name has control characters or a backslash"
     if path.is_symlink():
-        target = Path(os.path.realpath(path))  # `resolve` raises if it leads to itself
+        target = Path(os.path.realpath(path))  # `resolve` raises if it is a loop
         if not target.is_relative_to(root):
             return "a link that leads out of the results"
         if os.path.isabs(os.readlink(path)):
-            return "a link by an absolute path, which does not move along with the results"
+            return "an absolute link, which would break when the results are moved"
     try:
         mode = path.stat().st_mode
     except OSError:
-        return "a link to nothing"
-    return None if stat.S_ISREG(mode) else "no regular file"
+        return "a broken link"
+    return None if stat.S_ISREG(mode) else "not a regular file"

@@ -1,7 +1,7 @@
-"""Writing behind a model's back: threads that write what its loop hands over.
+"""Threads that write arrays behind a model's loop, with bounded memory.
 
-The loop goes on while fewer than a bounded number of bytes are unwritten; then it waits. So a
-slow disk costs memory first and time only then, and memory does not grow without end.
+The loop continues while the unwritten bytes fit into a window, and waits otherwise. A slow disk
+thus costs memory first and time only after that.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ STOP_INTERVAL_S = 0.1
 
 
 class WriteBehind:
-    """Threads with a window of bytes in front of them.
+    """Threads that write, and a window of unwritten bytes.
 
     Parameters
     ----------
     threads : int
-        How many write at once.
+        Number of threads.
     window_bytes : int
-        Bytes that may be handed over but unwritten. One array may be larger: it waits until
-        it is alone.
+        Bytes that may be unwritten. A larger array waits until nothing else is unwritten.
     check : callable
-        Called while somebody waits; raises if the work shall stop.
+        Called while a caller waits; raises if the work must stop.
     waiting : callable
-        Gives a context for the time that somebody waits.
+        Returns a context for the time in which a caller waits.
     """
 
     def __init__(
@@ -73,25 +72,25 @@ class WriteBehind:
         fill: Callable[[NDArray[Any]], object],
         write: Callable[[NDArray[Any]], object],
     ) -> None:
-        """Hand over an array; a copy is written, so that the caller may overwrite it.
+        """Queue an array for writing; it is copied, so the caller may overwrite it.
 
         Parameters
         ----------
         key : str
-            What is written: the same key is written in the order in which it was handed over.
+            Arrays with the same key are written in the order in which they were queued.
         shape : tuple of int
         dtype : dtype
         fill : callable
-            Copies the values into the array that it is given, here and now.
+            Copies the values into its argument; called at once, in this thread.
         write : callable
-            Writes that array, in a thread; it is reused after that.
+            Writes that array, in another thread; its memory is reused afterwards.
 
         Raises
         ------
         Exception
-            What an earlier write failed with, or what `check` raises.
+            The error of an earlier write, or what `check` raises.
         RuntimeError
-            If it is closed.
+            If the writer is closed.
         """
         memory = self._take(math.prod(shape) * np.dtype(dtype).itemsize)
         try:
@@ -103,12 +102,12 @@ class WriteBehind:
         self._queues[crc32(key.encode()) % len(self._queues)].put((lambda: write(copy), memory))
 
     def flush(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises
         ------
         Exception
-            What a write failed with, or what `check` raises.
+            The error of a write, or what `check` raises.
         """
         with self._changed:
             while self._pending:
@@ -116,7 +115,7 @@ class WriteBehind:
             self._raise_failure()
 
     def close(self) -> None:
-        """End the threads; what is unwritten is dropped. For the end, good or bad."""
+        """End the threads; unwritten arrays are dropped."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
@@ -124,29 +123,29 @@ class WriteBehind:
             queue.put(None)
         for thread in self._threads:
             thread.join()
-        # What is left of a run may be referred to for long.
+        # Released now, since the instance may keep a reference to a run for long.
         self._spare.clear()
         self._spare_bytes = 0
 
     def _take(self, size: int) -> NDArray[np.uint8]:
-        """Wait for room in the window; gives memory of that size."""
+        """Wait for room in the window and return memory of that size."""
         with self._changed:
             while self._pending and self._pending_bytes + size > self._window:
                 self._wait()
             self._raise_failure()
             if self._abandoned:
-                raise RuntimeError("nothing is written any more: the output is closed")
+                raise RuntimeError("the output is closed")
             self._pending += 1
             self._pending_bytes += size
             if spare := self._spare.get(size):
-                # Kept from write to write: fresh memory costs a page fault for every 4 KiB.
+                # Reused, since new memory costs a page fault for every 4 KiB.
                 self._spare_bytes -= size
                 return spare.pop()
             self._make_room()
         return np.empty(size, np.uint8)
 
     def _make_room(self) -> None:
-        """Let go of what is kept beyond the window."""
+        """Release spare memory beyond the window."""
         for kept in self._spare.values():
             while kept and self._pending_bytes + self._spare_bytes > self._window:
                 self._spare_bytes -= kept.pop().nbytes

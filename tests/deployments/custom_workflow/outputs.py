@@ -1,4 +1,4 @@
-"""What every output must do, and the calls by which it is compared with Earth2Studio's own."""
+"""The contract of all outputs, and the calls that compare them with Earth2Studio's backends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workflows.base import OutputFormat
 
 Coordinates = Mapping[str, NDArray[Any]]
 Give = Callable[[Any], Any]
-"""Turns a tensor into what a class hands over."""
+"""Converts a tensor into what a class passes."""
 Calls = Callable[[Any, Give], None]
 NewOutput = Callable[..., Output]
 
@@ -37,7 +37,7 @@ VARIABLES = np.array(["t2m", "z500"])
 
 
 class LateWriter:
-    """Stands in for `WriteBehind`: writes nothing at all before it must."""
+    """Stands in for `WriteBehind`: writes nothing before it is flushed."""
 
     def __init__(self) -> None:
         self.pending: list[Callable[[], object]] = []
@@ -80,7 +80,7 @@ def new_output(
 
 
 def new_backend(path: Path, output_format: OutputFormat) -> Any:
-    """Give the backend of Earth2Studio's that an output stands in for."""
+    """Return the backend of Earth2Studio that an output replaces."""
     from earth2studio.io import NetCDF4Backend, ZarrBackend
 
     if output_format == "zarr":
@@ -89,7 +89,7 @@ def new_backend(path: Path, output_format: OutputFormat) -> Any:
 
 
 def dataset(path: Path) -> xr.Dataset:
-    """Read all that a closed output holds."""
+    """Return the content of a closed output."""
     if path.is_dir():
         consolidated = '"consolidated_metadata"' in (path / "zarr.json").read_text()
         opened = xr.open_zarr(path, consolidated=consolidated)
@@ -104,7 +104,7 @@ def described(opened: xr.Dataset) -> dict[Any, tuple[Any, Any]]:
 
 
 def tensor(coords: Coordinates, seed: int = 0) -> Any:
-    """Give values, different for each seed, that every floating-point type holds exactly."""
+    """Return values that depend on the seed and are exact in every floating-point type."""
     import torch
     from earth2studio.utils.coords import convert_multidim_to_singledim
 
@@ -114,14 +114,14 @@ def tensor(coords: Coordinates, seed: int = 0) -> Any:
 
 
 def at(coords: Coordinates, **indices: Any) -> dict[str, NDArray[Any]]:
-    """Give a part of coordinates, by positions."""
+    """Return a part of coordinates, by positions."""
     return {
         dim: values[indices[dim]] if dim in indices else values for dim, values in coords.items()
     }
 
 
-def set_up_as_the_peer(io: Any) -> None:
-    """Do what `FoundryFCN3Workflow.setup_io` does."""
+def set_up_like_earth2studio(io: Any) -> None:
+    """Do what `FoundryFCN3Workflow.setup_io` of Earth2Studio does."""
     import torch
     import zarr
     from cftime import date2num
@@ -180,7 +180,7 @@ def steps_that_do_not_adjoin(io: Any, give: Give) -> None:
 
 
 def member_by_member(io: Any, give: Give) -> None:
-    """As the peer's ensemble workflows do: the last member first, each value twice."""
+    """As Earth2Studio's ensemble workflows do: the last member first, each value twice."""
     io.add_array(ENSEMBLE, VARIABLES)
     for seed, (member, step) in enumerate([(m, s) for m in (1, 0) for s in (2, 0, 1)] * 2):
         part = at(ENSEMBLE, ensemble=[member], time=[step])
@@ -231,7 +231,7 @@ def with_seeds(io: Any, give: Give) -> None:
     import torch
 
     io.add_array(ENSEMBLE, "t2m")
-    io.add_array(at(ENSEMBLE, ensemble=[0, 1]), "t2m")  # is there already
+    io.add_array(at(ENSEMBLE, ensemble=[0, 1]), "t2m")  # exists already
     io.write(give(tensor(ENSEMBLE)), ENSEMBLE, "t2m")
     io.add_array({"ensemble": np.arange(2)}, "seed", data=torch.tensor([7, 2**32 - 1]))
 
@@ -277,26 +277,26 @@ CALLS: list[Calls] = [
 
 
 def _scattered(values: Any) -> Any:
-    """Give a tensor that shares its memory with others, item by item."""
+    """Return a tensor whose memory is interleaved with another's."""
     import torch
 
     return torch.stack([values, values + 1], dim=-1)[..., 0]
 
 
-def _as_it_is(values: Any) -> Any:
+def _unchanged(values: Any) -> Any:
     return values
 
 
 GIVEN: dict[str, tuple[Give, Give]] = {
-    "torch": (_as_it_is, _as_it_is),
+    "torch": (_unchanged, _unchanged),
     "scattered": (_scattered, _scattered),
     "float64": (lambda values: values.double(), lambda values: values.double()),
-    # Earth2Studio's own backends do not take these.
-    "numpy": (lambda values: values.numpy(), _as_it_is),
-    "of a graph": (lambda values: values.clone().requires_grad_() * 1, _as_it_is),
-    "bfloat16": (lambda values: values.bfloat16(), _as_it_is),
+    # Earth2Studio's own backends do not accept these.
+    "numpy": (lambda values: values.numpy(), _unchanged),
+    "of a graph": (lambda values: values.clone().requires_grad_() * 1, _unchanged),
+    "bfloat16": (lambda values: values.bfloat16(), _unchanged),
 }
-"""What classes give to ours and to Earth2Studio's."""
+"""What classes pass to ours and to Earth2Studio's."""
 
 
 LOOKS: list[Callable[[Output], Any]] = [
@@ -306,7 +306,7 @@ LOOKS: list[Callable[[Output], Any]] = [
     lambda io: np.asarray(io["t2m"]),
     lambda io: io.read(FORECAST, "t2m")[0],
 ]
-"""How a class looks at what is in the output."""
+"""How a class reads the output."""
 
 
 def member_by_member_after_set_up(io: Any) -> None:
@@ -318,19 +318,19 @@ def member_by_member_after_set_up(io: Any) -> None:
 
 
 def curved(lat: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Give coordinates of two dimensions each, as Earth2Studio has them for curved grids."""
+    """Return coordinates of two dimensions each, as Earth2Studio has them for curved grids."""
     north, east = np.meshgrid(lat, LON, indexing="ij")
     return {"lat": north + east / 100, "lon": east}
 
 
 def close(backend: Any) -> None:
-    """Close one of Earth2Studio's, if its kind can be closed."""
+    """Close a backend of Earth2Studio, if it can be closed."""
     if hasattr(backend, "close"):
         backend.close()
 
 
 def held_open(folder: Path) -> list[os.stat_result]:
-    """Find files below a folder that this process has open, removed ones included."""
+    """Return files below a folder that this process has open, including removed ones."""
     found = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -340,13 +340,13 @@ def held_open(folder: Path) -> list[os.stat_result]:
 
 
 class OutputContract:
-    """What holds for every format; a subclass names its own."""
+    """Behaviour in every format; subclasses set the format."""
 
     output_format: OutputFormat
 
     @pytest.fixture
     def new(self, tmp_path: Path) -> Iterator[NewOutput]:
-        """Give a function that makes outputs; at the end they are discarded."""
+        """A function that creates outputs, which are discarded at the end."""
         made: list[Output] = []
 
         def new(*args: Any, **options: Any) -> Output:
@@ -361,14 +361,14 @@ class OutputContract:
 
     @pytest.fixture
     def io(self, new: NewOutput) -> Output:
-        """An output that writes as late as it may."""
+        """An output that writes as late as possible."""
         return new()
 
-    # The same as Earth2Studio's.
+    # Comparison with Earth2Studio's backends.
 
     @pytest.mark.parametrize("given", GIVEN)
     @pytest.mark.parametrize("calls", CALLS)
-    def test_it_holds_what_earth2studios_own_holds(
+    def test_its_content_is_that_of_earth2studios_backend(
         self, calls: Calls, given: str, new: NewOutput, tmp_path: Path
     ) -> None:
         give, give_theirs = GIVEN[given]
@@ -386,17 +386,17 @@ class OutputContract:
         xr.testing.assert_equal(got, expected)
         assert described(got) == described(expected)
 
-    def test_it_passes_for_earth2studios_own(self, io: Output) -> None:
+    def test_it_is_an_instance_of_earth2studios_backend(self, io: Output) -> None:
         from earth2studio.io import IOBackend, NetCDF4Backend, ZarrBackend
 
         assert isinstance(io, IOBackend)
         assert isinstance(io, ZarrBackend) == (self.output_format == "zarr")
         assert isinstance(io, NetCDF4Backend) == (self.output_format == "netcdf4")
-        # The peer hands over a wrapper, and its classes look into that.
+        # Earth2Studio's server passes a wrapper, which classes unwrap.
         assert io.io is io
 
-    def test_values_go_where_their_coordinates_say(self, io: Output) -> None:
-        """Unlike Earth2Studio's, which sorts the coordinates but not the values with them."""
+    def test_values_are_written_at_their_coordinates(self, io: Output) -> None:
+        """Unlike Earth2Studio's backends, which sort the coordinates but not the values."""
         io.add_array(FORECAST, "t2m")
         part = at(FORECAST, lead_time=[2, 0], lat=[4, 2, 3, 1, 0], lon=[5, 1])
         io.write(tensor(part), part, "t2m")
@@ -423,7 +423,7 @@ class OutputContract:
             (TIME - np.arange(3) * np.timedelta64(250, "ms"), LEAD_TIME),
         ],
     )
-    def test_times_are_read_as_they_were_given(
+    def test_times_survive_storage(
         self, io: Output, time: NDArray[Any], lead_time: NDArray[Any], tmp_path: Path
     ) -> None:
         coords = {"time": time, "lead_time": lead_time}
@@ -435,23 +435,23 @@ class OutputContract:
 
         unit, _ = np.datetime_data(lead_time.dtype)
         if self.output_format == "netcdf4" and unit in ("ns", "ms"):
-            # Of these, Earth2Studio knows no name.
+            # Earth2Studio does not support these units.
             return
         theirs = new_backend(tmp_path / "theirs", self.output_format)
         theirs.add_array(coords, "t2m")
         close(theirs)
         expected = dataset(tmp_path / "theirs")
         np.testing.assert_array_equal(got.lead_time, expected.lead_time)
-        # In hours since the year 1, as a number of 64 bits, Earth2Studio's lose microseconds.
+        # Earth2Studio's hours since the year 1, as float64, lose microseconds.
         assert abs(got.time.values - expected.time.values).max() < np.timedelta64(10, "us")
 
-    # What is seen at once.
+    # Reading while writing.
 
     @pytest.mark.parametrize(
         "look",
         LOOKS,
     )
-    def test_what_was_written_a_moment_ago_is_seen(
+    def test_written_values_are_read_at_once(
         self, io: Output, look: Callable[[Output], Any]
     ) -> None:
         io.add_array(FORECAST, "t2m")
@@ -459,7 +459,7 @@ class OutputContract:
         np.testing.assert_array_equal(look(io), tensor(FORECAST))
 
     @pytest.mark.parametrize("look", LOOKS)
-    def test_what_was_not_written_is_seen_as_nan(
+    def test_unwritten_values_are_read_as_nan(
         self, io: Output, look: Callable[[Output], Any]
     ) -> None:
         io.add_array(FORECAST, "t2m")
@@ -472,7 +472,7 @@ class OutputContract:
         io.finish()
         np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
-    def test_a_held_array_shows_what_is_written_later(self, io: Output) -> None:
+    def test_an_array_object_shows_later_writes(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
         held = io["t2m"]
         for seed in (1, 2):
@@ -529,7 +529,7 @@ class OutputContract:
             np.testing.assert_array_equal(attributes["given"], kept)
         assert "given" not in got.z500.attrs
 
-    def test_attributes_are_kept_by_whatever_reference_they_are_set(self, io: Output) -> None:
+    def test_attributes_set_through_any_reference_are_kept(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
         first, second = io.root["t2m"], io["t2m"]
         first.units = "K"
@@ -554,8 +554,8 @@ class OutputContract:
         assert got.attrs == {"title": "a forecast", "history": "made"}
         np.testing.assert_array_equal(got.t2m, tensor(FORECAST))
 
-    def test_the_peers_foundry_workflow_finds_what_it_needs(self, io: Output) -> None:
-        set_up_as_the_peer(io)
+    def test_earth2studios_foundry_workflow_can_write(self, io: Output) -> None:
+        set_up_like_earth2studio(io)
         member_by_member_after_set_up(io)
         io.flush()
         assert io.coverage.missing() == []
@@ -579,9 +579,9 @@ class OutputContract:
         np.testing.assert_array_equal(got.t2m, tensor(ENSEMBLE, 1))
         np.testing.assert_array_equal(got.z500, tensor(ENSEMBLE, 2))
 
-    # What is missing.
+    # Unwritten values.
 
-    def test_what_was_not_written_is_nan(self, io: Output) -> None:
+    def test_unwritten_values_are_nan(self, io: Output) -> None:
         io.add_array(FORECAST, VARIABLES)
         io.add_array({}, "crs")
         step = at(FORECAST, lead_time=[1])
@@ -605,7 +605,7 @@ class OutputContract:
         io.finish()
         np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
-    def test_the_rest_is_nan_when_a_class_writes_by_hand(self, io: Output) -> None:
+    def test_the_rest_is_nan_when_a_class_writes_past_the_backend(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
         first, last = at(FORECAST, lead_time=[0]), at(FORECAST, lead_time=[2], lat=[4])
         expected = np.full((1, 3, 5, 8), np.nan)
@@ -622,7 +622,7 @@ class OutputContract:
         io.finish()
         np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
-    def test_it_says_what_is_missing(self, io: Output) -> None:
+    def test_missing_parts_are_named(self, io: Output) -> None:
         io.add_array({}, "crs")
         io.add_array(FORECAST, VARIABLES)
         assert io.coverage.missing() == [
@@ -638,7 +638,7 @@ class OutputContract:
         io.root["z500"][0, 0] = 5.0
         assert io.coverage.missing() == []
 
-    def test_it_tells_how_far_it_is(self, io: Output) -> None:
+    def test_progress_counts_chunks_of_the_first_array(self, io: Output) -> None:
         assert io.coverage.progress == (0, 0)
         io.add_array({}, "crs")
         assert io.coverage.progress == (0, 0)
@@ -656,7 +656,7 @@ class OutputContract:
         io.write(tensor(part), part, "t2m")
         assert io.coverage.progress == (3, 6)
 
-    def test_a_map_without_values_is_written_like_any_other(self, io: Output) -> None:
+    def test_a_chunk_of_nan_counts_as_written(self, io: Output) -> None:
         import torch
 
         io.add_array(FORECAST, VARIABLES)
@@ -675,7 +675,7 @@ class OutputContract:
         io.finish()
         assert np.isnan(dataset(io.path).t2m).all()
 
-    def test_a_map_with_a_single_value_has_values(self, io: Output) -> None:
+    def test_a_chunk_with_a_single_value_has_values(self, io: Output) -> None:
         import torch
 
         io.add_array(MAP, "t2m")
@@ -686,7 +686,7 @@ class OutputContract:
         assert io.coverage.without_values() == []
         assert io.coverage.has_values
 
-    def test_a_part_without_values_does_not_take_those_of_the_rest(self, io: Output) -> None:
+    def test_writing_nan_to_a_part_keeps_other_values(self, io: Output) -> None:
         import torch
 
         io.add_array(FORECAST, VARIABLES)
@@ -697,7 +697,7 @@ class OutputContract:
         io.write(tensor(band), band, "z500")
         assert io.coverage.without_values() == []
 
-    def test_a_part_without_values_is_one(self, io: Output) -> None:
+    def test_a_part_of_nan_has_no_values(self, io: Output) -> None:
         import torch
 
         io.add_array(FORECAST, "t2m")
@@ -706,7 +706,7 @@ class OutputContract:
         assert io.coverage.without_values() == ["t2m"]
         assert not io.coverage.has_values
 
-    def test_what_a_class_writes_by_hand_may_be_values(self, io: Output) -> None:
+    def test_writes_past_the_backend_may_be_values(self, io: Output) -> None:
         import torch
 
         io.add_array(FORECAST, "t2m")
@@ -715,7 +715,7 @@ class OutputContract:
         assert io.coverage.without_values() == []
         assert io.coverage.has_values
 
-    def test_data_count_as_written(self, io: Output) -> None:
+    def test_initial_data_count_as_written(self, io: Output) -> None:
         import torch
 
         io.add_array(MAP, ["a", "b"], data=[tensor(MAP), torch.full((5, 8), torch.nan)])
@@ -723,9 +723,9 @@ class OutputContract:
         assert io.coverage.progress == (1, 1)
         assert io.coverage.without_values() == ["b"]
 
-    # What is refused.
+    # Refusals.
 
-    def test_more_than_the_server_takes_is_refused(self, new: NewOutput) -> None:
+    def test_more_than_the_server_accepts_is_refused(self, new: NewOutput) -> None:
         coordinates = sum(values.nbytes for values in FORECAST.values())
         io = new(max_bytes=coordinates + 2 * 3 * 5 * 8 * 4)
         io.add_array(FORECAST, VARIABLES)
@@ -737,7 +737,7 @@ class OutputContract:
             OutputTooLarge, match=r"with level, shape \(13,\), the result would take"
         ):
             io.add_array({"level": np.arange(13)}, "even more")
-        # What is there already is not counted twice.
+        # Existing arrays are not counted twice.
         io.add_array(FORECAST, VARIABLES)
 
     def test_more_than_the_disk_holds_is_refused(self, new: NewOutput) -> None:
@@ -796,7 +796,7 @@ class OutputContract:
             ),
         ],
     )
-    def test_what_does_not_fit_is_refused(
+    def test_mismatched_arguments_are_refused(
         self, io: Output, calls: Callable[[Output], None], message: str
     ) -> None:
         io.add_array(FORECAST, "t2m")
@@ -812,7 +812,7 @@ class OutputContract:
             io.write(tensor(part), part, "t2m")
 
     def test_a_dimension_without_length_has_no_values(self, io: Output) -> None:
-        """As Earth2Studio's models give it for a batch."""
+        """Earth2Studio's models have such a batch dimension."""
         io.add_array({"batch": np.empty(0), **MAP}, "t2m")
         coords = {"batch": np.zeros(1), **MAP}
         with pytest.raises(ValueError, match="batch has no value 0.0"):
@@ -820,7 +820,7 @@ class OutputContract:
         io.finish()
         assert dataset(io.path).t2m.shape == (0, 5, 8)
 
-    def test_a_class_is_stopped_by_whatever_it_calls(self, new: NewOutput) -> None:
+    def test_every_call_can_stop_the_class(self, new: NewOutput) -> None:
         def check() -> None:
             if stopped:
                 raise InterruptedError("cancelled")
@@ -837,14 +837,14 @@ class OutputContract:
         io.flush()
         assert io.coverage.progress == (0, 3)
 
-    # The end.
+    # Finishing and discarding.
 
-    def test_an_output_with_nothing_leaves_nothing(self, io: Output) -> None:
+    def test_an_empty_output_leaves_no_files(self, io: Output) -> None:
         assert io.finish() == {}
         assert list(io.path.parent.iterdir()) == []
 
     @pytest.mark.parametrize("finished", [False, True])
-    def test_discarding_leaves_nothing(self, io: Output, finished: bool) -> None:
+    def test_discarding_leaves_no_files(self, io: Output, finished: bool) -> None:
         io.add_array(FORECAST, "t2m")
         io.write(tensor(FORECAST), FORECAST, "t2m")
         if finished:

@@ -1,4 +1,4 @@
-"""What a class writes as NetCDF4: as Earth2Studio's NetCDF4Backend would, one call at a time."""
+"""NetCDF4 output: the contract of all outputs, units of times, and HDF5's lock."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_chunks_are_maps_and_fill_is_nan(io: Output) -> None:
         ),
     ],
 )
-def test_times_are_numbers_in_units_of_cf(
+def test_times_are_numbers_with_cf_units(
     io: Output, time: Any, lead_time: Any, units: tuple[str, str]
 ) -> None:
     io.add_array({"time": time, "lead_time": lead_time}, "t2m")
@@ -92,11 +92,11 @@ def test_times_are_numbers_in_units_of_cf(
     with netCDF4.Dataset(io.path) as file:
         assert (file["time"].units, file["lead_time"].units) == units
         assert file["time"].calendar == "proleptic_gregorian"
-        # A class that gives the times other units may need fractions.
+        # A class may change the units, which may require fractions.
         assert file["time"].dtype == np.float64
 
 
-def test_a_class_may_close_it(io: Output) -> None:
+def test_a_class_may_close_the_output(io: Output) -> None:
     io.add_array(FORECAST, VARIABLES)
     step = at(FORECAST, lead_time=[1])
     io.write(tensor(step), step, "t2m")
@@ -112,7 +112,7 @@ def test_a_class_may_close_it(io: Output) -> None:
         io.add_array(FORECAST, "late")
 
 
-def test_what_a_class_gets_is_what_netcdf4_gives(io: Output) -> None:
+def test_root_and_variables_are_those_of_netcdf4(io: Output) -> None:
     io.add_array(FORECAST, "t2m")
     io.write(tensor(FORECAST), FORECAST, "t2m")
     root, variable = io.root, io.root["t2m"]
@@ -143,7 +143,7 @@ def test_what_a_class_gets_is_what_netcdf4_gives(io: Output) -> None:
     assert got.t2m.attrs == {"units": "K"}
 
 
-def test_a_variable_of_the_classs_own_is_filled_as_netcdf4_does(io: Output) -> None:
+def test_a_variable_created_by_the_class_has_netcdf4s_fill_values(io: Output) -> None:
     io.add_array(MAP, "t2m")
     own = io.root.createVariable("own", "f4", ("lat", "lon"))
     own[1] = 5.0
@@ -163,7 +163,7 @@ def test_options_are_passed_on_to_netcdf4(tmp_path: Path, options: dict[str, Any
     np.testing.assert_array_equal(dataset(io.path).t2m, tensor(FORECAST))
 
 
-def test_an_array_with_nothing_but_data_of_whole_numbers(io: Output) -> None:
+def test_an_array_of_integers(io: Output) -> None:
     import torch
 
     io.add_array({"lat": LAT}, "numbers", data=torch.arange(5))
@@ -197,14 +197,14 @@ def test_the_backend_waits_while_xarray_uses_hdf5(
         using.result(60)
 
 
-@pytest.mark.parametrize("options", [{}, {"zlib": True}], ids=["by us", "by HDF5"])
-def test_a_full_disk_gets_its_space_back(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"zlib": True}], ids=["plain", "compressed"])
+def test_discarding_frees_a_full_disk(tmp_path: Path, options: dict[str, Any]) -> None:
     io = new_output(tmp_path, "netcdf4")
     large = {"lat": np.arange(640), "lon": np.arange(640)}
     io.add_array(large, "t2m", **options)
     io.write(tensor(large), large, "t2m")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # HDF5 meets the same wall as on a full disk: not even its close succeeds.
+    # This limit acts like a full disk: HDF5 cannot even close the file.
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, unlimited[1]))
     try:
         with pytest.raises((OSError, RuntimeError), match="File too large|HDF error"):
@@ -217,7 +217,7 @@ def test_a_full_disk_gets_its_space_back(tmp_path: Path, options: dict[str, Any]
 
 
 def test_a_thread_may_read_another_file_through_xarray(tmp_path: Path) -> None:
-    # In a process of its own, which may crash.
+    # In a separate process, which may crash.
     code = f"import pathlib; from {__name__} import *; read_and_write(pathlib.{tmp_path!r})"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
@@ -227,7 +227,7 @@ def test_a_thread_may_read_another_file_through_xarray(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_class_may_open_files_between_its_steps(tmp_path: Path) -> None:
-    # xarray opens without a lock: a thread of ours in HDF5 at that moment would end the process.
+    # xarray opens files without a lock: a thread of ours inside HDF5 would crash the process.
     code = f"import pathlib; from {__name__} import *; open_between_steps(pathlib.{tmp_path!r})"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
@@ -236,7 +236,7 @@ def test_a_class_may_open_files_between_its_steps(tmp_path: Path) -> None:
 
 
 def open_between_steps(folder: Path) -> None:
-    """Write maps of many arrays, and open another file after each step."""
+    """Write many arrays, and open another file after each step."""
     other = folder / "other.nc"
     field = (("t", "y", "x"), np.ones((2, 60, 80), np.float32), {"units": "K"})
     xr.Dataset({name: field for name in NAMES[:5]}).to_netcdf(other)
@@ -257,7 +257,7 @@ def open_between_steps(folder: Path) -> None:
 
 
 def read_and_write(folder: Path) -> None:
-    """Read one file in a thread while another is written; only the reading itself is guarded."""
+    """Read one file through xarray in a thread while another is written."""
     with reading(another_file(folder)) as read:
         path, written = write_steps(folder, seconds=1.5)
     assert read
@@ -279,7 +279,7 @@ def another_file(folder: Path) -> Path:
 
 @contextmanager
 def reading(path: Path) -> Iterator[list[str]]:
-    """Read a file in a thread; tells what was read."""
+    """Read a file in a thread; yield the names of what was read."""
 
     def read() -> None:
         while not stop.is_set():
@@ -303,7 +303,7 @@ def reading(path: Path) -> Iterator[list[str]]:
 
 
 def write_steps(folder: Path, seconds: float) -> tuple[Path, dict[int, Any]]:
-    """Write for some time, step by step and again; gives what was written last of each."""
+    """Write all steps repeatedly for some time; return the path and the last values of each."""
     hours = np.arange(20)
     coords = {"lead_time": hours * np.timedelta64(1, "h"), **MAP, "lon": np.arange(4000.0)}
     io = new_output(folder, "netcdf4")

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder becomes the result: whole, once, and nothing from elsewhere."""
+"""The folder of a run becomes the result: complete, once, and without files from elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Server:
         return [path for path in (self.root / "results").rglob("*") if ID in path.name]
 
     def verify(self) -> list[str]:
-        """Have sha256sum check the result; gives the names of what it found right."""
+        """Return the names of the files that sha256sum finds intact."""
         check = subprocess.run(
             ["sha256sum", "--strict", "-c", CHECKSUMS], cwd=self.result, capture_output=True
         )
@@ -97,7 +97,7 @@ def test_everything_in_the_folder_is_delivered_with_size_and_checksum(server: Se
     assert sorted(server.verify()) == sorted(FILES)
 
 
-def test_what_is_known_of_a_file_is_not_read_again(server: Server) -> None:
+def test_files_with_known_checksums_are_not_read_again(server: Server) -> None:
     folder = server.run(FILES)
     chunk = "results.zarr/t2m/c.0.0"
     known = {folder.path / chunk: StoredObject("another key", 5, "f" * 64)}
@@ -118,7 +118,7 @@ def test_what_is_known_of_a_file_is_not_read_again(server: Server) -> None:
         ({"results.csv": b"a"}, False),
     ],
 )
-def test_a_folder_with_the_output_alone_is_empty(
+def test_a_folder_with_only_the_output_is_empty(
     server: Server, files: dict[str, bytes], is_empty: bool
 ) -> None:
     assert server.run(files).is_empty == is_empty
@@ -132,11 +132,11 @@ STRANGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a link to a file elsewhere": ("x", link("../../../../secret"), "leads out"),
     "a link to a folder elsewhere": ("x", link("../../../../folder"), "leads out"),
     "an absolute link elsewhere": ("x", link("/etc/hostname"), "leads out"),
-    "a link to nothing": ("x", link("nothing"), "a link to nothing"),
-    "a link to itself": ("x", link("x"), "a link to nothing"),
-    "a link to nothing elsewhere": ("x", link("../../../../nothing"), "leads out"),
-    "a link to a folder": ("x", link("tracks"), "no regular file"),
-    "a FIFO": ("x", lambda path: os.mkfifo(path), "no regular file"),
+    "a broken link": ("x", link("nothing"), "a broken link"),
+    "a link to itself": ("x", link("x"), "a broken link"),
+    "a broken link elsewhere": ("x", link("../../../../nothing"), "leads out"),
+    "a link to a folder": ("x", link("tracks"), "not a regular file"),
+    "a FIFO": ("x", lambda path: os.mkfifo(path), "not a regular file"),
     "a line break": ("a\nb", Path.touch, "a?b: its name has control characters"),
     "a backslash": ("a\\b", Path.touch, "its name has control characters or a backslash"),
     "no UTF-8": (os.fsdecode(b"a\xff"), Path.touch, "a\ufffd: its name is not UTF-8"),
@@ -149,7 +149,7 @@ STRANGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", STRANGE)
-def test_what_cannot_be_delivered_is_left_out_and_told(server: Server, case: str) -> None:
+def test_undeliverable_files_are_omitted_with_a_warning(server: Server, case: str) -> None:
     (server.root / "secret").write_bytes(b"secret")
     (server.root / "folder").mkdir()
     (server.root / "folder" / "secret").write_bytes(b"secret")
@@ -165,7 +165,7 @@ def test_what_cannot_be_delivered_is_left_out_and_told(server: Server, case: str
     assert server.verify() == ["tracks/a.csv"]
 
 
-def test_the_folder_of_results_may_be_a_link_itself(tmp_path: Path) -> None:
+def test_the_results_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "disk")
     server = Server(tmp_path / "data")
@@ -175,14 +175,14 @@ def test_the_folder_of_results_may_be_a_link_itself(tmp_path: Path) -> None:
     assert server.delivered().keys() == {"tracks/a.csv", "latest.csv", CHECKSUMS}
 
 
-def test_an_absolute_link_would_break_by_the_move(server: Server) -> None:
+def test_absolute_links_are_not_delivered(server: Server) -> None:
     folder = server.run({"a.csv": b"a"})
     (folder.path / "x").symlink_to(folder.path / "a.csv")
     (warning,) = folder.deliver({}).warnings
-    assert warning.startswith("x: a link by an absolute path")
+    assert warning.startswith("x: an absolute link")
 
 
-def test_a_link_inside_is_delivered_as_the_file_that_it_names(server: Server) -> None:
+def test_a_link_inside_the_folder_is_delivered_as_its_target(server: Server) -> None:
     folder = server.run({"tracks/a.csv": b"abc"})
     (folder.path / "latest.csv").symlink_to("tracks/a.csv")
     described = folder.deliver({})
@@ -196,7 +196,7 @@ def test_a_link_inside_is_delivered_as_the_file_that_it_names(server: Server) ->
 
 def read_fifo(path: Path) -> None:
     os.mkfifo(path)
-    # With a reader, so that whoever opens it for writing does not hang.
+    # With a reader, so that opening it for writing does not block.
     os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
@@ -210,19 +210,19 @@ def read_fifo(path: Path) -> None:
     ],
     ids=["file", "folder", "FIFO", "link"],
 )
-def test_checksums_of_the_users_own_are_refused_whatever_they_are(
+def test_a_users_file_named_like_the_checksums_is_refused(
     server: Server, make: Callable[[Path], object]
 ) -> None:
     (server.root / "secret").write_bytes(b"secret")
     folder = server.run({"a.csv": b"a"})
     make(folder.path / CHECKSUMS)
-    with pytest.raises(StageFailed, match=r"checksums\.sha256 is a file of the server's"):
+    with pytest.raises(StageFailed, match=r"checksums\.sha256 is reserved"):
         folder.deliver({})
     assert not server.result.exists()
     assert (server.root / "secret").read_bytes() == b"secret"
 
 
-def test_checksums_in_a_folder_below_are_the_users(server: Server) -> None:
+def test_a_file_of_that_name_in_a_subfolder_is_delivered(server: Server) -> None:
     server.run({f"tracks/{CHECKSUMS}": b"theirs"}).deliver({})
     assert server.delivered()[f"tracks/{CHECKSUMS}"] == b"theirs"
 
@@ -244,7 +244,7 @@ def test_a_superseded_run_delivers_nothing(server: Server) -> None:
     assert server.delivered()["a.csv"] == b"new"
 
 
-def test_a_run_that_is_superseded_late_does_not_touch_the_result(server: Server) -> None:
+def test_a_run_superseded_late_does_not_change_the_result(server: Server) -> None:
     old = server.run({"a.csv": b"old"}, fence=1)
     server.run({"a.csv": b"new"}, fence=2).deliver({})
     with pytest.raises(StaleConductor):
@@ -273,7 +273,7 @@ def test_removing_a_folder_that_was_delivered_leaves_the_result(server: Server) 
     assert server.delivered().keys() == {*FILES, CHECKSUMS}
 
 
-def test_removing_one_that_was_not_leaves_nothing(server: Server) -> None:
+def test_removing_an_undelivered_folder_leaves_nothing(server: Server) -> None:
     folder = server.run(FILES)
     folder.remove()
     folder.remove()
@@ -291,7 +291,7 @@ def test_the_result_of_a_removed_execution_is_not_delivered(server: Server) -> N
 
 
 class Meanwhile(Mapping[Path, StoredObject]):
-    """Knows nothing, but does something when asked the `at`-th time."""
+    """Contains nothing, but performs an action at the `at`-th lookup."""
 
     def __init__(self, act: Callable[[], object], at: int) -> None:
         self._act = act
@@ -319,7 +319,7 @@ def test_an_execution_may_be_removed_while_its_files_are_described(server: Serve
     assert server.left() == []
 
 
-def test_a_file_that_vanishes_is_not_taken_for_a_removal(server: Server) -> None:
+def test_a_vanished_file_is_not_mistaken_for_a_removed_execution(server: Server) -> None:
     folder = server.run(FILES)
     vanish = Meanwhile((folder.path / "notes.txt").unlink, 1)
     with pytest.raises(FileNotFoundError):
@@ -357,12 +357,12 @@ def test_the_list_of_many_files_is_bounded(
     described = server.run(files).deliver({}, max_listed=10)
     n_files = len(files) + 1
     assert totals(described.listing) == (n_files, listed, n_files > 10)
-    # The checksums name all of them, and are always in the list themselves.
+    # The checksums contain all files and are always listed themselves.
     assert f"{ID}/{CHECKSUMS}" in [file.path for file in described.listing.output_files]
     assert sorted(server.verify()) == sorted(files)
 
 
-def test_of_many_files_the_metadata_of_zarr_and_what_lies_on_top_are_listed(
+def test_long_lists_keep_top_level_files_and_zarr_metadata(
     server: Server,
 ) -> None:
     files = {**FILES, "tracks/zarr.json": b"", **many(0, 100)}
@@ -376,17 +376,17 @@ def test_of_many_files_the_metadata_of_zarr_and_what_lies_on_top_are_listed(
     }
 
 
-def test_a_file_that_changes_while_it_is_described_is_no_result(server: Server) -> None:
+def test_a_file_that_changes_while_it_is_described_fails_the_run(server: Server) -> None:
     folder = server.run({"a.txt": b"a", "results.zarr/t2m/c.0.0": b"chunk", "z.txt": b"z"})
 
     class Meddling(dict[Path, StoredObject]):
-        """Stands for what is known, and writes on when it is asked for the last file."""
+        """Known files that modify a file when the last one is looked up."""
 
         def get(self, path: Path, default: Any = None) -> Any:
             if path.name == "c.0.0":
                 (folder.path / "a.txt").write_bytes(b"and more")
             return None
 
-    with pytest.raises(StageFailed, match="a.txt was written to after the workflow had ended"):
+    with pytest.raises(StageFailed, match="a.txt was modified after the workflow had ended"):
         folder.deliver(Meddling())
     assert not server.result.exists()

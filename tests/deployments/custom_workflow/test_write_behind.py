@@ -1,4 +1,4 @@
-"""Writing behind a loop: bounded, in order, honest about failures, and with an end."""
+"""Writing behind a loop: bounded memory, order, failures and closing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LONG_S = 60.0
 
 
 class Disk:
-    """Writes an array when it is told to, and remembers what it was given.
+    """Writes an array when a test lets it, and records what it wrote.
 
     Parameters
     ----------
     failures : dict of int to exception
-        What writing an array that begins with that number fails with.
+        Errors of writing arrays that begin with these numbers.
     """
 
     def __init__(self, failures: dict[int, Exception] | None = None) -> None:
@@ -38,7 +38,7 @@ class Disk:
         self._closed = True
         self._lock = threading.Lock()
         self.unwritten = 0
-        """Numbers that were handed over but are not written."""
+        """Numbers that are queued but not written."""
         self.most_unwritten = 0
         self.written: list[list[int]] = []
         self.by_key: dict[str, list[int]] = defaultdict(list)
@@ -48,7 +48,7 @@ class Disk:
         self._gate.release(count)
 
     def open(self) -> None:
-        """Let all that waits and all that is to come be written at once."""
+        """Write everything at once from now on."""
         self._closed = False
         self.let(1000)
 
@@ -74,7 +74,7 @@ class Disk:
 
 
 class Checks:
-    """Told whenever somebody waits; raises when it is asked to, or when that lasts forever."""
+    """Called while a caller waits; raises `error` if set, or after a time limit."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -89,7 +89,7 @@ class Checks:
             raise self.error
 
     def wait_for_one(self) -> None:
-        """Return once somebody has been waiting since this was called."""
+        """Return when a caller waits after this call."""
         self._called.clear()
         assert self._called.wait(LONG_S)
 
@@ -114,7 +114,7 @@ def disk() -> Iterator[Disk]:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Give a function that makes what is closed at the end."""
+    """A function that creates writers, which are closed at the end."""
     made: list[WriteBehind] = []
 
     def start(
@@ -130,7 +130,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def pool(start: Start, disk: Disk) -> Iterator[ThreadPoolExecutor]:
-    """A thread in which a model computes; what it waits for is written at the latest at the end."""
+    """A thread in which a model computes; at the end everything is written."""
     with ThreadPoolExecutor(1) as pool:
         yield pool
         disk.open()
@@ -141,19 +141,19 @@ def test_a_model_is_never_more_than_the_window_ahead(
 ) -> None:
     checks = Checks()
     writer = start(1, 3 * ITEM, checks)
-    handed_over: list[int] = []
+    queued: list[int] = []
 
     def compute() -> None:
         for n in range(8):
             disk.put(writer, numbers(n))
-            handed_over.append(n)
+            queued.append(n)
 
     model = pool.submit(compute)
     for n in range(5):
-        until(lambda: len(handed_over) == len(disk.written) + 3)
-        # It waits to hand over the next: it would have noted this one otherwise.
+        until(lambda: len(queued) == len(disk.written) + 3)
+        # The model waits, or it would have recorded the next array.
         checks.wait_for_one()
-        assert len(handed_over) == n + 3
+        assert len(queued) == n + 3
         disk.let(1)
     disk.open()
     model.result(LONG_S)
@@ -211,7 +211,7 @@ def test_the_same_key_is_written_in_order(start: Start, disk: Disk) -> None:
         assert disk.by_key[f"other {n}"] == sorted(disk.by_key[f"other {n}"])
 
 
-def test_what_was_handed_over_may_be_overwritten(start: Start, disk: Disk) -> None:
+def test_queued_arrays_may_be_overwritten(start: Start, disk: Disk) -> None:
     writer = start(1, 1 << 20)
     state = numbers(0, 3)
     for _ in range(4):
@@ -222,13 +222,13 @@ def test_what_was_handed_over_may_be_overwritten(start: Start, disk: Disk) -> No
     assert np.concatenate(disk.written).tolist() == list(range(12))
 
 
-def test_memory_is_used_again(start: Start, disk: Disk) -> None:
+def test_memory_is_reused(start: Start, disk: Disk) -> None:
     writer = start(1, 1 << 20)
     disk.open()
     for n in range(10):
         disk.put(writer, numbers(n, 5))
         writer.flush()
-    # None was given back to the system, where the next one could have come from: they are held.
+    # The references are held, so no memory was freed and allocated again by chance.
     assert len(disk.memory) == 10
     assert all(np.shares_memory(disk.memory[0], each) for each in disk.memory)
 
@@ -250,18 +250,18 @@ def test_memory_does_not_grow_with_the_number_of_sizes(start: Start, disk: Disk)
         disk.memory.clear()
 
     held = sum(array.nbytes for ref in seen.values() if (array := ref()) is not None)
-    # The thread has the last one in its hands, too.
+    # The thread still refers to the last one, too.
     assert held <= 2 * window
 
 
-def test_a_failure_is_told_by_the_next_put(
+def test_the_next_put_raises_a_failure(
     start: Start,
 ) -> None:
     disk = Disk({0: OSError("no space left")})
     disk.open()
     writer = start(1, ITEM)
     disk.put(writer, numbers(0))
-    # There is room for one: by the time that this one may come, the first has been tried.
+    # There is room for one array, so the first write was attempted by now.
     with pytest.raises(OSError, match="no space left"):
         disk.put(writer, numbers(1))
     with pytest.raises(OSError, match="no space left"):
@@ -271,7 +271,7 @@ def test_a_failure_is_told_by_the_next_put(
     assert disk.written == []
 
 
-def test_a_failure_is_told_by_flush_and_ends_the_writing(
+def test_flush_raises_a_failure_and_writing_stops(
     start: Start,
 ) -> None:
     disk = Disk({1: OSError("no space left")})
@@ -286,7 +286,7 @@ def test_a_failure_is_told_by_flush_and_ends_the_writing(
     assert disk.written == [[0]]
 
 
-def test_a_failure_is_told_to_whoever_waits_for_room(
+def test_a_failure_is_raised_in_a_caller_that_waits_for_room(
     start: Start, pool: ThreadPoolExecutor
 ) -> None:
     disk = Disk({0: OSError("no space left")})
@@ -300,7 +300,7 @@ def test_a_failure_is_told_to_whoever_waits_for_room(
         waiting.result(LONG_S)
 
 
-def test_an_array_that_cannot_be_copied_leaves_no_hole(start: Start, disk: Disk) -> None:
+def test_an_array_that_cannot_be_copied_frees_its_room(start: Start, disk: Disk) -> None:
     def fail(_: Numbers) -> None:
         raise ValueError("it does not fit")
 
@@ -314,7 +314,7 @@ def test_an_array_that_cannot_be_copied_leaves_no_hole(start: Start, disk: Disk)
 
 
 @pytest.mark.parametrize("what", ["put", "flush"])
-def test_whoever_waits_can_be_called_away(
+def test_a_waiting_caller_can_be_stopped(
     start: Start, disk: Disk, pool: ThreadPoolExecutor, what: str
 ) -> None:
     checks = Checks()
@@ -331,7 +331,7 @@ def test_whoever_waits_can_be_called_away(
     assert disk.written == []
 
 
-def test_whoever_waits_can_be_called_away_although_the_disk_is_busy(
+def test_a_waiting_caller_can_be_stopped_while_the_disk_is_busy(
     start: Start,
 ) -> None:
     def check() -> None:
@@ -351,7 +351,7 @@ def test_whoever_waits_can_be_called_away_although_the_disk_is_busy(
     assert len(written) < 1000
 
 
-def test_closing_drops_what_is_unwritten_and_ends_the_threads(
+def test_closing_drops_unwritten_arrays_and_ends_the_threads(
     start: Start, disk: Disk, pool: ThreadPoolExecutor
 ) -> None:
     others = set(threading.enumerate())
@@ -373,14 +373,14 @@ def test_closing_drops_what_is_unwritten_and_ends_the_threads(
     closing = pool.submit(writer.close)
     until(is_closed)
     assert not closing.done()
-    # What has begun ends.
+    # Writes in progress are completed.
     disk.open()
     closing.result(LONG_S)
     assert not any(thread.is_alive() for thread in threads)
     assert len(disk.written) <= 4
 
 
-def test_nothing_is_taken_after_the_end(start: Start, disk: Disk) -> None:
+def test_a_closed_writer_accepts_nothing(start: Start, disk: Disk) -> None:
     writer = start(1, 1 << 20)
     writer.close()
     with pytest.raises(RuntimeError, match="closed"):

@@ -1,4 +1,4 @@
-"""What a class writes as Zarr: as Earth2Studio's ZarrBackend would; what is known of its files."""
+"""Zarr output: the contract of all outputs, and checksums of its chunks."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tests.deployments.custom_workflow.outputs import (  # noqa: E402
     at,
     dataset,
     new_output,
-    set_up_as_the_peer,
+    set_up_like_earth2studio,
     tensor,
 )
 
 pytestmark = [
     pytest.mark.models,
-    # Earth2Studio's own stores strings and times, and its peers consolidate.
+    # Zarr warns about strings and times, and about consolidated metadata.
     pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning"),
     pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning"),
 ]
@@ -48,16 +48,16 @@ pytestmark = [
 class TestContract(OutputContract):
     output_format = "zarr"
 
-    # NetCDF4 is written in the thread of whoever writes, and so at once.
+    # Only Zarr is written behind the loop.
 
-    def test_progress_is_of_what_is_on_disk(self, io: Output) -> None:
+    def test_progress_counts_chunks_on_disk(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
         io.write(tensor(FORECAST), FORECAST, "t2m")
         assert io.coverage.progress == (0, 3)
         io.flush()
         assert io.coverage.progress == (3, 3)
 
-    def test_a_write_that_fails_is_told_at_the_latest_at_the_end(self, new: NewOutput) -> None:
+    def test_finish_raises_the_failure_of_a_write(self, new: NewOutput) -> None:
         class FullDisk(LateWriter):
             def flush(self) -> None:
                 if self.pending:
@@ -81,13 +81,13 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def unchanged_clock(path: Path) -> Iterator[None]:
-    """Let a file be changed within one tick of the file system's clock."""
+    """Change a file without changing its modification time."""
     before = path.stat()
     yield
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_chunks_are_known_when_they_were_written_whole(tmp_path: Path) -> None:
+def test_checksums_of_whole_chunks_are_known(tmp_path: Path) -> None:
     writer = WriteBehind(2, 1 << 12)
     io = new_output(tmp_path, "zarr", writer)
     io.add_array(ENSEMBLE, VARIABLES)
@@ -107,7 +107,7 @@ def test_chunks_are_known_when_they_were_written_whole(tmp_path: Path) -> None:
         assert written.sha256 == sha256(path)
 
 
-def test_a_chunk_that_was_changed_afterwards_is_not_known(io: Output) -> None:
+def test_checksums_of_changed_chunks_are_not_known(io: Output) -> None:
     names = ["untouched", "by hand", "in part", "by others", "removed"]
     io.add_array(FORECAST, names)
     io.write([tensor(FORECAST, seed) for seed in range(5)], FORECAST, names)
@@ -125,13 +125,13 @@ def test_a_chunk_that_was_changed_afterwards_is_not_known(io: Output) -> None:
     known = io.finish()
 
     assert set(paths.values()) & set(known) == {paths["untouched"]}
-    # The other steps of these are what they were.
+    # Their other steps are unchanged.
     for name in ("untouched", "in part", "by others", "removed"):
         assert io.path / name / "c.0.0.0.0" in known
     assert all(written.sha256 == sha256(path) for path, written in known.items())
 
 
-def test_a_chunk_that_is_written_again_is_known_again(io: Output) -> None:
+def test_the_checksum_of_a_rewritten_chunk_is_known(io: Output) -> None:
     io.add_array(FORECAST, "t2m")
     io.write(tensor(FORECAST, 1), FORECAST, "t2m")
     io.root["t2m"][...] = 0.0
@@ -144,8 +144,8 @@ def test_a_chunk_that_is_written_again_is_known_again(io: Output) -> None:
 
 
 def test_metadata_are_consolidated(io: Output) -> None:
-    set_up_as_the_peer(io)
-    # All that comes after what the peer consolidates.
+    set_up_like_earth2studio(io)
+    # Everything after the class's own consolidation.
     io.add_array(MAP, "orography", data=tensor(MAP))
     io.root["t2m"].units = "K"
     io.root.title = "a forecast"
@@ -163,7 +163,7 @@ def test_metadata_are_consolidated(io: Output) -> None:
         assert group[name].shape == plain[name].shape
 
 
-def test_an_array_of_the_classs_own_keeps_attributes(io: Output) -> None:
+def test_an_array_created_by_the_class_keeps_attributes(io: Output) -> None:
     io.add_array(MAP, "t2m")
     io.root.create_array("own", shape=(5,), dtype="f4", dimension_names=["lat"])
     first, second = io.root["own"], io.root["own"]
@@ -185,7 +185,7 @@ def test_a_chunk_is_a_map(io: Output) -> None:
     assert np.isnan(io["t2m"].fill_value)
 
 
-def test_a_map_without_values_is_a_file(io: Output) -> None:
+def test_a_chunk_of_nan_has_a_file(io: Output) -> None:
     import torch
 
     io.add_array(FORECAST, VARIABLES)
@@ -199,7 +199,7 @@ def test_a_map_without_values_is_a_file(io: Output) -> None:
 
 
 def test_a_scalar_is_written(io: Output) -> None:
-    """Earth2Studio's own fails at that."""
+    """Earth2Studio's own backend fails here."""
     io.add_array({}, "a", data=tensor({}, 1))
     io.add_array({}, "b")
     io.write(tensor({}, 2), {}, "b")
@@ -208,7 +208,7 @@ def test_a_scalar_is_written(io: Output) -> None:
     assert dataset(io.path).b == tensor({}, 2)
 
 
-def test_an_array_is_replaced_when_asked_to(tmp_path: Path) -> None:
+def test_an_array_is_replaced_on_request(tmp_path: Path) -> None:
     writer = LateWriter()
     io = new_output(tmp_path, "zarr", writer)
     io.add_array(FORECAST, "t2m")
@@ -234,14 +234,12 @@ def test_an_array_is_replaced_when_asked_to(tmp_path: Path) -> None:
         {"shards": (1, 3, 5, 8)},
     ],
 )
-def test_arrays_with_codecs_of_their_own_are_written_through_these(
-    io: Output, options: dict[str, Any]
-) -> None:
+def test_arrays_with_codecs_are_written_through_them(io: Output, options: dict[str, Any]) -> None:
     io.add_array(FORECAST, "t2m", **options)
     for step in range(3):
         part = at(FORECAST, lead_time=[step])
         io.write(tensor(part, step), part, "t2m")
-    # Zarr's own files: nothing is known of them.
+    # Zarr-Python wrote these files, so their checksums are unknown.
     assert io.finish() == {}
     assert io.coverage.missing() == []
     for step in range(3):
@@ -249,11 +247,11 @@ def test_arrays_with_codecs_of_their_own_are_written_through_these(
         np.testing.assert_array_equal(dataset(io.path).t2m[:, [step]], tensor(part, step))
 
 
-def test_a_full_disk_is_told(io: Output) -> None:
+def test_a_full_disk_is_reported(io: Output) -> None:
     large = {"lat": np.arange(64), "lon": np.arange(64)}
     io.add_array(large, "t2m")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # A file meets this wall as it does that of a full disk: first, a part is written.
+    # This limit acts like a full disk: a part of the file is written first.
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
     try:
         io.write(tensor(large), large, "t2m")
