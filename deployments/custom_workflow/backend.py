@@ -163,8 +163,6 @@ class Output(ABC):
     def root(self) -> Any:
         """The store as an object of the format's library; attributes set on it are kept."""
 
-    # The interface for the run.
-
     @abstractmethod
     def flush(self) -> None:
         """Wait until all pending values are written."""
