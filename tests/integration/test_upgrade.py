@@ -62,7 +62,7 @@ class Folder:
                 "exposed": [WORKFLOW, CUSTOM],
                 "custom": [
                     {
-                        "class": "tests.integration.custom:Behaving",
+                        "class": "tests.integration.upgrade.behaving:Behaving",
                         "num_gpus": 0,
                         "cancel_grace_s": 0.5,
                         "config": {"journal": str(folder / "journal")},
