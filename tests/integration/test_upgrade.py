@@ -10,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import xarray as xr
@@ -119,7 +118,7 @@ def server(http_port: int, folder: Folder) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def custom(server: Server) -> Server:
-    return server.calling(CUSTOM)
+    return server.client_of(CUSTOM)
 
 
 def test_completed_results_stay_as_they_are(server: Server, folder: Folder) -> None:
@@ -128,6 +127,13 @@ def test_completed_results_stay_as_they_are(server: Server, folder: Folder) -> N
     answer = server.http.get(f"/v1/infer/{WORKFLOW}/{folder.ids['completed']}/results")
     assert answer.status_code == 200
     assert answer.json()["status"] == "completed"
+
+
+def test_a_running_execution_can_be_cancelled(server: Server, folder: Folder) -> None:
+    execution_id = folder.ids["running_to_cancel"]
+    assert server.status(execution_id)["status"] == "running"
+    server.cancel(execution_id)
+    assert server.finished(execution_id)["status"] == "cancelled"
 
 
 @pytest.mark.parametrize("name", ["queued", "queued_netcdf", "running_alone", "running"])
@@ -149,13 +155,6 @@ def test_completed_members_are_not_computed_again(server: Server, folder: Folder
         assert [int(seed) for seed in dataset["seed"].values] == [21, 22, 23]
 
 
-def test_a_running_execution_can_be_cancelled(server: Server, folder: Folder) -> None:
-    execution_id = folder.ids["running_to_cancel"]
-    assert server.status(execution_id)["status"] == "running"
-    assert server.http.delete(f"/v1/infer/{WORKFLOW}/{execution_id}").status_code == 202
-    assert server.finished(execution_id)["status"] == "cancelled"
-
-
 def test_a_delivery_ends_with_its_reason_and_keeps_the_results(
     server: Server, folder: Folder
 ) -> None:
@@ -170,8 +169,7 @@ def test_a_delivery_ends_with_its_reason_and_keeps_the_results(
 def test_failed_executions_can_be_retried(server: Server, folder: Folder) -> None:
     before = folder.members["failed_in_a_member"]
     for name in ("failed_in_a_member", "failed_at_once"):
-        path = f"/v1/infer/{WORKFLOW}/{folder.ids[name]}/retry"
-        assert server.http.post(path).status_code == 202
+        server.retry(folder.ids[name])
         assert server.finished(folder.ids[name])["status"] == "completed"
     after = chunks_of(folder.store("failed_in_a_member"))
     kept = {key for key in before if key[0] == 0}
@@ -181,8 +179,7 @@ def test_failed_executions_can_be_retried(server: Server, folder: Folder) -> Non
 
 def test_a_users_class_runs_again_or_is_cancelled(custom: Server, folder: Folder) -> None:
     sleeping = folder.ids["running_custom"]
-    path = f"/v1/infer/{CUSTOM}/{sleeping}"
-    assert custom.http.delete(path).status_code == 202
+    custom.cancel(sleeping)
     assert custom.finished(sleeping, seconds=120)["status"] == "cancelled"
     finished = custom.finished(folder.ids["queued_custom"], seconds=120)
     assert finished["status"] == "completed", finished["error_message"]
@@ -190,22 +187,9 @@ def test_a_users_class_runs_again_or_is_cancelled(custom: Server, folder: Folder
 
 def test_everything_can_be_purged_and_nothing_is_left(server: Server, folder: Folder) -> None:
     for name, execution_id in folder.ids.items():
-        client = server.calling(CUSTOM) if "custom" in name else server
+        client = server.client_of(CUSTOM) if "custom" in name else server
         client.finished(execution_id, seconds=120)
-        path = f"/v1/infer/{client.workflow}/{execution_id}"
-        answer = client.http.delete(path, params={"purge": "true", "wait": 30})
-        assert answer.status_code in (200, 202, 204), (name, answer.text)
-        until_gone(client, path)
+        client.purge(execution_id)
     assert list((folder.data / "work").glob("exec_*")) == []
     with closing(sqlite3.connect(folder.data / "executions.sqlite.dbos")) as dbos:
         assert dbos.execute("SELECT workflow_uuid FROM workflow_status").fetchall() == []
-
-
-def until_gone(client: Server, path: str) -> None:
-    for _ in range(200):
-        try:
-            if client.http.get(f"{path}/status", params={"wait": 0.2}).status_code == 404:
-                return
-        except httpx.TransportError:
-            continue
-    pytest.fail(f"{path} is still there")
