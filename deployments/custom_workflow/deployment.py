@@ -17,10 +17,8 @@ from deployments.custom_workflow.options import CustomWorkflowOptions
 from deployments.custom_workflow.run import Run
 from deployments.custom_workflow.run_output import import_backends
 from deployments.custom_workflow.user_class import UserClass, guard_user_code
-from deployments.models.busy_clock import BusyClock
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
-from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import bind_execution, bridge_loguru, set_stage
 from deployments.runtime.retries import Backoff, RetryPolicy
 from deployments.runtime.tasks import shield
@@ -57,7 +55,6 @@ class CustomWorkflow:
             partial(guard_user_code, self._load),
             grace_s=options.cancel_grace_s,
             kind="workflow",
-            clock=BusyClock(options.name, "cuda" if has_gpu() else "cpu"),
         )
         self._reload = Backoff(RELOAD)
         self._retry_at = 0.0
@@ -76,8 +73,6 @@ class CustomWorkflow:
     def _load(self) -> Any:
         """Import the class and create an instance, in the thread that will run it."""
         options = self._options
-        if not has_gpu():
-            hide_gpus()
         if self._class is None:
             self._class = UserClass(options.path, options.work_dir / SCRATCH)
         bridge_loguru()

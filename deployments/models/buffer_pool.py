@@ -31,15 +31,10 @@ class BufferPool:
             On the CPU or a GPU.
         variables : sequence of int
             Indices into `fields`.
-
-        Returns
-        -------
-        ndarray, shape (len(variables), lat, lon)
         """
+        shape = (len(variables), *fields.shape[1:])
         # Copies from a GPU are faster into pinned memory.
-        buffer = self._borrow(
-            (len(variables), *fields.shape[1:]), pinned=getattr(fields, "is_cuda", False)
-        )
+        buffer = self._borrow(shape, pinned=getattr(fields, "is_cuda", False))
         for target, index in enumerate(variables):
             if isinstance(fields, np.ndarray):
                 np.copyto(buffer[target], fields[index], casting="same_kind")

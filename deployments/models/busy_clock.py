@@ -38,9 +38,7 @@ class BusyClock:
     ----------
     model : str
         Name of the model in the settings.
-    device : str
-        ``cuda`` or ``cpu``.
-    recorder : Recorder
+    device : {'cuda', 'cpu'}
     now : callable
         Returns the time in seconds.
     """
@@ -74,13 +72,7 @@ class BusyClock:
         self._switch(None)
 
     def steps(self, steps: Iterable[T], work: str) -> Iterator[T]:
-        """Pass time steps on, and record the busy seconds of each.
-
-        Parameters
-        ----------
-        work : str
-            What the steps are computed for, as a label.
-        """
+        """Pass time steps on, and record the busy seconds of each with the label `work`."""
         start = self._busy_seconds()
         for step in steps:
             busy = self._busy_seconds() - start

@@ -1,7 +1,7 @@
 """Save the state of a model while it computes a member, and find it again after an interruption.
 
 The model waits while its state is copied to the host's memory, and the hand-over of its next step
-waits while the event loop copies that into Ray's object store. All else overlaps with later steps.
+waits while the event loop copies that into Ray's object store. The rest overlaps with later steps.
 """
 
 from __future__ import annotations
@@ -21,14 +21,10 @@ logger = logging.getLogger("ray.serve")
 
 
 class Checkpoints:
-    """The checkpoints of one member, which the Packager keeps.
-
-    Failures are logged and never fail the member.
+    """The checkpoints of one member, kept by the Packager; their failures never fail the member.
 
     Parameters
     ----------
-    packager : DeploymentHandle
-    job : MemberJob
     every : int or None
         Time steps from one checkpoint to the next; None for no checkpoints.
     origin : str
@@ -38,12 +34,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        packager: Any,
-        job: MemberJob,
-        every: int | None,
-        origin: str,
-        buffers: BufferPool,
+        self, packager: Any, job: MemberJob, every: int | None, origin: str, buffers: BufferPool
     ) -> None:
         self._packager = packager
         self._job = job
@@ -93,7 +84,7 @@ class Checkpoints:
         if self._every is None or step == 0 or step % self._every:
             return
         if window.has_deferred:
-            # Writing is slower than the model. The previous checkpoint has to do.
+            # Writing is slower than the model; the previous checkpoint must suffice.
             logger.warning("no checkpoint at step %d: the previous one is still pending", step)
             return
         try:
@@ -102,7 +93,7 @@ class Checkpoints:
                 return
             state = self._buffers.copy(fields, range(len(fields)))
         except Exception:
-            # The interface of another makani, or no memory left.
+            # Another version of makani, or no memory left.
             logger.warning(
                 "no checkpoint at step %d: the state could not be read", step, exc_info=True
             )

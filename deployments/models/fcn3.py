@@ -19,7 +19,6 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.buffer_pool import BufferPool
-from deployments.models.busy_clock import BusyClock
 from deployments.models.checkpointing import Checkpoints
 from deployments.models.fcn3_rollout import (
     check_coordinates,
@@ -42,7 +41,6 @@ from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import TransientFailure, describe_error
-from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import LoaderOptions, load, origin_of
 from deployments.runtime.log_context import bind_execution
 from workflows.base import Conditioning, Plan
@@ -111,20 +109,15 @@ class FCN3:
         self._options = options
         self._packager = packager
         self._initial_conditions = InitialConditionsClient(initial_conditions)
-        self._device = "cuda" if has_gpu() else "cpu"
         self._step_buffers, self._checkpoint_buffers = BufferPool(), BufferPool()
-        self._gpu_lock = GpuLock(options.gpu_locks, self._device)
-        self._worker = ModelWorker(
-            options.loader.name, self._load, clock=BusyClock(options.loader.name, self._device)
-        )
+        self._worker = ModelWorker(options.loader.name, self._load)
+        self._gpu_lock = GpuLock(options.gpu_locks, self._worker.device)
         await self._worker.start()
 
     def _load(self) -> LoadedModels:
         options = self._options
-        if self._device == "cpu":
-            hide_gpus()
         with self._gpu_lock.loading() as offload:
-            model = load(options.loader, device=self._device)
+            model = load(options.loader, device=self._worker.device)
             check_coordinates(model, options.grid, options.input_variables)
             if options.checkpoint_steps is not None and not supports_checkpoints(model):
                 logger.warning(
@@ -141,7 +134,7 @@ class FCN3:
     def _load_interpolation(self, models: LoadedModels, options: LoaderOptions) -> None:
         """Load the interpolation; an error is kept, not raised: forecasts do not need it."""
         try:
-            models.interpolation = load(options, device=self._device, px_model=models.fcn3)
+            models.interpolation = load(options, device=self._worker.device, px_model=models.fcn3)
             check_interpolation(models.interpolation, self._options.grid)
             models.interpolation_failure = None
         except Exception as error:
@@ -202,19 +195,15 @@ class FCN3:
             self._packager, job, self._options.checkpoint_steps, origin, self._checkpoint_buffers
         )
         checkpoint = await checkpoints.find()
-        state = await self._initial_state(job, job.plan) if checkpoint is None else None
+        start = checkpoint or await self._initial_state(job, job.plan)
         written = 0 if checkpoint is None else checkpoint.step + 1
         window = self._window(self._packager.write_step, job, written)
 
         def rollout(models: LoadedModels, running: WorkerJob) -> Generator[Floats]:
-            steps = forecast(
-                models.fcn3,
-                job,
-                state,
-                self._step_buffers,
-                checkpoint=checkpoint,
-                save=lambda step, fields: checkpoints.save(models.fcn3, step, fields, window),
-            )
+            def save(step: int, fields: Any) -> None:
+                checkpoints.save(models.fcn3, step, fields, window)
+
+            steps = forecast(models.fcn3, job, start, self._step_buffers, save)
             return on_gpu(self._gpu_lock, models.on_gpu, running, steps)
 
         updates = write_rollout(self._worker, job.fence, rollout, window, "forecast")
@@ -246,7 +235,7 @@ class FCN3:
 
         def rollout(models: LoadedModels, running: WorkerJob) -> Generator[Floats]:
             interpolation = models.require_interpolation()
-            steps = conditioning_fields(models.fcn3, interpolation, job, running.check, state)
+            steps = conditioning_fields(models.fcn3, interpolation, job, state, running.check)
             return on_gpu(self._gpu_lock, models.on_gpu, running, steps)
 
         window = self._window(self._packager.write_conditioning, job)
@@ -257,10 +246,8 @@ class FCN3:
 
     async def _initial_state(self, job: MemberJob, plan: Plan | Conditioning) -> Floats:
         """Return the initial conditions; fetched while another job may still use the GPU."""
-        analysis = await self._initial_conditions.find(
-            job.initial_conditions, plan, job.execution_id
-        )
-        return analysis.fields
+        find = self._initial_conditions.find
+        return (await find(job.initial_conditions, plan, job.execution_id)).fields
 
     def _window(self, writer: Any, job: MemberJob, written: int = 0) -> WriteWindow:
         size, release = self._options.window_steps, self._step_buffers.release

@@ -25,11 +25,9 @@ Floats = NDArray[np.float32]
 def forecast(
     model: Any,
     job: MemberJob,
-    state: Floats | None = None,
-    buffers: BufferPool | None = None,
-    *,
-    checkpoint: Checkpoint | None = None,
-    save: Callable[[int, Any], None] = lambda _, __: None,
+    start: Floats | Checkpoint,
+    buffers: BufferPool,
+    save: Callable[[int, Any], None],
 ) -> Generator[Floats]:
     """Roll out one member.
 
@@ -37,12 +35,10 @@ def forecast(
     ----------
     model : PrognosticModel
         FCN3, or a model with its interface.
-    state : ndarray, shape (variable, lat, lon), optional
-        Initial conditions; read from the job's path by default.
-    buffers : BufferPool, optional
+    start : ndarray, shape (variable, lat, lon), or Checkpoint
+        Initial conditions, or where to resume.
+    buffers : BufferPool
         Memory for the fields that are yielded.
-    checkpoint : Checkpoint, optional
-        Where to resume.
     save : callable
         Called after each step but the last, before the model continues, with its time index and
         all fields of the model, shape (variable, lat, lon).
@@ -58,21 +54,21 @@ def forecast(
     UnusableCheckpoint
         Before the first step, if the model cannot resume from the checkpoint.
     """
-    plan, buffers = job.plan, buffers or BufferPool()
+    plan = job.plan
     seed, first = plan.seeds[job.member], 0
-    if checkpoint is None:
-        steps = _iterator(model, model, plan, seed, _initial_state(job, state))
+    if not isinstance(start, Checkpoint):
+        steps = _iterator(model, model, plan, seed, start)
     else:
-        lead_hours = checkpoint.step * plan.step_hours
-        steps = _iterator(model, model, plan, seed, checkpoint.state, lead_hours)
+        lead_hours = start.step * plan.step_hours
+        steps = _iterator(model, model, plan, seed, start.state, lead_hours)
         try:
             # The first fields are those of the checkpoint. Yielding them initializes the model's
             # internal state, so it is restored only afterwards.
             next(steps)
-            set_internal_state(model, checkpoint.internal)
+            set_internal_state(model, start.internal)
         except Exception as error:
             raise UnusableCheckpoint(describe_error(error)) from error
-        first = checkpoint.step + 1
+        first = start.step + 1
     indices: list[int] | None = None
     for index in range(first, plan.n_times):
         fields, coords = next(steps)
@@ -87,8 +83,8 @@ def conditioning_fields(
     model: Any,
     interpolation: Any,
     job: ConditioningJob,
-    check: Callable[[], None] = lambda: None,
-    state: Floats | None = None,
+    state: Floats,
+    check: Callable[[], None],
 ) -> Generator[Floats]:
     """Roll out one member hour by hour, up to the last hour that conditions a step of the plan.
 
@@ -97,10 +93,10 @@ def conditioning_fields(
     model : PrognosticModel
     interpolation : PrognosticModel
         Interpolates the steps of `model` to hours.
+    state : ndarray, shape (variable, lat, lon)
+        Initial conditions.
     check : callable
         Called at every hour, including those that condition nothing; raises to stop.
-    state : ndarray, shape (variable, lat, lon), optional
-        Initial conditions; read from the job's path by default.
 
     Yields
     ------
@@ -109,7 +105,7 @@ def conditioning_fields(
     """
     conditioning = cast(Conditioning, job.plan.conditioning)
     seed = conditioning.seeds[job.member]
-    steps = _iterator(model, interpolation, conditioning, seed, _initial_state(job, state))
+    steps = _iterator(model, interpolation, conditioning, seed, state)
     hours, buffers = job.plan.conditioning_hours, BufferPool()
     for hour in range(hours.stop):
         check()
@@ -117,10 +113,6 @@ def conditioning_fields(
         if hour in hours:
             # The interpolation overwrites its output, too.
             yield buffers.copy(fields[0, 0], _variable_indices(coords, [conditioning.variable]))[0]
-
-
-def _initial_state(job: MemberJob, state: Floats | None) -> Floats:
-    return np.load(job.initial_conditions, mmap_mode="r") if state is None else state
 
 
 def _iterator(
@@ -133,10 +125,7 @@ def _iterator(
 ) -> Iterator[Any]:
     """Start one member from its state at a lead time.
 
-    Parameters
-    ----------
-    stepper : PrognosticModel
-        `model`, or the interpolation around it.
+    `stepper` is `model`, or the interpolation around it.
     """
     grid = cast(Grid, plan.grid)
     coords = OrderedDict(
@@ -148,10 +137,8 @@ def _iterator(
     )
     # The iterator reads the seed at its first step: create no other iterator until then.
     model.set_rng(seed=seed, reset=True)
-    iterator: Iterator[Any] = stepper.create_iterator(
-        _as_model_input(model, state[None, None]), coords
-    )
-    return iterator
+    model_input = _as_model_input(model, state[None, None])
+    return cast(Iterator[Any], stepper.create_iterator(model_input, coords))
 
 
 def _variable_indices(coords: Mapping[str, Any], variables: Sequence[str]) -> list[int]:
@@ -183,13 +170,8 @@ def check_coordinates(model: Any, grid: Grid, input_variables: tuple[str, ...]) 
     if names != input_variables:
         difference = sorted(set(names) ^ set(input_variables))[:5] or "in another order"
         raise ModelUnavailable(Stage.INFERENCE, f"the model's variables differ: {difference}")
-    for name, expected in (("lat", grid.latitudes()), ("lon", grid.longitudes())):
-        if not _is_same(coords[name], expected):
-            raise ModelUnavailable(
-                Stage.INFERENCE,
-                f"the model has {_describe(name, coords[name])}; configured in models.fcn3.grid "
-                f"are {_describe(name, expected)}",
-            )
+    expected = grid.latitudes(), grid.longitudes()
+    _check_grid("model", coords, expected, "configured in models.fcn3.grid")
 
 
 def check_interpolation(model: Any, grid: Grid) -> None:
@@ -206,18 +188,20 @@ def check_interpolation(model: Any, grid: Grid) -> None:
         raise ModelUnavailable(
             Stage.INFERENCE, f"the interpolation has steps of {step}; hours are needed"
         )
-    latitudes, longitudes = interpolation_coordinates(grid)
-    for name, expected in (("lat", latitudes), ("lon", longitudes)):
-        if not _is_same(coords[name], expected):
+    _check_grid("interpolation", coords, interpolation_coordinates(grid), "needed")
+
+
+def _check_grid(
+    owner: str, coords: Mapping[str, Any], lat_lon: Sequence[NDArray[np.float64]], origin: str
+) -> None:
+    for name, expected in zip(("lat", "lon"), lat_lon, strict=True):
+        found = coords[name]
+        if found.shape != expected.shape or not np.allclose(found, expected):
             raise ModelUnavailable(
                 Stage.INFERENCE,
-                f"the interpolation has {_describe(name, coords[name])}; needed are "
+                f"the {owner} has {_describe(name, found)}; {origin} are "
                 f"{_describe(name, expected)}",
             )
-
-
-def _is_same(coordinate: NDArray[Any], expected: NDArray[np.float64]) -> bool:
-    return coordinate.shape == expected.shape and np.allclose(coordinate, expected)
 
 
 def _describe(name: str, coordinate: NDArray[Any]) -> str:

@@ -69,7 +69,10 @@ class GpuLock:
         if self._path is not None:
             for model in models:
                 _move(model, "cpu")
-            _free_cached_memory(self._device)
+            if self._device == "cuda":
+                import torch
+
+                torch.cuda.empty_cache()
 
     @contextmanager
     def _held(self, check: Callable[[], None]) -> Iterator[None]:
@@ -102,11 +105,3 @@ def _try_lock(file: int) -> bool:
 def _move(model: Any, device: str) -> None:
     if not getattr(model, "numpy_native", False):
         model.to(device)
-
-
-def _free_cached_memory(device: str) -> None:
-    """Release memory of the GPU that torch caches."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.empty_cache()

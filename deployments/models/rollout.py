@@ -38,17 +38,7 @@ def on_gpu(
 
 
 def member_window(writer: Any, job: MemberJob, size: int, **options: Any) -> WriteWindow:
-    """Return the window through which the Packager writes the steps of a member.
-
-    Parameters
-    ----------
-    writer : DeploymentHandle
-        Method of the Packager.
-    size : int
-        Steps that may be unwritten.
-    **options
-        For `WriteWindow`.
-    """
+    """Return a `WriteWindow` that calls a method of the Packager with each step of a member."""
 
     async def write(index: int, fields: Floats) -> None:
         await writer.remote(job.execution_id, job.fence, job.member, index, fields)
@@ -63,9 +53,6 @@ async def write_rollout(
 
     Parameters
     ----------
-    fence : int
-        Fencing token of the Conductor.
-    rollout : callable
     window : WriteWindow
         Writes the steps. The first step of the rollout follows those that it has written before.
     work : str

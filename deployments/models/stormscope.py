@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import aclosing, closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
-from deployments.models.busy_clock import Activity, BusyClock
+from deployments.models.busy_clock import Activity
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
@@ -28,7 +29,6 @@ from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import PACKAGER_CALL
 from deployments.runtime.failures import retry_transient
-from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.import_path import load, origin_of
 from deployments.runtime.log_context import bind_execution
 from workflows.errors import ModelUnavailable, StageFailed
@@ -68,19 +68,14 @@ class StormScope:
         self._options = options
         self._packager = packager
         self._initial_conditions = InitialConditionsClient(initial_conditions)
-        self._device = "cuda" if has_gpu() else "cpu"
-        self._gpu_lock = GpuLock(options.gpu_locks, self._device)
-        self._worker = ModelWorker(
-            options.loader.name, self._load, clock=BusyClock(options.loader.name, self._device)
-        )
+        self._worker = ModelWorker(options.loader.name, self._load)
+        self._gpu_lock = GpuLock(options.gpu_locks, self._worker.device)
         await self._worker.start()
 
     def _load(self) -> Nowcaster:
-        if self._device == "cpu":
-            hide_gpus()
         options = self._options
         with self._gpu_lock.loading() as offload:
-            model = load(options.loader, device=self._device)
+            model = load(options.loader, device=self._worker.device)
             nowcaster = prepare(
                 model, options.grid, options.conditioning_grid, options.input_variables
             )
@@ -112,13 +107,13 @@ class StormScope:
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         loop = asyncio.get_running_loop()
-        image = await self._initial_conditions.find(
-            job.initial_conditions, job.plan, job.execution_id
-        )
+        find = self._initial_conditions.find
+        image = await find(job.initial_conditions, job.plan, job.execution_id)
 
         def rollout(nowcaster: Nowcaster, running: WorkerJob) -> Generator[Floats]:
-            fields = FieldPrefetcher(lambda step: self._field(job, step), job, running, loop)
-            steps = nowcast(nowcaster, job, fields.get, image)
+            fetch = partial(self._field, job)
+            fields = FieldPrefetcher(fetch, job.plan.n_steps, running, loop)
+            steps = nowcast(nowcaster, job, image, fields.get)
             with closing(fields):
                 yield from on_gpu(self._gpu_lock, [nowcaster.model], running, steps)
 
@@ -161,7 +156,7 @@ class FieldPrefetcher:
     ----------
     fetch : callable
         Returns a coroutine that waits for the field of a step.
-    job : NowcastJob
+    n_steps : int
     running : WorkerJob
         Stops the wait.
     loop : AbstractEventLoop
@@ -169,10 +164,10 @@ class FieldPrefetcher:
     """
 
     def __init__(
-        self, fetch: Fetch, job: NowcastJob, running: WorkerJob, loop: asyncio.AbstractEventLoop
+        self, fetch: Fetch, n_steps: int, running: WorkerJob, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._fetch = fetch
-        self._n_steps = job.plan.n_steps
+        self._n_steps = n_steps
         self._running = running
         self._loop = loop
         self._next: Future[Floats] | None = None

@@ -7,13 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.initial_conditions.client import Analysis, open_analysis
+from deployments.initial_conditions.client import Analysis
 from deployments.models.fcn3_rollout import interpolation_coordinates
 from deployments.models.messages import NowcastJob
 from workflows.base import Conditioning, Plan
@@ -101,17 +100,17 @@ def _describe(name: str, coordinate: NDArray[np.float64]) -> str:
 def nowcast(
     nowcaster: Nowcaster,
     job: NowcastJob,
+    image: Analysis,
     conditioning: Callable[[int], Floats],
-    image: Analysis | None = None,
 ) -> Generator[Floats]:
     """Roll out one member.
 
     Parameters
     ----------
+    image : Analysis
+        The satellite image.
     conditioning : callable
         Returns the field that conditions a step, shape (lat, lon).
-    image : Analysis, optional
-        The satellite image; read from the job's path by default.
 
     Yields
     ------
@@ -126,8 +125,6 @@ def nowcast(
     """
     plan, model = job.plan, nowcaster.model
     xp = _array_module(model)
-    if image is None:
-        image = open_analysis(Path(job.initial_conditions))
     state, coords = _initial_state(nowcaster, plan, image)
     indices = [plan.input_variables.index(name) for name in plan.variables]
     yield _to_host(state)[0, 0, 0, indices]

@@ -16,7 +16,9 @@ from typing import Any
 from deployments.models.busy_clock import Activity, BusyClock
 from deployments.models.worker_job import WorkerJob
 from deployments.runtime.failures import describe_error
+from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bridge_loguru
+from deployments.runtime.metrics import RAY, Recorder
 from workflows.errors import ModelUnavailable, StaleConductor
 from workflows.execution import Stage
 
@@ -30,6 +32,8 @@ TICK_S = 1.0
 class ModelWorker:
     """Owns a model, the thread that runs it, and the lock on both.
 
+    Without a GPU from Ray it hides all GPUs from this process.
+
     Parameters
     ----------
     name : str
@@ -41,7 +45,6 @@ class ModelWorker:
     grace_s : float, optional
         Seconds that a stopped job may take to return. A thread cannot be killed, so after that
         the process exits, and Serve starts another replica. None waits without limit.
-    clock : BusyClock, optional
     """
 
     def __init__(
@@ -51,14 +54,16 @@ class ModelWorker:
         *,
         kind: str = "model",
         grace_s: float | None = None,
-        clock: BusyClock | None = None,
+        recorder: Recorder = RAY,
     ) -> None:
         self._name = name
         self._kind = kind
         self._load = load
         self._grace_s = grace_s
-        self.clock = clock or BusyClock(name, "cpu")
-        """Counts the activities of the thread."""
+        self.device = "cuda" if has_gpu() else "cpu"
+        if self.device == "cpu":
+            hide_gpus()
+        self.clock = BusyClock(name, self.device, recorder)
         self._ticking: asyncio.Task[None] | None = None
         self._thread = ContextThreadPool(1, name, libraries=True)
         self._lock = asyncio.Lock()
@@ -145,10 +150,8 @@ class ModelWorker:
 
         Parameters
         ----------
-        job : WorkerJob
-            `work` calls its `check`.
         work : callable
-            Called with the model, in its thread.
+            Called with the model, in its thread; calls the job's `check`.
         finish : callable, optional
             Returns a coroutine that waits until everything `work` handed over is written. The
             next job may use the model meanwhile.
@@ -170,9 +173,8 @@ class ModelWorker:
             self.admit(job.fence)
             self._running = job
             job.during = self.clock.during
-            thread = asyncio.get_running_loop().run_in_executor(
-                self._thread, self._run_in_thread, work, model
-            )
+            loop = asyncio.get_running_loop()
+            thread = loop.run_in_executor(self._thread, self._run_in_thread, work, model)
             try:
                 async for progress in self._progress_until_done(thread, job):
                     yield progress

@@ -18,16 +18,11 @@ STOP_INTERVAL_S = 0.1
 
 
 class WorkerJob:
-    """One job of a `ModelWorker`.
-
-    Parameters
-    ----------
-    fence : int
-        Fencing token of the Conductor that asked for the job.
-    """
+    """One job of a `ModelWorker`."""
 
     def __init__(self, fence: int) -> None:
         self.fence = fence
+        """Fencing token of the Conductor that asked for the job."""
         self.during: Callable[[Activity], AbstractContextManager[None]] = lambda _: nullcontext()
         """Counts the time of a block as another activity than that around it."""
         self.progress: Callable[[], Any] = lambda: None
@@ -60,12 +55,7 @@ class WorkerJob:
             raise ExecutionCancelled("stopped between two steps")
 
     def wait_for(self, future: Future[R], activity: Activity) -> R:
-        """Wait in the model's thread for a result of the event loop.
-
-        Parameters
-        ----------
-        activity : Activity
-            What the time is counted as.
+        """Wait in the model's thread for a result of the event loop; count the time as `activity`.
 
         Raises
         ------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,6 @@ class WriteWindow:
         Writes one step, ``(time_index, fields)``; may be called twice for the same step.
     size : int
         Steps that may be unwritten.
-    retries : RetryPolicy
-        Retries of the write of one step.
     release : callable, optional
         Called with the fields of every step that is written: their memory may be reused.
     written : int
@@ -94,11 +93,8 @@ class WriteWindow:
 
     async def _write_step(self, time_index: int, fields: NDArray[np.float32]) -> None:
         try:
-            await retry_transient(
-                lambda: self._write(time_index, fields),
-                f"writing step {time_index}",
-                self._retries,
-            )
+            write = partial(self._write, time_index, fields)
+            await retry_transient(write, f"writing step {time_index}", self._retries)
             self.written += 1
             self._release(fields)
         except Exception as error:
@@ -128,5 +124,4 @@ class WriteWindow:
             await asyncio.wait(pending)
 
     def _pending(self) -> set[asyncio.Task[None]]:
-        deferred = {self._deferred} if self._deferred is not None else set()
-        return {task for task in self._tasks | deferred if not task.done()}
+        return {task for task in (*self._tasks, self._deferred) if task and not task.done()}

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import xarray as xr
 
 from deployments.conductor.steps import ExecutionSteps
+from deployments.models.buffer_pool import BufferPool
 from deployments.models.fcn3_rollout import forecast
 from deployments.models.messages import MemberJob
 from deployments.results.zarr import chunk_content
@@ -228,7 +229,7 @@ def expected(each: Accepted, grid: Grid) -> dict[str, np.ndarray[Any, Any]]:
             initial_conditions="",
             fence=0,
         )
-        steps = forecast(model, job, state)
+        steps = forecast(model, job, state, BufferPool(), lambda _, __: None)
         members.append(
             [[np.array(chunk_content(plan, field)) for field in fields] for fields in steps]
         )

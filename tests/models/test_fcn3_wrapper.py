@@ -15,10 +15,10 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments.models.fcn3_rollout import forecast
 from deployments.models.messages import MemberJob
 from deployments.models.state import internal_state
 from deployments.results.checkpoint import Checkpoint
+from tests.deployments.models.fcn3_replicas import rollout
 from tests.integration.serving import WORKFLOW, Server, deploy, served
 from tests.models.grids import SMALL, own_grid_too
 from workflows.fcn3 import VARIABLES, FCN3Workflow
@@ -136,7 +136,7 @@ def test_members_on_one_model_equal_a_plain_loop(
     model: Any, grid: Grid, analysis: Path, plain_loop: PlainLoop
 ) -> None:
     for member, seed in enumerate(ENSEMBLE):
-        fields = list(forecast(model, member_job(grid, analysis, member)))
+        fields = list(rollout(model, member_job(grid, analysis, member)))
         assert np.array_equal(np.roll(fields, grid.n_lon // 2, axis=-1), plain_loop(seed))
     assert not np.array_equal(plain_loop(ENSEMBLE[0]), plain_loop(ENSEMBLE[1]))
 
@@ -155,13 +155,13 @@ def test_a_member_continues_from_a_checkpoint_bit_for_bit(
             with path.open("wb") as file:
                 Checkpoint(step, "", fields.numpy().copy(), internal).write(file)
 
-    list(forecast(model, job, save=save))
+    list(rollout(model, job, save=save))
     next(time_steps(model, grid, analysis, 8))
     with path.open("rb") as file:
         checkpoint = Checkpoint.read(1, file)
 
     def remaining_steps(checkpoint: Checkpoint) -> Floats:
-        fields = list(forecast(model, job, checkpoint=checkpoint))
+        fields = list(rollout(model, job, checkpoint))
         return np.roll(fields, grid.n_lon // 2, axis=-1)
 
     assert np.array_equal(remaining_steps(checkpoint), plain_loop(ENSEMBLE[0])[2:])

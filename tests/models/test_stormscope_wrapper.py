@@ -6,7 +6,7 @@ By themselves and through the graph, results must equal those of the peer's loop
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 from numpy.typing import NDArray
 
-from deployments.initial_conditions.client import source_grid
+from deployments.initial_conditions.client import open_analysis, source_grid
 from deployments.models.fcn3_rollout import check_interpolation, conditioning_fields
 from deployments.models.messages import ConditioningJob, NowcastJob
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
@@ -176,6 +176,13 @@ def nowcast_job(folder: Path, plan: Plan, member: int) -> NowcastJob:
     )
 
 
+def rollout(
+    nowcaster: Nowcaster, job: NowcastJob, conditioning: Callable[[int], Floats]
+) -> Generator[Floats]:
+    image = open_analysis(Path(job.initial_conditions))
+    return nowcast(nowcaster, job, image, conditioning)
+
+
 def test_conditioning_fields_equal_the_peers_loop(
     folder: Path, grid: Grid, plan: Plan, hourly_loop: HourlyLoop
 ) -> None:
@@ -194,7 +201,8 @@ def test_conditioning_fields_equal_the_peers_loop(
             fence=1,
         )
         # All are collected first: a field that is not copied would be overwritten by the next.
-        fields = list(conditioning_fields(model, hourly, job))
+        state = np.load(job.initial_conditions)
+        fields = list(conditioning_fields(model, hourly, job, state, lambda: None))
         assert len(fields) == N_STEPS
         np.testing.assert_array_equal(fields, hourly_loop(seed)[AHEAD : AHEAD + N_STEPS])
     assert not np.array_equal(hourly_loop(11)[AHEAD], hourly_loop(12)[AHEAD])
@@ -215,7 +223,7 @@ def test_members_on_one_model_equal_the_peers_loop(
         fields = hourly_loop(fcn3_seed)
         images = []
         job = nowcast_job(folder, plan, member)
-        for image in nowcast(nowcaster, job, lambda s, fields=fields: fields[AHEAD + s]):
+        for image in rollout(nowcaster, job, lambda s, fields=fields: fields[AHEAD + s]):
             images.append(image)
             torch.rand(3)  # draws of others between two steps must not matter
         np.testing.assert_array_equal(np.stack(images), nowcast_loop(fcn3_seed, seed))
@@ -233,7 +241,7 @@ def test_members_on_one_model_do_not_disturb_each_other(
 ) -> None:
     def member(number: int) -> Any:
         fields = hourly_loop(FCN3_SEEDS[plan.conditioned_by(number)])
-        return nowcast(nowcaster, nowcast_job(folder, plan, number), lambda s: fields[AHEAD + s])
+        return rollout(nowcaster, nowcast_job(folder, plan, number), lambda s: fields[AHEAD + s])
 
     # Interleaved step by step: the model may keep neither conditioning nor random numbers.
     images = list(zip(member(1), member(2), strict=True))
@@ -250,7 +258,7 @@ def test_a_nowcast_leaves_the_global_random_generator_alone(
     expected = torch.rand(8)
     torch.manual_seed(5)
     fields = hourly_loop(11)
-    for _ in nowcast(nowcaster, nowcast_job(folder, plan, 0), lambda s: fields[AHEAD + s]):
+    for _ in rollout(nowcaster, nowcast_job(folder, plan, 0), lambda s: fields[AHEAD + s]):
         pass
     assert torch.equal(torch.rand(8), expected)
 
@@ -258,7 +266,7 @@ def test_a_nowcast_leaves_the_global_random_generator_alone(
 def test_points_that_the_satellite_does_not_see_are_nan(
     folder: Path, grid: Grid, plan: Plan, nowcaster: Nowcaster
 ) -> None:
-    first = next(nowcast(nowcaster, nowcast_job(folder, plan, 0), lambda _: zeros(grid)))
+    first = next(rollout(nowcaster, nowcast_job(folder, plan, 0), lambda _: zeros(grid)))
     unseen = ~nowcaster.model.valid_mask.numpy()
     assert 0 < unseen.mean() < 0.5
     assert (np.isnan(first) == unseen).all()
@@ -273,7 +281,7 @@ def test_gaps_in_the_image_are_named(
     np.save(tmp_path / "goes16.npy", goes(times(START), VARIABLES).values[0].astype(np.float32))
     np.save(source_grid(tmp_path / "goes16.npy"), np.stack([goes.lat, goes.lon]))
     with pytest.raises(StageFailed, match=r"goes16 has gaps at .*: abi02c at \d+ of \d+ points"):
-        next(nowcast(nowcaster, nowcast_job(tmp_path, plan, 0), lambda _: zeros(grid)))
+        next(rollout(nowcaster, nowcast_job(tmp_path, plan, 0), lambda _: zeros(grid)))
 
 
 def zeros(grid: Grid) -> Floats:

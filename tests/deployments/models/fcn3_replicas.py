@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deployments.models.buffer_pool import BufferPool
 from deployments.models.fcn3 import FCN3
+from deployments.models.fcn3_rollout import forecast
 from deployments.models.messages import MemberJob, MemberProgress
 from deployments.models.options import FCN3Options
 from deployments.results.checkpoint import Checkpoint
@@ -47,6 +49,17 @@ def member_job(analysis: Path, member: int = 0, fence: int = 1, **changes: Any) 
         initial_conditions=str(analysis),
         fence=fence,
     )
+
+
+def rollout(
+    model: Any,
+    job: MemberJob,
+    checkpoint: Checkpoint | None = None,
+    save: Callable[[int, Any], None] = lambda _, __: None,
+) -> Generator[Floats]:
+    """Forecast from the job's initial conditions, or from a checkpoint."""
+    start = checkpoint or np.load(job.initial_conditions, mmap_mode="r")
+    return forecast(model, job, start, BufferPool(), save)
 
 
 def plain_loop(job: MemberJob) -> Floats:

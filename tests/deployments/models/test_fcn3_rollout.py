@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.models.fcn3_rollout import check_coordinates, forecast
+from deployments.models.fcn3_rollout import check_coordinates
 from deployments.models.state import internal_state
 from deployments.results.checkpoint import Checkpoint
 from deployments.synthetic.fcn3 import SyntheticFCN3
@@ -21,6 +21,7 @@ from tests.deployments.models.fcn3_replicas import (
     Floats,
     member_job,
     plain_loop,
+    rollout,
     synthetic_fcn3,
 )
 from workflows.errors import ModelUnavailable
@@ -29,7 +30,7 @@ from workflows.fcn3 import VARIABLES
 
 def test_equals_a_plain_loop(model: SyntheticFCN3, analysis: Path) -> None:
     job = member_job(analysis, variables=("z500", "t2m", "u10m"))
-    steps = list(forecast(model, job))
+    steps = list(rollout(model, job))
 
     assert len(steps) == 5
     assert all(fields.dtype == np.float32 for fields in steps)
@@ -39,7 +40,7 @@ def test_equals_a_plain_loop(model: SyntheticFCN3, analysis: Path) -> None:
 def test_starts_with_the_initial_conditions_of_the_requested_variables(
     model: SyntheticFCN3, analysis: Path
 ) -> None:
-    first = next(forecast(model, member_job(analysis, variables=("z500", "t2m"))))
+    first = next(rollout(model, member_job(analysis, variables=("z500", "t2m"))))
 
     state = np.load(analysis)
     assert np.array_equal(first[0], state[VARIABLES.index("z500")])
@@ -48,7 +49,7 @@ def test_starts_with_the_initial_conditions_of_the_requested_variables(
 
 def test_yielded_fields_are_not_overwritten(model: SyntheticFCN3, analysis: Path) -> None:
     steps, copies = [], []
-    for fields in forecast(model, member_job(analysis)):
+    for fields in rollout(model, member_job(analysis)):
         steps.append(fields)
         copies.append(fields.copy())
 
@@ -69,8 +70,8 @@ class InPlace(SyntheticFCN3):
 def test_initial_conditions_survive_a_model_that_overwrites_its_input(analysis: Path) -> None:
     before = analysis.read_bytes()
     model = InPlace(n_lat=GRID.n_lat, n_lon=GRID.n_lon)
-    first = list(forecast(model, member_job(analysis)))
-    again = list(forecast(model, member_job(analysis)))
+    first = list(rollout(model, member_job(analysis)))
+    again = list(rollout(model, member_job(analysis)))
 
     assert np.array_equal(first, again)
     assert not np.array_equal(first[0], first[4])
@@ -78,7 +79,7 @@ def test_initial_conditions_survive_a_model_that_overwrites_its_input(analysis: 
 
 
 def test_a_member_depends_on_its_seed_alone(model: SyntheticFCN3, analysis: Path) -> None:
-    members = [list(forecast(model, member_job(analysis, member=m))) for m in range(len(SEEDS))]
+    members = [list(rollout(model, member_job(analysis, member=m))) for m in range(len(SEEDS))]
 
     assert np.array_equal(members[0], members[2])
     assert not np.array_equal(members[0], members[1])
@@ -96,11 +97,11 @@ def test_a_resumed_member_equals_an_uninterrupted_one(analysis: Path, step: int)
         if index == step:
             saved.append(Checkpoint(index, "", fields.copy(), internal))
 
-    list(forecast(interrupted, job, save=save))
+    list(rollout(interrupted, job, save=save))
     [checkpoint] = saved
     other = synthetic_fcn3()
-    list(forecast(other, member_job(analysis, 1)))
-    steps = list(forecast(other, job, checkpoint=checkpoint))
+    list(rollout(other, member_job(analysis, 1)))
+    steps = list(rollout(other, job, checkpoint))
     assert np.array_equal(steps, plain_loop(job)[step + 1 :])
 
 
@@ -108,7 +109,7 @@ def test_the_time_zone_of_the_start_does_not_matter(model: SyntheticFCN3, analys
     zone = timezone(timedelta(hours=5, minutes=30))
     local = member_job(analysis, start_time=datetime(2025, 1, 1, 11, 30, tzinfo=zone))
 
-    assert np.array_equal(list(forecast(model, local)), list(forecast(model, member_job(analysis))))
+    assert np.array_equal(list(rollout(model, local)), list(rollout(model, member_job(analysis))))
 
 
 class OtherCoordinates(SyntheticFCN3):

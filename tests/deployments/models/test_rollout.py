@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.models.busy_clock import Activity, BusyClock
+from deployments.models.busy_clock import Activity
 from deployments.models.rollout import write_rollout
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
@@ -32,7 +32,7 @@ async def test_waiting_for_the_disk_does_not_count_as_busy() -> None:
         await asyncio.sleep(4 * STEP_S)
 
     measured = Measured()
-    worker = ModelWorker("fcn3", object, clock=BusyClock("fcn3", "cpu", measured))
+    worker = ModelWorker("fcn3", object, recorder=measured)
     await worker.start()
     start = time.monotonic()
     window = WriteWindow(write_slowly, 1)

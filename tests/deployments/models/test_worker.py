@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments.models.busy_clock import Activity, BusyClock
+from deployments.models.busy_clock import Activity
 from deployments.models.messages import MemberProgress
 from deployments.models.worker import ModelWorker
 from deployments.models.worker_job import WorkerJob
@@ -248,7 +248,7 @@ async def test_loading_is_counted_while_it_lasts() -> None:
         assert measured.total(MODEL_SECONDS, state=Activity.LOADING) > 0.9
         return object()
 
-    worker = ModelWorker("fcn3", load, clock=BusyClock("fcn3", "cpu", measured))
+    worker = ModelWorker("fcn3", load, recorder=measured)
     await worker.start()
     assert worker.failure is None
     assert 1.5 <= measured.total(MODEL_SECONDS, state=Activity.LOADING)
