@@ -1,1 +1,1 @@
-"""Reaches Azure: tokens for this server's identity, and the one client of Blob Storage."""
+"""Access to Azure: tokens of this server's identity, and the client of Blob Storage."""

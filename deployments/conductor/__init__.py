@@ -1,1 +1,1 @@
-"""Decides what runs next and carries each execution to its end."""
+"""Decides what runs next and runs each execution, step by step, to its end."""

@@ -1,1 +1,1 @@
-"""Runs a user's own workflow class and delivers what it leaves in its folder."""
+"""Runs the class of a custom workflow and turns its folder into a result."""

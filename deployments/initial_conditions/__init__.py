@@ -1,1 +1,1 @@
-"""Fetches an analysed state into a file."""
+"""Fetches initial conditions from a data source into a file."""

@@ -1,1 +1,1 @@
-"""Writes, describes and removes the results of the built-in workflows; nothing else writes them."""
+"""The only deployment that writes results of built-in workflows; it also describes and removes them."""

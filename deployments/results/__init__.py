@@ -1,1 +1,1 @@
-"""Stores results and the working files of executions, on disk or in Blob Storage."""
+"""The library that writes and reads results and working files, on disk or in Blob Storage."""

@@ -1,1 +1,1 @@
-"""Logging context, metrics, retries and other helpers of every process; knows no deployment."""
+"""What every process uses, such as log context, metrics and retries; knows no deployment."""

@@ -1,1 +1,1 @@
-"""The execution store: all of our SQL."""
+"""The execution store: its tables and all queries."""

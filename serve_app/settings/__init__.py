@@ -1,1 +1,1 @@
-"""Parses and checks all settings, which stand under ``args`` of the application."""
+"""Parses and checks the settings: `args` of the application."""
