@@ -109,7 +109,7 @@ class Client:
             _check_completed(execution_id, status)
 
     async def run_queue(self, parameters: dict[str, Any], jobs: int) -> float:
-        """Submit several jobs and wait for all; return the seconds that took."""
+        """Submit several jobs and wait for all; return the seconds it took."""
         started = time.perf_counter()
         await self.wait_for([await self.submit(parameters) for _ in range(jobs)])
         return time.perf_counter() - started

@@ -45,7 +45,7 @@ async def find_netcdf(client: Client, execution_id: str) -> ResultFile:
 
 
 async def download_whole(connections: list[Connection], file: ResultFile) -> float:
-    """Download a file over several connections at once; return the seconds that took."""
+    """Download a file over several connections at once; return the seconds it took."""
 
     async def whole(connection: Connection) -> None:
         answer = await connection.send(connection.prepare("GET", file.path), keep_body=False)
@@ -58,7 +58,7 @@ async def download_whole(connections: list[Connection], file: ResultFile) -> flo
 
 
 async def download_piece(connection: Connection, file: ResultFile, percent: int) -> float:
-    """Download 1 MiB from a position in a file; return the seconds that took."""
+    """Download 1 MiB from a position in a file; return the seconds it took."""
     start = (file.size - PIECE) * percent // 100
     request = connection.prepare("GET", file.path, Range=f"bytes={start}-{start + PIECE - 1}")
     started = time.perf_counter()

@@ -29,7 +29,7 @@ ROUNDS = 5
 TARGETS = {"NetCDF": Target(1.0, at_least=True), "Zarr": Target(2.0, at_least=True)}
 
 Upload = Callable[[Azurite, Container, Path], float]
-"""Uploads a result; returns the seconds that took."""
+"""Uploads a result; returns the seconds it took."""
 
 
 def measure_uploads(report: Report, *, quick: bool) -> None:

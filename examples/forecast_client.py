@@ -47,7 +47,7 @@ def call(url: str, body: Mapping[str, Any] | None = None, timeout_s: float = 30.
 def wait_until_ready(
     server: ServerProcess, base: str, display: Display, limit_s: float = READY_LIMIT_S
 ) -> float:
-    """Wait until every workflow can run; return the seconds that took.
+    """Wait until every workflow can run; return the seconds it took.
 
     Raises
     ------
