@@ -1,1 +1,1 @@
-"""The only deployment that writes results of built-in workflows; it also describes and removes them."""
+"""The only writer of results of built-in workflows; it also describes, exports and removes them."""
