@@ -18,6 +18,7 @@ from deployments.blob_uploader.deployment import BlobUploader
 from deployments.blob_uploader.messages import Uploaded, UploadJob
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.results.manifest import hash_file, list_files
+from deployments.results.options import StorageOptions
 from tests.emulators.azurite import Azurite, find_azurite
 from workflows.delivery import Container
 
@@ -67,9 +68,8 @@ def _run(upload: Upload, executable: str, results_dir: Path) -> float:
 def _ours(azurite: Azurite, container: Container, results_dir: Path) -> float:
     azure = _azure(azurite)
     deployment: Any = BlobUploader
-    uploader = deployment.func_or_class(
-        BlobUploaderOptions(azure=azure), results_dir, results_dir / "work"
-    )
+    storage = StorageOptions(results_dir=results_dir, work_dir=results_dir / "work")
+    uploader = deployment.func_or_class(BlobUploaderOptions(azure=azure), storage)
     job = UploadJob(workflow=WORKFLOW, execution_id=EXECUTION, container=container)
 
     async def upload() -> None:

@@ -10,7 +10,6 @@ from typing import Any, cast
 import ray
 from ray.serve import Application, Deployment
 
-from deployments.azure.options import BlobResultsOptions
 from deployments.blob_uploader.deployment import UPLOADS, BlobUploader
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.conductor.deployment import Conductor
@@ -27,13 +26,11 @@ from deployments.models.stormscope import StormScope
 from deployments.packager.deployment import WRITERS, Packager
 from serve_app.http.deployment import Ingress
 from serve_app.http.options import IngressOptions
+from serve_app.settings.models import ModelSettings
 from serve_app.settings.parsing import parse_settings
 from serve_app.settings.preflight import check_certificates, check_installed, check_nodes
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import CustomWorkflowSettings
-from workflows import WORKFLOWS
-from workflows.fcn3 import VARIABLES as FCN3_VARIABLES
-from workflows.stormscope import VARIABLES as GOES_VARIABLES
 
 logger = logging.getLogger("ray.serve")
 
@@ -77,30 +74,27 @@ def build(args: dict[str, Any]) -> Application:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         check_nodes(settings, sum(node["Alive"] for node in nodes))
     logger.info("settings: %s", settings.summary())
-    workflows = [WORKFLOWS[name] for name in settings.callable_workflows if name in WORKFLOWS]
-    models = sorted({name for workflow in workflows for name in workflow.models})
-    sources = sorted({name for workflow in workflows for name in workflow.data_sources})
+    built_in = settings.built_in_workflows
+    models = sorted({name for workflow in built_in for name in workflow.models})
+    sources = sorted({name for workflow in built_in for name in workflow.data_sources})
+    in_container = settings.results_container is not None
 
-    blob = _blob_results(settings)
     packager = _bind(
         Packager,
         WRITING,
         settings.packager.replicas,
-        blob or settings.results_dir,
-        settings.work_dir,
+        settings.storage,
         # An export keeps its slot until the last step, and the writers need slots, too.
         max_calls=WRITERS + sum(settings.max_running.values()),
     )
     deployments = {"packager": packager}
-    analyses: tuple[Application, ...] = ()
+    handles = [packager]
     if sources:
         deployments["initial_conditions"] = _initial_conditions(sources, settings)
-        if blob is not None:
+        if in_container:
             # The nodes may share no disk, so models fetch the states through a handle.
-            analyses = (deployments["initial_conditions"],)
-    deployments |= {
-        name: MODELS[name](settings, packager, *analyses) for name in models if name in MODELS
-    }
+            handles.append(deployments["initial_conditions"])
+    deployments |= {name: MODELS[name](settings, *handles) for name in models if name in MODELS}
     custom = {
         workflow.resolved_name: _custom_workflow(workflow, settings)
         for workflow in settings.custom_workflows
@@ -109,7 +103,7 @@ def build(args: dict[str, Any]) -> Application:
         name: SERVED_BY.get(name, name) for name in (*models, *custom)
     }
     # A missing folder is created; a missing container is not.
-    storage = (RESULTS,) if blob is not None else ()
+    storage = (RESULTS,) if in_container else ()
     components |= dict.fromkeys(storage, "packager")
     delivery = _delivery(settings)
     conductor = _bind(
@@ -129,8 +123,7 @@ def build(args: dict[str, Any]) -> Application:
     options = settings.to_options(
         IngressOptions,
         store_url=settings.resolved_store_url,
-        results_dir=settings.results_dir,
-        blob_results=blob,
+        storage=settings.storage,
         exposed=settings.listed_workflows,
         warmup=settings.workflows.warmup,
         custom={
@@ -140,7 +133,7 @@ def build(args: dict[str, Any]) -> Application:
         regional_grid=settings.models.stormscope.grid,
         delivery=settings.delivery_rules,
         signed_url_s=settings.azure.blob.signed_url_s,
-        components={w.name: (*w.models, *w.data_sources, *storage) for w in workflows}
+        components={w.name: (*w.models, *w.data_sources, *storage) for w in built_in}
         | {name: (name,) for name in custom},
     )
     uploader = delivery.get("blob_uploader")
@@ -165,17 +158,6 @@ def _bind(
     return configured.bind(*args)
 
 
-def _blob_results(settings: Settings) -> BlobResultsOptions | None:
-    """Return the container of the results; None if they are stored in a folder."""
-    if settings.results_container is None:
-        return None
-    return BlobResultsOptions(
-        container=settings.results_container,
-        azure=settings.azure.account,
-        scratch_dir=settings.work_dir / "scratch",
-    )
-
-
 def _initial_conditions(sources: Sequence[str], settings: Settings) -> Application:
     options = [_source(name, settings) for name in sources]
     if settings.results_container is None:
@@ -189,53 +171,43 @@ def _initial_conditions(sources: Sequence[str], settings: Settings) -> Applicati
 def _source(name: str, settings: Settings) -> SourceOptions:
     models, sources = settings.models, settings.data_sources
     if name == "ifs":
-        section, grid = sources.ifs, models.fcn3.grid.model_dump()
-        loader = section.loader_options(name, "deployments.synthetic.fcn3:load_ifs", grid)
+        section, loader = sources.ifs, sources.ifs.loader_options(name, models.fcn3.grid)
     else:
-        section, grid = sources.goes, models.stormscope.grid.model_dump()
-        loader = section.loader_options(name, "deployments.synthetic.stormscope:load_goes", grid)
-        loader = loader.model_copy(update={"options": {**loader.options, "satellite": name}})
+        section = sources.goes
+        loader = section.loader_options(name, models.stormscope.grid, satellite=name)
     return section.to_options(SourceOptions, **loader.model_dump())
 
 
-def _fcn3(settings: Settings, packager: Application, *analyses: Application) -> Application:
+def _fcn3(settings: Settings, *handles: Application) -> Application:
     model = settings.models.fcn3
-    grid = model.grid.model_dump()
-    interpolation = settings.models.interpolation.loader_options(
-        INTERPOLATION, "deployments.synthetic.stormscope:load_interpolation", {}
-    )
-    conditions = any(
-        INTERPOLATION in WORKFLOWS[name].models
-        for name in settings.callable_workflows
-        if name in WORKFLOWS
-    )
+    conditions = any(INTERPOLATION in workflow.models for workflow in settings.built_in_workflows)
     options = model.to_options(
         FCN3Options,
-        loader=model.loader_options("fcn3", "deployments.synthetic.fcn3:load_fcn3", grid),
-        input_variables=FCN3_VARIABLES,
+        loader=model.loader_options("fcn3", model.grid),
         window_steps=settings.packager.window_steps,
-        interpolation=interpolation if conditions else None,
+        interpolation=settings.models.interpolation.loader_options(INTERPOLATION)
+        if conditions
+        else None,
         gpu_locks=settings.gpu_locks,
     )
-    resources = {"num_cpus": MODEL_CPUS, "num_gpus": model.resolved_num_gpus}
-    return _bind(FCN3, resources, model.replicas, options, packager, *analyses)
+    return _bind_model(FCN3, model, options, *handles)
 
 
-def _stormscope(settings: Settings, packager: Application, *analyses: Application) -> Application:
+def _stormscope(settings: Settings, *handles: Application) -> Application:
     model = settings.models.stormscope
-    loader = model.loader_options(
-        "stormscope", "deployments.synthetic.stormscope:load_stormscope", model.grid.model_dump()
-    )
     options = model.to_options(
         StormScopeOptions,
-        loader=loader,
+        loader=model.loader_options("stormscope", model.grid),
         conditioning_grid=settings.models.fcn3.grid,
-        input_variables=GOES_VARIABLES,
         window_steps=settings.packager.window_steps,
         gpu_locks=settings.gpu_locks,
     )
+    return _bind_model(StormScope, model, options, *handles)
+
+
+def _bind_model(deployment: type[Any], model: ModelSettings, *args: Any) -> Application:
     resources = {"num_cpus": MODEL_CPUS, "num_gpus": model.resolved_num_gpus}
-    return _bind(StormScope, resources, model.replicas, options, packager, *analyses)
+    return _bind(deployment, resources, model.replicas, *args)
 
 
 MODELS: dict[str, Callable[..., Application]] = {"fcn3": _fcn3, "stormscope": _stormscope}
@@ -247,8 +219,7 @@ def _custom_workflow(workflow: CustomWorkflowSettings, settings: Settings) -> Ap
         CustomWorkflowOptions,
         name=workflow.resolved_name,
         name_is_given=workflow.name is not None,
-        results_dir=settings.results_dir,
-        work_dir=settings.work_dir,
+        storage=settings.storage,
         max_output_bytes=settings.limits.max_output_bytes,
     )
     resources = {"num_cpus": CUSTOM_CPUS, "num_gpus": workflow.num_gpus}
@@ -266,8 +237,7 @@ def _delivery(settings: Settings) -> dict[str, Application]:
             UPLOADING,
             blob.replicas,
             blob.to_options(BlobUploaderOptions, azure=account, allowed=blob.containers),
-            settings.results_dir,
-            settings.work_dir,
+            settings.storage,
             # An upload ahead keeps its slot until the last step of its execution.
             max_calls=UPLOADS + sum(settings.max_running.values()),
         )

@@ -86,10 +86,3 @@ class ContainerOptions(BaseModel):
             "connection_timeout": self.request_timeout_s,
             "read_timeout": self.request_timeout_s,
         }
-
-
-class BlobResultsOptions(ContainerOptions):
-    """Where results lie in Blob Storage."""
-
-    scratch_dir: Path
-    """Local folder that only holds files until they are uploaded."""

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
-from pathlib import Path
 
 from ray import serve
 
@@ -27,6 +26,7 @@ from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.blob_uploader.upload import Tally, Upload
 from deployments.blob_uploader.upload_ahead import UploadAhead
 from deployments.results.disk_work import DiskWork
+from deployments.results.options import StorageOptions
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import bind_execution
@@ -49,22 +49,17 @@ class BlobUploader:
     Parameters
     ----------
     options : BlobUploaderOptions
-    results_dir, work_dir : Path
-        Folders with results and working files, which every replica sees.
+    storage : StorageOptions
+        The folders with results and working files.
     metrics : Recorder
     """
 
     def __init__(
-        self,
-        options: BlobUploaderOptions,
-        results_dir: Path,
-        work_dir: Path,
-        metrics: Recorder = RAY,
+        self, options: BlobUploaderOptions, storage: StorageOptions, metrics: Recorder = RAY
     ) -> None:
         hide_gpus()
         self._options = options
-        self._results_dir = Path(results_dir)
-        self._work_dir = Path(work_dir)
+        self._storage = storage
         self._metrics = metrics
         self._token = TokenBridge(options.azure)
         self._shared = SharedLimits.of(options.limits)
@@ -85,7 +80,7 @@ class BlobUploader:
             If another call may succeed, which resumes this one.
         """
         bind_execution(job.execution_id, job.workflow, Stage.UPLOAD)
-        source = self._results_dir / job.folder
+        source = self._storage.results_dir / job.folder
         with self._open(self._allowed(job.container)) as container:
             upload = Upload(container, job.folder, source, self._options.limits)
             counter = _UploadCounter(upload.tally, self._metrics, job.workflow)
@@ -129,8 +124,8 @@ class BlobUploader:
         if not self._options.upload_ahead:
             return
         bind_execution(job.execution_id, job.workflow, Stage.INFERENCE)
-        source = self._results_dir / job.folder
-        work = DiskWork(self._work_dir / job.execution_id, job.execution_id)
+        source = self._storage.results_dir / job.folder
+        work = DiskWork(self._storage.work_dir / job.execution_id, job.execution_id)
         with self._open(self._allowed(job.container)) as container:
             ahead = UploadAhead(container, job.folder, source, work, fence)
             counter = _UploadCounter(ahead.tally, self._metrics, job.workflow)
@@ -156,7 +151,7 @@ class BlobUploader:
             If Blob Storage refuses; TransientFailure if it is busy or unreachable.
         """
         bind_execution(job.execution_id, job.workflow)
-        source = self._results_dir / job.folder
+        source = self._storage.results_dir / job.folder
         stop = threading.Event()
 
         def withdraw(blobs: Blobs) -> None:

@@ -74,7 +74,7 @@ class CustomWorkflow:
         """Import the class and create an instance, in the thread that will run it."""
         options = self._options
         if self._class is None:
-            self._class = UserClass(options.path, options.work_dir / SCRATCH)
+            self._class = UserClass(options.path, options.storage.work_dir / SCRATCH)
         bridge_loguru()
         if not options.name_is_given and self._class.name != options.name:
             raise ValueError(
@@ -82,7 +82,7 @@ class CustomWorkflow:
                 f"source: set workflows.custom[].name to it"
             )
         self._description = self._class.describe()
-        with isolate_import(options.work_dir / SCRATCH):
+        with isolate_import(options.storage.work_dir / SCRATCH):
             instance = self._class.create(options.config)
         # Imported now, so that the first run does not wait for it.
         import_backends()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments.results.options import StorageOptions
 from deployments.runtime.option_types import Count, ImportPath, PositiveFloat
 
 
@@ -45,6 +45,5 @@ class CustomWorkflowOptions(CustomWorkflowConfig):
     """Name of the workflow."""
     name_is_given: bool
     """Whether the settings name it; otherwise the class must have the same name."""
-    results_dir: Path
-    work_dir: Path
+    storage: StorageOptions
     max_output_bytes: int

@@ -62,9 +62,9 @@ class Run:
         ExecutionCancelled
             If the run was cancelled.
         """
-        job, options = self._job, self._options
+        job, options, storage = self._job, self._options, self._options.storage
         self._folder = RunFolder(
-            options.results_dir, options.work_dir, options.name, job.execution_id, job.fence
+            storage.results_dir, storage.work_dir, options.name, job.execution_id, job.fence
         )
         self._output = output = open_output(
             self._folder.path,

@@ -47,6 +47,7 @@ from workflows.base import Conditioning, Plan
 from workflows.dataset import Origin
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
+from workflows.fcn3 import VARIABLES
 from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
@@ -118,7 +119,7 @@ class FCN3:
         options = self._options
         with self._gpu_lock.loading() as offload:
             model = load(options.loader, device=self._worker.device)
-            check_coordinates(model, options.grid, options.input_variables)
+            check_coordinates(model, options.grid, VARIABLES)
             if options.checkpoint_steps is not None and not supports_checkpoints(model):
                 logger.warning(
                     "the state of model %s cannot be saved: an interrupted member restarts from "

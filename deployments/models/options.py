@@ -40,7 +40,6 @@ class FCN3Options(FCN3Config, WindowConfig):
     """Options of an FCN3 replica."""
 
     loader: LoaderOptions
-    input_variables: tuple[str, ...]
     gpu_locks: Path | None = None
     """Folder of the GPU locks if models share a GPU; None if each has its own."""
     interpolation: LoaderOptions | None = None
@@ -62,6 +61,5 @@ class StormScopeOptions(StormScopeConfig, WindowConfig):
 
     loader: LoaderOptions
     conditioning_grid: Grid
-    input_variables: tuple[str, ...]
     gpu_locks: Path | None = None
     """Folder of the GPU locks if models share a GPU; None if each has its own."""

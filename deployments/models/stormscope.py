@@ -34,6 +34,7 @@ from deployments.runtime.log_context import bind_execution
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
 from workflows.readiness import ComponentStatus, NotReady, Ready
+from workflows.stormscope import VARIABLES
 
 Floats = NDArray[np.float32]
 Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
@@ -76,9 +77,7 @@ class StormScope:
         options = self._options
         with self._gpu_lock.loading() as offload:
             model = load(options.loader, device=self._worker.device)
-            nowcaster = prepare(
-                model, options.grid, options.conditioning_grid, options.input_variables
-            )
+            nowcaster = prepare(model, options.grid, options.conditioning_grid, VARIABLES)
             offload(model)
         return nowcaster
 

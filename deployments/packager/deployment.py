@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from deployments.azure.options import BlobResultsOptions
 from deployments.packager.preview import render
 from deployments.packager.stac_catalog import CatalogUpdater, StaticCatalog
 from deployments.results.blob import BlobStorage
@@ -23,6 +21,7 @@ from deployments.results.disk import DiskStorage
 from deployments.results.intermediate import IntermediateStore
 from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.names import result_folder
+from deployments.results.options import StorageOptions
 from deployments.results.protocols import Storage
 from deployments.results.store import ResultsStore
 from deployments.runtime.gpus import hide_gpus
@@ -54,29 +53,24 @@ class Packager:
 
     Parameters
     ----------
-    results : Path or BlobResultsOptions
-        A folder that every replica sees, which also gets a static STAC catalogue, or a container.
-    work_dir : Path
-        Folder for working files that every replica sees. Not used with a container, which holds
-        the working records, too.
+    options : StorageOptions
+        Where to write. A folder also gets a static STAC catalogue.
     metrics : Recorder
     """
 
-    def __init__(
-        self, results: Path | BlobResultsOptions, work_dir: Path, metrics: Recorder = RAY
-    ) -> None:
+    def __init__(self, options: StorageOptions, metrics: Recorder = RAY) -> None:
         hide_gpus()
         self._metrics = metrics
-        self._blob = results if isinstance(results, BlobResultsOptions) else None
+        self._blob = options.blob
         self._catalog: CatalogUpdater | None = None
         storage: Storage
-        if isinstance(results, BlobResultsOptions):
-            storage = BlobStorage(results)
+        if options.blob is not None:
+            storage = BlobStorage(options.blob)
             self._conditioning_poll_s = CONDITIONING_POLL_IN_BLOB_S
         else:
-            storage = DiskStorage(results, work_dir)
+            storage = DiskStorage(options.results_dir, options.work_dir)
             self._conditioning_poll_s = CONDITIONING_POLL_S
-            self._catalog = CatalogUpdater(StaticCatalog(results))
+            self._catalog = CatalogUpdater(StaticCatalog(options.results_dir))
         self._results = ResultsStore(storage)
         self._intermediate = IntermediateStore(storage)
         # Threads of their own: exports wait for time steps, which other threads must write.

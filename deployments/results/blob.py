@@ -10,11 +10,11 @@
 from __future__ import annotations
 
 from deployments.azure.blobs import Blobs
-from deployments.azure.options import BlobResultsOptions
 from deployments.results.blob_result import ROOT, BlobResult
 from deployments.results.blob_work import WORK, BlobWork
 from deployments.results.messages import StoredExecution, page_of_stored_executions
 from deployments.results.names import result_folder
+from deployments.results.options import BlobResultsOptions
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.manifest import CHECKSUMS, NETCDF

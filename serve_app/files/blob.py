@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from deployments.azure.blobs import Blob, Blobs
-from deployments.azure.options import BlobResultsOptions
 from deployments.results.names import result_folder
+from deployments.results.options import BlobResultsOptions
 from serve_app.files.paths import ResultsUnavailable, split_path
 from serve_app.files.preconditions import Validators
 from workflows.errors import ResultsNotFound, StageFailed

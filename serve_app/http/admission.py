@@ -124,8 +124,8 @@ def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
     # The output size of a custom workflow is unknown until it runs, and is checked then.
     return Demand(
         needed=plan.disk_bytes if isinstance(plan, Plan) else 0,
-        free=free_bytes(options.results_dir, options.results.min_free_bytes)
-        if options.blob_results is None
+        free=free_bytes(options.storage.results_dir, options.results.min_free_bytes)
+        if options.storage.blob is None
         else None,
         quota=options.results.quota_bytes,
     )

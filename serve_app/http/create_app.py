@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from deployments.results.blob_links import BlobLinks
 from deployments.runtime.metrics import RAY, Recorder
 from deployments.store.executions import ExecutionStore
 from serve_app.files.blob import BlobResults
 from serve_app.files.disk import DiskResults
-from serve_app.http.blob_links import BlobLinks
 from serve_app.http.context import Context, Sign
 from serve_app.http.custom_workflows import CustomWorkflows, Validate
 from serve_app.http.errors import add_exception_handlers
@@ -76,7 +76,8 @@ def create_app(
         If the tokens file is unusable.
     """
     nudger = Nudger(nudge)
-    blob = options.blob_results
+    storage = options.storage
+    blob = storage.blob
     if blob is not None:
         sign = sign or BlobLinks(blob.azure)
     changes = ChangeWatcher(lambda awaited: context.read(read_states, store, awaited))
@@ -91,7 +92,7 @@ def create_app(
         custom=CustomWorkflows(store, options.custom, validators, options.validation_limit_s),
         statuses=StatusCache(store),
         changes=changes,
-        results=DiskResults(options.results_dir) if blob is None else BlobResults(blob),
+        results=DiskResults(storage.results_dir) if blob is None else BlobResults(blob),
         sign=sign if options.signed_url_s else None,
         nudge=nudger,
         metrics=metrics,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pydantic import BaseModel, ConfigDict, Field
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from deployments.azure.options import BlobResultsOptions
+from deployments.results.options import StorageOptions
 from serve_app.settings.results import ResultsSettings
 from serve_app.settings.serving import AuthSettings, CorsSettings, LimitSettings, QueueSettings
 from workflows.base import OutputFormat
@@ -21,10 +19,7 @@ class IngressOptions(BaseModel):
 
     store_url: str = Field(repr=False)
     """May contain a password, so it is kept out of logs."""
-    results_dir: Path
-    """Folder of the results, unless they are stored in a container."""
-    blob_results: BlobResultsOptions | None = None
-    """Container of the results."""
+    storage: StorageOptions
     exposed: tuple[str, ...]
     """Workflows that are listed and can be called."""
     warmup: tuple[str, ...] = ()
@@ -52,10 +47,3 @@ class IngressOptions(BaseModel):
     def callable(self) -> tuple[str, ...]:
         """Names of all workflows that can be called."""
         return (*self.exposed, *self.warmup)
-
-    @field_validator("results_dir")
-    @classmethod
-    def _is_absolute(cls, value: Path) -> Path:
-        if not value.is_absolute():
-            raise ValueError(f"must be an absolute path, not {value}")
-        return value

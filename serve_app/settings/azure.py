@@ -104,9 +104,8 @@ class AzureSettings(AzureOptions, Section):
         """How to access Azure."""
         return self.to_options(AzureOptions)
 
-    @property
-    def rules(self) -> DeliveryRules:
-        """Deliveries that a request may ask for."""
+    def rules(self, *, results_in_blob: bool) -> DeliveryRules:
+        """Return the deliveries that a request may ask for."""
         default = self.blob.default_container
         return DeliveryRules(
             containers=self.blob.containers,
@@ -115,4 +114,5 @@ class AzureSettings(AzureOptions, Section):
             catalogs=self.geocatalog.allowed,
             default_catalog=self.geocatalog.default_catalog,
             collections=self.geocatalog.collections,
+            results_in_blob=results_in_blob,
         )

@@ -10,6 +10,15 @@ from deployments.runtime.import_path import LoaderOptions
 from deployments.runtime.option_types import is_import_path
 
 SYNTHETIC = "synthetic"
+SYNTHETIC_LOADERS = {
+    "fcn3": "deployments.synthetic.fcn3:load_fcn3",
+    "ifs": "deployments.synthetic.fcn3:load_ifs",
+    "interpolation": "deployments.synthetic.stormscope:load_interpolation",
+    "stormscope": "deployments.synthetic.stormscope:load_stormscope",
+    "goes16": "deployments.synthetic.stormscope:load_goes",
+    "goes19": "deployments.synthetic.stormscope:load_goes",
+}
+"""What "synthetic" stands for, by model or data source."""
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -56,19 +65,21 @@ class LoaderSection(Section):
     )
 
     def loader_options(
-        self, name: str, synthetic: str, synthetic_options: dict[str, Any]
+        self, name: str, grid: BaseModel | None = None, **arguments: Any
     ) -> LoaderOptions:
-        """Return how to load the model or data source `name`.
+        """Return how to load a model or data source.
 
         Parameters
         ----------
         name : str
-        synthetic : str
-            Import path of the loader that "synthetic" stands for.
-        synthetic_options : dict
-            Its keyword arguments, unless the section overrides them.
+            Its name, a key of `SYNTHETIC_LOADERS`.
+        grid : BaseModel, optional
+            Grid of synthetic data, unless `options` has another one.
+        **arguments
+            Further keyword arguments of any loader.
         """
-        if self.loader != SYNTHETIC:
-            return LoaderOptions(name=name, loader=self.loader, options=self.options)
-        options = {**synthetic_options, **self.options}
-        return LoaderOptions(name=name, loader=synthetic, options=options)
+        loader, options = self.loader, self.options
+        if loader == SYNTHETIC:
+            loader = SYNTHETIC_LOADERS[name]
+            options = (grid.model_dump() if grid is not None else {}) | options
+        return LoaderOptions(name=name, loader=loader, options=options | arguments)

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import sqlalchemy as sa
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
+from deployments.results.options import BlobResultsOptions, StorageOptions
 from deployments.runtime.option_types import Flag
 from serve_app.settings.azure import AzureSettings
 from serve_app.settings.data_sources import DataSourcesSettings
@@ -27,6 +28,7 @@ from serve_app.settings.serving import (
 )
 from serve_app.settings.workflows import CustomWorkflowSettings, WorkflowSettings
 from workflows import WORKFLOWS
+from workflows.base import Workflow
 from workflows.delivery import Container, DeliveryRules, parse_results_container
 
 PREPARED_AHEAD = 3
@@ -140,6 +142,11 @@ class Settings(Section):
         return tuple(dict.fromkeys((*self.listed_workflows, *self.workflows.warmup)))
 
     @property
+    def built_in_workflows(self) -> tuple[type[Workflow], ...]:
+        """The callable built-in workflows."""
+        return tuple(WORKFLOWS[name] for name in self.callable_workflows if name in WORKFLOWS)
+
+    @property
     def custom_workflows(self) -> tuple[CustomWorkflowSettings, ...]:
         """The callable custom workflows."""
         callable_names = self.callable_workflows
@@ -189,10 +196,21 @@ class Settings(Section):
         return self.data_dir / "results"
 
     @property
+    def storage(self) -> StorageOptions:
+        """Where results and working files lie."""
+        blob = None
+        if self.results_container is not None:
+            blob = BlobResultsOptions(
+                container=self.results_container,
+                azure=self.azure.account,
+                scratch_dir=self.work_dir / "scratch",
+            )
+        return StorageOptions(results_dir=self.results_dir, work_dir=self.work_dir, blob=blob)
+
+    @property
     def delivery_rules(self) -> DeliveryRules:
         """Deliveries that a request may ask for."""
-        in_blob = self.results_container is not None
-        return self.azure.rules.model_copy(update={"results_in_blob": in_blob})
+        return self.azure.rules(results_in_blob=self.results_container is not None)
 
     @property
     def work_dir(self) -> Path:

@@ -90,7 +90,7 @@ class Service:
         execution_id = await self.submit()
         self.conductor.start()
         self.conductor.complete(execution_id)
-        folder = self.options.results_dir / WORKFLOW / execution_id
+        folder = self.options.storage.results_dir / WORKFLOW / execution_id
         for name, content in (files or {}).items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
         options = IngressOptions(
             **{
                 "store_url": "sqlite://",
-                "results_dir": tmp_path / "results",
+                "storage": {"results_dir": tmp_path / "results", "work_dir": tmp_path / "work"},
                 "exposed": (WORKFLOW,),
                 "limits": {"max_output_gb": 1.0},
                 "grid": {"n_lat": 19, "n_lon": 36},

@@ -82,8 +82,9 @@ async def _signed_url(context: Context, execution: Execution) -> dict[str, str]:
 
 def _container_of(context: Context, execution: Execution) -> Container | None:
     """Return the container that holds the execution's results; None if only this server does."""
-    if context.options.blob_results is not None:
-        return context.options.blob_results.container
+    storage = context.options.storage
+    if storage.blob is not None:
+        return storage.blob.container
     if execution.results is None or execution.results.uploaded is None:
         return None
     return Container.model_validate(execution.plan["delivery"]["container"])

@@ -14,6 +14,7 @@ from deployments.blob_uploader.limits import BlobLimits
 from deployments.blob_uploader.messages import Uploaded, UploadJob, UploadProgress
 from deployments.blob_uploader.options import BlobUploaderOptions
 from deployments.results.manifest import hash_file, list_files
+from deployments.results.options import StorageOptions
 from deployments.runtime.metrics import RAY
 from deployments.runtime.retries import RetryPolicy
 from tests.emulators.azurite import Azurite
@@ -86,7 +87,8 @@ def make_uploader(results_dir: Path, ca_file: Path, **changes: Any) -> Any:
     limits = LIMITS.model_copy(update=changes.pop("limits", {}))
     options = BlobUploaderOptions(azure=azure, limits=limits, report_every_s=0.01, **changes)
     deployment: Any = BlobUploader
-    return deployment.func_or_class(options, results_dir, work_dir, metrics)
+    storage = StorageOptions(results_dir=results_dir, work_dir=work_dir)
+    return deployment.func_or_class(options, storage, metrics)
 
 
 def upload(uploader: Any, container: Container) -> AsyncGenerator[UploadProgress | Uploaded, None]:

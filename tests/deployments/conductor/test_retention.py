@@ -14,6 +14,7 @@ from dbos import DBOS
 from deployments.conductor.options import RetentionOptions
 from deployments.packager.deployment import Packager
 from deployments.results.messages import CompletedMembers, StoredExecution
+from deployments.results.options import StorageOptions
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.retention_view import RetentionView
 from deployments.store.schema import deleted_executions, executions
@@ -44,7 +45,7 @@ class WithFolders(StandIns):
         self.sweeps = 0
         """Sweeps that have begun."""
         self._packager = Packager.func_or_class(  # type: ignore[attr-defined]
-            self.results_dir, self.work_dir
+            StorageOptions(results_dir=self.results_dir, work_dir=self.work_dir)
         )
 
     async def create(self, plan: Any, execution_id: str, *arguments: Any) -> CompletedMembers:

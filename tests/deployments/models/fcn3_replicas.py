@@ -84,7 +84,6 @@ def options(grid: Grid = GRID, **changes: Any) -> FCN3Options:
                 loader="deployments.synthetic.fcn3:load_fcn3",
                 options=GRID.model_dump(),
             ),
-            "input_variables": VARIABLES,
             "window_steps": 2,
             "checkpoint_steps": None,
             **changes,

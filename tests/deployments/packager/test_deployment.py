@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deployments.packager.deployment import Packager
+from deployments.results.options import StorageOptions
 from deployments.runtime.metrics import PACKAGER_BYTES, STEPS_WRITTEN
 from tests.deployments.results.samples import PROVENANCE, make_plan
 from tests.measured import Measured
@@ -23,7 +24,7 @@ def packager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Measu
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     deployment: Any = Packager
     return lambda measured: deployment.func_or_class(
-        tmp_path / "results", tmp_path / "work", measured
+        StorageOptions(results_dir=tmp_path / "results", work_dir=tmp_path / "work"), measured
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from deployments.azure.blobs import Blobs
-from deployments.azure.options import AzureOptions, BlobResultsOptions, CredentialOptions
+from deployments.azure.options import AzureOptions, CredentialOptions
 from deployments.results.blob import BlobStorage
 from deployments.results.disk import DiskStorage
 from deployments.results.intermediate import IntermediateStore
+from deployments.results.options import BlobResultsOptions
 from deployments.results.protocols import Storage
 from deployments.results.store import ResultsStore
 from tests.emulators.azurite import Azurite

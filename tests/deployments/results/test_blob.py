@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from deployments.azure.blobs import Blobs
-from deployments.azure.options import BlobResultsOptions
 from deployments.results.blob import BlobStorage
 from deployments.results.checkpoint import Checkpoint
 from deployments.results.intermediate import IntermediateStore
+from deployments.results.options import BlobResultsOptions
 from deployments.results.store import ResultsStore
 from deployments.runtime.failures import TransientFailure, is_transient
 from tests.deployments.results.backends import BlobBackend, options_for
@@ -127,7 +127,7 @@ def test_next_attempt_completes_after_a_kill_at_any_change(
 
 WRITER = """
 import sys
-from deployments.azure.options import BlobResultsOptions
+from deployments.results.options import BlobResultsOptions
 from deployments.results.blob import BlobStorage
 from deployments.results.store import ResultsStore
 from tests.deployments.results.samples import ID, fields

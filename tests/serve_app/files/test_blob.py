@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import Request
 
 from deployments.azure.blobs import Blob, Blobs
-from deployments.azure.options import BlobResultsOptions
+from deployments.results.options import BlobResultsOptions
 from serve_app.files.blob import BlobFolder, BlobResults
 from serve_app.files.paths import ResultsUnavailable
 from serve_app.files.serving import CHUNK_SIZE, ResultFile

@@ -68,7 +68,7 @@ async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
     store = ConductorStore(postgres_database)
     options = IngressOptions(
         store_url=postgres_database,
-        results_dir=tmp_path,
+        storage={"results_dir": tmp_path, "work_dir": tmp_path},
         exposed=(WORKFLOW,),
         limits={"max_output_gb": 1000.0},
     )
@@ -90,14 +90,15 @@ async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
 def test_the_store_password_is_not_in_the_repr_of_options():
     options = IngressOptions(
         store_url="postgresql+psycopg://u:hunter2@h/d",
-        results_dir="/tmp/r",
+        storage={"results_dir": "/tmp/r", "work_dir": "/tmp/w"},
         exposed=(),
     )
     assert "hunter2" not in repr(options)
 
 
 def test_options_refuse_relative_paths_and_unknown_names():
-    for changes in ({"results_dir": "results"}, {"max_que": 3}):
-        values = {"store_url": "sqlite://", "results_dir": "/r", "exposed": ()}
+    folders = {"results_dir": "/r", "work_dir": "/w"}
+    for changes in ({"storage": {**folders, "results_dir": "results"}}, {"max_que": 3}):
+        values = {"store_url": "sqlite://", "storage": folders, "exposed": ()}
         with pytest.raises(ValueError, match="absolute path|Extra inputs"):
             IngressOptions.model_validate({**values, **changes})

@@ -17,7 +17,7 @@ async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     options = IngressOptions(
         store_url=f"sqlite:///{tmp_path}/store.db",
-        results_dir=tmp_path,
+        storage={"results_dir": tmp_path, "work_dir": tmp_path},
         exposed=(WORKFLOW,),
     )
     assert Ingress.name == "Ingress"

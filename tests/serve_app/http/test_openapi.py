@@ -36,7 +36,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     store = ConductorStore(f"sqlite:///{folder}/store.db")
     options = IngressOptions(
         store_url="sqlite://",
-        results_dir=folder / "results",
+        storage={"results_dir": folder / "results", "work_dir": folder / "work"},
         exposed=(WORKFLOW,),
         grid={"n_lat": 19, "n_lon": 36},
         limits={"max_output_gb": 1.0},
@@ -53,7 +53,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
             conductor.complete(execution_id)
         if state != Status.COMPLETED:
             conductor.end(execution_id, state)
-        folder = options.results_dir / WORKFLOW / execution_id
+        folder = options.storage.results_dir / WORKFLOW / execution_id
         folder.mkdir(parents=True)
         (folder / "0").write_bytes(b"0" * 100)
     with store.engine.begin() as connection:

@@ -68,7 +68,7 @@ async def serve_storms(store, tmp_path):
         options = IngressOptions(
             **{
                 "store_url": "sqlite://",
-                "results_dir": tmp_path / "results",
+                "storage": {"results_dir": tmp_path / "results", "work_dir": tmp_path / "work"},
                 "exposed": (WORKFLOW, "storms"),
                 "custom": {"storms": "zarr"},
                 "limits": {"max_output_gb": 1.0},

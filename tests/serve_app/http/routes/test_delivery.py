@@ -113,7 +113,7 @@ async def test_a_retry_is_refused_while_the_queue_is_full(serve):
 async def test_files_are_available_during_their_delivery(service):
     execution_id = await service.completed({"results.nc": b"abc"})
     other = await fail(service, Stage.UPLOAD, Manifest(output_files=()))
-    folder = service.options.results_dir / WORKFLOW
+    folder = service.options.storage.results_dir / WORKFLOW
     (folder / other).mkdir()
     (folder / other / "results.nc").write_bytes(b"abc")
     await service.client.post(f"{URL}/{other}/retry")

@@ -78,8 +78,8 @@ async def test_results_expire(service):
 async def test_a_running_download_survives_a_purge(service, tmp_path):
     content = os.urandom(3 * CHUNK_SIZE + 5)
     execution_id = await service.completed({"results.nc": content, "another.nc": content})
-    storage = DiskStorage(service.options.results_dir, tmp_path / "work")
-    folder = DiskResults(service.options.results_dir)(WORKFLOW, execution_id)
+    storage = DiskStorage(service.options.storage.results_dir, tmp_path / "work")
+    folder = DiskResults(service.options.storage.results_dir)(WORKFLOW, execution_id)
     request = Request({"type": "http", "method": "GET", "headers": []})
     response = await ResultFile.open(folder, "results.nc", request)
     received = []
@@ -89,7 +89,7 @@ async def test_a_running_download_survives_a_purge(service, tmp_path):
             if not received:
                 # What the Packager does when results expire or are purged.
                 storage.purge(WORKFLOW, execution_id)
-                assert not (service.options.results_dir / WORKFLOW / execution_id).exists()
+                assert not (service.options.storage.results_dir / WORKFLOW / execution_id).exists()
             received.append(message["body"])
 
     await response({"type": "http"}, asyncio.Event().wait, send)
@@ -107,7 +107,7 @@ async def test_results_are_available_after_a_failed_registration(service):
     conductor.store.update(
         conductor.fence, execution_id, status=Status.FAILED, stage=Stage.REGISTER
     )
-    folder = service.options.results_dir / WORKFLOW / execution_id
+    folder = service.options.storage.results_dir / WORKFLOW / execution_id
     folder.mkdir(parents=True)
     (folder / "a.txt").write_text("kept")
     response = await service.client.get(f"{URL}/{execution_id}/results")
@@ -164,7 +164,7 @@ async def test_ranges_and_validators(service):
 
 async def test_a_path_never_leaves_the_results(service):
     execution_id = await service.completed(FILES)
-    results = service.options.results_dir
+    results = service.options.storage.results_dir
     (results / "secret").write_text("secret")
     (results / WORKFLOW / execution_id / "link").symlink_to(results / "secret")
     for path in (

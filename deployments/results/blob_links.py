@@ -1,4 +1,4 @@
-"""Signed links to blobs, made in the ingress where results are stored in Blob Storage."""
+"""Signed links to results that are stored in Blob Storage."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ THREADS = 5
 
 
 class BlobLinks:
-    """Signs links to the blobs of executions, see `serve_app.http.context.Sign`.
-
-    Parameters
-    ----------
-    azure : AzureOptions
-        Identity of this server.
-    """
+    """Signs links to the blobs of executions, for the ingress."""
 
     def __init__(self, azure: AzureOptions) -> None:
         self._azure = azure
