@@ -12,10 +12,9 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -56,10 +55,11 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     if _starts_ray(os.environ):
         os.environ.update(ports_and_sockets(folder) | os.environ)
     token = _protect_ray(os.environ)
-    # Ray reads its environment when it is imported.
+    # Imported only now, because Ray reads its environment when it is imported.
     import ray
     from ray.serve.scripts import cli
 
+    from serve_app.check import BUILD
     from serve_app.check import main as check
     from serve_app.settings.parsing import SettingsError, parse_settings
     from serve_app.settings.preflight import check_certificates, check_installed
@@ -70,7 +70,7 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     values = yaml.safe_load(Path(arguments.config).read_text(encoding="utf-8"))
     try:
         for application in values["applications"]:
-            if application["import_path"] == "serve_app.app:build":
+            if application["import_path"] == BUILD:
                 # The file is valid, but the environment may not be.
                 settings = parse_settings(application.get("args", {}), os.environ)
                 check_installed(settings)
@@ -92,8 +92,12 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     announce(base_url(http_options), lambda text: print(text, file=sys.stderr, flush=True))
-    with _on_port(arguments.config, values, arguments.port) as config:
-        cli.main(["run", config], prog_name="serve")
+    config = arguments.config
+    if arguments.port is not None:
+        config = str(folder / Path(config).name)
+        changed = values | {"http_options": http_options}
+        Path(config).write_text(yaml.safe_dump(changed), encoding="utf-8")
+    cli.main(["run", config], prog_name="serve")
     return 0
 
 
@@ -101,16 +105,11 @@ def _starts_ray(environment: Mapping[str, str]) -> bool:
     return environment.get("RAY_ADDRESS", "local") == "local"
 
 
-def _protect_ray(environment: dict[str, str] | os._Environ[str]) -> str | None:
+def _protect_ray(environment: MutableMapping[str, str]) -> str | None:
     """Make a new Ray instance require a token, since its ports are open on all interfaces.
 
-    Without a given token Ray would write one to the home folder, and later clusters would require
-    it, too.
-
-    Returns
-    -------
-    str or None
-        The token; None if the caller's environment decides about authentication.
+    Without a given token, Ray would write one to the home folder, and later clusters would require
+    it, too. Returns the token; None if the caller's environment decides about authentication.
     """
     if "RAY_AUTH_MODE" in environment or not _starts_ray(environment):
         return None
@@ -123,19 +122,6 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _on_port(config: str, values: Mapping[str, Any], port: int | None) -> Iterator[str]:
-    """Yield the path of the file, or of a copy with another port."""
-    if port is None:
-        yield config
-        return
-    changed = {**values, "http_options": {**values.get("http_options", {}), "port": port}}
-    with tempfile.TemporaryDirectory(prefix="earth2serve-") as folder:
-        copy = Path(folder, Path(config).name)
-        copy.write_text(yaml.safe_dump(changed), encoding="utf-8")
-        yield str(copy)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,7 @@ DEPLOYMENTS = (
 
 
 class UnreadableFile(Exception):
-    """A file is not one YAML mapping.
-
-    Parameters
-    ----------
-    message : str
-    line : int, optional
-        Line of the problem, if known.
-    """
+    """A file is not one YAML mapping; carries the line of the problem, if it is known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message, line)
@@ -48,13 +41,7 @@ class UnreadableFile(Exception):
 
 
 def check_file(path: str) -> list[str]:
-    """Return the problems of a file, each as ``FILE:LINE: path: message``, in order of lines.
-
-    Parameters
-    ----------
-    path : str
-        A configuration file for ``serve run`` or ``serve deploy``.
-    """
+    """Return the problems of a file, each as ``FILE:LINE: path: message``, in order of lines."""
     try:
         node = _parse(path)
         repeated = list(_repeated_keys(node, (), set()))
@@ -139,9 +126,8 @@ def _parse(path: str) -> yaml.MappingNode:
 
 
 def _construct(node: yaml.MappingNode) -> dict[str, Any]:
-    constructor = yaml.constructor.SafeConstructor()
     try:
-        values: dict[str, Any] = constructor.construct_document(node)
+        values: dict[str, Any] = yaml.constructor.SafeConstructor().construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error) from None
     except ValueError as error:  # such as a date with month 13

@@ -26,7 +26,6 @@ TEXT = re.compile(
 )
 """First line of an entry in Serve's text format; lines that do not match continue an entry."""
 MESSAGE = re.compile(r"^(?:(?P<request>[0-9a-f-]{36}) )?-- ")
-NOTHING_FOUND = 1
 
 
 @dataclass
@@ -128,10 +127,6 @@ def gather(execution_id: str, folders: Iterable[Path]) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.time)
 
 
-def _default_folder(environment: dict[str, str] | os._Environ[str]) -> Path:
-    return Path(environment.get("RAY_TMPDIR") or "/tmp/ray", "session_latest", "logs")  # noqa: S108
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Print the entries of the execution that the command line names."""
     parser = argparse.ArgumentParser(
@@ -148,7 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="Ray's log folder of a node; the default is /tmp/ray/session_latest/logs",
     )
     options = parser.parse_args(arguments)
-    folders = options.ray_logs or [_default_folder(os.environ)]
+    ray_dir = os.environ.get("RAY_TMPDIR") or "/tmp/ray"  # noqa: S108
+    folders = options.ray_logs or [Path(ray_dir, "session_latest", "logs")]
     for folder in folders:
         if not folder.is_dir():
             parser.error(f"--ray-logs: {folder} is not a folder")
@@ -161,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
             "folder; see --help.",
             file=sys.stderr,
         )
-        return NOTHING_FOUND
+        return 1
     for entry in found:
         print(entry)
     return 0

@@ -37,9 +37,9 @@ FOLDERS = (
     "deployments.custom_workflow",
     "deployments.conductor",
     "deployments.loaders",
-    "serve_app.settings",
     "serve_app.files",
     "serve_app.http",
+    "serve_app.settings",
     "serve_app",
 )
 """From the bottom up: each may import itself and what stands before it."""

@@ -11,14 +11,7 @@ from serve_app.files.preconditions import Validators
 
 
 class DiskFile:
-    """An open file, independent of what happens to its name.
-
-    Parameters
-    ----------
-    file : FileIO
-    relative : str
-        Path as the client sent it, for messages.
-    """
+    """An open file, independent of what happens to its name; messages name the client's path."""
 
     read_ahead = 0
 

@@ -30,9 +30,7 @@ chunk, which holds one map at 0.25 degrees, is just below."""
 
 _INLINE = {"image/png"}
 
-_PARTIAL = {
-    *("range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"),
-}
+_PARTIAL = {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 """Headers by which a response may contain less than the whole file."""
 _NOT_IN_QUOTES = re.compile(r"[^A-Za-z0-9 ._+:=@~-]")
 
@@ -69,7 +67,7 @@ class Folder(Protocol):
     """An execution's results; see `serve_app.files.disk` and `serve_app.files.blob`."""
 
     def open(self, relative: str, *, whole: bool) -> OpenedFile:
-        """Open the file that a client's path names.
+        """Open the file that a client's path names; see `serve_app.files.paths` for the errors.
 
         Parameters
         ----------
@@ -77,17 +75,6 @@ class Folder(Protocol):
             Path below it as the client sent it, percent-decoded once.
         whole : bool
             Whether the whole file will be read.
-
-        Raises
-        ------
-        ForbiddenPath
-            If the path leads out of the folder.
-        InvalidPath
-            If it cannot name a file.
-        ResultsNotFound
-            If it names nothing, or something that is not a file.
-        ResultsUnavailable
-            If the file cannot be read now.
         """
 
 
@@ -140,14 +127,12 @@ class ResultFile(Response):
         self._file = file
         self._count = count
         code, headers, parts = _respond(file, relative, request)
-        body = b""
-        self._parts: list[Part] = []
-        if request.method != "HEAD":
-            if sum(map(len, parts)) <= SMALL:
-                body = b"".join(self._read(part) for part in parts)
-            else:
-                self._parts = parts
-        if not self._parts:
+        if request.method == "HEAD":
+            parts = []
+        is_small = sum(map(len, parts)) <= SMALL
+        body = b"".join(self._read(part) for part in parts) if is_small else b""
+        self._parts: list[Part] = [] if is_small else parts
+        if is_small:
             file.close()
         super().__init__(body, code, headers)
 
@@ -167,7 +152,7 @@ class ResultFile(Response):
             await super().__call__(scope, receive, send)
             self._count(len(self.body))
             return
-        disconnect = asyncio.ensure_future(_disconnected(receive))
+        disconnect = asyncio.ensure_future(wait_disconnected(receive))
         try:
             # After a disconnect, servers either ignore what is sent or raise OSError.
             with suppress(OSError):
@@ -204,7 +189,8 @@ class ResultFile(Response):
                 read.cancel()
 
 
-async def _disconnected(receive: Receive) -> None:
+async def wait_disconnected(receive: Receive) -> None:
+    """Return when the client of a request disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -269,9 +255,8 @@ def _error(
 
 def _ranges(request: Request, validators: Validators, size: int) -> list[range] | None:
     headers = request.headers.getlist("range")
-    if request.method != "GET" or len(headers) != 1:
-        return None
-    if not range_applies(request.headers, validators):
+    is_get = request.method == "GET"
+    if not is_get or len(headers) != 1 or not range_applies(request.headers, validators):
         return None
     return requested_ranges(headers[0], size)
 

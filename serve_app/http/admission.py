@@ -63,7 +63,9 @@ def submit(
     )
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
-        _check_size(plan, workflow, options.limits.max_output_bytes)
+        if plan.output_bytes > (limit := options.limits.max_output_bytes):
+            reason = f"this server accepts {_readable_size(limit)}"
+            raise _too_large(plan, workflow, reason, "output_too_large")
         drawn = workflow.drawn_parameters(plan)
     execution = Execution(
         execution_id=new_execution_id(),
@@ -81,12 +83,14 @@ def submit(
             demand=_demand(options, plan),
         )
     except QueueFull as error:
-        raise _queue_full(error, store, workflow.name) from None
+        raise QueueFullForNow(error, _retry_after_s(store, workflow.name)) from None
     except StorageFull as error:
+        reason = _describe(error)
         if not error.is_permanent:
-            raise _storage_full(error, store, workflow.name) from None
+            retry_after_s = _retry_after_s(store, workflow.name)
+            raise StorageFullForNow(error, reason, retry_after_s) from None
         if isinstance(plan, Plan):
-            raise _too_large(plan, workflow, _describe(error), DISK_TOO_SMALL) from None
+            raise _too_large(plan, workflow, reason, DISK_TOO_SMALL) from None
         raise InvalidParameters(
             [Problem("parameters", "the disk has no space for results", DISK_TOO_SMALL)]
         ) from None
@@ -115,77 +119,46 @@ def retry(context: Context, workflow: str, execution_id: str) -> Execution:
             demand=_demand(options, plan),
         )
     except QueueFull as error:
-        raise _queue_full(error, store, workflow) from None
+        raise QueueFullForNow(error, _retry_after_s(store, workflow)) from None
     except StorageFull as error:
-        raise _storage_full(error, store, workflow) from None
+        retry_after_s = _retry_after_s(store, workflow)
+        raise StorageFullForNow(error, _describe(error), retry_after_s) from None
 
 
 def _demand(options: IngressOptions, plan: BaseModel | None) -> Demand:
     # The output size of a custom workflow is unknown until it runs, and is checked then.
     return Demand(
         needed=plan.disk_bytes if isinstance(plan, Plan) else 0,
-        free=free_bytes(options.storage.results_dir, options.results.min_free_bytes)
+        free=_free_bytes(options.storage.results_dir, options.results.min_free_bytes)
         if options.storage.blob is None
         else None,
         quota=options.results.quota_bytes,
     )
 
 
-def free_bytes(folder: Path, reserve: int) -> int:
-    """Return the bytes that results may still occupy on a folder's disk.
-
-    Parameters
-    ----------
-    folder : Path
-        Need not exist yet.
-    reserve : int
-        Bytes to keep free.
-    """
+def _free_bytes(folder: Path, reserve: int) -> int:
+    """Return the bytes that results may still occupy on the disk of a folder that may not exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return max(shutil.disk_usage(folder).free - reserve, 0)
 
 
-def _check_size(plan: Plan, workflow: Workflow, limit: int) -> None:
-    if plan.output_bytes > limit:
-        raise _too_large(
-            plan,
-            workflow,
-            f"this server accepts {readable_size(limit)}",
-            "output_too_large",
-        )
-
-
 def _too_large(plan: Plan, workflow: Workflow, reason: str, kind: str) -> InvalidParameters:
     size = (
         f"{len(plan.seeds)} members x {plan.n_times} times x {len(plan.variables)} variables x "
-        f"{readable_size(plan.field_bytes)} = {readable_size(plan.output_bytes)}"
+        f"{_readable_size(plan.field_bytes)} = {_readable_size(plan.output_bytes)}"
     )
     reducible = [name for name in SIZE_PARAMETERS if name in workflow.parameters.model_fields]
     message = f"{size}: {reason}; reduce {', '.join(reducible)}"
     return InvalidParameters([Problem("parameters", message, kind)])
 
 
-def _queue_full(error: QueueFull, store: ExecutionStore, workflow: str) -> QueueFullForNow:
-    return QueueFullForNow(error.queued, error.max_size, _retry_after_s(store, workflow))
-
-
-def _storage_full(error: StorageFull, store: ExecutionStore, workflow: str) -> StorageFullForNow:
-    return StorageFullForNow(
-        error.needed,
-        error.available,
-        error.capacity,
-        _describe(error),
-        _retry_after_s(store, workflow),
-    )
-
-
 def _describe(error: StorageFull) -> str:
-    needs = f"it needs {readable_size(error.needed)} of disk; " if error.needed else ""
+    needs = f"it needs {_readable_size(error.needed)} of disk; " if error.needed else ""
     if error.is_permanent:
-        return f"{needs}{readable_size(error.capacity)} are available even without other results"
+        return f"{needs}{_readable_size(error.capacity)} are available even without other results"
     return (
-        f"no space for the result at the moment: {needs}{readable_size(error.available)} are left "
+        f"no space for the result at the moment: {needs}{_readable_size(error.available)} are left "
         "beside other results and what will still be written; purge results or wait until some "
         "expire"
     )
@@ -204,7 +177,7 @@ def _retry_after_s(store: ExecutionStore, workflow: str) -> int:
     return min(max(math.ceil(statistics.median(durations)), 1), MAX_RETRY_S)
 
 
-def readable_size(size: float) -> str:
+def _readable_size(size: float) -> str:
     """Return a number of bytes as text, in decimal units."""
     units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
     while size >= 1000 and len(units) > 1:

@@ -83,20 +83,16 @@ class SeveralWorkflowsExposed(Earth2ServeError):
 class QueueFullForNow(QueueFull):
     """The queue is full; carries an estimate of when it will not be."""
 
-    def __init__(self, queued: int, max_size: int, retry_after_s: int) -> None:
-        super().__init__(queued, max_size)
-        self.args = (queued, max_size, retry_after_s)
+    def __init__(self, error: QueueFull, retry_after_s: int) -> None:
+        super().__init__(error.queued, error.max_size)
         self.retry_after_s = retry_after_s
 
 
 class StorageFullForNow(StorageFull):
     """A result does not fit beside others that may be removed; carries when to try again."""
 
-    def __init__(
-        self, needed: int, available: int, capacity: int, reason: str, retry_after_s: int
-    ) -> None:
-        super().__init__(needed, available, capacity)
-        self.args = (needed, available, capacity, reason, retry_after_s)
+    def __init__(self, error: StorageFull, reason: str, retry_after_s: int) -> None:
+        super().__init__(error.needed, error.available, error.capacity)
         self.reason = reason
         self.retry_after_s = retry_after_s
 

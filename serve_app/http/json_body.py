@@ -37,14 +37,7 @@ class RequestBody:
 
 
 def parse_submit(raw: bytes, content_type: str | None) -> RequestBody:
-    """Decode the body of a submit, ``{"parameters": {…}}``.
-
-    Parameters
-    ----------
-    raw : bytes
-        The body; its size has been checked.
-    content_type : str or None
-        Its declared type; None means JSON.
+    """Decode the body of a submit, ``{"parameters": {…}}``; without a declared type it is JSON.
 
     Raises
     ------
@@ -58,14 +51,10 @@ def parse_submit(raw: bytes, content_type: str | None) -> RequestBody:
     body, canonical = _decode(raw)
     if not isinstance(body, dict):
         raise _refusal("", 'must be a JSON object, as in {"parameters": {}}', "dict_type")
-    unknown = [name for name in body if name != "parameters"]
+    advice = "unknown key; only parameters is allowed"
+    unknown = [Problem(key, advice, "extra_forbidden") for key in body if key != "parameters"]
     if unknown:
-        raise InvalidParameters(
-            [
-                Problem(name, "unknown key; only parameters is allowed", "extra_forbidden")
-                for name in unknown
-            ]
-        )
+        raise InvalidParameters(unknown)
     parameters = body.get("parameters", {})
     if not isinstance(parameters, dict):
         raise _refusal("parameters", "must be a JSON object", "dict_type")
@@ -83,11 +72,10 @@ def parse_idempotency_key(values: list[str]) -> str | None:
     if not values:
         return None
     key = values[0]
-    if len(values) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not _is_printable(key):
-        raise InvalidHeader(
-            "Idempotency-Key",
-            f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters",
-        )
+    is_valid = 1 <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()
+    if len(values) > 1 or not is_valid:
+        limit = f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+        raise InvalidHeader("Idempotency-Key", limit)
     return key
 
 
@@ -96,11 +84,7 @@ def _decode(raw: bytes) -> tuple[Any, bytes]:
     if not raw.strip():
         raise _refusal("", 'a JSON body is required, as in {"parameters": {}}', "missing")
     try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_int=_integer,
-        )
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
         canonical = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
@@ -174,10 +158,6 @@ def _is_json(content_type: str) -> bool:
     return media_type == "application/json" or (
         media_type.startswith("application/") and media_type.endswith("+json")
     )
-
-
-def _is_printable(text: str) -> bool:
-    return text.isascii() and text.isprintable()
 
 
 def _refusal(field: str, message: str, kind: str) -> InvalidParameters:

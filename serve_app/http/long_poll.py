@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from starlette.requests import Request
 
+from deployments.store.executions import ExecutionStore
+from serve_app.files.serving import wait_disconnected
 from workflows.execution import FINISHED, Execution
 
 INTERVAL_S = 0.02
@@ -27,17 +29,9 @@ class ExecutionState(NamedTuple):
     """Number of executions ahead of it in the queue; None unless it is queued."""
 
 
-class StateStore(Protocol):
-    """The part of the execution store that long polling reads."""
-
-    def revisions(self, execution_ids: Sequence[str]) -> dict[str, int]:
-        """Return the revisions of the executions that exist, by id."""
-
-    def position(self, execution: Execution) -> int | None:
-        """Return the number of executions ahead of one in the queue; None unless it is queued."""
-
-
-def read_states(store: StateStore, executions: Sequence[Execution]) -> dict[str, ExecutionState]:
+def read_states(
+    store: ExecutionStore, executions: Sequence[Execution]
+) -> dict[str, ExecutionState]:
     """Return the current states of executions, by id."""
     revisions = store.revisions([execution.execution_id for execution in executions])
     return {
@@ -162,7 +156,7 @@ class ChangeWatcher:
 async def while_connected(request: Request, waiting: Awaitable[None]) -> None:
     """Await `waiting`, but cancel it if the client disconnects."""
     task = asyncio.ensure_future(waiting)
-    disconnect = asyncio.create_task(_disconnected(request))
+    disconnect = asyncio.create_task(wait_disconnected(request.receive))
     try:
         await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -172,8 +166,3 @@ async def while_connected(request: Request, waiting: Awaitable[None]) -> None:
         await asyncio.gather(task, disconnect, return_exceptions=True)
     if not task.cancelled():
         task.result()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -2,20 +2,106 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from deployments.results.options import StorageOptions
-from serve_app.settings.results import ResultsSettings
-from serve_app.settings.serving import AuthSettings, CorsSettings, LimitSettings, QueueSettings
+from deployments.runtime.option_types import Count, NonNegativeFloat, PositiveFloat
 from workflows.base import OutputFormat
 from workflows.delivery import DeliveryRules
 from workflows.grids import Grid, LambertGrid
 
+_MB, _GB = 10**6, 10**9
 
-class IngressOptions(BaseModel):
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueueConfig(_Options):
+    """How many executions may wait."""
+
+    max_size: Count = Field(
+        default=20,
+        description="Executions that may wait. Further requests are refused with status 429.",
+    )
+
+
+class LimitOptions(_Options):
+    """Limits of one request."""
+
+    max_output_gb: PositiveFloat = Field(
+        default=100.0, description="Maximum size of one result, uncompressed, in 10^9 bytes."
+    )
+    max_body_mb: Annotated[PositiveFloat, Field(ge=0.01)] = Field(
+        default=1.0, description="Maximum size of a request body, in 10^6 bytes."
+    )
+
+    @property
+    def max_output_bytes(self) -> int:
+        """Maximum size of one result, uncompressed, bytes."""
+        return int(self.max_output_gb * _GB)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Maximum size of a request body, bytes."""
+        return int(self.max_body_mb * _MB)
+
+
+class DiskConfig(_Options):
+    """How much of the disk results may use."""
+
+    quota_gb: PositiveFloat | None = Field(
+        default=None,
+        description="Limit on all results together, in 10^9 bytes. Null is no limit.",
+    )
+    min_free_gb: NonNegativeFloat = Field(
+        default=0.25,
+        description="Disk space reserved for the execution store and logs, in 10^9 bytes.",
+    )
+
+    @property
+    def quota_bytes(self) -> int | None:
+        """Limit on all results together, bytes."""
+        return None if self.quota_gb is None else max(int(self.quota_gb * _GB), 1)
+
+    @property
+    def min_free_bytes(self) -> int:
+        """Disk space reserved for the execution store and logs, bytes."""
+        return int(self.min_free_gb * _GB)
+
+
+class AuthOptions(_Options):
+    """Authentication."""
+
+    tokens_file: Path | None = Field(
+        default=None,
+        description="File of bearer tokens, with one line name:sha256 per caller, as printed by "
+        "`python -m serve_app.auth NAME`. Null requires none.",
+    )
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"https?://[^\s/?#@]+", value):
+        raise ValueError('must be an origin such as "https://example.org", or "*"')
+    return value
+
+
+class CorsOptions(_Options):
+    """Web pages that may call the server from a browser."""
+
+    allow_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        default=(),
+        description='Origins of web pages that may call, such as "https://example.org", or "*". '
+        "Empty allows none.",
+    )
+
+
+class IngressOptions(_Options):
     """Options of an ingress replica."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     store_url: str = Field(repr=False)
     """May contain a password, so it is kept out of logs."""
@@ -29,11 +115,11 @@ class IngressOptions(BaseModel):
     grid: Grid = Grid()
     """Grid of the global model."""
     regional_grid: LambertGrid = LambertGrid()
-    queue: QueueSettings = QueueSettings()
-    limits: LimitSettings = LimitSettings()
-    results: ResultsSettings = ResultsSettings()
-    auth: AuthSettings = AuthSettings()
-    cors: CorsSettings = CorsSettings()
+    queue: QueueConfig = QueueConfig()
+    limits: LimitOptions = LimitOptions()
+    results: DiskConfig = DiskConfig()
+    auth: AuthOptions = AuthOptions()
+    cors: CorsOptions = CorsOptions()
     delivery: DeliveryRules = DeliveryRules()
     """Deliveries that a request may ask for."""
     signed_url_s: float | None = None

@@ -71,12 +71,9 @@ class StatusCache:
         has_results = execution.results is not None
         without_results = execution.model_copy(update={"results": None})
         snapshot = StatusSnapshot(without_results, position, body, has_results)
-        self._keep(key, snapshot)
-        return snapshot
-
-    def _keep(self, key: tuple[str, str], snapshot: StatusSnapshot) -> None:
         with self._lock:
             self._snapshots.pop(key, None)
             self._snapshots[key] = snapshot
             if len(self._snapshots) > self._size:
                 del self._snapshots[next(iter(self._snapshots))]
+        return snapshot

@@ -6,14 +6,14 @@ from pydantic import Field
 
 from deployments.conductor.options import RetentionOptions
 from deployments.runtime.option_types import NonNegativeFloat, PositiveFloat
+from serve_app.http.options import DiskConfig
 from serve_app.settings.section import Section
 
 _HOUR_S = 3600
 _DAY_S = 24 * _HOUR_S
-_GB = 10**9
 
 
-class ResultsSettings(Section):
+class ResultsSettings(DiskConfig, Section):
     """How long results are kept, and how much of the disk they may use."""
 
     keep_days: PositiveFloat | None = Field(
@@ -31,14 +31,6 @@ class ResultsSettings(Section):
         description="Hours for which the completed ensemble members of a failed execution are "
         "kept. A retry within this time computes only the others.",
     )
-    quota_gb: PositiveFloat | None = Field(
-        default=None,
-        description="Limit on all results together, in 10^9 bytes. Null is no limit.",
-    )
-    min_free_gb: NonNegativeFloat = Field(
-        default=0.25,
-        description="Disk space reserved for the execution store and logs, in 10^9 bytes.",
-    )
 
     @property
     def retention(self) -> RetentionOptions:
@@ -48,13 +40,3 @@ class ResultsSettings(Section):
             keep_record_s=None if self.keep_record_days is None else self.keep_record_days * _DAY_S,
             keep_failed_s=self.keep_failed_hours * _HOUR_S,
         )
-
-    @property
-    def quota_bytes(self) -> int | None:
-        """Limit on all results together, bytes."""
-        return None if self.quota_gb is None else max(int(self.quota_gb * _GB), 1)
-
-    @property
-    def min_free_bytes(self) -> int:
-        """Disk space reserved for the execution store and logs, bytes."""
-        return int(self.min_free_gb * _GB)

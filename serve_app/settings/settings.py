@@ -13,19 +13,13 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from deployments.results.options import BlobResultsOptions, StorageOptions
 from deployments.runtime.option_types import Flag
+from serve_app.http.options import AuthOptions, CorsOptions, LimitOptions
 from serve_app.settings.azure import AzureSettings
 from serve_app.settings.data_sources import DataSourcesSettings
 from serve_app.settings.models import ModelsSettings
 from serve_app.settings.results import ResultsSettings
 from serve_app.settings.section import Section
-from serve_app.settings.serving import (
-    AuthSettings,
-    CorsSettings,
-    IngressSettings,
-    LimitSettings,
-    PackagerSettings,
-    QueueSettings,
-)
+from serve_app.settings.serving import IngressSettings, PackagerSettings, QueueSettings
 from serve_app.settings.workflows import CustomWorkflowSettings, WorkflowSettings
 from workflows import WORKFLOWS
 from workflows.base import Workflow
@@ -59,9 +53,9 @@ class Settings(Section):
     models: ModelsSettings = ModelsSettings()
     data_sources: DataSourcesSettings = DataSourcesSettings()
     queue: QueueSettings = QueueSettings()
-    limits: LimitSettings = LimitSettings()
-    auth: AuthSettings = AuthSettings()
-    cors: CorsSettings = CorsSettings()
+    limits: LimitOptions = LimitOptions()
+    auth: AuthOptions = AuthOptions()
+    cors: CorsOptions = CorsOptions()
     ingress: IngressSettings = IngressSettings()
     packager: PackagerSettings = PackagerSettings()
     azure: AzureSettings = AzureSettings()
@@ -74,8 +68,18 @@ class Settings(Section):
     @field_validator("store_url")
     @classmethod
     def _store_can_be_opened(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            _check_store_url(value.get_secret_value())
+        if value is None:
+            return value
+        allowed = "must be sqlite:///path or postgresql+psycopg://user@host/database"
+        try:
+            url = sa.make_url(value.get_secret_value())
+        except (sa.exc.ArgumentError, ValueError):
+            # Not chained: SQLAlchemy quotes the URL, password included.
+            raise ValueError(allowed) from None
+        if url.drivername not in ("sqlite", "postgresql+psycopg"):
+            raise ValueError(allowed)
+        if not url.database or url.database == ":memory:":
+            raise ValueError(f"names no database that several processes can open; {allowed}")
         return value
 
     @field_validator("workflows")
@@ -233,7 +237,7 @@ class Settings(Section):
                 "store_url": SecretStr(_sqlite_url(_absolute(base, Path(store.database or ""))))
                 if store and store.drivername.startswith("sqlite")
                 else self.store_url,
-                "auth": AuthSettings(tokens_file=tokens and _absolute(base, tokens)),
+                "auth": AuthOptions(tokens_file=tokens and _absolute(base, tokens)),
                 "azure": self.azure.model_copy(
                     update={"ca_file": ca_file and _absolute(base, ca_file)}
                 ),
@@ -272,16 +276,3 @@ def _absolute(base: Path, path: Path) -> Path:
 
 def _sqlite_url(path: Path) -> str:
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
-
-
-def _check_store_url(value: str) -> None:
-    allowed = "must be sqlite:///path or postgresql+psycopg://user@host/database"
-    try:
-        url = sa.make_url(value)
-    except (sa.exc.ArgumentError, ValueError):
-        # Not chained: SQLAlchemy quotes the URL, password included.
-        raise ValueError(allowed) from None
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise ValueError(allowed)
-    if not url.database or url.database == ":memory:":
-        raise ValueError(f"names no database that several processes can open; {allowed}")

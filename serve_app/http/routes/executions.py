@@ -10,13 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator
 
 from deployments.runtime.metrics import ENDED
-from deployments.store.executions import ExecutionStore
 from serve_app.http import admission, schemas
 from serve_app.http.context import context_of
 from serve_app.http.long_poll import while_connected
 from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
-from workflows.execution import FINISHED, Execution, Status
+from workflows.execution import FINISHED, Status
 
 router = APIRouter(prefix="/v1/infer", tags=["executions"])
 
@@ -100,13 +99,10 @@ async def list_executions(
         before=before,
     )
     page = executions[:limit]
-    positions = await context.read(_positions, context.store, page)
+    positions = await context.read(lambda: [context.store.position(each) for each in page])
     return json_response(
         {
-            "executions": [
-                schemas.status_body(execution, position)
-                for execution, position in zip(page, positions, strict=True)
-            ],
+            "executions": list(map(schemas.status_body, page, positions)),
             "next": page[-1].execution_id if len(executions) > limit else None,
         }
     )
@@ -164,7 +160,3 @@ async def retry(request: Request, workflow: str, execution_id: str) -> Response:
     context.nudge()
     position = await context.read(context.store.position, queued)
     return json_response(schemas.status_body(queued, position), 202)
-
-
-def _positions(store: ExecutionStore, executions: Sequence[Execution]) -> list[int | None]:
-    return [store.position(execution) for execution in executions]

@@ -11,10 +11,7 @@ from deployments.runtime.log_context import bind_execution
 from deployments.store.executions import Idempotency
 from serve_app.http import admission, schemas
 from serve_app.http.context import Context, context_of
-from serve_app.http.errors import (
-    NoWorkflowExposed,
-    SeveralWorkflowsExposed,
-)
+from serve_app.http.errors import NoWorkflowExposed, SeveralWorkflowsExposed
 from serve_app.http.json_body import RequestBody, parse_idempotency_key, parse_submit
 from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
