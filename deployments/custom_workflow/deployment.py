@@ -17,11 +17,11 @@ from deployments.custom_workflow.options import CustomWorkflowOptions
 from deployments.custom_workflow.run import Run
 from deployments.custom_workflow.run_output import import_backends
 from deployments.custom_workflow.user_class import UserClass, guard_user_code
-from deployments.models.worker import ModelWorker
-from deployments.models.worker_job import WorkerJob
 from deployments.runtime.log_context import bind_execution, bridge_loguru, set_stage
 from deployments.runtime.retries import Backoff, RetryPolicy
 from deployments.runtime.tasks import shield
+from deployments.runtime.worker import ModelWorker
+from deployments.runtime.worker_job import WorkerJob
 from workflows.custom import WorkflowDescription
 from workflows.dataset import Origin
 from workflows.errors import ModelUnavailable, Problem

@@ -16,12 +16,12 @@ from deployments.custom_workflow.run_folder import RunFolder
 from deployments.custom_workflow.run_interface import ReportedProgress, attach_run
 from deployments.custom_workflow.run_output import open_output
 from deployments.custom_workflow.user_class import UserClass
-from deployments.models.busy_clock import Activity
-from deployments.models.worker_job import WorkerJob
 from deployments.results.protocols import StoredObject
+from deployments.runtime.busy_clock import Activity
 from deployments.runtime.failures import describe_error, sanitize
 from deployments.runtime.gpus import has_gpu
 from deployments.runtime.versions import software
+from deployments.runtime.worker_job import WorkerJob
 from workflows.errors import Earth2ServeError, StageFailed
 from workflows.execution import Progress, Stage
 from workflows.manifest import CustomProvenance, Manifest

@@ -37,12 +37,12 @@ from deployments.models.options import FCN3Options
 from deployments.models.rollout import member_window, on_gpu, write_rollout
 from deployments.models.router import ROUTER
 from deployments.models.state import UnusableCheckpoint, supports_checkpoints
-from deployments.models.worker import ModelWorker
-from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import TransientFailure, describe_error
 from deployments.runtime.import_path import LoaderOptions, load, origin_of
 from deployments.runtime.log_context import bind_execution
+from deployments.runtime.worker import ModelWorker
+from deployments.runtime.worker_job import WorkerJob
 from workflows.base import Conditioning, Plan
 from workflows.dataset import Origin
 from workflows.errors import ModelUnavailable

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from deployments.models.busy_clock import Activity
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MemberJob, MemberProgress
-from deployments.models.worker import ModelWorker
-from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
+from deployments.runtime.busy_clock import Activity
+from deployments.runtime.worker import ModelWorker
+from deployments.runtime.worker_job import WorkerJob
 
 Floats = NDArray[np.float32]
 Rollout = Callable[[Any, WorkerJob], Generator[Floats]]

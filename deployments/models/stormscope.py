@@ -18,19 +18,19 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
-from deployments.models.busy_clock import Activity
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
 from deployments.models.rollout import member_window, on_gpu, write_rollout
 from deployments.models.router import ROUTER
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
-from deployments.models.worker import ModelWorker
-from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import PACKAGER_CALL
+from deployments.runtime.busy_clock import Activity
 from deployments.runtime.failures import retry_transient
 from deployments.runtime.import_path import load, origin_of
 from deployments.runtime.log_context import bind_execution
+from deployments.runtime.worker import ModelWorker
+from deployments.runtime.worker_job import WorkerJob
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
 from workflows.readiness import ComponentStatus, NotReady, Ready

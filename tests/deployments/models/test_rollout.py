@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.models.busy_clock import Activity
 from deployments.models.rollout import write_rollout
-from deployments.models.worker import ModelWorker
-from deployments.models.worker_job import WorkerJob
 from deployments.models.write_window import WriteWindow
+from deployments.runtime.busy_clock import Activity
 from deployments.runtime.metrics import MODEL_STEP_SECONDS
+from deployments.runtime.worker import ModelWorker
+from deployments.runtime.worker_job import WorkerJob
 from tests.deployments.models.test_busy_clock import seconds_by_activity
 from tests.measured import Measured
 

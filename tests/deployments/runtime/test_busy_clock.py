@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deployments.models.busy_clock import Activity, BusyClock
+from deployments.runtime.busy_clock import Activity, BusyClock
 from deployments.runtime.metrics import MODEL_SECONDS, MODEL_STEP_SECONDS
 from tests.measured import Measured
 

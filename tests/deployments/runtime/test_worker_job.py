@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from deployments.models.busy_clock import Activity
-from deployments.models.worker_job import WorkerJob
+from deployments.runtime.busy_clock import Activity
+from deployments.runtime.worker_job import WorkerJob
 from workflows.errors import ExecutionCancelled
 
 

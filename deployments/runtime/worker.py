@@ -13,12 +13,12 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from deployments.models.busy_clock import Activity, BusyClock
-from deployments.models.worker_job import WorkerJob
+from deployments.runtime.busy_clock import Activity, BusyClock
 from deployments.runtime.failures import describe_error
 from deployments.runtime.gpus import has_gpu, hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bridge_loguru
 from deployments.runtime.metrics import RAY, Recorder
+from deployments.runtime.worker_job import WorkerJob
 from workflows.errors import ModelUnavailable, StaleConductor
 from workflows.execution import Stage
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from deployments.models.busy_clock import Activity
+from deployments.runtime.busy_clock import Activity
 from workflows.errors import ExecutionCancelled
 
 R = TypeVar("R")

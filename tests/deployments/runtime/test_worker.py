@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from deployments.models.busy_clock import Activity
 from deployments.models.messages import MemberProgress
-from deployments.models.worker import ModelWorker
-from deployments.models.worker_job import WorkerJob
+from deployments.runtime.busy_clock import Activity
 from deployments.runtime.metrics import MODEL_SECONDS
+from deployments.runtime.worker import ModelWorker
+from deployments.runtime.worker_job import WorkerJob
 from tests.measured import Measured
 from workflows.errors import ExecutionCancelled, ModelUnavailable, StaleConductor
 
