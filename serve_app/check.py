@@ -18,8 +18,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.settings import findings
-from serve_app.settings.findings import Finding
-from serve_app.settings.parsing import find_in_args, places
+from serve_app.settings.findings import Finding, known_places
+from serve_app.settings.parsing import find_in_args
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import CUSTOM_DEPLOYMENT
 
@@ -57,7 +57,7 @@ def check_file(path: str) -> list[str]:
 
 def find_in_file(values: Mapping[str, Any]) -> list[Finding]:
     """Return the problems of the contents of a configuration file."""
-    problems = findings.find(values, ServeDeploySchema, (), places())
+    problems = findings.find(values, ServeDeploySchema, (), known_places(Settings))
     applications = values.get("applications")
     if applications == []:
         problems.append(Finding(("applications",), "must contain an application"))

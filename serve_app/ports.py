@@ -72,13 +72,6 @@ def describe_taken_ports(
 
     Ray would start anyway and never answer, and HAProxy would share a port with another HAProxy
     without an error.
-
-    Parameters
-    ----------
-    http_options : mapping
-        As in a configuration file.
-    environment : mapping
-        Environment variables of the server.
     """
     host = http_options.get("host") or "127.0.0.1"
     port = http_options.get("port") or DEFAULT_HTTP_PORT

@@ -1,4 +1,4 @@
-"""Announcement of a starting server: ``ready: URL``, or why it is not ready yet."""
+"""Announces that a starting server is ready, as ``ready: URL``, or why it is not ready yet."""
 
 from __future__ import annotations
 
@@ -21,15 +21,7 @@ def announce(
     poll_s: float = POLL_S,
     patience_s: float = PATIENCE_S,
 ) -> threading.Thread:
-    """Start a thread that announces when the server is ready, and reasons that last until then.
-
-    Parameters
-    ----------
-    url : str
-        Base URL of the server.
-    write : callable
-        Prints one line.
-    """
+    """Start a thread that prints when the server is ready, and what delays it for long."""
     thread = threading.Thread(
         target=_watch, args=(url, write, poll_s, patience_s), name="announce", daemon=True
     )

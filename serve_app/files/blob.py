@@ -23,17 +23,7 @@ RETRY_LIMIT_S = 15.0
 
 
 class BlobFile:
-    """A blob, in the state in which it was opened.
-
-    Parameters
-    ----------
-    blobs : Blobs
-    blob : Blob
-    content : bytes or None
-        None if it is read in parts.
-    relative : str
-        Path as the client sent it, for messages.
-    """
+    """A blob, in the state in which it was opened; without `content` it is read in parts."""
 
     read_ahead = 2
 

@@ -52,12 +52,7 @@ class DiskFolder:
 
     def open(self, relative: str, *, whole: bool) -> DiskFile:
         """Open a file; raises as `serve_app.files.paths.open_below` does."""
-        file = open_below(self._root, relative)
-        try:
-            return DiskFile(file, relative)
-        except BaseException:
-            file.close()
-            raise
+        return DiskFile(open_below(self._root, relative), relative)
 
 
 class DiskResults:

@@ -1,4 +1,4 @@
-"""Opening of the file that a client's path names, which never leaves the results.
+"""Opens the file that a client's path names, and none outside the results.
 
 ::
 

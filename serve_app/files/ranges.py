@@ -13,14 +13,7 @@ _RANGE_SPEC = re.compile(r"([0-9]*)-([0-9]*)")
 
 
 def requested_ranges(header: str, size: int) -> list[range] | None:
-    """Return the byte ranges of a file that a Range header requests.
-
-    Parameters
-    ----------
-    header : str
-        Value of the header.
-    size : int
-        Bytes in the file.
+    """Return the ranges that a Range header requests of a file of `size` bytes.
 
     Returns
     -------

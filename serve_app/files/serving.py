@@ -38,7 +38,7 @@ Part = bytes | range
 """A part of a body: bytes to send as they are, or a range of the file."""
 
 CountBytes = Callable[[int], None]
-"""Called with the number of bytes that were handed to the server."""
+"""Called with the size of each chunk of the body, once it was handed to the server."""
 
 
 class OpenedFile(Protocol):
@@ -93,19 +93,7 @@ class ResultFile(Response):
     async def open(
         cls, folder: Folder, relative: str, request: Request, count: CountBytes = lambda _: None
     ) -> ResultFile:
-        """Open a file and return the response; raises as `Folder.open` does.
-
-        Parameters
-        ----------
-        folder : Folder
-            The execution's results.
-        relative : str
-            Path below it as the client sent it.
-        request : Request
-            Its method, range and preconditions determine the response.
-        count : callable
-            Called with the size of each chunk of the body, once it was handed to the server.
-        """
+        """Open a file and return the response; raises as `Folder.open` does."""
         # One call in a thread for all disk access, because most files are small Zarr chunks.
         return await anyio.to_thread.run_sync(cls._open, folder, relative, request, count)
 

@@ -1,4 +1,4 @@
-"""Assembly of the HTTP API as a FastAPI application; needs no Ray."""
+"""Assembles the HTTP API as a FastAPI application; needs no Ray."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ def create_app(
 
     Parameters
     ----------
-    options : IngressOptions
     store : ExecutionStore
         The caller closes it.
     nudge : callable, optional
@@ -68,7 +67,6 @@ def create_app(
     sign : callable, optional
         Signs links to blobs. If results are stored in a container, the default signs them in this
         process.
-    metrics : Recorder
 
     Raises
     ------

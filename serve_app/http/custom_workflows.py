@@ -30,7 +30,6 @@ class CustomWorkflows:
 
     Parameters
     ----------
-    store : ExecutionStore
     formats : mapping of str to str
         Their names, and the result format of classes without a parameter for it.
     validators : mapping of str to callable

@@ -66,8 +66,6 @@ class ChangeWatcher:
     read : callable
         Returns the states of executions by id, see `read_states`. An error is raised in every
         waiting request.
-    interval_s : float
-        Time between two reads.
     """
 
     def __init__(

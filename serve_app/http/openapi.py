@@ -9,13 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 
 def describe(app: FastAPI, *, with_tokens: bool) -> dict[str, Any]:
-    """Return the OpenAPI description of an application.
-
-    Parameters
-    ----------
-    with_tokens : bool
-        Whether the application requires bearer tokens.
-    """
+    """Return the OpenAPI description of an application, which may require bearer tokens."""
     description = get_openapi(
         title=app.title, version=app.version, summary=app.summary, routes=app.routes
     )

@@ -140,8 +140,13 @@ def status_body(execution: Execution, position: int | None) -> dict[str, Any]:
     """Return the status of an execution, see `StatusBody`."""
     progress = execution.progress
     metadata: dict[str, Any] = {"parameters": execution.parameters}
-    if execution.results is not None and execution.status in FINISHED:
-        metadata["results_summary"] = _summary(execution.results)
+    results = execution.results
+    if results is not None and execution.status in FINISHED:
+        metadata["results_summary"] = {
+            "output_files": len(results.output_files),
+            "total_bytes": sum(file.size for file in results.output_files),
+            "storage_type": results.storage_type,
+        }
     return {
         "workflow_name": execution.workflow,
         "execution_id": execution.execution_id,
@@ -184,11 +189,3 @@ def _seconds(execution: Execution) -> float | None:
     if execution.started_at is None or execution.ended_at is None:
         return None
     return (execution.ended_at - execution.started_at).total_seconds()
-
-
-def _summary(results: Manifest) -> dict[str, Any]:
-    return {
-        "output_files": len(results.output_files),
-        "total_bytes": sum(file.size for file in results.output_files),
-        "storage_type": results.storage_type,
-    }

@@ -26,21 +26,9 @@ class StatusSnapshot(NamedTuple):
     """JSON body of the status response."""
     has_results: bool
 
-    @property
-    def revision(self) -> int:
-        """Revision of the execution."""
-        return self.execution.revision
-
 
 class StatusCache:
-    """Caches the status of executions; thread-safe.
-
-    Parameters
-    ----------
-    store : ExecutionStore
-    size : int
-        Number of executions to keep.
-    """
+    """Caches the status of up to `size` executions; thread-safe."""
 
     def __init__(self, store: ExecutionStore, size: int = CACHED_EXECUTIONS) -> None:
         self._store = store
@@ -60,7 +48,7 @@ class StatusCache:
         cached = self._snapshots.get(key)
         if (
             cached is not None
-            and self._store.revision(execution_id) == cached.revision
+            and self._store.revision(execution_id) == cached.execution.revision
             # The position depends on the executions ahead, not on this one's revision.
             and self._store.position(cached.execution) == cached.position
         ):

@@ -28,20 +28,7 @@ class MalformedTokensFile(ValueError):
 
 
 def new_token(name: str) -> tuple[str, str]:
-    """Return a new random token and its line for the tokens file.
-
-    Parameters
-    ----------
-    name : str
-        Name of the caller: 1 to 64 letters, digits, '.', '_', '@' or '-'.
-
-    Returns
-    -------
-    token : str
-        For the caller; it is stored nowhere.
-    line : str
-        For the tokens file.
-    """
+    """Return a new random token, which is stored nowhere, and its line for the tokens file."""
     if not _NAME.fullmatch(name):
         raise ValueError("a name has 1 to 64 letters, digits, '.', '_', '@' or '-'")
     token = secrets.token_urlsafe(32)

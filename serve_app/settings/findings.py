@@ -7,6 +7,7 @@ same.
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,30 +51,21 @@ def dotted(path: Path) -> str:
 def find(
     values: Mapping[str, Any], model: type[BaseModel], path: Path, places: Places
 ) -> list[Finding]:
-    """Return unknown keys and invalid values.
+    """Return the unknown keys and invalid values in the part of a file at `path`.
 
     Parameters
     ----------
-    values : mapping
-        A part of the configuration, as read from YAML.
     model : type
         Model of that part.
-    path : tuple
-        Place of `values` in the file.
     places : sequence
         Other places where an unknown key could belong, see `known_places`.
     """
     return [*_unknown_keys(values, model, path, places), *_invalid_values(values, model, path)]
 
 
+@functools.cache
 def known_places(args: type[BaseModel]) -> Places:
-    """Return every key that a configuration file may have, the least nested first.
-
-    Parameters
-    ----------
-    args : type
-        Model of the value of ``args``.
-    """
+    """Return every key that a file with this model of ``args`` may have, the least nested first."""
     return sorted(_places(ServeDeploySchema, "", args), key=lambda place: place[1].count("."))
 
 

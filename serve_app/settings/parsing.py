@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from serve_app.settings.findings import Finding, Places, explain, find, known_places
+from serve_app.settings.findings import Finding, explain, find, known_places
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import WorkflowSettings
 
@@ -53,13 +52,7 @@ def parse_settings(
 
 def find_in_args(args: Mapping[str, Any], path: Sequence[str | int]) -> list[Finding]:
     """Return the problems of the value of ``args``, which stands at `path` in the file."""
-    return find(args, Settings, tuple(path), places())
-
-
-@functools.cache
-def places() -> Places:
-    """Return every key that a configuration file may have."""
-    return known_places(Settings)
+    return find(args, Settings, tuple(path), known_places(Settings))
 
 
 def _find_in_exposed(exposed: Sequence[str], args: Mapping[str, Any]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Sections about requests and the replicas that serve them."""
+"""The sections ``queue``, ``ingress`` and ``packager``."""
 
 from __future__ import annotations
 

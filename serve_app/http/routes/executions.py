@@ -65,7 +65,7 @@ async def status(
     """Return the status of an execution, at once or after its next change."""
     context = context_of(request)
     snapshot = await context.status(workflow, execution_id)
-    unchanged = revision in (None, snapshot.revision)
+    unchanged = revision in (None, snapshot.execution.revision)
     if wait and unchanged and snapshot.execution.status not in FINISHED:
         change = context.changes.wait(snapshot.execution, snapshot.position, wait)
         await while_connected(request, change)
