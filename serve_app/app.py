@@ -77,13 +77,13 @@ def build(args: dict[str, Any]) -> Application:
     built_in = settings.built_in_workflows
     models = sorted({name for workflow in built_in for name in workflow.models})
     sources = sorted({name for workflow in built_in for name in workflow.data_sources})
-    in_container = settings.results_container is not None
+    storage = settings.storage
 
     packager = _bind(
         Packager,
         WRITING,
         settings.packager.replicas,
-        settings.storage,
+        storage,
         # An export keeps its slot until the last step, and the writers need slots, too.
         max_calls=WRITERS + sum(settings.max_running.values()),
     )
@@ -91,7 +91,7 @@ def build(args: dict[str, Any]) -> Application:
     handles = [packager]
     if sources:
         deployments["initial_conditions"] = _initial_conditions(sources, settings)
-        if in_container:
+        if storage.blob is not None:
             # The nodes may share no disk, so models fetch the states through a handle.
             handles.append(deployments["initial_conditions"])
     deployments |= {name: MODELS[name](settings, *handles) for name in models if name in MODELS}
@@ -103,8 +103,8 @@ def build(args: dict[str, Any]) -> Application:
         name: SERVED_BY.get(name, name) for name in (*models, *custom)
     }
     # A missing folder is created; a missing container is not.
-    storage = (RESULTS,) if in_container else ()
-    components |= dict.fromkeys(storage, "packager")
+    results = () if storage.blob is None else (RESULTS,)
+    components |= dict.fromkeys(results, "packager")
     delivery = _delivery(settings)
     conductor = _bind(
         Conductor,
@@ -123,7 +123,7 @@ def build(args: dict[str, Any]) -> Application:
     options = settings.to_options(
         IngressOptions,
         store_url=settings.resolved_store_url,
-        storage=settings.storage,
+        storage=storage,
         exposed=settings.listed_workflows,
         warmup=settings.workflows.warmup,
         custom={
@@ -133,7 +133,7 @@ def build(args: dict[str, Any]) -> Application:
         regional_grid=settings.models.stormscope.grid,
         delivery=settings.delivery_rules,
         signed_url_s=settings.azure.blob.signed_url_s,
-        components={w.name: (*w.models, *w.data_sources, *storage) for w in built_in}
+        components={w.name: (*w.models, *w.data_sources, *results) for w in built_in}
         | {name: (name,) for name in custom},
     )
     uploader = delivery.get("blob_uploader")
