@@ -10,14 +10,14 @@ from deployments.azure.options import ContainerOptions
 
 
 class BlobResultsOptions(ContainerOptions):
-    """Where results lie in Blob Storage."""
+    """The container of all results, and where their files wait for upload."""
 
     scratch_dir: Path
     """Local folder that only holds files until they are uploaded."""
 
 
 class StorageOptions(BaseModel):
-    """Where results and working files lie."""
+    """Where results and working files are stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -51,7 +51,7 @@ def parse_settings(
 
 
 def find_in_args(args: Mapping[str, Any], path: Sequence[str | int]) -> list[Finding]:
-    """Return the problems of the value of ``args``, which stands at `path` in the file."""
+    """Return the problems of the value of ``args``, which is at `path` in the file."""
     return find(args, Settings, tuple(path), known_places(Settings))
 
 

@@ -201,7 +201,7 @@ class Settings(Section):
 
     @property
     def storage(self) -> StorageOptions:
-        """Where results and working files lie."""
+        """Where results and working files are stored."""
         blob = None
         if self.results_container is not None:
             blob = BlobResultsOptions(
