@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from deployments.runtime.log_context import bind_execution
-from deployments.runtime.metrics import RAY, Recorder
+from deployments.runtime.metrics import Recorder
 from deployments.store.executions import ExecutionStore
 from serve_app.files.serving import Results
 from serve_app.http.custom_workflows import CustomWorkflows
@@ -52,7 +52,7 @@ class Context:
     """Signs a link to an execution's blobs; None if this server issues no links."""
     nudge: Callable[[], None]
     """Asks the Conductor to look at the queue; returns at once and never raises."""
-    metrics: Recorder = RAY
+    metrics: Recorder
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "store-writes"), init=False, repr=False
     )

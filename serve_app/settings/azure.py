@@ -16,7 +16,7 @@ from deployments.blob_uploader.options import BlobUploaderConfig
 from deployments.geocatalog.options import CatalogUrl, GeoCatalogConfig
 from deployments.runtime.option_types import Count, PositiveFloat
 from serve_app.settings.section import Section
-from workflows.delivery import Container, DeliveryRules, check_collection, parse_container
+from workflows.delivery import Container, check_collection, parse_container
 
 
 def _emulator(value: str) -> str:
@@ -103,16 +103,3 @@ class AzureSettings(AzureOptions, Section):
     def account(self) -> AzureOptions:
         """How to access Azure."""
         return self.to_options(AzureOptions)
-
-    def rules(self, *, results_in_blob: bool) -> DeliveryRules:
-        """Return the deliveries that a request may ask for."""
-        default = self.blob.default_container
-        return DeliveryRules(
-            containers=self.blob.containers,
-            default_container=parse_container(default, self.blob.emulator) if default else None,
-            emulator=self.blob.emulator,
-            catalogs=self.geocatalog.allowed,
-            default_catalog=self.geocatalog.default_catalog,
-            collections=self.geocatalog.collections,
-            results_in_blob=results_in_blob,
-        )

@@ -23,7 +23,7 @@ from serve_app.settings.serving import IngressSettings, PackagerSettings, QueueS
 from serve_app.settings.workflows import CustomWorkflowSettings, WorkflowSettings
 from workflows import WORKFLOWS
 from workflows.base import Workflow
-from workflows.delivery import Container, DeliveryRules, parse_results_container
+from workflows.delivery import Container, DeliveryRules, parse_container, parse_results_container
 
 PREPARED_AHEAD = 3
 """Executions of a workflow that run beyond the replicas of its model."""
@@ -214,7 +214,17 @@ class Settings(Section):
     @property
     def delivery_rules(self) -> DeliveryRules:
         """Deliveries that a request may ask for."""
-        return self.azure.rules(results_in_blob=self.results_container is not None)
+        blob, geocatalog = self.azure.blob, self.azure.geocatalog
+        default = blob.default_container
+        return DeliveryRules(
+            containers=blob.containers,
+            default_container=parse_container(default, blob.emulator) if default else None,
+            emulator=blob.emulator,
+            catalogs=geocatalog.allowed,
+            default_catalog=geocatalog.default_catalog,
+            collections=geocatalog.collections,
+            results_in_blob=self.results_container is not None,
+        )
 
     @property
     def work_dir(self) -> Path:

@@ -20,8 +20,8 @@ def parse(**azure: Any) -> Settings:
 
 def test_nothing_is_allowed_by_default() -> None:
     settings = parse()
-    assert settings.azure.rules == DeliveryRules()
-    assert not settings.azure.rules.uploads and not settings.azure.rules.registers
+    assert settings.delivery_rules == DeliveryRules()
+    assert not settings.delivery_rules.uploads and not settings.azure.rules.registers
 
 
 def test_allowed_destinations_become_delivery_rules() -> None:
@@ -38,7 +38,7 @@ def test_allowed_destinations_become_delivery_rules() -> None:
             "collections": {"foundry_fcn3_workflow": "fcn3"},
         },
     )
-    rules = settings.azure.rules
+    rules = settings.delivery_rules
     assert [container.url for container in rules.containers] == [DATA, f"{EMULATOR}/results"]
     assert rules.default_container is not None
     assert rules.default_container.url == f"{DATA}/nightly"
