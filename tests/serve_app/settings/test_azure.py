@@ -21,7 +21,7 @@ def parse(**azure: Any) -> Settings:
 def test_nothing_is_allowed_by_default() -> None:
     settings = parse()
     assert settings.delivery_rules == DeliveryRules()
-    assert not settings.delivery_rules.uploads and not settings.azure.rules.registers
+    assert not settings.delivery_rules.uploads and not settings.delivery_rules.registers
 
 
 def test_allowed_destinations_become_delivery_rules() -> None:
