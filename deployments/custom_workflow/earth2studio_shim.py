@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deployments.runtime.quick_import import quicken_earth2studio
+
 FOLDERS = ("DEFAULT_OUTPUT_DIR", "RESULTS_ZIP_DIR")
 """Environment variables that name its folders."""
 CONFIG_MODULE = "earth2studio.serve.server.config"
@@ -28,6 +30,7 @@ def isolate_import(scratch: Path) -> Iterator[None]:
     scratch : Path
         Writable folder that replaces its own, which only root may create.
     """
+    quicken_earth2studio()
     scratch.mkdir(parents=True, exist_ok=True)
     # Permanently: they are read once, at an unknown time, and the folder is created repeatedly.
     os.environ.update(dict.fromkeys(FOLDERS, str(scratch)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deployments.runtime.quick_import import quicken_earth2studio
 from workflows.dataset import Origin
 
 
@@ -31,6 +32,7 @@ def load(options: LoaderOptions, **arguments: Any) -> Any:
     **arguments
         Further keyword arguments, such as ``device`` for models.
     """
+    quicken_earth2studio()
     return import_from(options.loader)(**arguments, **options.options)
 
 

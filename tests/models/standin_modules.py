@@ -8,21 +8,21 @@ first imported.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
 from datetime import UTC, datetime
 from importlib.machinery import ModuleSpec
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from deployments.runtime.quick_import import quicken_earth2studio
 from workflows.grids import Grid
 
 
 def register() -> None:
     """Make the stand-ins importable where the real modules are not, and Earth2Studio quickly."""
-    inspect.stack = _stack
+    quicken_earth2studio()
     if importlib.util.find_spec("makani") is None:
         _add("torch_harmonics", __version__="0.8.1")
         _add("torch_harmonics.disco", cuda_kernels_is_available=lambda: False)
@@ -38,23 +38,6 @@ def register() -> None:
         _add("physicsnemo.utils.zenith_angle", cos_zenith_angle=_cos_zenith_angle)
     if importlib.util.find_spec("natten") is None:
         _add("natten", HAS_LIBNATTEN=True)
-
-
-_inspect_stack = inspect.stack
-
-
-def _stack(context: int = 1) -> list[Any]:
-    """Return the stack; to Earth2Studio only the file names of its caller.
-
-    Earth2Studio 0.19 asks for the stack once for every optional dependency, uses nothing but the
-    second entry's file name, and spends nine tenths of its import on it: `inspect` looks through
-    all modules for the source of each frame.
-    """
-    caller = sys._getframe(1)
-    if caller.f_globals.get("__name__") != "earth2studio.utils.imports":
-        return _inspect_stack(context)[1:]
-    frames = (caller, caller.f_back)
-    return [SimpleNamespace(filename=frame.f_code.co_filename) for frame in frames if frame]
 
 
 def _add(name: str, **attributes: Any) -> None:

@@ -1,0 +1,40 @@
+"""Earth2Studio's import asks for little of the call stack, and gets it quickly."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from deployments.runtime.quick_import import IMPORTS, quicken_earth2studio
+
+QUESTION = "import inspect\ndef caller(): return inspect.stack()[1].filename"
+
+
+def test_other_callers_get_the_whole_stack() -> None:
+    quicken_earth2studio()
+    stack = inspect.stack()
+    assert (stack[0].filename, stack[0].function) == (
+        __file__,
+        "test_other_callers_get_the_whole_stack",
+    )
+    assert stack[0].code_context == ["    stack = inspect.stack()\n"]
+    assert len(stack) > 10
+
+
+def test_earth2studio_gets_the_file_of_its_caller() -> None:
+    quicken_earth2studio()
+    namespace = {"__name__": IMPORTS}
+    exec(QUESTION, namespace)
+    assert namespace["caller"]() == __file__  # type: ignore[operator]
+
+
+@pytest.mark.models
+def test_missing_dependencies_are_noted_by_file() -> None:
+    quicken_earth2studio()
+    import earth2studio.io
+    from earth2studio.utils.imports import OptionalDependencyFailure
+
+    package = Path(earth2studio.io.__file__).parents[1]
+    assert all(package in Path(file).parents for file in OptionalDependencyFailure.failures)
