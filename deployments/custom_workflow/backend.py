@@ -30,7 +30,7 @@ from deployments.custom_workflow.arguments import (
     to_numpy,
 )
 from deployments.custom_workflow.coverage import Coverage, Index, OutputArray, Selection
-from deployments.results.protocols import StoredObject
+from deployments.results.work import StoredObject
 
 UNIT_CHUNK_DIMS = ("ensemble", "time", "lead_time", "variable")
 """Dimensions along which Earth2Studio's backends use chunks of size 1."""

@@ -20,7 +20,7 @@ from xarray.backends.locks import HDF5_LOCK
 from deployments.custom_workflow.arguments import to_numpy
 from deployments.custom_workflow.backend import Output
 from deployments.custom_workflow.coverage import Index, OutputArray, Selection
-from deployments.results.protocols import StoredObject
+from deployments.results.work import StoredObject
 
 _NO_CACHE_BYTES = 1
 """Size of a chunk cache into which nothing fits; netCDF reads zero as its default."""

@@ -16,7 +16,7 @@ from deployments.custom_workflow.run_folder import RunFolder
 from deployments.custom_workflow.run_interface import ReportedProgress, attach_run
 from deployments.custom_workflow.run_output import open_output
 from deployments.custom_workflow.user_class import UserClass
-from deployments.results.protocols import StoredObject
+from deployments.results.work import StoredObject
 from deployments.runtime.busy_clock import Activity
 from deployments.runtime.failures import describe_error, sanitize
 from deployments.runtime.gpus import has_gpu

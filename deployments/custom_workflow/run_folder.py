@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from deployments.results.disk_work import DiskWork
 from deployments.results.manifest import MAX_LISTED, Listing, hash_file, list_files
-from deployments.results.protocols import StoredObject
+from deployments.results.work import StoredObject
 from deployments.runtime.files import remove_tree
 from workflows.errors import StageFailed
 from workflows.execution import Stage

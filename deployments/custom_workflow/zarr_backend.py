@@ -19,7 +19,7 @@ from deployments.custom_workflow.arguments import copy_to
 from deployments.custom_workflow.backend import Output
 from deployments.custom_workflow.coverage import Index, OutputArray, Selection
 from deployments.custom_workflow.write_behind import WriteBehind
-from deployments.results.protocols import StoredObject
+from deployments.results.work import StoredObject
 from deployments.runtime.files import remove_tree
 
 _SEPARATOR = {"name": "default", "separator": "."}

@@ -24,13 +24,7 @@ CHECK_LIMIT_S = 5.0
 
 
 class BlobStorage:
-    """Implements `deployments.results.protocols.Storage` with the blobs of a container.
-
-    Parameters
-    ----------
-    options : BlobResultsOptions
-    blobs : Blobs, optional
-        Client of the container; by default one is made from `options`.
+    """A `deployments.results.protocols.Storage` of blobs.
 
     Notes
     -----
@@ -59,7 +53,7 @@ class BlobStorage:
     def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> BlobResult:
         """Return the result of an execution."""
         return BlobResult(
-            self._blobs, self.work(execution_id), plan, provenance, self._options.scratch_dir
+            self.work(execution_id), plan, provenance, self._blobs, self._options.scratch_dir
         )
 
     def clean(self, execution_id: str) -> None:
@@ -70,22 +64,16 @@ class BlobStorage:
 
     def purge(self, workflow: str, execution_id: str) -> None:
         """Remove the results and the working records of an execution."""
-        # Without the plan writers are refused, and those that have just written notice.
+        # Without the plan, writers are refused, and those that have just written clean up.
         self.work(execution_id).close()
         folder = result_folder(workflow, execution_id)
-        # What marks the result as complete goes first, so that nobody reads half of it.
+        # The marks of a complete result first, so that nobody reads half of it.
         self._blobs.delete(*(f"{folder}/{name}" for name in (CHECKSUMS, ROOT, NETCDF)))
-        # Before the results: after half a purge no time step may count as written.
+        # Before the results: no time step may count as written after an interrupted purge.
         self.clean(execution_id)
         self._blobs.remove(folder)
 
     def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
         """Return one page of the executions that have anything stored, ordered by id."""
-        working = self._blobs.folders(WORK)
-        results = (
-            (workflow, name)
-            for workflow in self._blobs.folders("")
-            if not workflow.startswith(".")
-            for name in self._blobs.folders(workflow)
-        )
-        return page_of_stored_executions(working, results, after, limit)
+        folders = self._blobs.folders
+        return page_of_stored_executions(folders(WORK), folders, after, limit)

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from deployments.azure.blobs import Blobs
 from deployments.results.blob_work import BlobWork
-from deployments.results.manifest import describe_dataset
 from deployments.results.media_types import media_type
 from deployments.results.names import result_folder
-from deployments.results.protocols import StoredObject
+from deployments.results.protocols import Result
 from deployments.results.scratch import scratch_folder
+from deployments.results.work import StoredObject
 from deployments.results.zarr import chunk_content, chunk_key, store_objects
-from workflows.base import Plan
-from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
+from workflows.dataset import FIELD_DTYPE, field_index
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
@@ -32,13 +31,11 @@ READ_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class BlobResult:
-    """Implements `deployments.results.protocols.Result` with blobs."""
+class BlobResult(Result):
+    """A result as blobs."""
 
-    blobs: Blobs
     work: BlobWork
-    plan: Plan
-    provenance: Provenance
+    blobs: Blobs
     scratch_dir: Path
     """Folder on the local disk for files before they are uploaded."""
 
@@ -47,13 +44,9 @@ class BlobResult:
         """Folder of the delivered blobs."""
         return result_folder(self.plan.workflow, self.work.execution_id)
 
-    def dataset(self) -> Dataset:
-        """Return the description of the dataset."""
-        return describe(self.plan, self.work.execution_id, self.provenance)
-
     def create_zarr(self) -> None:
         """Create the Zarr store, unless it exists or has been exported and removed."""
-        if self._head(ROOT) is not None or self._exported() is not None:
+        if self._head(ROOT) is not None or self.exported() is not None:
             return
         objects = dict(store_objects(self.dataset()))
         names = [f"{ZARR}/{key}" for key in objects]
@@ -98,16 +91,16 @@ class BlobResult:
     ) -> None:
         """Write the NetCDF file on the local disk and upload it, unless that is done.
 
-        Concurrent exports do not wait for each other: the first complete file stays, and its own
-        properties tell that it is complete.
+        Concurrent exports do not wait for each other: the first complete file stays. Its existence
+        shows that it is complete.
         """
-        if self._exported() is not None:
+        if self.exported() is not None:
             return
         with scratch_folder(self.scratch_dir) as scratch:
             path = scratch / NETCDF
             sha256 = write(path)
             self.work.check_fence(fence)
-            # Whether this upload or another was first is unknown if an answer was lost.
+            # The returned value is not used: it is wrong if the response to a commit was lost.
             key = f"{self.folder}/{NETCDF}"
             self.blobs.upload(key, path, media_type(NETCDF), sha256)
             self._confirm([NETCDF])
@@ -124,12 +117,8 @@ class BlobResult:
             raise StageFailed(Stage.PACKAGE, f"{name} of the result is missing")
         return blob
 
-    def describe_dataset(self) -> StoredObject:
-        """Return the NetCDF file, or the Zarr store with its total size."""
-        return describe_dataset(self.plan, self.dataset, self._exported)
-
     def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
-        """Yield all delivered files but the fields' chunks and the checksums."""
+        """Yield all delivered files except the fields' chunks and the checksums."""
         names = list(extra)
         if self.plan.output_format == "netcdf4":
             yield self.describe_dataset()
@@ -143,7 +132,7 @@ class BlobResult:
         are_complete = self._count_complete_chunks() == len(steps) * len(self.plan.variables)
         for objects in self.blobs.each(lambda step: self.work.step_objects(*step), steps):
             for chunk in objects:
-                # One listing has told the sizes of all; which one is wrong takes a request each.
+                # One listing has the sizes of all chunks. Finding a wrong one takes a request each.
                 if not are_complete and self.describe_file(chunk.key).size != chunk.size:
                     raise StageFailed(Stage.PACKAGE, f"{chunk.key} of the result is damaged")
                 yield chunk
@@ -170,7 +159,8 @@ class BlobResult:
             for key, size in self.blobs.list(f"{self.folder}/{ZARR}")
         )
 
-    def _exported(self) -> StoredObject | None:
+    def exported(self) -> StoredObject | None:
+        """Return the NetCDF file; None if it is not complete."""
         return self._head(NETCDF)
 
     def _head(self, name: str) -> StoredObject | None:

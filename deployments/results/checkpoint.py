@@ -1,7 +1,7 @@
 """The state of a model between two time steps of a member, from which another process can continue.
 
-A checkpoint holds everything that the next time step depends on: what is computed from it equals,
-bit for bit, what an uninterrupted run computes.
+A checkpoint holds everything that the next time step depends on: a run that continues from it
+computes bit for bit the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -46,21 +46,15 @@ class Checkpoint:
 
     @classmethod
     def read(cls, step: int, file: IO[bytes]) -> Checkpoint:
-        """Read an archive that `write` made.
-
-        Raises
-        ------
-        ValueError
-            If it is damaged, or of another time step.
-        """
+        """Read an archive that `write` made; ValueError if it is damaged or of another step."""
         try:
             with np.load(file) as arrays:
-                # The CRC-32 of an array does not cover its name: the head tells which must exist.
+                # The CRC-32 of an array does not cover its name: the head lists the arrays.
                 head = json.loads(str(arrays[_HEAD]))
                 if head["step"] != step:
                     raise ValueError(f"it is that of step {head['step']}")
                 internal = {name: arrays[f"{_INTERNAL}{name}"] for name in head["internal"]}
                 return cls(step, head["origin"], arrays[_STATE], internal)
         except Exception as error:
-            # zipfile raises almost anything for a few damaged bytes.
+            # zipfile raises almost any class for a few damaged bytes.
             raise ValueError(f"the checkpoint at step {step} is damaged: {error}") from error

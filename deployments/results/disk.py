@@ -28,7 +28,7 @@ _PURGED = ".purged"
 
 
 class DiskStorage:
-    """Implements `deployments.results.protocols.Storage` with folders.
+    """A `deployments.results.protocols.Storage` of folders.
 
     Parameters
     ----------
@@ -36,18 +36,15 @@ class DiskStorage:
         Folder for results. Everything in an execution's folder there is delivered.
     work_dir : Path
         Folder for working files, which are never delivered.
-    threads : int
-        Fields of one time step that are written concurrently.
     """
 
     poll_s = POLL_S
 
-    def __init__(
-        self, results_dir: Path, work_dir: Path, *, threads: int = min(4, os.cpu_count() or 1)
-    ) -> None:
+    def __init__(self, results_dir: Path, work_dir: Path) -> None:
         self._results_dir = Path(results_dir)
         self._work_dir = Path(work_dir)
-        self._pool = ContextThreadPool(threads, "results-store")
+        # Writes the fields of one time step.
+        self._pool = ContextThreadPool(min(4, os.cpu_count() or 1), "results-store")
 
     def check_available(self) -> None:
         """Do nothing: folders are created when they are needed."""
@@ -97,13 +94,9 @@ class DiskStorage:
             for folder in (self._work_dir, self._results_dir / PARTIAL)
             for name in _folders(folder)
         )
-        results = (
-            (workflow, name)
-            for workflow in _folders(self._results_dir)
-            if not workflow.startswith(".")
-            for name in _folders(self._results_dir / workflow)
+        return page_of_stored_executions(
+            working, lambda folder: _folders(self._results_dir / folder), after, limit
         )
-        return page_of_stored_executions(working, results, after, limit)
 
     def _partial(self, execution_id: str) -> Path:
         return self._results_dir / PARTIAL / execution_id

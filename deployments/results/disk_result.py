@@ -14,35 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.results.disk_work import DiskWork
-from deployments.results.manifest import describe_dataset, hash_file
-from deployments.results.protocols import StoredObject
+from deployments.results.manifest import hash_file
+from deployments.results.protocols import Result
+from deployments.results.work import StoredObject
 from deployments.results.zarr import chunk_content, chunk_key, store_objects
 from deployments.runtime.files import background_flush, remove_tree
-from workflows.base import Plan
-from workflows.dataset import FIELD_DTYPE, Dataset, Provenance, describe, field_index
+from workflows.dataset import FIELD_DTYPE, field_index
 from workflows.errors import StageFailed
 from workflows.execution import Stage
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 _SMALL_FIELD_BYTES = 1 << 16
-"""Handing a smaller field to a thread costs more than writing it."""
+"""Passing a smaller field to a thread costs more than writing it."""
 
 
 @dataclass(frozen=True)
-class DiskResult:
-    """Implements `deployments.results.protocols.Result` with files.
+class DiskResult(Result):
+    """A result as files.
 
-    Partial files are kept outside of the result, so that they are never delivered, and on the same
-    mount, so that a rename completes them atomically.
+    Partial files are outside of the result, so they are never delivered, and on the same mount,
+    so that a rename completes them atomically.
     """
 
     work: DiskWork
-    plan: Plan
-    provenance: Provenance
     folder: Path
-    """Folder of the delivered files."""
     partial: Path
-    """Folder of partial files."""
     pool: Executor
     """Writes the fields of a time step concurrently."""
 
@@ -55,10 +51,6 @@ class DiskResult:
     def netcdf(self) -> Path:
         """Path of the complete NetCDF4 file."""
         return self.folder / NETCDF
-
-    def dataset(self) -> Dataset:
-        """Return the description of the dataset."""
-        return describe(self.plan, self.work.execution_id, self.provenance)
 
     def create_zarr(self) -> None:
         """Create the Zarr store atomically, unless it exists or has been exported and removed."""
@@ -117,11 +109,6 @@ class DiskResult:
         key = chunk_key(variable, field_index(self.plan, member, time_index))
         return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(self.plan.grid.shape)
 
-    def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield the maps of one time step, by variable."""
-        for variable in self.plan.variables:
-            yield variable, self.read_field(variable, member, time_index)
-
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
@@ -136,7 +123,7 @@ class DiskResult:
             if self.netcdf.exists():
                 self.work.record_export(hash_file(self.netcdf, NETCDF))
                 return
-            # Named by fence: on a mount that ignores locks two exports do not write to one file.
+            # Named by fence, so that two exports on a mount without locks use different files.
             partial = self.partial / f"{fence}.nc"
             with background_flush(partial):
                 sha256 = write(partial)
@@ -151,7 +138,7 @@ class DiskResult:
         partial.replace(self.folder / name)
 
     def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
-        """Yield all delivered files but the fields' chunks and the checksums."""
+        """Yield all delivered files except the fields' chunks and the checksums."""
         if self.plan.output_format == "netcdf4":
             yield self._checked(self.describe_dataset())
         else:
@@ -160,9 +147,9 @@ class DiskResult:
         for name in extra:
             yield self.describe_file(name)
 
-    def describe_dataset(self) -> StoredObject:
-        """Return the NetCDF file, or the Zarr store with its total size."""
-        return describe_dataset(self.plan, self.dataset, self.work.exported)
+    def exported(self) -> StoredObject | None:
+        """Return the NetCDF file; None if it is not complete."""
+        return self.work.exported()
 
     def chunks(self) -> Iterator[StoredObject]:
         """Yield the fields' chunks as they were recorded."""
@@ -196,7 +183,7 @@ class DiskResult:
         partial.replace(self.folder / CHECKSUMS)
 
     def remove_zarr(self) -> None:
-        """Move the Zarr store away; it is removed with the working files, which blocks nobody."""
+        """Move the Zarr store away at once; it is removed with the working files."""
         with suppress(FileNotFoundError):
             self.zarr.rename(self._new_partial())
 

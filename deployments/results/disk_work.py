@@ -1,4 +1,4 @@
-"""The working files of one execution: its plan, its fences and what has been written.
+"""Working records as files.
 
 ::
 
@@ -20,25 +20,19 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deployments.results.checkpoint import Checkpoint
-from deployments.results.protocols import StoredObject, not_being_written
-from deployments.results.records import (
+from deployments.results.work import (
+    CONDITIONING,
     PLAN,
-    check_same_plan,
-    decode_plan,
-    decode_step,
+    STEPS,
+    StoredObject,
+    Work,
     encode_plan,
-    encode_step,
-    latest_first,
-    parse_numbers,
+    not_being_written,
 )
 from workflows.base import Plan
 from workflows.dataset import Provenance
@@ -47,58 +41,39 @@ from workflows.errors import ExecutionCancelled, StaleConductor
 LOCK_POLL_S = 0.05
 
 
-class DiskWork:
-    """Implements `deployments.results.protocols.Work` with files.
+class DiskWork(Work):
+    """Working records as files. Other deployments may keep further files in their folder."""
 
-    Parameters
-    ----------
-    path : Path
-        Folder for the files. Other deployments may keep further files in it.
-    execution_id : str
-    """
+    plan_record = PLAN
+    witness = CONDITIONING
 
     def __init__(self, path: Path, execution_id: str) -> None:
+        super().__init__(execution_id)
         self.path = path
-        self.execution_id = execution_id
         self._fences = path / "fences"
-        self._steps = path / "steps"
-        self._conditioning = path / "conditioning"
-        self._checkpoints = path / "checkpoints"
 
     def create_folder(self, fence: int) -> None:
-        """Create the folder, unless it exists, and check the fence.
-
-        Raises
-        ------
-        StaleConductor
-            If a newer fence was seen.
-        """
+        """Create the folder, unless it exists; StaleConductor if a newer fence was seen."""
         self._fences.mkdir(parents=True, exist_ok=True)
         self.check_fence(fence)
-
-    # Plan and fences.
 
     def create(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
         """Record the plan and provenance; of several attempts the first one counts."""
         self.create_folder(fence)
-        self._steps.mkdir(exist_ok=True)
-        self._conditioning.mkdir(exist_ok=True)
+        for folder in (STEPS, CONDITIONING):
+            (self.path / folder).mkdir(exist_ok=True)
         try:
             recorded_plan, recorded_provenance = self.read_plan()
         except FileNotFoundError:
-            self._write(self.path / PLAN, encode_plan(plan, provenance))
+            self._write(PLAN, encode_plan(plan, provenance))
             return provenance
-        check_same_plan(self.execution_id, recorded_plan, plan)
+        self._check_same_plan(recorded_plan, plan)
         return recorded_provenance
-
-    def read_plan(self) -> tuple[Plan, Provenance]:
-        """Return what was recorded; FileNotFoundError if there is no record."""
-        return decode_plan((self.path / PLAN).read_bytes())
 
     def check_fence(self, fence: int) -> None:
         """Check that no newer fence was seen, and remember this one.
 
-        Every fence is a file of its own, so the newest can only rise, without a lock.
+        Every fence is a separate file, so the newest can only increase, without a lock.
         """
         try:
             seen = {int(name) for name in os.listdir(self._fences)}
@@ -110,107 +85,23 @@ class DiskWork:
         if fence < newest:
             raise StaleConductor(fence, newest)
 
-    # Time steps.
-
-    def record_step(self, member: int, time_index: int, objects: Sequence[StoredObject]) -> None:
-        """Record that one time step of one member is written."""
-        self._write(self._step(member, time_index), encode_step(objects))
-
-    def is_written(self, member: int, time_index: int) -> bool:
-        """Return whether one time step of one member is written."""
-        return self._step(member, time_index).exists()
-
-    def filter_written(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return those of some (member, time index) that are written."""
-        return [step for step in steps if self.is_written(*step)]
-
-    def step_objects(self, member: int, time_index: int) -> list[StoredObject]:
-        """Return the objects of one time step of one member."""
-        return decode_step(self._step(member, time_index).read_bytes())
-
-    def written_steps(self) -> set[tuple[int, int]]:
-        """Return all (member, time index) that are written."""
-        return _numbered_files(self._steps)
-
-    def _step(self, member: int, time_index: int) -> Path:
-        return self._steps / f"{member}-{time_index}"
-
-    # Fields of one model that condition another.
-
-    def write_conditioning(self, member: int, step: int, field: NDArray[np.float32]) -> None:
-        """Keep a field that conditions a time step; it survives a power failure.
-
-        A member of the conditioning forecast is recorded as complete, so a lost field would not be
-        computed again.
-        """
-        path = self._conditioning_field(member, step)
-        self._write_durably(path, lambda file: np.save(file, field))
-
-    def read_conditioning(self, member: int, step: int) -> NDArray[np.float32] | None:
-        """Return such a field; None if it is not written yet."""
-        try:
-            field: NDArray[np.float32] = np.load(self._conditioning_field(member, step))
-        except FileNotFoundError:
-            if not self._conditioning.exists():
-                raise not_being_written(self.execution_id) from None
-            return None
-        return field
-
-    def conditioning_steps(self) -> set[tuple[int, int]]:
-        """Return all (member, step) whose conditioning field is written."""
-        return _numbered_files(self._conditioning)
-
-    def _conditioning_field(self, member: int, step: int) -> Path:
-        return self._conditioning / f"{member}-{step}.npy"
-
-    # Checkpoints.
-
-    def checkpoint_steps(self, member: int) -> list[int]:
-        """Return the time steps at which a member has a checkpoint, latest first."""
-        return latest_first(_numbered_files(self._checkpoints), member)
-
-    def write_checkpoint(self, member: int, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint until it is removed or the execution ends."""
-        try:
-            self._checkpoints.mkdir(exist_ok=True)
-        except FileNotFoundError:
-            raise not_being_written(self.execution_id) from None
-        self._write_durably(self._checkpoint(member, checkpoint.step), checkpoint.write)
-
-    def read_checkpoint(self, member: int, step: int) -> Checkpoint:
-        """Return a checkpoint; ValueError if it is damaged."""
-        with self._checkpoint(member, step).open("rb") as file:
-            return Checkpoint.read(step, file)
-
-    def remove_checkpoint(self, member: int, step: int) -> None:
-        """Remove a checkpoint, if it exists."""
-        self._checkpoint(member, step).unlink(missing_ok=True)
-
-    def _checkpoint(self, member: int, step: int) -> Path:
-        return self._checkpoints / f"{member}-{step}.npz"
-
-    # NetCDF export.
-
     def record_export(self, exported: StoredObject) -> None:
         """Record that the exported file is complete."""
         document = [exported.key, exported.size, exported.sha256]
-        self._write(self.path / "export.json", json.dumps(document).encode())
+        self._write("export.json", json.dumps(document).encode())
 
     def exported(self) -> StoredObject | None:
         """Return the exported file; None if it is not complete."""
         try:
-            return StoredObject(*json.loads((self.path / "export.json").read_bytes()))
+            return StoredObject(*json.loads(self._read("export.json")))
         except FileNotFoundError:
             return None
 
     @contextmanager
     def export_lock(self, should_stop: Callable[[], bool]) -> Iterator[None]:
-        """Hold the lock of the export; it is released when its process ends.
+        """Hold the lock of the export, which is released when its process ends.
 
-        Raises
-        ------
-        ExecutionCancelled
-            If `should_stop` becomes true while another call holds it.
+        Raises ExecutionCancelled if `should_stop` becomes true while another call holds it.
         """
         try:
             lock = os.open(self.path / "export.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -229,10 +120,33 @@ class DiskWork:
         finally:
             os.close(lock)
 
-    def _write_durably(self, path: Path, write: Callable[[IO[bytes]], object]) -> None:
-        """Write a file that survives a power failure."""
+    def _open(self, name: str) -> IO[bytes]:
+        return (self.path / name).open("rb")
+
+    def _exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            names = os.listdir(self.path / folder)
+        except FileNotFoundError:
+            return []
+        return [name for name in names if not name.startswith(".")]
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
         partial = path.with_name(f".{secrets.token_hex(8)}")
         try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except FileNotFoundError:
+            raise not_being_written(self.execution_id) from None
+
+    def _save(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        path = self.path / name
+        partial = path.with_name(f".{secrets.token_hex(8)}")
+        try:
+            path.parent.mkdir(exist_ok=True)
             try:
                 with partial.open("xb") as file:
                     write(file)
@@ -240,7 +154,7 @@ class DiskWork:
                     os.fsync(file.fileno())
                 partial.replace(path)
             except OSError:
-                # On a full disk it would take space that others need.
+                # On a full disk, others need the space.
                 partial.unlink(missing_ok=True)
                 raise
             folder = os.open(path.parent, os.O_RDONLY)
@@ -251,19 +165,5 @@ class DiskWork:
         finally:
             os.close(folder)
 
-    def _write(self, path: Path, content: bytes) -> None:
-        partial = path.with_name(f".{secrets.token_hex(8)}")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        except FileNotFoundError:
-            raise not_being_written(self.execution_id) from None
-
-
-def _numbered_files(folder: Path) -> set[tuple[int, int]]:
-    """Return the numbers of all files ``{member}-{number}``."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return set()
-    return parse_numbers(name for name in names if not name.startswith("."))
+    def _remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from deployments.results.checkpoint import Checkpoint
 from deployments.results.names import check_name
-from deployments.results.protocols import Storage, Work
+from deployments.results.protocols import Storage
+from deployments.results.work import Work
 
 logger = logging.getLogger("ray.serve")
 
@@ -17,12 +18,8 @@ logger = logging.getLogger("ray.serve")
 class IntermediateStore:
     """Keeps conditioning fields and checkpoints, which are removed with the working files.
 
-    As `deployments.results.store.ResultsStore`, methods may be called concurrently and repeated,
+    As in `deployments.results.store.ResultsStore`, methods may be called concurrently and repeated,
     and those that take a fence raise StaleConductor or StageFailed.
-
-    Parameters
-    ----------
-    storage : Storage
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -54,12 +51,9 @@ class IntermediateStore:
                 work.remove_checkpoint(member, step)
 
     def read_checkpoint(self, execution_id: str, member: int) -> Checkpoint | None:
-        """Return the latest checkpoint of a member up to which all its time steps are written.
+        """Return the latest checkpoint of a member up to which all its steps are written, if any.
 
-        Returns
-        -------
-        Checkpoint or None
-            None if there is none. A damaged one is skipped: the member restarts further back.
+        A damaged one is skipped: the member restarts further back.
         """
         work = self._work(execution_id)
         steps = work.checkpoint_steps(member)

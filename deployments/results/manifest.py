@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from deployments.results.protocols import StoredObject
-from deployments.results.zarr import store_objects
-from workflows.base import Plan
-from workflows.dataset import Dataset
-from workflows.errors import StageFailed
-from workflows.execution import Stage
-from workflows.manifest import CHECKSUMS, ZARR, OutputFile, Totals
+from deployments.results.work import StoredObject
+from workflows.manifest import CHECKSUMS, OutputFile, Totals
 
 MAX_LISTED = 10_000
-"""A result with more files than this has its chunks left out of the list."""
+"""The chunks of a result with more files than this are not listed."""
 
 
 class Listing(NamedTuple):
@@ -86,22 +81,3 @@ def hash_file(path: Path, key: str) -> StoredObject:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return StoredObject(key, file.tell(), digest)
-
-
-def describe_dataset(
-    plan: Plan, dataset: Callable[[], Dataset], exported: Callable[[], StoredObject | None]
-) -> StoredObject:
-    """Return the dataset of a result as `protocols.Result.describe_dataset` does.
-
-    Parameters
-    ----------
-    exported : callable
-        Returns the NetCDF file, or None if it is not complete.
-    """
-    if plan.output_format == "zarr":
-        metadata_size = sum(len(content) for _, content in store_objects(dataset()))
-        return StoredObject(ZARR, metadata_size + plan.output_bytes, None)
-    netcdf = exported()
-    if netcdf is None:
-        raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
-    return netcdf

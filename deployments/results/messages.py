@@ -1,9 +1,9 @@
-"""Answers of the Packager about what is stored."""
+"""Answers of the Packager about stored executions."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +11,7 @@ from workflows.execution import EXECUTION_ID
 
 
 class CompletedMembers(BaseModel):
-    """Members that an earlier attempt at an execution has completed."""
+    """Members that an earlier attempt has completed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,13 +28,13 @@ class StoredExecution(BaseModel):
 
     execution_id: str
     workflows: tuple[str, ...]
-    """Workflows in whose folders it has results. An execution belongs to one workflow."""
+    """Workflows in whose folders it has results; normally one at most."""
     is_working: bool
     """Whether it has working records or incomplete files."""
 
 
 def page_of_stored_executions(
-    working: Iterable[str], results: Iterable[tuple[str, str]], after: str, limit: int
+    working: Iterable[str], folders: Callable[[str], Iterable[str]], after: str, limit: int
 ) -> list[StoredExecution]:
     """Combine folder names into one page of `Storage.stored_executions`.
 
@@ -42,13 +42,14 @@ def page_of_stored_executions(
     ----------
     working : iterable of str
         Names of folders with working records. Names that are no execution's id are left out.
-    results : iterable of (str, str)
-        Workflows, and names of folders below them.
+    folders : callable
+        Returns the names of the folders in one of the results' folders; "" is their root.
     """
     with_work = set(working)
     workflows: dict[str, list[str]] = {}
-    for workflow, name in results:
-        workflows.setdefault(name, []).append(workflow)
+    for workflow in folders(""):
+        for name in () if workflow.startswith(".") else folders(workflow):
+            workflows.setdefault(name, []).append(workflow)
     ids = (name for name in with_work | workflows.keys() if name > after)
     return [
         StoredExecution(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 PARTIAL = ".partial"
-"""Folder beside the results, on the same mount, with files that are not complete yet."""
+"""Folder next to the results, on the same mount, with incomplete files."""
 
 
 def result_folder(workflow: str, execution_id: str) -> str:

@@ -30,7 +30,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.02
 POLL_BACKOFF = 1.1
-"""Factor by which the pause grows with each query that finds no new time step."""
+"""Growth of the pause with each query that finds no new time step."""
 MAX_POLL_S = 0.25
 
 NETCDF_LOCK = threading.Lock()
@@ -40,7 +40,7 @@ Index = tuple[int, ...]
 """Position of a map in its variable, without the dimensions of the map."""
 
 _NO_CACHE_BYTES = 1
-"""Size of a chunk cache too small for any chunk; netCDF takes zero for its default."""
+"""Size of a chunk cache too small for any chunk; zero would select netCDF's default."""
 _HASH_BYTES = 1 << 22
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,8 +59,8 @@ class NetCDFFile:
     dataset : Dataset
         Content of the file; a chunk is one map, uncompressed.
     maps : iterable of (str, tuple of int)
-        Variable and index of every map in the order of the file. The closer it is to the order of
-        writing, the less is left to hash at the end.
+        Variable and index of every map in the order of the file. The closer this is to the order
+        of writing, the less remains to be hashed at the end.
     """
 
     def __init__(self, path: Path, dataset: Dataset, maps: Iterable[tuple[str, Index]]) -> None:
@@ -92,13 +92,7 @@ class NetCDFFile:
             self._hashed += len(block)
 
     def close(self) -> str:
-        """Close the file and return its SHA-256.
-
-        Raises
-        ------
-        ValueError
-            If a map is missing.
-        """
+        """Close the file and return its SHA-256; ValueError if a map is missing."""
         if self._unhashed:
             raise ValueError(f"{len(self._unhashed)} maps are missing or follow a missing one")
         self._hash_up_to(os.fstat(self._file).st_size)
@@ -259,8 +253,8 @@ def _define(file: Any, dataset: Dataset) -> dict[str, Any]:
 
 
 def _map_offsets(path: Path, variables: Iterable[str]) -> dict[tuple[str, Index], int]:
-    """Return where in the file each map begins, bytes; netCDF4 does not expose that."""
-    # The caller's lock covers h5py, too: some distributions build both on one HDF5.
+    """Return the offset of each map in the file, bytes, which netCDF4 does not expose."""
+    # Under the lock of netCDF4, since some distributions build both on one HDF5.
     import h5py
 
     offsets: dict[tuple[str, Index], int] = {}

@@ -8,7 +8,8 @@ that the execution was removed in the meantime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,143 +18,35 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.results.checkpoint import Checkpoint
 from deployments.results.messages import StoredExecution
+from deployments.results.work import StoredObject, Work
+from deployments.results.zarr import store_objects
 from workflows.base import Plan
-from workflows.dataset import Dataset, Provenance
+from workflows.dataset import Dataset, Provenance, describe
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+from workflows.manifest import ZARR
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class StoredObject:
-    """A file or blob that was written completely."""
-
-    key: str
-    """Path below the folder of the result."""
-    size: int
-    """Bytes."""
-    sha256: str | None
-    """Hexadecimal; None for an object that is not delivered."""
-
-
-def not_being_written(execution_id: str) -> StageFailed:
-    """Return the error for an execution that was never created, or has been removed.
-
-    Not StaleConductor, which ends the process that receives it: a removed folder does not mean
-    that another Conductor took over, and all other executions of that process would end with it.
-    """
-    return StageFailed(Stage.PACKAGE, f"{execution_id} is not being written")
-
-
-class Work(Protocol):
-    """Working records of one execution, removed when it ends."""
-
-    @property
-    def execution_id(self) -> str:
-        """Execution that they belong to."""
-
-    def create(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
-        """Record the plan and provenance; of several attempts the first one counts.
-
-        Returns
-        -------
-        Provenance
-            The recorded one.
-
-        Raises
-        ------
-        StaleConductor
-            If a newer fence was seen.
-        StageFailed
-            If another plan was recorded.
-        """
-
-    def read_plan(self) -> tuple[Plan, Provenance]:
-        """Return what was recorded; FileNotFoundError if there is no record."""
-
-    def check_fence(self, fence: int) -> None:
-        """Check that no newer fence was seen, and remember this one.
-
-        Raises
-        ------
-        StaleConductor
-            If a newer fence was seen.
-        StageFailed
-            If the execution is not being written.
-        """
-
-    def record_step(self, member: int, time_index: int, objects: Sequence[StoredObject]) -> None:
-        """Record that one time step of one member is written."""
-
-    def is_written(self, member: int, time_index: int) -> bool:
-        """Return whether one time step of one member is written."""
-
-    def written_steps(self) -> set[tuple[int, int]]:
-        """Return all (member, time index) that are written."""
-
-    def filter_written(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return those of some (member, time index) that are written."""
-
-    def write_conditioning(self, member: int, step: int, field: Floats) -> None:
-        """Keep a field that conditions a time step, until the execution ends."""
-
-    def read_conditioning(self, member: int, step: int) -> Floats | None:
-        """Return such a field; None if it is not written yet.
-
-        Raises
-        ------
-        StageFailed
-            If the execution is not being written.
-        """
-
-    def conditioning_steps(self) -> set[tuple[int, int]]:
-        """Return all (member, step) whose conditioning field is written."""
-
-    def checkpoint_steps(self, member: int) -> list[int]:
-        """Return the time steps at which a member has a checkpoint, latest first."""
-
-    def write_checkpoint(self, member: int, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint until it is removed or the execution ends."""
-
-    def read_checkpoint(self, member: int, step: int) -> Checkpoint:
-        """Return a checkpoint.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it does not exist.
-        ValueError
-            If it is damaged.
-        """
-
-    def remove_checkpoint(self, member: int, step: int) -> None:
-        """Remove a checkpoint, if it exists."""
-
-
-class Result(Protocol):
+class Result(ABC):
     """The delivered files of one execution."""
 
-    @property
-    def plan(self) -> Plan:
-        """Plan with which it was created."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """Models, data sources and software that compute it."""
-
-    @property
-    def work(self) -> Work:
-        """Working records of the execution."""
+    work: Work
+    plan: Plan
+    provenance: Provenance
 
     def dataset(self) -> Dataset:
         """Return the description of the dataset."""
+        return describe(self.plan, self.work.execution_id, self.provenance)
 
+    @abstractmethod
     def create_zarr(self) -> None:
         """Create the Zarr store, unless it exists or has been exported and removed."""
 
+    @abstractmethod
     def write_step(self, member: int, time_index: int, fields: Floats) -> list[StoredObject]:
         """Write one time step of one member, each map as one object.
 
@@ -163,78 +56,70 @@ class Result(Protocol):
             As models return them: longitudes 0 to 360.
         """
 
+    @abstractmethod
     def read_field(self, variable: str, member: int, time_index: int) -> Floats:
         """Return one map as it is stored: shape (lat, lon), longitudes from -180, or (y, x).
 
-        Raises
-        ------
-        FileNotFoundError
-            If it does not exist.
+        Raises FileNotFoundError if it does not exist.
         """
 
     def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, Floats]]:
         """Yield the maps of one time step, by variable."""
+        for variable in self.plan.variables:
+            yield variable, self.read_field(variable, member, time_index)
 
+    @abstractmethod
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
     ) -> None:
         """Write the NetCDF file, unless that is done; it appears complete.
 
-        Parameters
-        ----------
-        should_stop : callable
-            Polled while another call exports.
-        write : callable
-            Writes the file at a path and returns its SHA-256.
+        `should_stop` is polled while another call exports. `write` writes the file at a path and
+        returns its SHA-256.
         """
 
+    @abstractmethod
     def add_file(self, name: str, content: bytes) -> None:
         """Add a further file; it appears complete."""
 
+    @abstractmethod
     def describe_file(self, name: str) -> StoredObject:
-        """Return size and SHA-256 of a file.
-
-        Raises
-        ------
-        StageFailed
-            If it is missing.
-        """
+        """Return size and SHA-256 of a file; StageFailed if it is missing."""
 
     def describe_dataset(self) -> StoredObject:
         """Return the NetCDF file, or the Zarr store with its total size.
 
-        Raises
-        ------
-        StageFailed
-            If the NetCDF file was not written.
+        Raises StageFailed if the NetCDF file was not written.
         """
+        if self.plan.output_format == "zarr":
+            metadata_size = sum(len(content) for _, content in store_objects(self.dataset()))
+            return StoredObject(ZARR, metadata_size + self.plan.output_bytes, None)
+        netcdf = self.exported()
+        if netcdf is None:
+            raise StageFailed(Stage.PACKAGE, "the NetCDF file was not written")
+        return netcdf
 
+    @abstractmethod
+    def exported(self) -> StoredObject | None:
+        """Return the NetCDF file; None if it is not complete."""
+
+    @abstractmethod
     def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
-        """Yield all delivered files but the fields' chunks and the checksums.
+        """Yield all delivered files except the fields' chunks and the checksums.
 
-        Parameters
-        ----------
-        extra : sequence of str
-            Names of files that `add_file` wrote.
-
-        Raises
-        ------
-        StageFailed
-            If a file is missing or damaged.
+        `extra` has the names of files that `add_file` wrote. Raises StageFailed if a file is
+        missing or damaged.
         """
 
+    @abstractmethod
     def chunks(self) -> Iterator[StoredObject]:
-        """Yield the fields' chunks as they were recorded.
+        """Yield the fields' chunks as recorded; StageFailed if one is missing or damaged."""
 
-        Raises
-        ------
-        StageFailed
-            If a chunk is missing or damaged.
-        """
-
+    @abstractmethod
     def checksums(self) -> AbstractContextManager[Path]:
         """Return a path for the checksums file; the file appears when the block succeeds."""
 
+    @abstractmethod
     def remove_zarr(self) -> None:
         """Make the Zarr store disappear at once; its space may be freed later."""
 
@@ -247,13 +132,7 @@ class Storage(Protocol):
         """Pause between two queries for written steps, seconds."""
 
     def check_available(self) -> None:
-        """Check that the place exists and can be read.
-
-        Raises
-        ------
-        StageFailed
-            With the reason, if not.
-        """
+        """Raise StageFailed with the reason if the place cannot be read."""
 
     def work(self, execution_id: str) -> Work:
         """Return the working records of an execution."""
@@ -270,10 +149,5 @@ class Storage(Protocol):
     def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
         """Return one page of the executions that have anything stored, ordered by id.
 
-        Parameters
-        ----------
-        after : str
-            Only ids greater than this one.
-        limit : int
-            Maximum number of executions.
+        The page has at most `limit` executions, with ids greater than `after`.
         """

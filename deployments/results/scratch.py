@@ -1,4 +1,4 @@
-"""Temporary folders on the local disk that do not outlive their process for long."""
+"""Temporary folders on the local disk; those of killed processes are removed later."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from deployments.runtime.files import remove_tree
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Create a folder and remove it at the end; remove those of killed processes, too.
 
-    Parameters
-    ----------
-    parent : Path
-        Folder that holds nothing else and is used by this machine alone.
+    The parent must hold nothing else and be used by this machine alone.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.iterdir():

@@ -1,4 +1,4 @@
-"""Results of executions: datasets that any number of processes fill, on disk or in Blob Storage."""
+"""Results of executions: datasets that many processes write, on disk or in Blob Storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from deployments.results.manifest import MAX_LISTED, Listing, list_files
 from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.names import check_name
 from deployments.results.netcdf import export_steps
-from deployments.results.protocols import Result, Storage, StoredObject, Work, not_being_written
+from deployments.results.protocols import Result, Storage
+from deployments.results.work import StoredObject, Work, not_being_written
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
@@ -34,15 +35,9 @@ class ResultsStore:
     """Creates, fills, exports, describes and removes results.
 
     Methods may be called concurrently from any number of threads and processes, and any call may
-    be repeated: what is written stays as it is. Those that take a fence raise StaleConductor if a
-    newer one was seen, and StageFailed if the execution was never created or has been removed.
-
-    Parameters
-    ----------
-    storage : Storage
-        `deployments.results.disk.DiskStorage` or `deployments.results.blob.BlobStorage`.
-    max_listed : int
-        Maximum number of files that a manifest names.
+    be repeated: nothing is written twice. Those that take a fence raise StaleConductor if a newer
+    one was seen, and StageFailed if the execution was never created or has been removed. A manifest
+    lists at most `max_listed` files.
     """
 
     def __init__(self, storage: Storage, *, max_listed: int = MAX_LISTED) -> None:
@@ -95,17 +90,12 @@ class ResultsStore:
         time_index: int,
         fields: NDArray[np.float32],
     ) -> WrittenStep | None:
-        """Write one time step of one member, unless it is written already.
+        """Write one time step of one member; return None if it was written before.
 
         Parameters
         ----------
         fields : ndarray, shape (variable, lat, lon) or (variable, y, x)
             In the order of the plan's variables, as models return them: longitudes 0 to 360.
-
-        Returns
-        -------
-        WrittenStep or None
-            None if it was written before.
         """
         work = self._work(execution_id)
         work.check_fence(fence)
@@ -130,10 +120,7 @@ class ResultsStore:
     ) -> NDArray[np.float32] | None:
         """Return one map before `describe`: shape (lat, lon), longitudes from -180, or (y, x).
 
-        Returns
-        -------
-        ndarray or None
-            None if it is not written yet, or has been removed.
+        Returns None if it is not written yet, or has been removed.
         """
         if not self._work(execution_id).is_written(member, time_index):
             return None
@@ -148,27 +135,20 @@ class ResultsStore:
         fence: int,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        poll_s: float | None = None,
     ) -> None:
         """Write the NetCDF4 file as the time steps are written; return when it is complete.
 
         Of several concurrent calls one writes and the others wait for it. An export whose process
-        was killed starts again.
-
-        Raises
-        ------
-        ExecutionCancelled
-            If `should_stop` becomes true.
+        was killed starts again. Raises ExecutionCancelled if `should_stop` becomes true.
         """
         work = self._work(execution_id)
         work.check_fence(fence)
         result = self._open(execution_id, reload=True)
-        pause_s = self._storage.poll_s if poll_s is None else poll_s
         try:
             result.export(
                 fence,
                 should_stop,
-                lambda path: export_steps(path, result, fence, should_stop, pause_s),
+                lambda path: export_steps(path, result, fence, should_stop, self._storage.poll_s),
             )
         except FileNotFoundError:
             raise not_being_written(execution_id) from None
@@ -190,10 +170,7 @@ class ResultsStore:
     def assets(self, execution_id: str, names: Sequence[str]) -> dict[str, StoredObject]:
         """Return the dataset and files that `add_file` wrote, by key.
 
-        Raises
-        ------
-        StageFailed
-            If a file is missing.
+        Raises StageFailed if a file is missing.
         """
         result = self._open(execution_id, reload=True)
         files = (result.describe_file(check_name(name)) for name in names)
@@ -207,7 +184,7 @@ class ResultsStore:
         Parameters
         ----------
         extra : sequence of str
-            Names of files that `add_file` wrote; they are delivered, too.
+            Names of files that `add_file` wrote, which are delivered as well.
 
         Raises
         ------
@@ -261,7 +238,7 @@ class ResultsStore:
         return self._storage.work(check_name(execution_id))
 
     def _open(self, execution_id: str, *, reload: bool = False) -> Result:
-        """Return a result; `reload` where another replica may have created it anew."""
+        """Return a result; `reload` if another replica may have created it again."""
         with self._lock:
             result = self._open_results.get(execution_id)
         if result is None or reload:

@@ -59,7 +59,7 @@ def _roll_to_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def store_objects(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
-    """Yield key and content of every object but the fields' chunks, the root's metadata first."""
+    """Yield key and content of all objects except fields' chunks, the root's metadata first."""
     arrays = {
         variable.name: _array(dataset, variable)
         for variable in (*dataset.coordinates, *dataset.fields)

@@ -14,8 +14,8 @@ import pytest
 from deployments.custom_workflow.run_folder import RunFolder
 from deployments.results.disk import DiskStorage
 from deployments.results.manifest import Listing
-from deployments.results.protocols import StoredObject
 from deployments.results.store import ResultsStore
+from deployments.results.work import StoredObject
 from workflows.errors import StageFailed, StaleConductor
 from workflows.manifest import CHECKSUMS, OutputFile, Totals
 

@@ -77,7 +77,9 @@ class DiskBackend(Backend):
         self.root = root
 
     def storage(self) -> DiskStorage:
-        return DiskStorage(self.root / "results", self.root / "work")
+        storage = DiskStorage(self.root / "results", self.root / "work")
+        storage.poll_s = self.poll_s
+        return storage
 
     def keys(self, execution_id: str) -> set[str]:
         paths = self.root.rglob("*")
@@ -108,7 +110,9 @@ class BlobBackend(Backend):
         self.blobs = Blobs(self.options, threads=2)
 
     def storage(self) -> BlobStorage:
-        return BlobStorage(self.options)
+        storage = BlobStorage(self.options)
+        storage.poll_s = self.poll_s
+        return storage
 
     def keys(self, execution_id: str) -> set[str]:
         keys = {_key_of(blob) for blob, _ in self.blobs.list("")}

@@ -48,7 +48,7 @@ def files(backend: Backend) -> set[str]:
 
 def test_export_follows_the_steps(backend: Backend, store: ResultsStore) -> None:
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
+        export = pool.submit(store.export_netcdf, ID, 1)
         for step in [(1, 2), (0, 1), (1, 0), (0, 0), (1, 1)]:
             write(store, step)
             time.sleep(0.01)
@@ -67,7 +67,7 @@ def test_size_and_checksum_are_right_in_any_order_of_steps(
     backend: Backend, store: ResultsStore, backwards: bool
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
+        export = pool.submit(store.export_netcdf, ID, 1)
         for step in reversed(STEPS) if backwards else STEPS:
             write(store, step)
         export.result(20)
@@ -91,9 +91,7 @@ def test_chunks_are_maps_and_fill_value_is_nan(backend: Backend, store: ResultsS
 def test_stopped_export_can_be_repeated(backend: Backend, store: ResultsStore) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(
-            store.export_netcdf, ID, 1, should_stop=stop.is_set, poll_s=backend.poll_s
-        )
+        export = pool.submit(store.export_netcdf, ID, 1, should_stop=stop.is_set)
         write(store, (0, 0))
         stop.set()
         with pytest.raises(ExecutionCancelled):
@@ -110,7 +108,7 @@ def test_export_ends_when_the_execution_is_superseded_or_purged(
     backend: Backend, store: ResultsStore, event: str, error: type[Exception]
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        export = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
+        export = pool.submit(store.export_netcdf, ID, 1)
         write(store, (0, 0))
         if event == "superseded":
             store.create(PLAN, ID, PROVENANCE, 2)
@@ -122,7 +120,7 @@ def test_export_ends_when_the_execution_is_superseded_or_purged(
 
 def test_concurrent_exports_write_one_file(backend: Backend, store: ResultsStore) -> None:
     with ThreadPoolExecutor(2) as pool:
-        exports = [pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s) for _ in range(2)]
+        exports = [pool.submit(store.export_netcdf, ID, 1) for _ in range(2)]
         write_steps(store, PLAN)
         for export in exports:
             export.result(20)
@@ -136,7 +134,7 @@ def test_concurrent_exports_write_one_file(backend: Backend, store: ResultsStore
 @only_on_disk
 def test_waiting_export_can_be_stopped(backend: Backend, store: ResultsStore) -> None:
     with ThreadPoolExecutor(2) as pool:
-        writing: Future[None] = pool.submit(store.export_netcdf, ID, 1, poll_s=backend.poll_s)
+        writing: Future[None] = pool.submit(store.export_netcdf, ID, 1)
         lock = backend.storage().work(ID).path / "export.lock"  # type: ignore[attr-defined]
         while not lock.exists():
             time.sleep(0.01)
