@@ -8,7 +8,6 @@ Microsoft Planetary Computer Pro, data plane REST API, 2026-04-15.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from deployments.geocatalog.http import Deadline, GeoCatalogHttp
-from deployments.geocatalog.options import API_VERSION, SCOPE
+from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.geocatalog.responses import (
     describe_operation,
     describe_response,
@@ -40,56 +39,27 @@ UNFINISHED = frozenset({"pending", "running", "canceling"})
 
 
 class GeoCatalogClient:
-    """Puts collections and items into one catalogue; every call may be repeated.
+    """Creates collections and items in one catalogue; every call may be repeated.
 
-    Parameters
-    ----------
-    url : str
-        URL of the catalogue.
-    credential : AsyncTokenCredential
-        Identity of this server; closed with the client.
-    api_version : str
-    verify : SSLContext or bool
-        Verifies the service.
-    scope : str
-        Scope of the tokens.
-    time_limit_s : float
-        For each call, the service's own work included.
-    request_timeout_s : float
-        For each response.
-    transport : httpx.AsyncBaseTransport, optional
-    sleep, clock : callable
+    The credential is this server's identity, and is closed with the client.
     """
 
     def __init__(
         self,
         url: str,
         credential: AsyncTokenCredential,
+        options: GeoCatalogOptions,
         *,
-        api_version: str = API_VERSION,
-        verify: ssl.SSLContext | bool = True,
-        scope: str = SCOPE,
-        time_limit_s: float,
-        request_timeout_s: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url.removesuffix("/")
         self._credential = credential
-        self._time_limit_s = time_limit_s
+        self._time_limit_s = options.time_limit_s
         self._sleep = sleep
         self._clock = clock
-        self._http = GeoCatalogHttp(
-            self.url,
-            credential,
-            api_version=api_version,
-            scope=scope,
-            verify=verify,
-            request_timeout_s=request_timeout_s,
-            transport=transport,
-            sleep=sleep,
-        )
+        self._http = GeoCatalogHttp(self.url, credential, options, transport=transport, sleep=sleep)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def collection_url(self, collection_id: str) -> str:
@@ -128,7 +98,7 @@ class GeoCatalogClient:
             deadline = self._deadline()
             is_new = await self._read(path, deadline) is None
             if is_new:
-                # 409: another process was first, or the answer to our own request was lost.
+                # 409: another process was first, or the response to this request was lost.
                 response = await self._http.send(
                     "POST", "/stac/collections", deadline, collection, expected=(409,)
                 )
@@ -233,7 +203,7 @@ class GeoCatalogClient:
             )
 
     async def _wait_until_found(self, path: str, deadline: Deadline) -> dict[str, Any]:
-        """Return a document that the service says it has, once it returns it."""
+        """Wait until the service returns a document that it reported as created."""
         backoff = deadline.backoff(POLL)
         while (found := await self._read(path, deadline)) is None:
             delay_s = backoff.next_delay_s()
@@ -249,10 +219,7 @@ class GeoCatalogClient:
     async def _read(self, path: str, deadline: Deadline) -> dict[str, Any] | None:
         """Return a document, or None if it does not exist."""
         response = await self._http.send("GET", path, deadline, expected=(404,))
-        document: dict[str, Any] | None = None
-        if response.status_code != 404:
-            document = read_json(response, dict)
-        return document
+        return None if response.status_code == 404 else read_json(response, dict)
 
     def _deadline(self) -> Deadline:
         return Deadline(self._time_limit_s, self._clock)

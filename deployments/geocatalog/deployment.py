@@ -25,13 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 @serve.deployment(name="GeoCatalog", max_ongoing_requests=16)
 class GeoCatalog:
-    """Registers results as items; a registration may be repeated.
-
-    Parameters
-    ----------
-    options : GeoCatalogOptions
-    metrics : Recorder
-    """
+    """Registers results as items; a registration may be repeated."""
 
     def __init__(self, options: GeoCatalogOptions, metrics: Recorder = RAY) -> None:
         hide_gpus()
@@ -47,7 +41,7 @@ class GeoCatalog:
         TransientFailure
             If the catalogue stays busy or unreachable.
         IngestionFailed
-            If it refuses or fails to ingest the item.
+            If it refuses or cannot ingest the item.
         """
         bind_execution(registration.execution_id, registration.plan.workflow, Stage.REGISTER)
         if registration.geo_catalog_url not in self._options.allowed:
@@ -76,15 +70,8 @@ class GeoCatalog:
 
     def _client(self, url: str) -> GeoCatalogClient:
         if url not in self._clients:
-            azure = self._options.azure
-            self._clients[url] = GeoCatalogClient(
-                url,
-                azure.open_credential(),
-                api_version=self._options.api_version,
-                verify=azure.tls(),
-                scope=self._options.scope,
-                time_limit_s=self._options.time_limit_s,
-            )
+            credential = self._options.azure.open_credential()
+            self._clients[url] = GeoCatalogClient(url, credential, self._options)
         return self._clients[url]
 
     async def close(self) -> None:

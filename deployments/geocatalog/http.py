@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import ssl
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deployments.azure.errors import is_untrusted_certificate
+from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.geocatalog.responses import describe_response, quote_text
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.retries import Backoff, RetryPolicy, parse_retry_after
@@ -32,14 +32,7 @@ _CLAIMS = re.compile(r'\bclaims="([^"]+)"')
 
 
 class Deadline:
-    """The time limit of one call, which may send several requests.
-
-    Parameters
-    ----------
-    limit_s : float
-    clock : callable
-        Returns seconds.
-    """
+    """The time limit of one call, which may send several requests; the clock returns seconds."""
 
     def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
         self._limit_s = limit_s
@@ -57,37 +50,21 @@ class Deadline:
 
 
 class _NoResponse(Exception):
-    """A request that was not answered."""
+    """There was no response to a request."""
 
 
 class GeoCatalogHttp:
     """Sends requests to one catalogue.
 
-    Parameters
-    ----------
-    url : str
-        URL of the catalogue, without a slash at its end.
-    credential : AsyncTokenCredential
-        Asked before each request: it caches tokens, and one from before a long wait has expired.
-    api_version : str
-    scope : str
-        Scope of the tokens.
-    verify : SSLContext or bool
-    request_timeout_s : float
-        For one whole response, even if its bytes keep arriving.
-    transport : httpx.AsyncBaseTransport, optional
-    sleep : callable
+    Each request gets its token from the credential, which caches it: tokens expire in long waits.
     """
 
     def __init__(
         self,
         url: str,
         credential: AsyncTokenCredential,
+        options: GeoCatalogOptions,
         *,
-        api_version: str,
-        scope: str,
-        verify: ssl.SSLContext | bool,
-        request_timeout_s: float,
         transport: httpx.AsyncBaseTransport | None,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -95,14 +72,12 @@ class GeoCatalogHttp:
 
         self._base = httpx.URL(url)
         self._credential = credential
-        self._api_version = api_version
-        self._scope = scope
-        self._request_timeout_s = request_timeout_s
+        self._options = options
         self._sleep = sleep
         self._client = httpx.AsyncClient(
-            verify=verify,
+            verify=options.azure.tls(),
             transport=transport,
-            timeout=httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S),
+            timeout=httpx.Timeout(options.request_timeout_s, connect=CONNECT_TIMEOUT_S),
             follow_redirects=False,
         )
 
@@ -119,14 +94,12 @@ class GeoCatalogHttp:
         *,
         expected: Collection[int] = (),
     ) -> httpx.Response:
-        """Send a request until it is answered.
+        """Send a request until there is a response.
 
         Parameters
         ----------
-        method : str
         url : str or URL
             A string is a path below the catalogue's own.
-        deadline : Deadline
         document : optional
             Sent as JSON.
         expected : collection of int
@@ -142,7 +115,7 @@ class GeoCatalogHttp:
         if isinstance(url, str):
             folder = self._base.raw_path.rstrip(b"/")
             url = self._base.copy_with(raw_path=folder + url.encode())
-        url = url.copy_set_param("api-version", self._api_version)
+        url = url.copy_set_param("api-version", self._options.api_version)
         request = f"{method} {url.path}"
         backoff = deadline.backoff(REQUEST)
         while True:
@@ -164,7 +137,7 @@ class GeoCatalogHttp:
 
     async def _send_authorized(self, method: str, url: httpx.URL, document: Any) -> httpx.Response:
         try:
-            async with asyncio.timeout(self._request_timeout_s):
+            async with asyncio.timeout(self._options.request_timeout_s):
                 token = await self._token()
                 response = await self._send_once(method, url, document, token)
                 if response.status_code == 401:
@@ -173,7 +146,7 @@ class GeoCatalogHttp:
                     response = await self._send_once(method, url, document, token)
                 return response
         except TimeoutError:
-            raise _NoResponse(f"not within {self._request_timeout_s:g} s") from None
+            raise _NoResponse(f"not within {self._options.request_timeout_s:g} s") from None
 
     async def _send_once(
         self, method: str, url: httpx.URL, document: Any, token: str
@@ -197,8 +170,9 @@ class GeoCatalogHttp:
     async def _token(self, claims: str | None = None) -> str:
         from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
+        scope = self._options.scope
         try:
-            return (await self._credential.get_token(self._scope, claims=claims)).token
+            return (await self._credential.get_token(scope, claims=claims)).token
         except (ServiceRequestError, ServiceResponseError) as error:
             raise _NoResponse(f"no token, {type(error).__name__}") from None
         except Exception as error:
@@ -206,17 +180,14 @@ class GeoCatalogHttp:
             code = "".join(f" ({code})" for code in _AADSTS.findall(str(error))[:1])
             raise IngestionFailed(
                 Stage.REGISTER,
-                f"this server got no token for {self._scope}: {type(error).__name__}{code}",
+                f"this server got no token for {scope}: {type(error).__name__}{code}",
             ) from None
 
     def operation_url(self, response: httpx.Response) -> httpx.URL:
         """Return the URL of the operation that a response started.
 
-        Raises
-        ------
-        IngestionFailed
-            If there is none, or it is not one of this catalogue: a request to it would reveal the
-            token.
+        Raises IngestionFailed if there is none, or if it does not belong to this catalogue: a
+        request to it would reveal the token.
         """
         import httpx
 
@@ -258,7 +229,7 @@ def _checked(request: str, response: httpx.Response, expected: Collection[int]) 
 
 
 def _requested_claims(response: httpx.Response) -> str | None:
-    """Return the claims that a refusal asks for (continuous access evaluation), if any."""
+    """Return the claims that a refusal requires (continuous access evaluation), if any."""
     challenge = _CLAIMS.search(response.headers.get("www-authenticate", ""))
     if challenge is None:
         return None

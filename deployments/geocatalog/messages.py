@@ -39,7 +39,7 @@ class Registered(BaseModel):
     item_url: str
 
     def added_to(self, manifest: Manifest) -> Manifest:
-        """Return a manifest that says where the item is."""
+        """Return a manifest with the location of the item."""
         return manifest.model_copy(
             update={
                 "geo_catalog_url": self.geo_catalog_url,

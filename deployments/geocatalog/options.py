@@ -56,3 +56,5 @@ class GeoCatalogOptions(GeoCatalogConfig):
     azure: AzureOptions = AzureOptions()
     scope: str = SCOPE
     """Scope of the tokens; sovereign clouds have their own."""
+    request_timeout_s: float = 60.0
+    """Limit for one complete response, even if its bytes keep arriving."""

@@ -1,4 +1,4 @@
-"""Read what a GeoCatalog answers, and report it without secrets."""
+"""Parse the responses of a GeoCatalog, and quote them without secrets."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from workflows.execution import Stage
 if TYPE_CHECKING:
     import httpx
 
-MAX_QUOTE = 500
-"""Characters of the service's own text in an error."""
+MAX_QUOTE = 500  # characters
 
 
 def read_json(response: httpx.Response, kind: type) -> Any:
-    """Return the body of a response.
-
-    Raises
-    ------
-    IngestionFailed
-        If it is not JSON of that kind.
-    """
+    """Return the body of a response; IngestionFailed if it is not JSON of that kind."""
     try:
         document = response.json()
     except ValueError:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import functools
 import pickle
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,7 +16,9 @@ import httpx
 import pytest
 from azure.core.exceptions import ServiceRequestError
 
+from deployments.azure.options import AzureOptions
 from deployments.geocatalog.client import GeoCatalogClient
+from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.runtime.failures import TransientFailure
 from tests.emulators.certificates import make_certificate
 from tests.emulators.geocatalog import Course, GeoCatalogEmulator
@@ -71,11 +72,13 @@ async def new_client(emulator: GeoCatalogEmulator, clock: Clock) -> AsyncIterato
     clients = []
 
     def make(url: str | None = None, credential: Any = None, **options: Any) -> GeoCatalogClient:
-        usual = {"time_limit_s": 900.0, "sleep": clock.sleep, "clock": clock}
+        usual = {"sleep": clock.sleep, "clock": clock, "transport": None}
+        injected = {name: options.pop(name, value) for name, value in usual.items()}
         client = GeoCatalogClient(
             url or emulator.url,
             credential or EmulatorCredential(secret=SECRET),
-            **(usual | options),
+            GeoCatalogOptions(**options),
+            **injected,
         )
         clients.append(client)
         return client
@@ -158,9 +161,7 @@ async def test_a_collection_created_synchronously(new_client: NewClient) -> None
 async def test_a_catalogue_with_tls(new_client: NewClient, tmp_path: Path, clock: Clock) -> None:
     certificate, key = make_certificate(tmp_path)
     with GeoCatalogEmulator((certificate, key)) as emulator:
-        client = new_client(
-            emulator.url, verify=ssl.create_default_context(cafile=str(certificate))
-        )
+        client = new_client(emulator.url, azure=AzureOptions(ca_file=certificate))
         await client.ensure_collection(small_collection(), [])
         clock.slept.clear()
         mistrusting = new_client(emulator.url)
@@ -743,6 +744,6 @@ async def test_a_catalogue_below_a_path(new_client: NewClient) -> None:
 
 async def test_close_closes_the_credential() -> None:
     credential = EmulatorCredential()
-    client = GeoCatalogClient("https://catalog.example", credential, time_limit_s=1)
+    client = GeoCatalogClient("https://catalog.example", credential, GeoCatalogOptions())
     await client.close()
     assert credential.closed
