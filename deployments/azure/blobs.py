@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deployments.azure.calls import RetriedCalls
 from deployments.azure.errors import BlobError, BlobUnavailable
-from deployments.azure.large_file import LargeFileUpload
+from deployments.azure.large_file import upload_large_file
 from deployments.azure.local_file import LocalFile
-from deployments.azure.object_store import BLOB_CALL, open_store
 from deployments.azure.options import ContainerOptions
 from deployments.azure.rest import DIGEST, FOLDER, RestClient
 from deployments.azure.token import TokenBridge
@@ -32,13 +31,16 @@ from deployments.runtime.retries import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult
+    from obstore.store import AzureStore
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 THREADS = 16
-"""Concurrent calls. Azurite takes 140 blobs of 66 kB a second with 4, 300 with 16, and no more
-beyond."""
+"""Concurrent calls. Azurite writes 140 blobs of 66 kB per second with 4 and 300 with 16 or more."""
+BLOB_CALL = RetryPolicy(initial_delay_s=0.1, max_delay_s=5.0, jitter=0.5)
+MAX_RETRIES = 1000
+"""Only the time limit ends retries: refused connections would use up ten within seconds."""
 BATCH_DELETION = RetryPolicy(attempts=10, initial_delay_s=0.1)
 DELETION_BATCH = 2560
 BLOCKS_IN_FLIGHT, BLOCK_BYTES = 4, 8 << 20
@@ -63,14 +65,6 @@ class Blobs:
 
     Keys are relative to that folder. All methods may be called from any thread and raise
     BlobUnavailable if Blob Storage stays busy or unreachable, and StageFailed if it refuses.
-
-    Parameters
-    ----------
-    options : ContainerOptions
-    threads : int
-        Concurrent calls of `each`.
-    token : TokenBridge, optional
-        By default a new one, whose thread lives as long as the process.
     """
 
     def __init__(
@@ -86,7 +80,7 @@ class Blobs:
         self._options = options
         self.token = token or TokenBridge(options.azure)
         self.pool = ContextThreadPool(threads, "blobs")
-        self._store = open_store(options, self.token)
+        self._store = _open_store(options, self.token)
         self.rest = RestClient(options, self.token)
 
     def close(self) -> None:
@@ -100,16 +94,7 @@ class Blobs:
             next(iter(self._obstore.list(self._store, chunk_size=1)), None)
 
     def put(self, key: str, content: Any, media_type: str, sha256: str | None = None) -> None:
-        """Write a blob, which appears whole.
-
-        Parameters
-        ----------
-        key : str
-        content : bytes or array of uint8
-        media_type : str
-        sha256 : str, optional
-            Kept in its metadata.
-        """
+        """Write a blob, which appears complete; its metadata have the SHA-256."""
         attributes = _attributes(media_type, sha256)
         with self._translating():
             self._obstore.put(self._store, key, content, attributes=attributes, use_multipart=False)
@@ -140,7 +125,7 @@ class Blobs:
         Must not be called from an event loop.
         """
         policy = replace(BLOB_CALL, deadline_s=self._options.retry_limit_s)
-        upload = LargeFileUpload(
+        upload = upload_large_file(
             self.rest,
             key,
             LocalFile(key, path, path.stat().st_size, sha256, media_type),
@@ -149,7 +134,7 @@ class Blobs:
             block_bytes=BLOCK_BYTES,
             overwrite=False,
         )
-        return asyncio.run(upload.run())
+        return asyncio.run(upload)
 
     def get(self, key: str) -> bytes:
         """Return the content of a blob; FileNotFoundError if it does not exist."""
@@ -159,10 +144,8 @@ class Blobs:
     def open(self, key: str, at_most: int) -> tuple[Blob, bytes | None]:
         """Return the properties of a blob, and its content unless it is longer than `at_most`.
 
-        Raises
-        ------
-        FileNotFoundError
-            If the blob does not exist. Unlike `head`, a missing container is another error.
+        Raises FileNotFoundError if the blob does not exist. Unlike in `head`, a missing container
+        is another error.
         """
         with self._translating(key):
             result = self._obstore.get(self._store, key)
@@ -172,10 +155,7 @@ class Blobs:
     def read(self, blob: Blob, part: range) -> bytes:
         """Return a part of a blob as it was when its properties were read.
 
-        Raises
-        ------
-        FileNotFoundError
-            If it was removed or overwritten.
+        Raises FileNotFoundError if it was removed or overwritten.
         """
         from obstore.exceptions import PreconditionError
 
@@ -219,12 +199,9 @@ class Blobs:
                 continue
 
     def remove(self, folder: str, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Remove all blobs below a folder, also while others are still being added.
+        """Remove all blobs below a folder, even while others are being added.
 
-        Raises
-        ------
-        TransientFailure
-            If blobs are added faster than they are removed.
+        Raises TransientFailure if blobs are added faster than they are removed.
         """
         backoff = Backoff(BATCH_DELETION)
         while True:
@@ -282,6 +259,36 @@ class Blobs:
                 raise FileNotFoundError(key) from None
             container, stage = self._options.container, self._options.stage
             raise failure.as_stage_failure(container, stage) from None
+
+
+def _open_store(options: ContainerOptions, token: TokenBridge) -> AzureStore:
+    from obstore.store import AzureStore
+
+    container, ca_file = options.container, options.azure.ca_file
+    return AzureStore(
+        container.name,
+        prefix=container.prefix or None,
+        account_name=container.account,
+        endpoint=container.account_url,
+        credential_provider=token,
+        # By default these come from the environment.
+        use_emulator=False,
+        use_fabric_endpoint=False,
+        skip_signature=False,
+        client_options={
+            "timeout": timedelta(seconds=options.request_timeout_s),
+            **({"root_certificate": ca_file.read_bytes()} if ca_file else {}),
+        },
+        retry_config={
+            "max_retries": MAX_RETRIES if options.retry_limit_s else 0,
+            "retry_timeout": timedelta(seconds=options.retry_limit_s),
+            "backoff": {
+                "init_backoff": timedelta(seconds=BLOB_CALL.initial_delay_s),
+                "max_backoff": timedelta(seconds=BLOB_CALL.max_delay_s),
+                "base": BLOB_CALL.factor,
+            },
+        },
+    )
 
 
 def _blob(key: str, result: GetResult) -> Blob:

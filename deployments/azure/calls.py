@@ -18,13 +18,8 @@ T = TypeVar("T")
 class RetriedCalls:
     """Run calls in threads and retry them while Blob Storage is unavailable.
 
-    azure-storage-blob's own retries are off: they take 429 for a refusal and ignore Retry-After.
-    When the service asks for a delay, all calls wait.
-
-    Parameters
-    ----------
-    threads : Executor
-    policy : RetryPolicy
+    When the service requests a delay, all calls wait. azure-storage-blob's retries do not do that:
+    they treat 429 as final and ignore Retry-After.
     """
 
     def __init__(self, threads: Executor, policy: RetryPolicy) -> None:
@@ -33,13 +28,7 @@ class RetriedCalls:
         self._not_before = 0.0
 
     async def __call__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the result of a blocking call.
-
-        Raises
-        ------
-        StageFailed
-            BlobUnavailable if the service was busy or unreachable at each attempt.
-        """
+        """Return the result of a call; BlobUnavailable if the service was unavailable each time."""
         loop = asyncio.get_running_loop()
         bound = partial(call, *args, **kwargs)
 
@@ -51,13 +40,13 @@ class RetriedCalls:
             attempt,
             self._policy,
             retry_if=lambda error: isinstance(error, BlobUnavailable),
-            requested_delay_s=_requested_delay_s,
+            requested_delay_s=lambda error: getattr(error, "retry_after_s", None) or None,
             on_retry=self._throttle,
         )
 
     async def wait_if_throttled(self) -> None:
-        """Wait until the delay that the service asked any of the calls for has passed."""
-        # It may be extended meanwhile.
+        """Wait for the end of the delay that the service requested of any of the calls."""
+        # The delay may be extended during the wait.
         while (wait_s := self._not_before - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(wait_s)
 
@@ -65,7 +54,3 @@ class RetriedCalls:
         if isinstance(error, BlobUnavailable) and error.retry_after_s is not None:
             now = asyncio.get_running_loop().time()
             self._not_before = max(self._not_before, now + delay_s)
-
-
-def _requested_delay_s(error: Exception) -> float | None:
-    return isinstance(error, BlobUnavailable) and error.retry_after_s or None

@@ -1,4 +1,4 @@
-"""Translate errors of Blob Storage and of its clients into our own.
+"""Translate errors of Blob Storage and of its clients into errors of this project.
 
 The clients' messages name URLs and quote requests, tokens included. Only the status, Azure's code
 for the error and its redacted message are kept, and the original is never chained.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ _ADVICE = {
     "ContainerBeingDeleted": "the container is being deleted; create it again",
     "AccountIsDisabled": "the storage account is disabled",
 }
-# obstore's errors carry nothing but text, which quotes the service's answer.
+# obstore's errors carry only text, which quotes the response.
 _STATUS = re.compile(r"(?:status code: |\(code: )(\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)")
@@ -42,11 +41,8 @@ _UNTRUSTED = re.compile(r"InvalidCertificate\(")
 class BlobUnavailable(TransientFailure):
     """Blob Storage is busy or unreachable.
 
-    Parameters
-    ----------
-    stage, reason : str
-    retry_after_s : float or None
-        Delay that the service asks all callers for; 0 if it does not say how long.
+    `retry_after_s` is the delay that the service requests of all callers; 0 if it does not say how
+    long, None if it requests none.
     """
 
     def __init__(self, stage: str, reason: str, retry_after_s: float | None = None) -> None:
@@ -57,30 +53,21 @@ class BlobUnavailable(TransientFailure):
 
 @dataclass(frozen=True)
 class BlobError:
-    """What is known of a failed request."""
+    """A failed request."""
 
     cause: str
-    """Class of the client's error."""
     status: int | None = None
-    """None if there was no answer."""
+    """None if there was no response."""
     code: str | None = None
-    """Azure's code for the error; None if something else answered, such as a proxy."""
+    """Azure's code for the error; None in the response of anything else, such as a proxy."""
     message: str = ""
     retry_after: str | None = None
     is_untrusted: bool = False
-    """Whether the server's certificate is not trusted."""
     token_failure: TokenUnavailable | None = None
 
     @classmethod
     def of_obstore(cls, error: Exception, token_failure: TokenUnavailable | None) -> BlobError:
-        """Return what an error of obstore says.
-
-        Parameters
-        ----------
-        error : Exception
-        token_failure : TokenUnavailable or None
-            Why there was no token, which obstore does not pass on.
-        """
+        """Parse an error of obstore, which does not pass on why there was no token."""
         text = str(error)
         status, code, message = (each.search(text) for each in (_STATUS, _CODE, _MESSAGE))
         return cls(
@@ -88,14 +75,14 @@ class BlobError:
             status=int(status[1]) if status else None,
             code=code[1] if code else None,
             message=message[1] if message else "",
-            # An answer may have anything in its body.
+            # The body of a response may contain anything.
             is_untrusted=status is None and _UNTRUSTED.search(text) is not None,
             token_failure=token_failure,
         )
 
     @classmethod
     def of_response(cls, response: HttpResponse) -> BlobError:
-        """Return what an answer of Blob Storage says."""
+        """Parse an error response of Blob Storage."""
         code = response.headers.get("x-ms-error-code", "")
         message = _MESSAGE.search(response.text())
         return cls(
@@ -108,7 +95,7 @@ class BlobError:
 
     @classmethod
     def of_client(cls, error: Exception) -> BlobError:
-        """Return what an error of azure-core or of the credential says when there was no answer."""
+        """Convert an error of azure-core or of the credential when there was no response."""
         cause = getattr(error, "inner_exception", None) or error
         return cls(
             cause=type(cause).__name__,
@@ -135,17 +122,8 @@ class BlobError:
     ) -> StageFailed:
         """Return the error to raise.
 
-        Parameters
-        ----------
-        container : Container
-        stage : str
-        role : str
-            Role that this server's identity needs for the request.
-
-        Returns
-        -------
-        StageFailed
-            BlobUnavailable if another attempt may succeed; UploadFailed if it is the upload's.
+        It is BlobUnavailable if another attempt may succeed, and else UploadFailed in the upload
+        stage. Its text names the role that this server's identity needs.
         """
         reason = self._describe(container, role)
         if not self.is_transient:
@@ -156,7 +134,7 @@ class BlobError:
         return BlobUnavailable(stage, reason, retry_after_s)
 
     def _describe(self, container: Container, role: str) -> str:
-        """Return what went wrong and what can be done about it."""
+        """Return the cause and, where there is one, the remedy."""
         if self.token_failure is not None:
             return str(self.token_failure)
         where = f"container {container.name} of storage account {container.account}"
@@ -179,18 +157,15 @@ class BlobError:
 
 def is_untrusted_certificate(error: BaseException) -> bool:
     """Return whether a request failed because the server's certificate is not trusted."""
-    return any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that led to it, also where a library keeps them as attributes."""
     pending, seen = [error], set()
     while pending:
         each = pending.pop()
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return True
         if id(each) in seen:
             continue
         seen.add(id(each))
-        yield each
+        # Libraries also keep causes as attributes.
         linked = (
             each.__cause__,
             each.__context__,
@@ -199,3 +174,4 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             *each.args,
         )
         pending += (found for found in linked if isinstance(found, BaseException))
+    return False

@@ -15,7 +15,7 @@ from workflows.execution import Stage
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file whose content was described before; anything else is not uploaded."""
+    """A file whose size and checksum were recorded; a changed file is not uploaded."""
 
     key: str
     """Path below the folder of the result."""
@@ -25,13 +25,7 @@ class LocalFile:
     media_type: str
 
     def read(self) -> bytes:
-        """Return the content.
-
-        Raises
-        ------
-        StageFailed
-            If the file is missing or has changed.
-        """
+        """Return the content; StageFailed if the file is missing or has changed."""
         with self.open() as file:
             content = self.read_from(file, self.size + 1)
         if hashlib.sha256(content).hexdigest() != self.sha256:
@@ -39,14 +33,14 @@ class LocalFile:
         return content
 
     def open(self) -> BinaryIO:
-        """Open the file for `read_from`; the caller has to check the SHA-256."""
+        """Open the file for `read_from`; the caller must check the SHA-256."""
         try:
             return open(self.path, "rb", opener=_without_links)
         except OSError as error:
             raise unreadable(self.key, error) from None
 
     def read_from(self, file: BinaryIO, size: int) -> bytes:
-        """Return that many bytes, fewer only at the end."""
+        """Return `size` bytes, or fewer at the end of the file."""
         try:
             return file.read(size)
         except OSError as error:

@@ -76,13 +76,3 @@ class ContainerOptions(BaseModel):
     def name_of(self, key: str) -> str:
         """Return the name in the container of the blob with a key."""
         return "/".join(filter(None, (self.container.prefix, key)))
-
-    @property
-    def transport(self) -> dict[str, Any]:
-        """Keyword arguments for a transport of azure-core."""
-        return {
-            "connection_verify": str(self.azure.ca_file) if self.azure.ca_file else True,
-            # This one limits sending, too.
-            "connection_timeout": self.request_timeout_s,
-            "read_timeout": self.request_timeout_s,
-        }

@@ -1,4 +1,4 @@
-"""Sign URLs with which anybody can read the blobs of one folder for a while."""
+"""Sign URLs with which anybody can read the blobs of one folder for a limited time."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ def sign_folder(
 
     Parameters
     ----------
-    options : ContainerOptions
-    token : TokenBridge
     folder : str
-        Never empty, because a whole container is not signed.
+        Not empty: a whole container is not signed.
     lifetime_s : float
         At most 7 days.
 

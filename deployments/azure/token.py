@@ -1,4 +1,4 @@
-"""Tokens for clients that ask in threads, from a credential that needs an event loop."""
+"""Tokens for blocking clients, from an asynchronous credential."""
 
 from __future__ import annotations
 
@@ -21,14 +21,10 @@ TOKEN_TIMEOUT_S = 60.0
 
 
 class TokenUnavailable(Exception):
-    """The credential returned no token. The text quotes nothing of its error.
+    """The credential returned no token.
 
-    Parameters
-    ----------
-    kind : str
-        Class of the credential's error.
-    is_transient : bool
-        Whether another attempt may succeed.
+    `kind` is the class of its error, whose text is not quoted. Another attempt may succeed if
+    `is_transient`.
     """
 
     def __init__(self, kind: str, is_transient: bool) -> None:
@@ -46,12 +42,8 @@ class TokenUnavailable(Exception):
 class TokenBridge:
     """A credential with an event loop of its own, for use in any thread.
 
-    It is a synchronous credential for azure-core and a ``credential_provider`` for obstore.
-
-    Parameters
-    ----------
-    azure : AzureOptions
-        Opens the credential at the first call.
+    It is a synchronous credential for azure-core and a ``credential_provider`` for obstore, opened
+    at the first call.
     """
 
     def __init__(self, azure: AzureOptions) -> None:
@@ -71,12 +63,7 @@ class TokenBridge:
         }
 
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        """Return a token, which the credential caches.
-
-        Raises
-        ------
-        TokenUnavailable
-        """
+        """Return a token, which the credential caches; TokenUnavailable if there is none."""
         future = asyncio.run_coroutine_threadsafe(
             self._get_token(scopes, options), self._running_loop()
         )

@@ -1,8 +1,8 @@
 """One container as a destination of uploads.
 
-Each small file is tried once through obstore, which is quick but has nothing checked on arrival.
-Blob Storage keeps the MD5 of what arrived, so a listing afterwards shows what differs. Whatever
-obstore could not send or sent wrong goes through azure-storage-blob.
+Each small file is sent once through obstore, which is fast but requests no check of the content.
+Blob Storage keeps the MD5 of what it received, so a listing afterwards shows which blobs differ.
+Those, and the files that obstore could not send, are sent through `deployments.azure.rest`.
 """
 
 from __future__ import annotations
@@ -13,45 +13,32 @@ import re
 
 from deployments.azure.blobs import Blobs
 from deployments.azure.calls import RetriedCalls
-from deployments.azure.large_file import LargeFileUpload, OnBlock
+from deployments.azure.large_file import OnBlock, upload_large_file
 from deployments.azure.local_file import LocalFile
 from deployments.azure.options import ContainerOptions
 from deployments.azure.rest import Stored
 from deployments.azure.token import TokenBridge
-from deployments.blob_uploader.limits import BlobLimits, SharedLimits
+from deployments.blob_uploader.limits import SharedLimits
 from workflows.errors import StageFailed
 
 _PLAIN = re.compile(r"[A-Za-z0-9._/=-]+")
-"""Names that obstore does not escape; it escapes others differently from azure-storage-blob."""
+"""Names that obstore does not escape; `deployments.azure.rest` escapes others differently."""
 
 
 class UploadContainer:
     """A container, or a folder in one; keys are relative to it.
 
     All methods raise UploadFailed if Blob Storage refuses, and TransientFailure if it stays busy or
-    unreachable. Calls that have started go on after a method is cancelled.
-
-    Parameters
-    ----------
-    options : ContainerOptions
-        Without retries: these are made here, for all calls together.
-    token : TokenBridge
-    limits : BlobLimits
-    shared : SharedLimits
+    unreachable. Calls that have started continue after a method is cancelled. The options are those
+    of a client without retries, since all calls are retried together here.
     """
 
-    def __init__(
-        self,
-        options: ContainerOptions,
-        token: TokenBridge,
-        limits: BlobLimits,
-        shared: SharedLimits,
-    ) -> None:
+    def __init__(self, options: ContainerOptions, token: TokenBridge, shared: SharedLimits) -> None:
         self._options = options
-        self._limits = limits
         self._shared = shared
+        self.limits = shared.limits
         self.blobs = Blobs(options, token=token)
-        self.call = RetriedCalls(shared.threads, limits.retries)
+        self.call = RetriedCalls(shared.threads, self.limits.retries)
         self._unchecked: dict[str, tuple[LocalFile, bytes]] = {}
 
     async def list_blobs(self, folder: str) -> dict[str, Stored]:
@@ -65,7 +52,7 @@ class UploadContainer:
                 return blobs
 
     async def put_small(self, key: str, file: LocalFile) -> None:
-        """Write a file in one request; `check` finds out whether it arrived."""
+        """Write a file in one request; `check` verifies it."""
         async with self._shared.small:
             content, md5 = await asyncio.to_thread(_read, file)
             if await self._put_fast(key, file, content):
@@ -74,29 +61,26 @@ class UploadContainer:
                 await self._put(key, file, content, md5)
 
     async def put_checked(self, key: str, file: LocalFile) -> None:
-        """Write a small file in one request, checked on arrival."""
+        """Write a small file in one request, which the service checks."""
         async with self._shared.small:
             await self._put(key, file, *await asyncio.to_thread(_read, file))
 
     async def put_large(self, key: str, file: LocalFile, on_block: OnBlock) -> None:
         """Write a file block by block."""
-        await LargeFileUpload(
+        await upload_large_file(
             self.blobs.rest,
             key,
             file,
             call=self.call,
             in_flight=self._shared.blocks,
-            block_bytes=self._limits.block_bytes,
+            block_bytes=self.limits.block_bytes,
             on_block=on_block,
-        ).run()
+        )
 
     async def check(self, folder: str) -> dict[str, Stored]:
-        """Compare what `put_small` wrote below a folder with a listing; write again what differs.
+        """Compare what `put_small` wrote below a folder with a listing; rewrite what differs.
 
-        Returns
-        -------
-        dict
-            The blobs below the folder, by key.
+        Returns the blobs below the folder, by key.
         """
         blobs = await self.list_blobs(folder)
         for key, (file, md5) in list(self._unchecked.items()):

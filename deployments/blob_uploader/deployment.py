@@ -48,10 +48,8 @@ class BlobUploader:
 
     Parameters
     ----------
-    options : BlobUploaderOptions
     storage : StorageOptions
         The folders with results and working files.
-    metrics : Recorder
     """
 
     def __init__(
@@ -62,10 +60,10 @@ class BlobUploader:
         self._storage = storage
         self._metrics = metrics
         self._token = TokenBridge(options.azure)
-        self._shared = SharedLimits.of(options.limits)
+        self._shared = SharedLimits(options.limits)
 
     async def upload(self, job: UploadJob) -> AsyncIterator[UploadProgress | Uploaded]:
-        """Copy a result; stops when the caller goes away.
+        """Copy a result; stop when the caller disconnects.
 
         Yields
         ------
@@ -82,7 +80,7 @@ class BlobUploader:
         bind_execution(job.execution_id, job.workflow, Stage.UPLOAD)
         source = self._storage.results_dir / job.folder
         with self._open(self._allowed(job.container)) as container:
-            upload = Upload(container, job.folder, source, self._options.limits)
+            upload = Upload(container, job.folder, source)
             counter = _UploadCounter(upload.tally, self._metrics, job.workflow)
             work = asyncio.create_task(self._run(upload))
             reported = None
@@ -114,12 +112,8 @@ class BlobUploader:
     async def upload_ahead(self, job: UploadJob, fence: int) -> None:
         """Copy the chunks of a Zarr store as they are written, until all are; may be cancelled.
 
-        Also returns when another Conductor takes over, since a dead one cancels nothing.
-
-        Raises
-        ------
-        UploadFailed, TransientFailure
-            As `upload`, which sends whatever is missing.
+        Also returns when another Conductor takes over: a dead one cannot cancel the call. Raises
+        the same errors as `upload`, which sends what is missing afterwards.
         """
         if not self._options.upload_ahead:
             return
@@ -142,13 +136,9 @@ class BlobUploader:
     async def withdraw(self, job: UploadJob) -> None:
         """Remove what was uploaded of a removed result, unless its upload was complete.
 
-        Stops when the caller goes away or the result is written again: the next attempt may upload
-        what this would remove.
-
-        Raises
-        ------
-        StageFailed
-            If Blob Storage refuses; TransientFailure if it is busy or unreachable.
+        Stops when the caller disconnects or the result is written again: the next attempt may
+        upload what this would remove. Raises StageFailed if Blob Storage refuses, and
+        TransientFailure if it is busy or unreachable.
         """
         bind_execution(job.execution_id, job.workflow)
         source = self._storage.results_dir / job.folder
@@ -158,7 +148,7 @@ class BlobUploader:
             if blobs.head(f"{job.folder}/{CHECKSUMS}") is None:
                 blobs.remove(job.folder, lambda: stop.is_set() or source.exists())
 
-        # Not `_allowed`: what was uploaded before a container was taken off the list goes, too.
+        # Not `_allowed`: the container may have been removed from the list after the upload.
         with self._open(job.container) as container:
             try:
                 await container.call(withdraw, container.blobs)
@@ -168,14 +158,10 @@ class BlobUploader:
     async def sign(
         self, container: Container, workflow: str, execution_id: str, lifetime_s: float
     ) -> str:
-        """Return a URL with which anybody can read one result for a while.
+        """Return a URL with which anybody can read one result for a limited time.
 
-        File names go between its path and its query.
-
-        Raises
-        ------
-        UploadFailed
-            If Blob Storage refuses to sign.
+        Append file names to its path, before the query. Raises UploadFailed if Blob Storage
+        refuses.
         """
         bind_execution(execution_id, workflow)
         job = UploadJob(workflow=workflow, execution_id=execution_id, container=container)
@@ -201,7 +187,7 @@ class BlobUploader:
         )
 
     def _allowed(self, container: Container) -> Container:
-        """Return a container if results may go there."""
+        """Return the container if it may be written; raise UploadFailed if not."""
         allowed = self._options.allowed
         if allowed is not None and not any(each.contains(container) for each in allowed):
             raise UploadFailed(
@@ -221,18 +207,12 @@ class BlobUploader:
         )
 
     def _open(self, container: Container) -> closing[UploadContainer]:
-        return closing(
-            UploadContainer(
-                self._container_options(container),
-                self._token,
-                self._options.limits,
-                self._shared,
-            )
-        )
+        options = self._container_options(container)
+        return closing(UploadContainer(options, self._token, self._shared))
 
 
 class _UploadCounter:
-    """Add to the metrics what an upload has sent since the last update."""
+    """Adds to the metrics what an upload has sent since the last update."""
 
     def __init__(self, tally: Tally, metrics: Recorder, workflow: str) -> None:
         self._tally = tally

@@ -21,10 +21,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\0]+)")
 def described_files(folder: Path) -> list[LocalFile]:
     """Return the files of a result; the one with all checksums comes last.
 
-    Raises
-    ------
-    UploadFailed
-        If the result was never described, or one of its files is missing.
+    Raises UploadFailed if the result was never described, or one of its files is missing.
     """
     checksums = folder / CHECKSUMS
     try:
@@ -49,18 +46,9 @@ def _parse(content: bytes) -> Iterator[tuple[str, str]]:
 
 
 def described_file(folder: Path, key: str, sha256: str) -> LocalFile:
-    """Return a file of a result.
+    """Return a file of a result; UploadFailed if it is missing or outside of the folder.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the result, with links resolved.
-    key, sha256 : str
-
-    Raises
-    ------
-    UploadFailed
-        If the file is missing or does not lie in the folder.
+    Links in the path of the folder must be resolved.
     """
     path = folder / key
     # A user's own workflow class may have written anything into the checksums.

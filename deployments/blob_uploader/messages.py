@@ -33,7 +33,7 @@ class UploadJob(BaseModel):
         Chunks of a Zarr store are uploaded while others are still computed.
         """
         delivery = Delivery.model_validate(execution.plan.get("delivery") or {})
-        # An expired execution has no results any more that would say what was uploaded.
+        # An expired execution no longer has results, which would say what was uploaded.
         passed = execution.stage is not None and Stage.UPLOAD.is_before(execution.stage)
         is_uploaded = execution.results is not None and execution.results.uploaded is not None
         if delivery.container is None or passed or is_uploaded:
@@ -46,7 +46,7 @@ class UploadJob(BaseModel):
 
 
 class UploadProgress(BaseModel):
-    """How much of a result is in the container, whichever attempt uploaded it."""
+    """How much of a result is in the container, uploaded by any attempt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +62,6 @@ class Uploaded(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str
-    """URL of its folder."""
     container: Container
     files: int
     bytes: int
@@ -71,7 +70,7 @@ class Uploaded(BaseModel):
     uploaded_bytes: int
 
     def added_to(self, manifest: Manifest) -> Manifest:
-        """Return a manifest with what was uploaded, and where it lies."""
+        """Return a manifest with what was uploaded, and its location."""
         folder = self.url.removeprefix(f"{self.container.url}/")
         totals = UploadTotals(files=self.files, bytes=self.bytes)
         return manifest.in_container(self.container, folder).model_copy(update={"uploaded": totals})

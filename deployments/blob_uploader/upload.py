@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,10 +11,9 @@ from deployments.azure.local_file import LocalFile
 from deployments.azure.rest import Stored
 from deployments.blob_uploader.container import UploadContainer
 from deployments.blob_uploader.files import described_files
-from deployments.blob_uploader.limits import BlobLimits
 from deployments.blob_uploader.messages import UploadProgress
 from deployments.runtime.failures import TransientFailure
-from deployments.runtime.tasks import task_group
+from deployments.runtime.tasks import for_each, task_group
 from workflows.execution import Stage
 
 _DESCRIPTIVE = {".json", ".png", ".txt"}
@@ -23,7 +22,7 @@ _DESCRIPTIVE = {".json", ".png", ".txt"}
 
 @dataclass
 class Tally:
-    """What is in the container, and how much of it this upload has sent."""
+    """How much of a result is in the container, and how much of that this upload has sent."""
 
     files: int = 0
     bytes: int = 0
@@ -60,38 +59,25 @@ class Tally:
 class Upload:
     """Copy a result into a container; files that are there already are not sent again.
 
-    Data are sent first, then the files that describe them, then the checksums: a reader who finds
-    those finds everything.
+    Data are sent first, then the files that describe them, then the checksums: a result with
+    checksums is complete.
 
     Parameters
     ----------
-    container : UploadContainer
     folder : str
         Destination in the container.
     source : Path
         Folder of the result on this server.
-    limits : BlobLimits
     """
 
-    def __init__(
-        self, container: UploadContainer, folder: str, source: Path, limits: BlobLimits
-    ) -> None:
+    def __init__(self, container: UploadContainer, folder: str, source: Path) -> None:
         self._container = container
         self._folder = folder
         self._source = source
-        self._limits = limits
         self.tally = Tally()
 
     async def run(self) -> None:
-        """Upload what is missing.
-
-        Raises
-        ------
-        UploadFailed
-            If Blob Storage refuses, or the result is not what was described.
-        TransientFailure
-            If another attempt may succeed.
-        """
+        """Upload what is missing; raises the errors of `BlobUploader.upload`."""
         *files, checksums = await asyncio.to_thread(described_files, self._source)
         everything = [*files, checksums]
         self.tally.total_files = len(everything)
@@ -109,30 +95,30 @@ class Upload:
         await self._put_all(f for f in files if f in missing and _is_descriptive(f))
         blobs = await self._container.check(self._folder)
         if not all(self._is_stored(blobs, file) for file in files):
-            # A withdrawal of an earlier attempt's files: the next listing will show what is gone.
+            # An earlier attempt is being withdrawn. The next listing will show what is missing.
             raise TransientFailure(Stage.UPLOAD, "files were removed during the upload")
         if checksums in missing:
             await self._container.put_checked(self._key(checksums), checksums)
             self.tally.note_file(checksums.size)
 
     async def _put_all(self, files: Iterable[LocalFile]) -> None:
+        limits = self._container.limits
         small: list[LocalFile] = []
         large: list[LocalFile] = []
         for file in files:
-            (large if file.size > self._limits.small_bytes else small).append(file)
-        remaining = iter(small)
+            (large if file.size > limits.small_bytes else small).append(file)
         async with task_group() as group:
-            for _ in range(min(len(small), self._limits.small_in_flight)):
-                group.create_task(self._put_small(remaining))
+            group.create_task(for_each(self._put_small, small, limits.small_in_flight))
             # One at a time: the blocks of one file saturate the connection.
-            for file in large:
-                await self._container.put_large(self._key(file), file, self.tally.note_block)
-                self.tally.note_last_block()
+            group.create_task(for_each(self._put_large, large, 1))
 
-    async def _put_small(self, remaining: Iterator[LocalFile]) -> None:
-        for file in remaining:
-            await self._container.put_small(self._key(file), file)
-            self.tally.note_file(file.size)
+    async def _put_small(self, file: LocalFile) -> None:
+        await self._container.put_small(self._key(file), file)
+        self.tally.note_file(file.size)
+
+    async def _put_large(self, file: LocalFile) -> None:
+        await self._container.put_large(self._key(file), file, self.tally.note_block)
+        self.tally.note_last_block()
 
     def _is_stored(self, blobs: Mapping[str, Stored], file: LocalFile) -> bool:
         return is_stored(blobs, self._key(file), file.size, file.sha256)

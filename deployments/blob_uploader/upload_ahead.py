@@ -1,14 +1,14 @@
 """Upload the chunks of a Zarr store while the rest is still computed.
 
-Only chunks are sent. Without the store's metadata, which the upload proper sends, no reader takes
-them for a result. They are removed if the execution does not complete.
+Only chunks are sent. Readers do not see a result without the store's metadata, which the regular
+upload sends. The chunks are removed if the execution does not complete.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.azure.local_file import LocalFile
@@ -17,18 +17,18 @@ from deployments.blob_uploader.container import UploadContainer
 from deployments.blob_uploader.files import described_file
 from deployments.blob_uploader.upload import Tally, is_stored
 from deployments.results.disk_work import DiskWork
-from deployments.runtime.tasks import task_group
+from deployments.runtime.tasks import for_each
 from workflows.errors import StageFailed, StaleConductor
 from workflows.manifest import CHECKSUMS
 
 IN_FLIGHT = 4
-"""Files that are sent at once. Few, because uploads of complete results run beside it and inference
-is slower."""
+"""Files that are sent concurrently. Few, because complete results are uploaded at the same time and
+inference is slower."""
 STEPS_PER_LISTING = 16
 POLL_S = 0.5
-"""Between two looks at which steps are written."""
+"""Pause between two listings of the written steps."""
 LAST_CALL_S = 5.0
-"""Time that a file in flight gets to arrive in after a cancellation."""
+"""Time for a file in flight to arrive after a cancellation."""
 
 
 class UploadAhead:
@@ -36,7 +36,6 @@ class UploadAhead:
 
     Parameters
     ----------
-    container : UploadContainer
     folder : str
         Destination in the container.
     source : Path
@@ -61,7 +60,6 @@ class UploadAhead:
         self._work = work
         self._fence = fence
         self.tally = Tally()
-        """What was sent."""
 
     async def run(self) -> None:
         """Send chunks until all are sent, the execution ends or another Conductor takes over."""
@@ -72,7 +70,8 @@ class UploadAhead:
             while len(sent) < len(plan.seeds) * plan.n_times:
                 written = await asyncio.to_thread(self._work.written_steps) - sent
                 steps = sorted(written)[:STEPS_PER_LISTING]
-                await self._send(await asyncio.to_thread(self._missing, steps, blobs))
+                missing = await asyncio.to_thread(self._missing, steps, blobs)
+                await for_each(self._send, missing, IN_FLIGHT)
                 sent.update(steps)
                 if not steps:
                     await asyncio.sleep(POLL_S)
@@ -102,37 +101,30 @@ class UploadAhead:
                     missing.append(described_file(folder, written.key, written.sha256 or ""))
         return missing
 
-    async def _send(self, files: Sequence[LocalFile]) -> None:
-        remaining = iter(files)
-        async with task_group() as group:
-            for _ in range(min(IN_FLIGHT, len(files))):
-                group.create_task(self._send_each(remaining))
-
-    async def _send_each(self, remaining: Iterator[LocalFile]) -> None:
-        for file in remaining:
-            put = asyncio.create_task(self._put(file))
-            try:
-                await asyncio.shield(put)
-            except asyncio.CancelledError:
-                # A request in flight would arrive after the caller has cleaned up.
-                await asyncio.wait({put}, timeout=LAST_CALL_S)
-                put.cancel()
-                await asyncio.wait({put})
-                # Retrieved, or asyncio would log the exception.
-                if not put.cancelled() and put.exception() is None:
-                    self.tally.note_file(file.size)
-                raise
-            self.tally.note_file(file.size)
+    async def _send(self, file: LocalFile) -> None:
+        put = asyncio.create_task(self._put(file))
+        try:
+            await asyncio.shield(put)
+        except asyncio.CancelledError:
+            # A request in flight would arrive after the caller has cleaned up.
+            await asyncio.wait({put}, timeout=LAST_CALL_S)
+            put.cancel()
+            await asyncio.wait({put})
+            # Retrieved, or asyncio would log the exception.
+            if not put.cancelled() and put.exception() is None:
+                self.tally.note_file(file.size)
+            raise
+        self.tally.note_file(file.size)
 
     async def _put(self, file: LocalFile) -> None:
-        # Checked on arrival: the upload proper trusts the size and SHA-256 of what it finds.
+        # The service checks it: the regular upload trusts the sizes and SHA-256 in a listing.
         await self._container.put_checked(self._key(file.key), file)
         if not self._source.exists():
             await self._container.call(self._withdraw, self._key(file.key))
 
     def _withdraw(self, key: str) -> None:
         """Remove a blob that was written after its execution was removed."""
-        # A complete result stays: it was delivered before the execution was removed here.
+        # A complete result is kept: it was delivered before the execution was removed.
         if self._container.blobs.head(f"{self._folder}/{CHECKSUMS}") is None:
             self._container.blobs.delete(key)
 

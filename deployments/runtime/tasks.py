@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 logger = logging.getLogger("ray.serve")
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -21,6 +22,21 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
             yield group
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
+
+
+async def for_each(
+    call: Callable[[T], Coroutine[Any, Any, None]], items: Iterable[T], at_once: int
+) -> None:
+    """Call a function for every item, `at_once` concurrently; cancel the others when one fails."""
+    remaining = iter(items)
+
+    async def work() -> None:
+        for item in remaining:
+            await call(item)
+
+    async with task_group() as group:
+        for _ in range(at_once):
+            group.create_task(work())
 
 
 async def shield(coroutine: Coroutine[Any, Any, R]) -> R:
