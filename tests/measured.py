@@ -1,13 +1,27 @@
-"""A recorder of metrics that keeps all values, instead of Ray's."""
+"""All metrics, their names in Prometheus, and a recorder that keeps all values."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
 
-from deployments.runtime.metrics import Counter, Gauge, Histogram, Metric
+from deployments.runtime import metrics
+from deployments.runtime.metrics import PREFIX, Counter, Gauge, Histogram, Metric
 
+METRICS = [value for value in vars(metrics).values() if isinstance(value, Metric)]
+EXPORT_PREFIX = f"ray_{PREFIX}"
 Labels = frozenset[tuple[str, str]]
+
+
+def exported_name(metric: Metric) -> str:
+    """Return the name in Prometheus, without the endings of a histogram's series."""
+    return f"{EXPORT_PREFIX}{metric.name}{'_total' if isinstance(metric, Counter) else ''}"
+
+
+def exported_series(metric: Metric) -> list[str]:
+    """Return the names of the series to query; a histogram's sum is only an estimate."""
+    endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
+    return [f"{exported_name(metric)}{ending}" for ending in endings]
 
 
 class Measured:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from ray.serve import metrics as serve_metrics
 
 PREFIX = "earth2serve_"
-RAY_PREFIX = "ray_"
 
 _STEP_BUCKETS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _EXECUTION_BUCKETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10800.0)
@@ -37,35 +36,20 @@ class Metric:
     description: str
     labels: tuple[str, ...] = ()
 
-    @property
-    def exported(self) -> str:
-        """Name in Prometheus; histograms append ``_bucket``, ``_count`` and ``_sum``."""
-        return f"{RAY_PREFIX}{PREFIX}{self.name}"
-
-    @property
-    def kind(self) -> str:
-        """Type in Prometheus: counter, gauge or histogram."""
-        return type(self).__name__.lower()
-
 
 class Counter(Metric):
-    """A value that only grows, from 0 in each process."""
-
-    @property
-    def exported(self) -> str:
-        """Name in Prometheus, with the suffix that Ray appends."""
-        return f"{super().exported}_total"
+    """A value that only grows, from 0 in each process; Ray appends ``_total`` to its name."""
 
 
 class Gauge(Metric):
-    """A value that goes up and down; it disappears soon after the process that set it."""
+    """A value that goes up and down; it disappears soon after its process."""
 
 
 @dataclass(frozen=True)
 class Histogram(Metric):
     """A distribution of durations.
 
-    Ray exports the count of each bucket, and estimates the sum from the middles of the buckets:
+    Ray exports the count of each bucket, and estimates the sum from the centres of the buckets:
     do not compute means from it.
     """
 
@@ -138,28 +122,6 @@ DOWNLOADED_BYTES = Counter(
     "downloaded_bytes", "Bytes of result files sent to HTTP clients.", ("workflow",)
 )
 
-METRICS: tuple[Metric, ...] = (
-    MODEL_SECONDS,
-    MODEL_STEP_SECONDS,
-    STEPS_WRITTEN,
-    PACKAGER_BYTES,
-    QUEUE_DEPTH,
-    QUEUE_OLDEST,
-    QUEUE_WAIT,
-    RUNNING,
-    STAGE_SECONDS,
-    EXECUTION_SECONDS,
-    ENDED,
-    FAILURES,
-    RETRIES,
-    BEATS,
-    REFUSALS,
-    UPLOADED_BYTES,
-    UPLOADED_OBJECTS,
-    REGISTRATIONS,
-    DOWNLOADED_BYTES,
-)
-
 
 class Recorder(Protocol):
     """Records values, from any thread, within microseconds; never raises for a value."""
@@ -177,7 +139,7 @@ class Recorder(Protocol):
 class RayRecorder:
     """Passes values to Ray; without a Ray cluster they are never read.
 
-    Ray's metric objects are created with the first value, in the replica, by which Serve labels
+    Ray's metric objects are created with the first value: in the replica, so that Serve labels
     them.
     """
 
@@ -222,4 +184,3 @@ class RayRecorder:
 
 
 RAY = RayRecorder()
-"""The recorder of this process."""

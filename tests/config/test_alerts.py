@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments.runtime.metrics import METRICS, Histogram
 from tests.config.queries import RULES, alerts
+from tests.measured import METRICS, exported_series
 
 CASES = Path(__file__).with_name("alerts.test.yml")
 
@@ -59,10 +59,7 @@ def test_each_alert_says_why_it_matters_and_what_to_do() -> None:
 
 
 def test_alerts_use_metrics_that_exist() -> None:
-    exported = set()
-    for metric in METRICS:
-        endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
-        exported |= {f"{metric.exported}{ending}" for ending in endings}
+    exported = {series for metric in METRICS for series in exported_series(metric)}
     for rule in alerts():
         used = set(re.findall(r"\bray_earth2serve_\w+", rule["expr"]))
         assert used <= exported, used - exported
