@@ -1,4 +1,4 @@
-"""What a workflow is: parameters, validation, plan and dataset; without Ray, HTTP or torch."""
+"""Workflows: parameters, validation, plan and dataset, without Ray, HTTP or torch."""
 
 from workflows.base import Parameters, Plan, Workflow
 from workflows.execution import Execution, Progress, Stage, Status
@@ -10,7 +10,6 @@ WORKFLOWS: dict[str, type[Workflow]] = {
     FCN3Workflow.name: FCN3Workflow,
     StormScopeWorkflow.name: StormScopeWorkflow,
 }
-"""The built-in workflows, by name."""
 
 __all__ = [
     "WORKFLOWS",

@@ -22,7 +22,7 @@ OutputFormat = Literal["zarr", "netcdf4"]
 TimeLayout = Literal["time", "lead_time"]
 
 SEED_BOUND = 2**32
-"""Seeds lie in [0, 2**32), which every random number generator involved accepts."""
+"""Seeds are in [0, 2**32), which every random number generator involved accepts."""
 
 
 class Parameters(BaseModel):
@@ -47,7 +47,6 @@ class Conditioning(BaseModel):
     """One per member; each member conditions an equal number of regional members."""
     input_variables: tuple[str, ...]
     variable: str
-    """The conditioning variable."""
     grid: Grid
 
     @property
@@ -91,7 +90,7 @@ class Plan(BaseModel):
     conditioning: Conditioning | None = None
     """The forecast on which this one is conditioned, if any."""
     delivery: Delivery | None = None
-    """Destinations of the result besides this server."""
+    """Further destinations of the result."""
 
     @property
     def members(self) -> range:
@@ -152,10 +151,7 @@ class Plan(BaseModel):
     def conditioned_by(self, member: int) -> int:
         """Return the member of the conditioning forecast that conditions a member of this one.
 
-        Raises
-        ------
-        ValueError
-            If this forecast is not conditioned.
+        Raises ValueError if this forecast is not conditioned.
         """
         if self.conditioning is None:
             raise ValueError(f"{self.workflow} is not conditioned")
@@ -205,24 +201,13 @@ class Workflow(ABC):
     def plan(self, parameters: Any) -> BaseModel:
         """Resolve validated parameters into a plan; random choices are made here.
 
-        Raises
-        ------
-        InvalidParameters
-            If this server cannot do what the parameters request.
+        Raises InvalidParameters if this server cannot do what the parameters request.
         """
 
     def validate(self, values: Mapping[str, Any]) -> Parameters:
-        """Return a request's parameters, validated.
+        """Validate a request's parameters, decoded from JSON.
 
-        Parameters
-        ----------
-        values : mapping
-            Decoded from JSON.
-
-        Raises
-        ------
-        InvalidParameters
-            With a problem for every field that is wrong.
+        Raises InvalidParameters with a problem for every invalid field.
         """
         try:
             return self.parameters.model_validate(dict(values))
@@ -236,7 +221,6 @@ def to_problems(error: ValidationError, prefix: str, names: Sequence[str]) -> li
 
     Parameters
     ----------
-    error : ValidationError
     prefix : str
         Precedes the dotted field names.
     names : sequence of str

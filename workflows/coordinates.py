@@ -62,7 +62,7 @@ def _seeds(name: str, long_name: str, seeds: Sequence[int]) -> Variable:
 
 
 def time_coordinates(plan: Plan) -> tuple[Variable, ...]:
-    """Return the times of a result, and the lead times if they are a dimension of their own."""
+    """Return the times of a result, and the lead times if they are a separate dimension."""
     units = f"hours since {str(plan.start()).replace('T', ' ')}"
     hours = (plan.lead_times() / np.timedelta64(1, "h")).astype("<i4")
     if plan.time_layout == "lead_time":

@@ -1,4 +1,4 @@
-"""A user's workflow class as the ingress sees it: by its description.
+"""A user's workflow class as the Ingress knows it: by its description.
 
 The class itself is imported only in the replicas of its deployment, which report its name and the
 schema of its parameters.
@@ -26,13 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def check_name(name: str) -> str:
-    """Refuse a name that cannot be one segment of a URL's path; return a valid one.
-
-    Raises
-    ------
-    ValueError
-        With what is allowed.
-    """
+    """Return a valid segment of a URL's path; raise ValueError for any other name."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name[:100]!r} cannot name a workflow: up to 100 letters, digits, '_', '.' and '-' "
@@ -44,7 +38,7 @@ def check_name(name: str) -> str:
 
 
 class WorkflowDescription(BaseModel):
-    """A class as the replica that imported it reports it."""
+    """Description of a class, reported by the replica that imported it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,7 +60,7 @@ class CustomPlan(BaseModel):
     """Only those of the request, without defaults."""
     output_format: OutputFormat
     delivery: Delivery | None = None
-    """Destinations of the result besides this server."""
+    """Further destinations of the result."""
 
 
 class CustomWorkflow(Workflow):
@@ -75,8 +69,7 @@ class CustomWorkflow(Workflow):
     Parameters
     ----------
     name : str
-        Name in the settings, or else the class's own.
-    described : WorkflowDescription
+        Name in the settings, or else that of the class.
     output_format : {'zarr', 'netcdf4'}
         Format for classes without a parameter of that name.
     """
@@ -102,10 +95,7 @@ class CustomWorkflow(Workflow):
     def plan(self, parameters: Parameters) -> CustomPlan:
         """Return the plan: the request's parameters and the format of the result.
 
-        Raises
-        ------
-        InvalidParameters
-            If the request names a format that does not exist.
+        Raises InvalidParameters if the request names a format that does not exist.
         """
         # Without defaults: a class may have some that its own types refuse.
         given = parameters.model_dump(mode="json", exclude_unset=True)

@@ -1,4 +1,4 @@
-"""Destinations of results besides this server: a Blob container, a GeoCatalog.
+"""Further destinations of results: a Blob container, a GeoCatalog.
 
 Clients name destinations, but the server reaches them with its own identity. A request is therefore
 accepted only if the operator has allowed its destinations.
@@ -53,7 +53,7 @@ class Container(BaseModel):
 
 
 class Delivery(BaseModel):
-    """Destinations of one execution's results; None where nothing is delivered."""
+    """Further destinations of one execution's results, if any."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class Delivery(BaseModel):
 
 
 class DeliveryRules(BaseModel):
-    """Destinations that the operator allows, and those of requests that name none."""
+    """Destinations that the operator allows, and defaults for requests that name none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +77,7 @@ class DeliveryRules(BaseModel):
     collections: Mapping[str, str] = {}
     """Collection of items by workflow, for requests that name none."""
     results_in_blob: bool = False
-    """Whether results are stored in a container anyway, where a catalogue can refer to them."""
+    """Whether results are stored in a container, where a catalogue can refer to them."""
 
     @property
     def uploads(self) -> bool:
@@ -96,7 +96,6 @@ class DeliveryRules(BaseModel):
 
         Parameters
         ----------
-        workflow : str
         values : mapping
             Parameters of the request, by name.
         can_be_registered : bool
@@ -221,12 +220,8 @@ def parse_results_container(url: str, emulator: str | None = None) -> Container:
     """Parse the container of ``results_url``: ``az://ACCOUNT/CONTAINER/FOLDER``.
 
     The account is the emulator's if it has that name, or else one of Azure's public cloud. An
-    account of another cloud is given by a URL that `parse_container` accepts.
-
-    Raises
-    ------
-    ValueError
-        With what is required.
+    account of another cloud is given by a URL that `parse_container` accepts. Raises ValueError
+    with what is required.
     """
     if url.startswith("https://"):
         return parse_container(url, emulator)
@@ -240,25 +235,16 @@ def parse_results_container(url: str, emulator: str | None = None) -> Container:
 
 
 def check_collection(name: str) -> str:
-    """Refuse an invalid name of a collection; return a valid one.
-
-    Raises
-    ------
-    ValueError
-        With what is allowed.
-    """
+    """Return a valid name of a collection; raise ValueError for any other."""
     if not _COLLECTION.fullmatch(name):
         raise ValueError("letters, digits, '.', '_' and '-' are allowed")
     return name
 
 
 def parse_catalog(url: str) -> str:
-    """Parse the URL of a GeoCatalog and return it normalized; ``http://`` is for the allow-list.
+    """Return the normalized URL of a GeoCatalog; ValueError with what is required.
 
-    Raises
-    ------
-    ValueError
-        With what is required.
+    ``http://`` is accepted for the operator's list of allowed catalogues.
     """
     if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*/?", url):
         raise ValueError("must be an https:// URL without credentials, query or escapes")

@@ -40,7 +40,7 @@ class Earth2ServeError(Exception):
     """Base of all errors that this project raises on purpose."""
 
     def __new__(cls, *args: Any) -> Self:
-        """Create an error that pickles by its arguments, whatever else was imported.
+        """Create an error that pickles by its arguments, regardless of imported libraries.
 
         Dask, which Earth2Studio imports, makes tblib pickle every exception with its traceback and
         causes. From a deep stack that ends in a RecursionError.
@@ -118,15 +118,7 @@ class IdempotencyConflict(Earth2ServeError):
 
 
 class QueueFull(Earth2ServeError):
-    """The queue has reached its limit.
-
-    Parameters
-    ----------
-    queued : int
-        Executions waiting.
-    max_size : int
-        The limit.
-    """
+    """The queue has reached its limit."""
 
     def __init__(self, queued: int, max_size: int) -> None:
         super().__init__(queued, max_size)
@@ -175,15 +167,7 @@ class IllegalTransition(Earth2ServeError):
 
 
 class StaleConductor(Earth2ServeError):
-    """A call with a fencing token that is older than one already seen.
-
-    Parameters
-    ----------
-    fence : int
-        Token of the call.
-    newest : int
-        The newest token seen.
-    """
+    """A call with a fencing token that is older than the newest one seen."""
 
     def __init__(self, fence: int, newest: int) -> None:
         super().__init__(fence, newest)
@@ -206,7 +190,7 @@ class StageFailed(Earth2ServeError):
     stage : str
         Where, one of `workflows.execution.Stage`.
     reason : str
-        Why, in words for the client that asked for the forecast.
+        Why, in words for the client.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

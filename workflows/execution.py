@@ -62,13 +62,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 
 
 def check_transition(current: Status, new: Status) -> None:
-    """Refuse a change of state that an execution does not allow.
-
-    Raises
-    ------
-    IllegalTransition
-        If `new` does not follow `current`. Staying in a state is always allowed.
-    """
+    """Raise IllegalTransition if `new` does not follow `current`; the same status is allowed."""
     if new != current and new not in TRANSITIONS[current]:
         raise IllegalTransition(f"an execution that is {current} cannot become {new}")
 
@@ -89,10 +83,10 @@ class Progress(BaseModel):
 
     message: str
     current_step: int = Field(ge=0)
-    """Time steps finished, over all members."""
+    """Completed time steps of all members."""
     total_steps: int = Field(ge=0)
     members: tuple[int, ...] = ()
-    """Time steps finished, per member."""
+    """Completed time steps of each member."""
     steps_per_member: int = 0
     error_message: str | None = None
     """Error that a user's workflow reports although it continues."""
@@ -119,9 +113,7 @@ class Execution(BaseModel):
     cancel_requested: bool = False
     purge_requested: bool = False
     retries: int = 0
-    """Number of retries after failures."""
     results: Manifest | None = None
-    """Its results, once they are described."""
     revision: int = 0
     """Increases with every change; long polls wait for it."""
 
@@ -139,7 +131,7 @@ class Execution(BaseModel):
         )
 
     def manifest(self, results: Manifest, status: Status = Status.COMPLETED) -> Manifest:
-        """Return the manifest of results that are complete now, with what this record says."""
+        """Return the manifest of results that are complete now, with the data of this record."""
         ended = datetime.now(UTC)
         started = self.started_at or self.created_at
         return results.model_copy(

@@ -87,12 +87,7 @@ class FCN3Parameters(ForecastParameters):
 class FCN3Workflow(Workflow):
     """FCN3 ensemble forecast, 6-hourly, global 0.25 degrees.
 
-    Parameters
-    ----------
-    grid : Grid, optional
-        Grid of the served model; FCN3's own by default.
-    regional_grid : LambertGrid, optional
-        Unused; every built-in workflow is constructed with both grids.
+    The regional grid is unused: every built-in workflow is constructed with both grids.
     """
 
     name = "foundry_fcn3_workflow"

@@ -1,7 +1,7 @@
-"""The manifest: what an execution delivers and where it lies.
+"""The manifest: what an execution delivers, and its location.
 
 One model for the store's ``results`` column, for messages between deployments and for the HTTP
-answer. Keys are those of Earth2Studio's serve module, as far as it has them.
+response. Keys are those of Earth2Studio's serve module, as far as it has them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METADATA = "metadata.json"
 CHECKSUMS = "checksums.sha256"
 """Written last: a result that has it is complete."""
 
-# With an offset, as in every other answer; pydantic would write "Z".
+# With an offset, as in every other response; pydantic would write "Z".
 _Time = Annotated[AwareDatetime, PlainSerializer(datetime.isoformat, when_used="json")]
 
 
@@ -57,9 +57,9 @@ class Totals(BaseModel):
     files: int
     bytes: int
     listed: int
-    """How many of them `Manifest.output_files` names."""
+    """Number of them in `Manifest.output_files`."""
     truncated: bool
-    """Whether that leaves any out."""
+    """Whether `Manifest.output_files` is incomplete."""
 
 
 class UploadTotals(BaseModel):
@@ -96,23 +96,23 @@ class Manifest(BaseModel):
     request_id: str | None = None
     workflow_name: str | None = None
     status: str | None = None
-    """``completed``, or ``failed`` where results fall short of what was asked for."""
+    """``completed``, or ``failed`` if less than requested was computed."""
     created_at: _Time | None = None
     completion_time: _Time | None = None
     execution_time_seconds: float | None = None
     parameters: dict[str, Any] | None = None
 
     output_files: tuple[OutputFile, ...]
-    """All delivered files, or the most telling ones of very many."""
+    """All delivered files, or the most important ones if there are very many."""
     totals: Totals | None = None
     storage_type: str = "server"
-    """Always that of this server, which also has files that were uploaded: Earth2Studio's client
-    knows no other type that fits."""
+    """Always ``server``, which also has the uploaded files: Earth2Studio's client has no other type
+    that fits."""
     provenance: Provenance | CustomProvenance | None = None
     assets: Mapping[str, tuple[int, str | None]] | None = None
     """Size and SHA-256 of what a STAC item refers to, by key below the result's folder."""
     warnings: tuple[str, ...] | None = None
-    """What a user's workflow class left behind and is not delivered, or holds no values."""
+    """Data of a user's workflow class that are not delivered, or hold no values."""
     device: str | None = None
     """``cuda`` or ``cpu``, where a user's workflow class ran."""
 
@@ -145,13 +145,9 @@ class Manifest(BaseModel):
         return sum(file.size for file in self.output_files)
 
     def in_container(self, container: Container, folder: str) -> Manifest:
-        """Return this manifest with the place of the files in Blob Storage.
+        """Return this manifest with the location of the files in Blob Storage.
 
-        Parameters
-        ----------
-        container : Container
-        folder : str
-            Folder of the result, below the container's prefix.
+        `folder` is that of the result, below the container's prefix.
         """
         url = f"{container.url}/{folder}"
         dataset = self._dataset()

@@ -66,13 +66,7 @@ class ForecastParameters(Parameters):
 
 
 def check_variables(value: list[str] | None, allowed: Sequence[str]) -> list[str] | None:
-    """Refuse unknown and repeated names of variables.
-
-    Raises
-    ------
-    ValueError
-        With these names, and those that are allowed.
-    """
+    """Refuse unknown and repeated names of variables with a ValueError that lists them."""
     if value is None:
         return value
     unknown = [name[:40] for name in value if name not in allowed]
@@ -87,11 +81,7 @@ def check_variables(value: list[str] | None, allowed: Sequence[str]) -> list[str
 def seed_count_mismatches(parameters: Parameters, count: str, seeds: str) -> Iterator[str]:
     """Yield a message if a request sets a number of members that differs from that of its seeds.
 
-    Parameters
-    ----------
-    parameters : Parameters
-    count, seeds : str
-        Names of the two parameters.
+    `count` and `seeds` are the names of the two parameters.
     """
     given, number = getattr(parameters, seeds), getattr(parameters, count)
     if given is None or number is None or count not in parameters.model_fields_set:

@@ -1,4 +1,4 @@
-"""Whether a model, a data source or a user's workflow can be used, as its deployment reports it."""
+"""Readiness of a model, a data source or a user's workflow, as its deployment reports it."""
 
 from __future__ import annotations
 

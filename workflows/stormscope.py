@@ -140,12 +140,7 @@ class StormScopeParameters(ForecastParameters):
 class StormScopeWorkflow(Workflow):
     """StormScope ensemble nowcast of GOES images, hourly, conditioned on an FCN3 ensemble.
 
-    Parameters
-    ----------
-    grid : Grid, optional
-        Grid of the served FCN3.
-    regional_grid : LambertGrid, optional
-        Grid of the served StormScope.
+    The grids are those of the served FCN3 and StormScope.
     """
 
     name = "foundry_fcn3_stormscope_goes_workflow"

@@ -1,4 +1,4 @@
-"""Times in the form in which clients write them."""
+"""Times as clients write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def format_utc(moment: datetime) -> str:
 
 
 def parse_time(value: Any) -> datetime:
-    """Parse ISO 8601 text with a date and a time; the zone is kept, and so is its absence.
+    """Parse ISO 8601 text with a date and a time; without a zone, the result is naive.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def parse_time(value: Any) -> datetime:
     Raises
     ------
     ValueError
-        With a text for the client.
+        With a message for the client.
     """
     if isinstance(value, datetime):
         return value

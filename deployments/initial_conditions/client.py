@@ -35,12 +35,9 @@ def source_grid(fields: Path) -> Path:
 
 
 def open_analysis(fields: Path) -> Analysis:
-    """Open the files of InitialConditions; they may be removed afterwards.
+    """Open the files of InitialConditions, which may be removed afterwards.
 
-    Raises
-    ------
-    FileNotFoundError
-        If they do not exist.
+    Raises FileNotFoundError if they do not exist.
     """
     mapped = np.load(fields, mmap_mode="r")
     try:
@@ -50,7 +47,7 @@ def open_analysis(fields: Path) -> Analysis:
 
 
 class InitialConditionsClient:
-    """Finds initial conditions, whether or not this machine shares the disk they are on.
+    """Finds initial conditions, on a shared disk or through InitialConditions.
 
     Parameters
     ----------
@@ -66,7 +63,7 @@ class InitialConditionsClient:
         self._deployment = initial_conditions
         self._retries = retries
         self._lock = asyncio.Lock()
-        # Only the latest, for the other members of its execution: a state can have 300 MB.
+        # Only the latest, for other members of its execution: a state can have 300 MB.
         self._latest: tuple[str, Analysis] | None = None
 
     async def find(self, path: str, plan: Plan | Conditioning, execution_id: str) -> Analysis:
@@ -78,7 +75,6 @@ class InitialConditionsClient:
             Path that InitialConditions returned.
         plan : Plan or Conditioning
             Plan that starts from the state.
-        execution_id : str
 
         Raises
         ------

@@ -63,7 +63,7 @@ class InitialConditions:
             await asyncio.to_thread(self._load, name)
 
     def _load(self, name: str) -> None:
-        """Load a source; an error is kept, not raised."""
+        """Load a source; store an error instead of raising it."""
         try:
             self._sources[name] = load(self._options[name])
             self._failures.pop(name, None)
@@ -75,13 +75,7 @@ class InitialConditions:
             self._failures[name] = failure
 
     async def _source(self, name: str) -> Any:
-        """Return a data source; retries a load that failed.
-
-        Raises
-        ------
-        ModelUnavailable
-            If it cannot be loaded.
-        """
+        """Return a data source, loaded if necessary; ModelUnavailable if loading fails."""
         if name not in self._sources:
             await asyncio.to_thread(self._load, name)
         if name in self._failures:
@@ -92,7 +86,7 @@ class InitialConditions:
         return self._sources[name]
 
     async def check_readiness(self, name: str) -> ComponentStatus:
-        """Return whether a data source can be used; retries a load that failed."""
+        """Return whether a data source can be used; retry a load that failed."""
         try:
             source = await self._source(name)
         except ModelUnavailable as error:
@@ -119,8 +113,8 @@ class InitialConditions:
         source = await self._source(plan.data_source)
         target = self._work_dir / execution_id / f"{plan.data_source}.npy"
         if not await asyncio.to_thread(target.exists):
-            # A thread of its own: a source that hangs blocks its thread for good, and the threads
-            # of the event loop are few.
+            # A thread of its own: a source that hangs blocks its thread forever, and the event loop
+            # has few threads.
             limit_s = self._options[plan.data_source].timeout_s
             thread = ContextThreadPool(1, plan.data_source, libraries=True)
             fetched = asyncio.get_running_loop().run_in_executor(
@@ -141,7 +135,7 @@ class InitialConditions:
     async def read(
         self, plan: Plan | Conditioning, execution_id: str
     ) -> tuple[Floats, NDArray[np.float64] | None]:
-        """Return a state to a replica on another machine; fetches it if necessary.
+        """Return a state to a replica on another machine; fetch it if necessary, as `fetch`.
 
         Returns
         -------
@@ -149,11 +143,6 @@ class InitialConditions:
             As in the file of `fetch`.
         points : ndarray, shape (2, y, x), or None
             Latitudes and longitudes of fields on the source's grid.
-
-        Raises
-        ------
-        StageFailed
-            As `fetch`.
         """
         path = Path(await self.fetch(plan, execution_id))
         try:
@@ -207,18 +196,15 @@ NETWORK_CLIENTS = {
     "urllib3",
     "botocore",
 }
-"""Packages whose errors are network errors."""
 
 
 def is_network_error(error: BaseException | None) -> bool:
-    """Return whether an error, or one of its causes, is one of the network, which may pass."""
+    """Return whether an error, or one of its causes, is a network error, which may be transient."""
     while error is not None:
         if isinstance(error, FileNotFoundError) or "NotFound" in type(error).__name__:
             return False
-        if (
-            isinstance(error, OSError)
-            or type(error).__module__.partition(".")[0] in NETWORK_CLIENTS
-        ):
+        package = type(error).__module__.partition(".")[0]
+        if isinstance(error, OSError) or package in NETWORK_CLIENTS:
             return True
         # Sources wrap the errors of their clients.
         error = error.__cause__

@@ -15,7 +15,7 @@ from workflows.grids import Grid
 Floats = NDArray[np.float32]
 
 COORDINATE_TOLERANCE = 1e-4
-"""Degrees by which a source's grid may differ from the model's: float32 coordinates do."""
+"""Allowed difference of a source's grid, degrees: its coordinates may be float32."""
 
 
 def select_variables(plan: Plan | Conditioning, source_fields: Any) -> Any:
@@ -47,10 +47,7 @@ def select_variables(plan: Plan | Conditioning, source_fields: Any) -> Any:
 def on_model_grid(plan: Plan | Conditioning, grid: Grid, fields: Any) -> Floats:
     """Return fields of shape (variable, lat, lon).
 
-    Raises
-    ------
-    StageFailed
-        If the fields are on another grid, or have missing values.
+    Raises StageFailed if the fields are on another grid, or have missing values.
     """
     fields = fields.transpose("variable", "lat", "lon")
     for name, expected in (("lat", grid.latitudes()), ("lon", grid.longitudes())):

@@ -27,7 +27,7 @@ class Label(NamedTuple):
     """A label of the graticule."""
 
     is_below: bool
-    """Whether it is below the map; otherwise it is left of it."""
+    """Whether it is below the map rather than left of it."""
     position: float
     """Pixels from the left or the upper edge of the map."""
     text: str
@@ -77,7 +77,7 @@ def _global_lines(height: int, width: int) -> Pixels:
         across, down = (ring[:, 0] + 180) / 360 * width, (90 - ring[:, 1]) / 180 * (height - 1)
         points = list(zip(across.tolist(), down.tolist(), strict=True))
         for start, end in zip(points, points[1:], strict=False):
-            # Rings are closed along the date line and at the pole, where there is no coast.
+            # Rings are closed along the date line and at the pole, which are no coasts.
             if (
                 not (start[0] == end[0] and start[0] in (0, width))
                 and min(start[1], end[1]) < height - 2

@@ -40,7 +40,7 @@ from workflows.stac.item import ITEM, describe_item
 WRITERS = 16
 """Concurrent calls of one replica that write; the settings add those that export."""
 EXPORTS = 16
-"""Exports that run at once. The others lose nothing: they read the time steps later."""
+"""Concurrent exports. Others wait: the time steps can be read later."""
 CONDITIONING_WAIT_S = 0.5
 """How long a call waits for a field; it occupies a slot that other calls may need."""
 CONDITIONING_POLL_S, CONDITIONING_POLL_IN_BLOB_S = 0.02, 0.1
@@ -55,7 +55,6 @@ class Packager:
     ----------
     options : StorageOptions
         Where to write. A folder also gets a static STAC catalogue.
-    metrics : Recorder
     """
 
     def __init__(self, options: StorageOptions, metrics: Recorder = RAY) -> None:
@@ -77,7 +76,7 @@ class Packager:
         self._exports = ContextThreadPool(EXPORTS, "export")
 
     async def check_readiness(self, name: str) -> ComponentStatus:
-        """Return whether results can be stored; `name` is what readiness calls their place."""
+        """Return whether results can be stored; `name` identifies their location."""
         try:
             await asyncio.to_thread(self._results.check_available)
         except StageFailed as error:
@@ -107,10 +106,7 @@ class Packager:
     ) -> None:
         """Write one time step of one member, shape (variable, lat, lon) or (variable, y, x).
 
-        Raises
-        ------
-        StaleConductor
-            If another Conductor has taken over the execution.
+        Raises StaleConductor if another Conductor has taken over the execution.
         """
         self._bind_execution(execution_id, Stage.INFERENCE)
         written = await asyncio.to_thread(
@@ -208,7 +204,7 @@ class Packager:
     def _describe_result(self, execution_id: str, fence: int) -> Manifest:
         plan, provenance = self._results.origin(execution_id)
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
-        # Without a field the map was drawn before: the Zarr store is removed after an export.
+        # If there is none, the map was drawn before: the Zarr store is removed after an export.
         if field is not None:
             grid = plan.grid if isinstance(plan.grid, LambertGrid) else None
             image = render(field, plan.variables[0], _title(plan, provenance), grid)
@@ -248,10 +244,7 @@ class Packager:
         self._update_catalog(workflow)
 
     async def stored_executions(self, after: str, limit: int) -> list[StoredExecution]:
-        """Return one page of the executions that have files.
-
-        See `deployments.results.protocols.Storage`.
-        """
+        """Return one page of the executions that have files, see `protocols.Storage`."""
         return await asyncio.to_thread(self._results.stored_executions, after, limit)
 
     def _update_catalog(self, workflow: str) -> None:
@@ -268,7 +261,7 @@ class Packager:
 
 
 def _metadata(plan: Plan, execution_id: str, provenance: Provenance) -> bytes:
-    """Return the metadata file: what was computed, but not where it is delivered to."""
+    """Return the metadata file: what was computed, without the delivery."""
     return json.dumps(
         {
             "execution_id": execution_id,

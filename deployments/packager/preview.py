@@ -39,6 +39,8 @@ _COLOUR_MAPS = {
     "moisture": "fffde4 edf8b1 c7e9b4 7fcdbb 41b6c4 1d91c0 225ea8 253494 081d58",
     "height": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
 }
+_KINDS = {"K": "temperature", "m s-1": "wind", "kg m-2": "moisture", "kg kg-1": "moisture"}
+"""Colour map by unit; "height" for all others."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 40, 78
 _TITLE_SIZE, _LABEL_SIZE = 17, 12
 
@@ -75,7 +77,8 @@ def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = 
         PNG.
     """
     values = np.asarray(field)
-    kind = _kind(variable)
+    unit = variable_attributes(variable).get("units", "")
+    kind = _KINDS.get(unit, "height")
     ticks, low, high = scale(values, symmetric=kind == "wind", positive=kind == "moisture")
     basemap = global_basemap(*values.shape) if grid is None else regional_basemap(grid)
     indices = _colour_indices(values, low, high)
@@ -104,7 +107,7 @@ def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = 
         x = bar.start + (tick - low) / (high - low) * (length - 1)
         canvas[bar_top + 14 : bar_top + 18, round(x)] = FIRST_GREY
         texts.append(Text(x, bar_top + 26, "mm", _LABEL_SIZE, _format_tick(tick, ticks)))
-    texts.append(Text(bar.stop + 8.0, bar_top + 7, "lm", _LABEL_SIZE, _unit(variable)))
+    texts.append(Text(bar.stop + 8.0, bar_top + 7, "lm", _LABEL_SIZE, unit))
     _draw_texts(canvas, texts)
     return _png(canvas, kind)
 
@@ -145,22 +148,12 @@ def scale(
     power = 10.0 ** math.floor(math.log10(target))
     step = next((n * power for n in (1, 2, 2.5, 5) if n * power >= target), 10 * power)
     first, last = math.floor(low / step), math.ceil(high / step)
-    # The ends are rounded to half steps: whole ones would waste colours.
+    # The ends are rounded to half steps: full steps would waste colours.
     low = first * step if low < (first + 0.5) * step else (first + 0.5) * step
     high = last * step if high > (last - 0.5) * step else (last - 0.5) * step
     slack = step * 1e-6
     ticks = [n * step for n in range(first, last + 1) if low - slack <= n * step <= high + slack]
     return ticks, low, high
-
-
-def _kind(variable: str) -> str:
-    unit = variable_attributes(variable).get("units", "")
-    kinds = {"K": "temperature", "m s-1": "wind", "kg m-2": "moisture", "kg kg-1": "moisture"}
-    return kinds.get(unit, "height")
-
-
-def _unit(variable: str) -> str:
-    return variable_attributes(variable).get("units", "")
 
 
 def _format_tick(tick: float, ticks: list[float]) -> str:

@@ -7,7 +7,7 @@
     {results_dir}/{workflow}/{execution_id}/item.json
 
 Links are relative, so the folder can be moved and opened anywhere. pystac is not used for writing:
-it takes twice as long for thousands of items, and all links are known.
+it takes twice as long for thousands of items.
 """
 
 from __future__ import annotations
@@ -45,15 +45,9 @@ _JSON = "application/json"
 
 
 class CatalogUpdater:
-    """Updates a catalogue in the background after changes.
+    """Updates a catalogue in the background, some time after each change.
 
-    No execution waits for the catalogue, and none fails with it.
-
-    Parameters
-    ----------
-    catalog : StaticCatalog
-    delay_s : float
-        Time from a change to the update.
+    Executions do not wait for the catalogue, and do not fail if it cannot be updated.
     """
 
     def __init__(self, catalog: StaticCatalog, delay_s: float = UPDATE_DELAY_S) -> None:
@@ -64,7 +58,7 @@ class CatalogUpdater:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
 
     def schedule(self, workflow: str) -> None:
-        """Schedule an update of one workflow's collection; return at once."""
+        """Schedule an update of one workflow's collection; return immediately."""
         with self._lock:
             if workflow in self._scheduled:
                 return
@@ -83,7 +77,7 @@ class CatalogUpdater:
 
 @dataclass(frozen=True)
 class _Item:
-    """What a collection says of one of its items."""
+    """What a collection needs from one of its items."""
 
     folder: str
     id: str
@@ -106,11 +100,6 @@ class StaticCatalog:
 
     Any number of threads and processes may update it concurrently. Files appear complete; unchanged
     items are not read again and unchanged documents are not written again.
-
-    Parameters
-    ----------
-    results_dir : Path
-        Folder of the results.
     """
 
     def __init__(self, results_dir: Path) -> None:
@@ -120,9 +109,9 @@ class StaticCatalog:
         """By workflow and folder; None for an item that cannot be used."""
 
     def update(self, workflow: str) -> None:
-        """Bring the collection of one workflow, and the root, up to date with the items.
+        """Update the collection of one workflow, and the root, from the items.
 
-        A collection without items is removed, and so is the root's link to it.
+        A collection without items is removed, with the root's link to it.
         """
         with self._locked():
             path = self._results_dir / workflow / COLLECTION
@@ -242,14 +231,10 @@ def _fingerprints(folder: Path) -> Iterator[tuple[str, Fingerprint]]:
 
 
 def _parse_item(path: Path, item: Any, workflow: str) -> _Item:
-    """Return what the collection needs of an item.
+    """Parse an item.
 
-    Raises
-    ------
-    ValueError, LookupError, TypeError
-        If it is not an item of this catalogue, or lacks a property.
-    FileNotFoundError
-        If an asset does not exist.
+    Raises FileNotFoundError if an asset does not exist; ValueError, LookupError or TypeError if the
+    item does not belong to this catalogue, or lacks a property.
     """
     if item["collection"] != default_collection_id(workflow):
         raise ValueError(f"it belongs to the collection {item['collection']}")

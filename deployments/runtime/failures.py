@@ -46,7 +46,7 @@ _TRANSIENT = (
 
 
 class TransientFailure(StageFailed):
-    """A stage failed in a way that another attempt may not."""
+    """A stage failed, but another attempt may succeed."""
 
 
 class ReplicaDied(TransientFailure):
@@ -54,7 +54,7 @@ class ReplicaDied(TransientFailure):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the callee died or was unreachable, rather than refused."""
+    """Return whether the callee died or was unreachable, rather than refused the call."""
     if isinstance(error, TransientFailure):
         return True
     return isinstance(error, _TRANSIENT) and not isinstance(error, RayTaskError)
@@ -63,17 +63,8 @@ def is_transient(error: BaseException) -> bool:
 async def retry_transient(call: Callable[[], Awaitable[R]], what: str, policy: RetryPolicy) -> R:
     """Repeat a call to a deployment while the callee dies or is unreachable.
 
-    Parameters
-    ----------
-    call : callable
-    what : str
-        Name of the call, for the log.
-    policy : RetryPolicy
-
-    Raises
-    ------
-    Exception
-        The error of the last attempt; the first one that is not transient.
+    Raises the error of the last attempt, or the first that is not transient. `what` names the call
+    in the log.
     """
     return await retry(
         call,
@@ -84,10 +75,9 @@ async def retry_transient(call: Callable[[], Awaitable[R]], what: str, policy: R
 
 
 def as_stage_failure(stage: str, error: Exception) -> Earth2ServeError:
-    """Return the error of a call as one of our own, which survives pickling.
+    """Return the error of a call as one of this project, which survives pickling.
 
-    Ray wraps an exception of the callee in a class that it makes at run time, which DBOS could not
-    store.
+    Ray wraps an exception of the callee in a class made at run time, which DBOS cannot store.
     """
     if isinstance(error, RayTaskError):
         cause = error.cause
@@ -123,5 +113,5 @@ def sanitize(text: str) -> str:
 
 
 def redact(text: str, max_length: int) -> str:
-    """Return what a service says on one line, without anything that may hold a secret."""
+    """Return a service's text on one line, without parts that may be secret."""
     return sanitize(_SECRETS.sub("[removed]", " ".join(text.split()))[:max_length])

@@ -25,10 +25,7 @@ def flush(path: Path) -> None:
 def background_flush(path: Path) -> Iterator[None]:
     """Flush a file every few seconds while the block writes it, and once more at the end.
 
-    Raises
-    ------
-    OSError
-        The first failure of a flush.
+    Raises the first OSError of a flush.
     """
     done = threading.Event()
     failures: list[OSError] = []
@@ -56,13 +53,7 @@ def background_flush(path: Path) -> Iterator[None]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder even while others add files to it or remove it too.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be removed.
-    """
+    """Remove a folder even while others add files to it or remove it; OSError on failure."""
     for attempt in range(1, REMOVE_ATTEMPTS + 1):
         try:
             shutil.rmtree(path)

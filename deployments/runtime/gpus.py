@@ -1,4 +1,4 @@
-"""GPUs of this process: whether it has one, and how to hide those that it must not use."""
+"""Whether a process has a GPU, and how to hide GPUs that it must not use."""
 
 from __future__ import annotations
 

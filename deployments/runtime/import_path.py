@@ -21,17 +21,10 @@ class LoaderOptions(BaseModel):
     loader: str
     """``module:callable``."""
     options: dict[str, Any] = {}
-    """Keyword arguments for the callable."""
 
 
 def load(options: LoaderOptions, **arguments: Any) -> Any:
-    """Import the callable of a loader and call it.
-
-    Parameters
-    ----------
-    **arguments
-        Further keyword arguments, such as ``device`` for models.
-    """
+    """Import and call a loader, with its options and further arguments such as ``device``."""
     quicken_earth2studio()
     return import_from(options.loader)(**arguments, **options.options)
 

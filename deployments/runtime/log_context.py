@@ -38,16 +38,16 @@ class BoundExecution:
     workflow: str | None = None
     stage: str | None = None
     find_workflow: Callable[[], str | None] | None = None
-    """Returns the workflow when a line is written, where finding it means to read a file."""
+    """Returns the workflow; called when a line is written, since it reads a file."""
     task: asyncio.Task[Any] | None = field(default=None, compare=False, repr=False)
-    """Task that bound it. Tasks that outlive this one concern no execution."""
+    """Task that bound it. When it has ended, its context concerns no execution."""
 
 
 _bound: ContextVar[BoundExecution | None] = ContextVar("bound_execution", default=None)
 _workflows: OrderedDict[str, str] = OrderedDict()
 """Workflows of recent executions, for callers that know only the id."""
 _in_pools: list[BoundExecution] = []
-"""Executions at work in pools whose libraries may start threads of their own."""
+"""Executions running in pools whose libraries may start further threads."""
 
 
 def bind_execution(
@@ -57,12 +57,9 @@ def bind_execution(
     *,
     find_workflow: Callable[[], str | None] | None = None,
 ) -> None:
-    """Attribute all further lines of this task to an execution, Serve's line at its end included.
+    """Attribute all further lines of this task to an execution, including Serve's last line.
 
-    Parameters
-    ----------
-    find_workflow : callable, optional
-        Returns the workflow; called at most once, when the first line is written.
+    `find_workflow` returns the workflow; it is called once, when the first line is written.
     """
     if not _is_installed():
         _install()
@@ -100,7 +97,7 @@ def current_execution() -> BoundExecution | None:
         # Serve creates the background tasks of its handles at the first call, and keeps them.
         is_over = in_loop and bound.task is not None and bound.task.done()
         return None if is_over else bound
-    # Threads that a library started have no context. If a single execution is at work in this
+    # Threads that a library started have no context. If only one execution is running in this
     # process, they belong to it.
     in_pools = list(_in_pools)
     if in_loop or len({each.execution_id for each in in_pools}) != 1:
@@ -111,10 +108,7 @@ def current_execution() -> BoundExecution | None:
 class ContextThreadPool(ThreadPoolExecutor):
     """Threads whose lines concern the execution of their caller.
 
-    Parameters
-    ----------
-    libraries : bool
-        Whether the calls may start threads of their own, whose lines then concern it, too.
+    With `libraries`, this includes the lines of threads that the calls start.
     """
 
     def __init__(self, max_workers: int, thread_name_prefix: str, *, libraries: bool = False):
@@ -142,7 +136,7 @@ def _at_work() -> Iterator[None]:
     try:
         yield
     finally:
-        # Removes the first equal entry, such as another member's: either will do.
+        # Removes the first equal entry, which may be that of another member.
         _in_pools.remove(bound)
 
 
@@ -198,13 +192,7 @@ class ForwardingHandler(logging.Handler):
 
 
 class StdoutCapture:
-    """Replaces stdout or stderr: lines printed for an execution go to the log.
-
-    Parameters
-    ----------
-    stream : file
-        Receives everything else.
-    """
+    """Replaces a stream, stdout or stderr: lines printed for an execution go to the log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -214,7 +202,7 @@ class StdoutCapture:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text; of a progress bar, which returns the carriage, only the final state."""
+        """Write text; of a progress bar, which uses carriage returns, only the final state."""
         bound = current_execution()
         if bound is None or getattr(self._thread, "is_logging", False):
             return self._stream.write(text)
@@ -268,7 +256,7 @@ def _is_installed() -> bool:
 
 
 def _install() -> None:
-    """Attribute the lines of this process, if it is a replica."""
+    """Attribute the lines of this process if it is a replica."""
     if not _file_handlers():
         return
     logging.getLogger(SERVE_LOGGER).addFilter(LogContextFilter())

@@ -1,8 +1,8 @@
 """Retry policies, and the one loop that applies them.
 
 tenacity was considered. Its clock cannot be replaced, and multiplicative jitter, Retry-After hints
-and a deadline that spans several calls would all be callbacks of ours. Polling loops and recorded
-steps need the delays without its loop. That leaves it only the ten lines of `retry`.
+and a deadline that spans several calls would all be our callbacks. Polling loops and recorded
+steps need the delays without its loop. tenacity would replace only the ten lines of `retry`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RetryPolicy:
     """How often a call is tried, and how long to wait between two attempts."""
 
     attempts: int | None = None
-    """Calls in all; None for no limit."""
+    """Total number of calls; None for no limit."""
     initial_delay_s: float
     """Delay before the second attempt."""
     factor: float = 2.0
@@ -36,26 +36,19 @@ class RetryPolicy:
     max_delay_s: float = math.inf
     """Upper limit of a delay; jitter is added to it."""
     max_requested_delay_s: float = 60.0
-    """Upper limit of a delay that a server asks for."""
+    """Upper limit of a delay that a server requests."""
     deadline_s: float = math.inf
     """No attempt starts later than this after the first one."""
     jitter: float = 0.0
-    """Each delay grows by a random share of up to this, so that callers that failed together do not
-    return together."""
+    """Maximum random share added to each delay, so that callers that failed together do not retry
+    together."""
 
 
 DATABASE_OUTAGE = RetryPolicy(initial_delay_s=0.5, factor=1.0, deadline_s=60.0)
 
 
 class Backoff:
-    """The delays between the attempts of one call.
-
-    Parameters
-    ----------
-    policy : RetryPolicy
-    clock : callable
-        Returns seconds. The first attempt starts now.
-    """
+    """The delays between the attempts of one call, the first of which starts now."""
 
     def __init__(self, policy: RetryPolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._policy = policy
@@ -63,15 +56,12 @@ class Backoff:
         self._give_up_at = clock() + policy.deadline_s
         self._delay_s = policy.initial_delay_s
         self.attempts = 1
-        """Attempts that have started."""
+        """Number of attempts that have started."""
 
     def next_delay_s(self, requested_s: float | None = None) -> float | None:
         """Return how long to wait before the next attempt, or None if there must not be one.
 
-        Parameters
-        ----------
-        requested_s : float, optional
-            Delay that the server asked for; it replaces the policy's.
+        A delay that the server requested replaces the policy's.
         """
         policy = self._policy
         if policy.attempts is not None and self.attempts >= policy.attempts:
@@ -79,7 +69,7 @@ class Backoff:
         delay_s = self._delay_s
         if requested_s is not None:
             delay_s = min(requested_s, policy.max_requested_delay_s)
-        # Spreads load; nobody gains by guessing it.
+        # Spreads load; not relevant to security.
         delay_s *= random.uniform(1.0, 1.0 + policy.jitter)  # noqa: S311
         if self._clock() + delay_s > self._give_up_at:
             return None
@@ -98,20 +88,18 @@ async def retry(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> R:
-    """Make a call until it succeeds, fails for good or the policy ends.
+    """Repeat a call until it succeeds, fails permanently or the policy ends.
 
     Parameters
     ----------
     call : callable
         Returns a new awaitable for each attempt.
-    policy : RetryPolicy
     retry_if : callable
         Returns whether another attempt may succeed after an error.
     requested_delay_s : callable, optional
-        Returns the delay that an error asks for, if any.
+        Returns the delay that an error requests, if any.
     on_retry : callable, optional
         Called with the error and the delay before each wait.
-    sleep, clock : callable
 
     Raises
     ------
@@ -143,7 +131,7 @@ async def retry_on_db_outage(
     A failure would be recorded, so a forecast of hours would be lost to a restart of the database.
     If the outage lasts, the Conductor's own queries fail as well and it stops all executions.
     """
-    # Model replicas use this module, too, and need no SQL.
+    # Model replicas also use this module, and need no SQL.
     from sqlalchemy.exc import OperationalError
 
     return await retry(
@@ -159,7 +147,7 @@ async def retry_on_db_outage(
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for, or None if it has no valid value.
+    """Return the seconds that a Retry-After header requests, or None if it is invalid.
 
     References
     ----------

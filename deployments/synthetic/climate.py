@@ -51,10 +51,7 @@ class Variable:
 def variable_named(name: str) -> Variable:
     """Return the variable of an Earth2Studio name, such as ``z500`` or ``u10m``.
 
-    Raises
-    ------
-    ValueError
-        If there is no synthetic field of that name.
+    Raises ValueError if there is no synthetic field of that name.
     """
     if name in _SURFACE_WINDS:
         kind, share = _SURFACE_WINDS[name]
@@ -78,14 +75,7 @@ def season(time: np.datetime64) -> float:
 
 
 class Climate:
-    """Zonal means in the season of a time.
-
-    Parameters
-    ----------
-    latitudes : ndarray, shape (lat,)
-        Degrees north.
-    time : datetime64
-    """
+    """Zonal means at some latitudes, degrees north, in the season of a time."""
 
     def __init__(self, latitudes: Array, time: np.datetime64) -> None:
         self._north = latitudes

@@ -19,12 +19,7 @@ _CLEAR, _CLOUDY = 292.0, 216.0  # K, at 10.3 um
 
 
 class Sky:
-    """Clouds as the share of the sky that they cover, on a grid.
-
-    Parameters
-    ----------
-    grid : LambertGrid
-    """
+    """Clouds as the share of the sky that they cover, on a grid."""
 
     def __init__(self, grid: LambertGrid) -> None:
         self.grid = grid

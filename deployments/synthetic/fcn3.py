@@ -47,13 +47,7 @@ class SyntheticIFS:
         self.lon = np.linspace(0.0, 360.0, n_lon, endpoint=False)
 
     def __call__(self, time: Times, variable: Names) -> xr.DataArray:
-        """Return fields, float32, dims (time, variable, lat, lon).
-
-        Raises
-        ------
-        ValueError
-            If a variable is unknown.
-        """
+        """Return fields, float32, dims (time, variable, lat, lon); ValueError if one is unknown."""
         times = np.atleast_1d(np.asarray(time, dtype="datetime64[ns]"))
         names = [str(name) for name in np.atleast_1d(np.asarray(variable))]
         variables = [climate.variable_named(name) for name in names]
@@ -160,13 +154,7 @@ class SyntheticFCN3:
         )
 
     def output_coords(self, input_coords: Coords) -> Coords:
-        """Return the coordinates of the next step.
-
-        Raises
-        ------
-        ValueError
-            If variables or grid are not the model's.
-        """
+        """Return the coordinates of the next step; ValueError if these are not the model's."""
         for name, own in self.input_coords().items():
             given = input_coords.get(name)
             if name in ("variable", "lat", "lon") and not np.array_equal(np.asarray(given), own):

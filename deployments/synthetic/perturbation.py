@@ -21,7 +21,6 @@ class Perturbation:
     ----------
     seed, number : int
         Seed, and index of the state in a batch.
-    variables : ndarray of str
     shape : tuple of int
         Numbers of latitudes and longitudes.
     """

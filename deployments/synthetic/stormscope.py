@@ -144,7 +144,6 @@ class SyntheticStormScope:
     ----------
     device : str
         Ignored; part of the interface.
-    grid : LambertGrid
     """
 
     synthetic = True
@@ -195,13 +194,7 @@ class SyntheticStormScope:
         self._nearest = np.clip(row, 0, lat.size - 1), column % lon.size
 
     def build_input_interpolator(self, latitudes: Any, longitudes: Any) -> None:
-        """Refuse grids other than the model's own.
-
-        Raises
-        ------
-        ValueError
-            Always: images on the model's grid need no interpolator.
-        """
+        """Raise ValueError: only images on the model's own grid are accepted."""
         raise ValueError("the synthetic StormScope accepts only images on its own grid")
 
     def prep_input(

@@ -105,13 +105,7 @@ def moisten(departure: Floats, mean: Floats) -> None:
 
 
 class Harmonics:
-    """Spherical harmonics with more weight on the storm tracks.
-
-    Parameters
-    ----------
-    n_lat : int
-        Number of latitudes, from 90 to -90.
-    """
+    """Spherical harmonics with more weight on the storm tracks, at latitudes from 90 to -90."""
 
     def __init__(self, n_lat: int) -> None:
         self.latitudes = np.linspace(90.0, -90.0, n_lat)

@@ -34,11 +34,6 @@ def collection_of(example: Mapping[str, Any]) -> dict[str, Any]:
 
     Its extent is that of the item, open towards later times. Links are left empty. Members, times
     and variables differ between items and are not described.
-
-    Parameters
-    ----------
-    example : mapping
-        Any item of the collection.
     """
     properties = example["properties"]
     model, workflow = properties[f"{PREFIX}:model"], properties[f"{PREFIX}:workflow"]

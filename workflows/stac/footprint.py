@@ -1,4 +1,4 @@
-"""Return a grid's footprint, bounding box and projection, as STAC describes them.
+"""Footprint, bounding box and projection of a grid, as STAC describes them.
 
 References
 ----------
@@ -19,7 +19,7 @@ from workflows.grids import Floats, Grid, LambertGrid
 SIDES_PER_EDGE = 16
 """Keeps the default Lambert grid's polygon within half its spacing of the edge."""
 DECIMALS = 6
-"""Of degrees, as RFC 7946 advises: a tenth of a metre."""
+"""Of degrees, as RFC 7946 recommends: a tenth of a metre."""
 
 Ring = list[list[float]]
 

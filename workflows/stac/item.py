@@ -23,7 +23,7 @@ STAC_VERSION: Final = "1.1.0"
 PREFIX: Final = "earth2serve"
 """Prefix of this project's own properties and of collection ids."""
 ITEM, COLLECTION, CATALOG = "item.json", "collection.json", "catalog.json"
-"""File names of the static catalogue; an item lies in the folder of its result."""
+"""File names of the static catalogue; an item is in the folder of its result."""
 
 _EXTENSIONS: Mapping[str, str] = {
     # pystac does not read items of 2.3.0 as data cubes.
@@ -95,25 +95,16 @@ def describe_item(
     base_href: str,
     collection_href: str = f"../{COLLECTION}",
 ) -> dict[str, Any]:
-    """Return the STAC item of one execution.
+    """Return the STAC item of one execution; ValueError if `files` lacks the result itself.
 
     Parameters
     ----------
-    plan : Plan
-    execution_id : str
-    provenance : Provenance
     files : mapping
         A Zarr store counts as one file without a checksum.
-    collection_id : str
     base_href : str
         URL of the result's folder, or "." to refer to files beside the item.
     collection_href : str, optional
         URL of the collection; that of the static catalogue by default.
-
-    Raises
-    ------
-    ValueError
-        If `files` lacks the result itself.
     """
     dataset = describe(plan, execution_id, provenance)
     assets = {}
