@@ -1,4 +1,4 @@
-"""Arguments of an IOBackend's methods, in all the forms in which classes pass them."""
+"""Arguments of an IOBackend's methods, in every form that classes pass."""
 
 from __future__ import annotations
 
@@ -54,14 +54,7 @@ def one_dimensional(
 
 
 def positions_of(coords: Coordinates, known: Coordinates) -> list[NDArray[np.intp]]:
-    """Return the positions of values along each dimension.
-
-    Parameters
-    ----------
-    coords : mapping of str to ndarray
-        Values to find.
-    known : mapping of str to ndarray
-        All values of each dimension.
+    """Return the positions of `coords` among the known values of each dimension.
 
     Raises
     ------

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -37,7 +36,7 @@ UNIT_CHUNK_DIMS = ("ensemble", "time", "lead_time", "variable")
 
 
 class OutputTooLarge(ValueError):
-    """A workflow has added more than this server accepts, or than the disk holds."""
+    """A workflow has added more than this server accepts, or than fits on the disk."""
 
 
 class Output(ABC):
@@ -45,25 +44,19 @@ class Output(ABC):
 
     Parameters
     ----------
-    path : Path
-        The store or file to create.
     max_bytes : int
         Upper bound on the sum of all arrays, uncompressed.
     check : callable
         Called by the methods that a class calls regularly; raises if the class must stop.
     """
 
-    def __init__(
-        self, path: Path, max_bytes: int, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path, max_bytes: int, check: Callable[[], None]) -> None:
         self.path = path
         self.coords: OrderedDict[str, NDArray[Any]] = OrderedDict()
         self.coverage = Coverage()
         self._arrays = self.coverage.arrays
         self._max_bytes = max_bytes
         self._check = check
-
-    # The interface of Earth2Studio's backends.
 
     @property
     def io(self) -> Output:
@@ -79,7 +72,6 @@ class Output(ABC):
         ----------
         coords : mapping of str to ndarray
             Dimensions in order. A coordinate of several dimensions precedes its others.
-        array_name : str or sequence of str
         data : tensor or list of tensors, optional
             Values, one tensor for each name.
         **options
@@ -181,23 +173,13 @@ class Output(ABC):
     def discard(self) -> None:
         """Close and remove the output."""
 
-    # The interface for the formats.
+    @abstractmethod
+    def _create(self, array: OutputArray, options: Mapping[str, Any]) -> None:
+        """Create an array; set its handle, and whether it takes single chunks."""
 
     @abstractmethod
-    def _create(
-        self,
-        name: str,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: np.dtype[Any],
-        options: Mapping[str, Any],
-    ) -> tuple[Any, bool]:
-        """Create an array; return its handle, and whether single chunks can be written."""
-
-    @abstractmethod
-    def _create_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> Any:
-        """Create a coordinate with its values and return its handle."""
+    def _create_coordinate(self, array: OutputArray, values: NDArray[Any]) -> None:
+        """Create a coordinate with its values; set its handle."""
 
     @abstractmethod
     def _write_chunk(self, array: OutputArray, index: Index, tensor: Any) -> None:
@@ -223,11 +205,11 @@ class Output(ABC):
                 self._add_coordinate(name, tuple(own_dims), coords[name])
 
     def _add_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> None:
-        self._check_size(values.nbytes, name, values.shape)
-        handle = self._create_coordinate(name, dims, values)
-        self._arrays[name] = OutputArray(
-            name, dims, values.shape, values.shape, values.dtype, handle, False, True
-        )
+        shape, dtype = values.shape, values.dtype
+        array = OutputArray(name, dims, shape, shape, dtype, is_coordinate=True)
+        self._check_size(array)
+        self._create_coordinate(array, values)
+        self._arrays[name] = array
 
     def _add_array(
         self,
@@ -240,7 +222,12 @@ class Output(ABC):
             raise ValueError(f"{name!r} cannot name an array")
         shape = tuple(len(self.coords[dim]) for dim in dims)
         dtype = np.dtype("<f4") if values is None else values.dtype
-        self._check_size(math.prod(shape) * dtype.itemsize, name, shape)
+        chunks = tuple(
+            1 if dim in UNIT_CHUNK_DIMS or position < len(dims) - 2 else max(size, 1)
+            for position, (dim, size) in enumerate(zip(dims, shape, strict=True))
+        )
+        array = OutputArray(name, dims, shape, chunks, dtype)
+        self._check_size(array)
         if values is not None:
             try:
                 values = np.broadcast_to(values, shape)
@@ -248,32 +235,27 @@ class Output(ABC):
                 raise ValueError(
                     f"the coordinates of {name} have shape {shape}, its data {values.shape}"
                 ) from None
-        chunks = tuple(
-            1 if dim in UNIT_CHUNK_DIMS or position < len(dims) - 2 else max(size, 1)
-            for position, (dim, size) in enumerate(zip(dims, shape, strict=True))
-        )
-        handle, takes_chunks = self._create(name, dims, shape, chunks, dtype, options)
-        array = OutputArray(name, dims, shape, chunks, dtype, handle, takes_chunks)
+        self._create(array, options)
         self._arrays[name] = array
         if values is not None:
             everything = [np.arange(size) for size in shape]
             self._write_part(array, everything, values)
             array.record_part(everything, values)
 
-    def _check_size(self, size: int, name: str, shape: tuple[int, ...]) -> None:
+    def _check_size(self, array: OutputArray) -> None:
+        size, what = array.nbytes, f"{array.name}, shape {array.shape},"
         # An array of the same name would be replaced.
-        others = (each.nbytes for each in self._arrays.values() if each.name != name)
+        others = (each.nbytes for each in self._arrays.values() if each.name != array.name)
         total = size + sum(others)
         if total > self._max_bytes:
             raise OutputTooLarge(
-                f"with {name}, shape {shape}, the result would take {total / 1e9:.3g} GB; this "
+                f"with {what} the result would take {total / 1e9:.3g} GB; this "
                 f"server accepts {self._max_bytes / 1e9:.3g} GB"
             )
         free = shutil.disk_usage(self.path.parent).free
         if size > free:
             raise OutputTooLarge(
-                f"{name}, shape {shape}, takes {size / 1e9:.3g} GB; the disk has "
-                f"{free / 1e9:.3g} GB left"
+                f"{what} takes {size / 1e9:.3g} GB; the disk has {free / 1e9:.3g} GB left"
             )
 
     def _write(

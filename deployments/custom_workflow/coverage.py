@@ -1,7 +1,7 @@
 """The account of what a user's workflow has written of the arrays that it added.
 
-It is kept by chunks. A workflow that returns early can thus be told from one that is complete, and
-one that wrote nothing but NaN from one with values.
+It counts chunks, to distinguish a workflow that returned early from a complete one, and one that
+wrote nothing but NaN from one with values.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class OutputArray:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: np.dtype[Any]
-    handle: Any
-    """The array in the store."""
-    takes_chunks: bool
-    """Whether chunks can be written one at a time."""
     is_coordinate: bool = False
+    handle: Any = None
+    """The array in the store."""
+    takes_chunks: bool = False
+    """Whether chunks can be written one at a time."""
     written: set[Index] = field(default_factory=set)
     """Chunks that are written."""
     all_nan: set[Index] = field(default_factory=set)
-    """Those of them without any value but NaN."""
+    """Written chunks whose values are all NaN."""
     is_unaccounted: bool = False
-    """True if the class has written past the backend: how much of it is unknown then."""
+    """True if the class bypassed the backend; how much is written is then unknown."""
 
     @property
     def nbytes(self) -> int:
@@ -50,19 +50,13 @@ class OutputArray:
     @property
     def n_chunks(self) -> int:
         """Number of chunks."""
-        return math.prod(self._grid())
+        sizes = zip(self.shape, self.chunks, strict=True)
+        return math.prod(-(-size // chunk) for size, chunk in sizes)
 
     @property
     def counts(self) -> bool:
         """Whether its chunks count: coordinates and arrays without dimensions do not."""
         return not self.is_coordinate and bool(self.dims)
-
-    def _grid(self) -> tuple[int, ...]:
-        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
-
-    def all_chunks(self) -> set[Index]:
-        """Return the indices of all chunks."""
-        return set(itertools.product(*map(range, self._grid())))
 
     def chunks_of(self, selection: Selection) -> set[Index]:
         """Return the indices of the chunks that a selection touches."""
@@ -75,10 +69,7 @@ class OutputArray:
     def n_leading(self, selection: Selection) -> int | None:
         """Return the number of leading dimensions with chunks of size 1.
 
-        Returns
-        -------
-        int or None
-            None if a selection cannot be written chunk by chunk.
+        None if a selection cannot be written chunk by chunk.
         """
         leading = next((i for i, chunk in enumerate(self.chunks) if chunk != 1), len(self.chunks))
         inner = list(zip(self.shape, self.chunks, selection, strict=True))[leading:]
@@ -112,7 +103,7 @@ class Coverage:
         self.arrays: dict[str, OutputArray] = {}
 
     def _counted(self) -> Iterable[OutputArray]:
-        # A copy, made in one step: another thread asks while the workflow's adds arrays.
+        # An atomic copy: the workflow's thread may add arrays while another thread reads.
         return (each for each in list(self.arrays.values()) if each.counts)
 
     @property

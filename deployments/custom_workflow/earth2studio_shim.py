@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deployments.runtime.quick_import import quicken_earth2studio
@@ -32,25 +32,20 @@ def isolate_import(scratch: Path) -> Iterator[None]:
     """
     quicken_earth2studio()
     scratch.mkdir(parents=True, exist_ok=True)
-    # Permanently: they are read once, at an unknown time, and the folder is created repeatedly.
+    # Set permanently: they are read once, at an unknown time, and the folder is created repeatedly.
     os.environ.update(dict.fromkeys(FOLDERS, str(scratch)))
     # This variable activates its registry, which only its own server needs.
     os.environ.pop("EARTH2STUDIO_API_ACTIVE", None)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    # Removed beforehand: the import would also close them, and a closed file is not reopened.
+    # Removed beforehand: the import would close them, and a closed file is not reopened.
     root.handlers[:] = []
-    _disable_loguru(CONFIG_MODULE)
+    with suppress(ImportError):
+        import loguru
+
+        loguru.logger.disable(CONFIG_MODULE)
     try:
         yield
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _disable_loguru(module: str) -> None:
-    try:
-        from loguru import logger as loguru
-    except ImportError:
-        return
-    loguru.disable(module)

@@ -19,7 +19,7 @@ class RunJob(BaseModel):
     execution_id: str
     plan: CustomPlan
     fence: int
-    """Token of the Conductor that asks for the run."""
+    """Fencing token of the Conductor."""
 
 
 class Packaging(BaseModel):
@@ -36,4 +36,4 @@ class RunResult(BaseModel):
     progress: Progress
     results: Manifest
     shortcoming: str | None
-    """Why the results are not what was announced; None if they are."""
+    """How the results fall short of what the class announced; None if they do not."""

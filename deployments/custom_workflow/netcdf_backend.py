@@ -1,9 +1,9 @@
 """The output of a user's workflow as NetCDF4, written in the workflow's own thread.
 
-HDF5 as netCDF4 ships it is not thread-safe, and not every user of it takes a lock: xarray opens
-files without one. A data source that opens a NetCDF file in the class's thread while another
-thread is in HDF5 ends the process. So nothing is written behind the class's back here. Threads of
-the class's own may read files through xarray meanwhile, since both take xarray's lock.
+netCDF4's build of HDF5 is not thread-safe, and xarray opens files without taking a lock: a data
+source that opens a NetCDF file in the class's thread while another thread is in HDF5 crashes the
+process. So no other thread writes here. The class's own threads may read files through xarray
+meanwhile, since reads take xarray's lock, as does this module.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ _NO_CACHE_BYTES = 1
 class NetCDFOutput(Output):
     """An Earth2Studio ``NetCDF4Backend`` that accounts for what is written; see `Output`."""
 
-    def __init__(
-        self, path: Path, max_bytes: int, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, path: Path, max_bytes: int, check: Callable[[], None]) -> None:
         super().__init__(path, max_bytes, check)
         with HDF5_LOCK:
             self._file = netCDF4.Dataset(path, "w", format="NETCDF4")
@@ -42,7 +40,7 @@ class NetCDFOutput(Output):
         return self._file
 
     def __getitem__(self, name: str) -> Any:
-        # The file itself takes an unknown name for a path, and raises IndexError.
+        # The file itself interprets an unknown name as a path, and raises IndexError.
         return self._file.variables[name]
 
     def flush(self) -> None:
@@ -71,22 +69,15 @@ class NetCDFOutput(Output):
                 file.truncate(0)
         self.path.unlink(missing_ok=True)
 
-    def _create(
-        self,
-        name: str,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: np.dtype[Any],
-        options: Mapping[str, Any],
-    ) -> tuple[Any, bool]:
-        layout: dict[str, Any] = {"chunksizes": chunks} if shape else {}
+    def _create(self, array: OutputArray, options: Mapping[str, Any]) -> None:
+        name, dtype = array.name, array.dtype
+        layout: dict[str, Any] = {"chunksizes": array.chunks} if array.dims else {}
         if dtype.kind == "f":
             layout["fill_value"] = dtype.type(np.nan)
         with HDF5_LOCK:
-            variable = self._file.createVariable(name, dtype, dims, **{**layout, **options})
+            variable = self._file.createVariable(name, dtype, array.dims, **{**layout, **options})
             variable.set_auto_maskandscale(False)
-            if shape and not options:
+            if array.dims and not options:
                 # A cache would only copy whole chunks, and keep 16 MiB for each variable.
                 variable.set_var_chunk_cache(_NO_CACHE_BYTES, 1, 1.0)
             observed = _ObservedVariable(
@@ -95,27 +86,23 @@ class NetCDFOutput(Output):
             observed.set_auto_maskandscale(False)
             observed.set_output(self)
             self._file.variables[name] = observed
-        return variable, True
+        array.handle, array.takes_chunks = variable, True
 
-    def _create_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> Any:
+    def _create_coordinate(self, array: OutputArray, values: NDArray[Any]) -> None:
         with HDF5_LOCK:
-            if dims == (name,):
-                self._file.createDimension(name, len(values))
+            if array.dims == (array.name,):
+                self._file.createDimension(array.name, len(values))
             stored, attributes = _encoded(values)
-            variable = self._file.createVariable(name, stored.dtype, dims)
+            variable = self._file.createVariable(array.name, stored.dtype, array.dims)
             variable.setncatts(attributes)
             variable[...] = stored
-        return variable
+        array.handle = variable
 
     def _write_chunk(self, array: OutputArray, index: Index, tensor: Any) -> None:
         values = np.asarray(to_numpy(tensor), array.dtype)
-        where = tuple(
-            slice(i * chunk, i * chunk + chunk)
-            for i, chunk in zip(index, array.chunks, strict=True)
-        )
-        block = tuple(
-            min(chunk, size) for chunk, size in zip(array.chunks, array.shape, strict=True)
-        )
+        positions = zip(index, array.chunks, strict=True)
+        where = tuple(slice(i * chunk, i * chunk + chunk) for i, chunk in positions)
+        block = tuple(map(min, array.chunks, array.shape))
         with HDF5_LOCK:
             array.handle[where] = values.reshape(block)
         array.record_chunk(index, values)
@@ -130,14 +117,14 @@ class NetCDFOutput(Output):
 
 
 class _ObservedVariable(netCDF4.Variable):  # type: ignore[type-arg]
-    """A variable that tells its output when the class sets values itself."""
+    """A variable that notifies its output when the class sets values itself."""
 
     # netCDF4 returns a variable's attributes as its `__dict__` and stores what is set on it in the
     # file, so the reference must be a slot.
     __slots__ = ("_output",)
 
     def set_output(self, output: NetCDFOutput) -> None:
-        """Set the output that is told."""
+        """Set the output to notify."""
         type(self).__dict__["_output"].__set__(self, output)
 
     def __setitem__(self, key: Any, values: Any) -> None:
@@ -166,7 +153,7 @@ def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, str]]:
 
 
 def _largest_unit(offsets: NDArray[np.timedelta64]) -> tuple[str, np.timedelta64]:
-    """Return the largest unit of which all offsets are multiples: fractions lose precision."""
+    """Return the largest unit that divides all offsets: fractions would lose precision."""
     for units, unit in (("hours", np.timedelta64(1, "h")), ("seconds", np.timedelta64(1, "s"))):
         if not (offsets % unit).astype(np.int64).any():
             return units, unit

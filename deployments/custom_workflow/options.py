@@ -32,11 +32,6 @@ class CustomWorkflowConfig(BaseModel):
         description="Seconds that a run has to stop after a cancel, before its process is killed.",
     )
 
-    @property
-    def window_bytes(self) -> int:
-        """Output that may be computed but not yet written, bytes."""
-        return self.window_mb * 10**6
-
 
 class CustomWorkflowOptions(CustomWorkflowConfig):
     """Options of a CustomWorkflow replica."""

@@ -69,7 +69,7 @@ class Run:
         self._output = output = open_output(
             self._folder.path,
             job.plan.output_format,
-            window_bytes=options.window_bytes,
+            window_bytes=options.window_mb * 10**6,
             max_bytes=options.max_output_bytes,
             check=self._worker_job.check,
             waiting=partial(self._worker_job.during, Activity.WRITING),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deployments.custom_workflow.backend import Output
 from deployments.custom_workflow.netcdf_backend import NetCDFOutput
@@ -32,7 +32,6 @@ def open_output(
     ----------
     folder : Path
         Receives ``results.zarr`` or ``results.nc``.
-    output_format : {'zarr', 'netcdf4'}
     window_bytes : int
         Bytes of Zarr chunks that may be pending.
     max_bytes : int
@@ -49,15 +48,14 @@ def open_output(
     writer = WriteBehind(WRITER_THREADS, window_bytes, check, waiting)
     zarr_output: Any = as_backend(ZarrOutput, ZarrBackend)
     try:
-        output: Output = zarr_output(folder / ZARR, max_bytes, check, writer=writer)
+        return cast(Output, zarr_output(folder / ZARR, max_bytes, check, writer))
     except BaseException:
         writer.close()
         raise
-    return output
 
 
 def as_backend(output: type[Output], backend: type) -> type[Output]:
-    """Return an output class that ``isinstance`` takes for Earth2Studio's backend of its format.
+    """Return an output class that also derives from Earth2Studio's backend, for ``isinstance``.
 
     It is created at run time, because importing Earth2Studio takes seconds.
     """

@@ -42,12 +42,12 @@ class UserClass:
     path : str
         ``module:Class``.
     scratch : Path
-        Folder for what Earth2Studio's server creates when it is imported.
+        Folder for the files that Earth2Studio's server creates on import.
 
     Raises
     ------
     TypeError
-        If the path does not lead to a class with a ``__call__`` method.
+        If the path does not name a class with a ``__call__`` method.
     """
 
     def __init__(self, path: str, scratch: Path) -> None:
@@ -67,11 +67,11 @@ class UserClass:
 
     @property
     def name(self) -> str:
-        """The class's attribute ``name``, or else the name of the class."""
+        """The class's attribute ``name``, or else its own name."""
         return str(getattr(self.type, "name", None) or self.type.__name__)
 
     def describe(self) -> WorkflowDescription:
-        """Return what clients need to know of the class."""
+        """Return what clients need to know about the class."""
         # `inspect.getdoc` would return the docstring of the base class.
         text = getattr(self.type, "description", "") or inspect.cleandoc(self.type.__doc__ or "")
         # A default may be NaN, which JSON cannot hold.
@@ -101,14 +101,11 @@ class UserClass:
         """Return what the class finds wrong with parameters."""
         try:
             self.validated(parameters)
-        except ValidationError as error:
-            return to_problems(error, "parameters", list(self._parameters.model_fields))
         except Exception as error:
             # Earth2Studio's base class wraps pydantic's error in one of its own.
-            if isinstance(error.__cause__, ValidationError):
-                return to_problems(
-                    error.__cause__, "parameters", list(self._parameters.model_fields)
-                )
+            invalid = error if isinstance(error, ValidationError) else error.__cause__
+            if isinstance(invalid, ValidationError):
+                return to_problems(invalid, "parameters", list(self._parameters.model_fields))
             return [Problem("parameters", bounded_text(error) or type(error).__name__)]
         return []
 

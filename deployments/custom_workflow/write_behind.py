@@ -17,7 +17,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Task = Callable[[], object]
+Item = tuple[Callable[[], object], NDArray[np.uint8]]
+"""A write, and the memory that it frees."""
 
 STOP_INTERVAL_S = 0.1
 
@@ -28,7 +29,6 @@ class WriteBehind:
     Parameters
     ----------
     threads : int
-        Number of threads.
     window_bytes : int
         Bytes that may be unwritten. A larger array waits until nothing else is unwritten.
     check : callable
@@ -54,9 +54,7 @@ class WriteBehind:
         self._abandoned = False
         self._spare: dict[int, list[NDArray[np.uint8]]] = {}
         self._spare_bytes = 0
-        self._queues: list[SimpleQueue[tuple[Task, NDArray[np.uint8]] | None]] = [
-            SimpleQueue() for _ in range(threads)
-        ]
+        self._queues: list[SimpleQueue[Item | None]] = [SimpleQueue() for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._work, args=(queue,), name="write-behind", daemon=True)
             for queue in self._queues
@@ -78,8 +76,6 @@ class WriteBehind:
         ----------
         key : str
             Arrays with the same key are written in the order in which they were queued.
-        shape : tuple of int
-        dtype : dtype
         fill : callable
             Copies the values into its argument; called at once, in this thread.
         write : callable
@@ -123,7 +119,7 @@ class WriteBehind:
             queue.put(None)
         for thread in self._threads:
             thread.join()
-        # Released now, since the instance may keep a reference to a run for long.
+        # Released now, since the instance may keep a reference to a run for a long time.
         self._spare.clear()
         self._spare_bytes = 0
 
@@ -141,14 +137,11 @@ class WriteBehind:
                 # Reused, since new memory costs a page fault for every 4 KiB.
                 self._spare_bytes -= size
                 return spare.pop()
-            self._make_room()
+            # Spare memory counts towards the window, too.
+            for kept in self._spare.values():
+                while kept and self._pending_bytes + self._spare_bytes > self._window:
+                    self._spare_bytes -= kept.pop().nbytes
         return np.empty(size, np.uint8)
-
-    def _make_room(self) -> None:
-        """Release spare memory beyond the window."""
-        for kept in self._spare.values():
-            while kept and self._pending_bytes + self._spare_bytes > self._window:
-                self._spare_bytes -= kept.pop().nbytes
 
     def _wait(self) -> None:
         self._raise_failure()
@@ -160,13 +153,13 @@ class WriteBehind:
         if self._failure is not None:
             raise self._failure
 
-    def _work(self, queue: SimpleQueue[tuple[Task, NDArray[np.uint8]] | None]) -> None:
+    def _work(self, queue: SimpleQueue[Item | None]) -> None:
         while (item := queue.get()) is not None:
-            task, memory = item
+            write, memory = item
             failure: BaseException | None = None
             try:
                 if not self._abandoned and self._failure is None:
-                    task()
+                    write()
             except Exception as error:
                 failure = error
             self._give_back(memory, failure)

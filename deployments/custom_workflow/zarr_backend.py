@@ -1,4 +1,4 @@
-"""The output of a user's workflow as Zarr; threads write its whole chunks."""
+"""The output of a user's workflow as Zarr; threads write whole chunks."""
 
 from __future__ import annotations
 
@@ -36,12 +36,7 @@ class ZarrOutput(Output):
     """
 
     def __init__(
-        self,
-        path: Path,
-        max_bytes: int,
-        check: Callable[[], None] = lambda: None,
-        *,
-        writer: WriteBehind,
+        self, path: Path, max_bytes: int, check: Callable[[], None], writer: WriteBehind
     ) -> None:
         super().__init__(path, max_bytes, check)
         self._writer = writer
@@ -93,56 +88,38 @@ class ZarrOutput(Output):
         self._writer.close()
         remove_tree(self.path)
 
-    def _create(
-        self,
-        name: str,
-        dims: tuple[str, ...],
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: np.dtype[Any],
-        options: Mapping[str, Any],
-    ) -> tuple[Any, bool]:
+    def _create(self, array: OutputArray, options: Mapping[str, Any]) -> None:
+        dtype = array.dtype
         fill_value: Any = np.nan if dtype.kind == "f" else np.zeros((), dtype)[()]
-        array = self._create_array(
-            name,
-            shape=shape,
-            chunks=chunks,
-            dtype=dtype,
-            dimension_names=list(dims),
-            **{
-                "fill_value": fill_value,
-                "chunk_key_encoding": _SEPARATOR,
-                "compressors": self.zarr_codecs,
-                **options,
-            },
-        )
-        [*others, last] = getattr(array.metadata, "codecs", (None, None))
+        defaults = {"fill_value": fill_value, "compressors": self.zarr_codecs}
+        created = self._create_array(array, array.chunks, **{**defaults, **options})
+        [*others, last] = getattr(created.metadata, "codecs", (None, None))
         # Codecs that change nothing: native byte order, or single bytes.
         plain = not others and last in (BytesCodec(), BytesCodec(endian=None)) and dtype.isnative
-        return array, plain and array.chunks == chunks and not array.shards
+        array.takes_chunks = plain and created.chunks == array.chunks and not created.shards
 
-    def _create_coordinate(self, name: str, dims: tuple[str, ...], values: NDArray[Any]) -> Any:
-        array = self._create_array(
-            name,
-            shape=values.shape,
-            chunks=tuple(max(size, 1) for size in values.shape),
-            dtype=values.dtype,
-            dimension_names=list(dims),
-            fill_value=None,
-            chunk_key_encoding=_SEPARATOR,
-            compressors=None,
-        )
-        array[...] = values
-        return array
+    def _create_coordinate(self, array: OutputArray, values: NDArray[Any]) -> None:
+        chunks = tuple(max(size, 1) for size in array.shape)
+        self._create_array(array, chunks, fill_value=None, compressors=None)[...] = values
 
-    def _create_array(self, name: str, **options: Any) -> zarr.Array[Any]:
-        # Otherwise all-NaN chunks would have no file, like those that were not written.
-        config = ArrayConfig.from_dict({"write_empty_chunks": True})
+    def _create_array(
+        self, array: OutputArray, chunks: tuple[int, ...], **options: Any
+    ) -> zarr.Array[Any]:
+        layout = {
+            "shape": array.shape,
+            "chunks": chunks,
+            "dtype": array.dtype,
+            "dimension_names": list(array.dims),
+            # Otherwise all-NaN chunks would have no file, like those that were not written.
+            "config": ArrayConfig.from_dict({"write_empty_chunks": True}),
+        }
         with warnings.catch_warnings():
             # Zarr v3 has no stable data type for times; Earth2Studio stores them like this, too.
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
-            created = self._group.create_array(name, config=config, **options)
-        return self._root.adopt(name, created)
+            options = {"chunk_key_encoding": _SEPARATOR, **options}
+            created = self._group.create_array(array.name, **layout, **options)
+        array.handle = adopted = self._root.adopt(array.name, created)
+        return adopted
 
     def _write_chunk(self, array: OutputArray, index: Index, tensor: Any) -> None:
         def write(values: NDArray[Any]) -> None:
@@ -192,8 +169,26 @@ def _selector(selection: Selection) -> Any:
     return np.ix_(*selection)
 
 
-class _Array(zarr.Array[Any]):
-    """An array that keeps attributes like netCDF4's variables: ``array.units = "K"``."""
+class _NetCDFAttributes:
+    """Keeps attributes as netCDF4 does: ``array.units = "K"``."""
+
+    def __getattr__(self: Any, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self.attrs[name]
+        except KeyError:
+            raise AttributeError(f"{self} has neither a member nor an attribute {name}") from None
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if name.startswith("_") or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+            return
+        self.attrs[name] = _plain(value)
+
+
+class _Array(_NetCDFAttributes, zarr.Array[Any]):
+    """An array that accounts for direct writes."""
 
     def __init__(self, node: Any, output: ZarrOutput | None = None) -> None:
         super().__init__(node)
@@ -209,15 +204,9 @@ class _Array(zarr.Array[Any]):
             self._output.before_direct_write(self.basename)
         super().__setitem__(selection, value)
 
-    def __getattr__(self, name: str) -> Any:
-        return _attribute(self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        _set_attribute(self, name, value)
-
-
-class _Root(zarr.Group):
-    """A group that keeps attributes like netCDF4's groups, as do its arrays."""
+class _Root(_NetCDFAttributes, zarr.Group):
+    """A group of such arrays."""
 
     def __init__(self, node: Any, output: ZarrOutput | None = None) -> None:
         super().__init__(node)
@@ -225,8 +214,8 @@ class _Root(zarr.Group):
         object.__setattr__(self, "_known", {})
 
     def __getitem__(self, path: str) -> Any:
-        # One object per array: each keeps the metadata that it read first, so a second object
-        # would overwrite attributes set through another.
+        # One object per array: each caches the metadata that it read first, so a second object
+        # would overwrite attributes set through the first.
         if path not in self._known:
             self._known[path] = self._opened(path)
         return self._known[path]
@@ -241,28 +230,6 @@ class _Root(zarr.Group):
         wrap = _Array if isinstance(found, zarr.Array) else _Root
         node = found._async_array if isinstance(found, zarr.Array) else found._async_group
         return wrap(node, self._output)
-
-    def __getattr__(self, name: str) -> Any:
-        return _attribute(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        _set_attribute(self, name, value)
-
-
-def _attribute(node: Any, name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    try:
-        return node.attrs[name]
-    except KeyError:
-        raise AttributeError(f"{node} has neither a member nor an attribute {name}") from None
-
-
-def _set_attribute(node: Any, name: str, value: Any) -> None:
-    if name.startswith("_") or hasattr(type(node), name):
-        object.__setattr__(node, name, value)
-        return
-    node.attrs[name] = _plain(value)
 
 
 def _plain(value: Any) -> Any:
