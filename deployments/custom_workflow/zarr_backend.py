@@ -105,7 +105,7 @@ class ZarrOutput(Output):
     def _create_array(
         self, array: OutputArray, chunks: tuple[int, ...], **options: Any
     ) -> zarr.Array[Any]:
-        layout = {
+        layout: dict[str, Any] = {
             "shape": array.shape,
             "chunks": chunks,
             "dtype": array.dtype,
