@@ -1,4 +1,4 @@
-"""Calling deployments in the name of executions."""
+"""Calls of deployments on behalf of executions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from workflows.execution import Stage
 
 @dataclass(eq=False)
 class DeploymentCalls:
-    """Calls deployments by name, and cancels a call together with its caller."""
+    """Calls deployments by name, and cancels a call together with its caller.
+
+    All methods raise `StageFailed`, or `TransientFailure` if a retry may succeed.
+    """
 
     deployments: Mapping[str, DeploymentHandle[Any]]
     fence: int
@@ -41,11 +44,6 @@ class DeploymentCalls:
         ----------
         fenced : bool
             Whether the method takes the fencing token as last argument.
-
-        Raises
-        ------
-        StageFailed
-            With the reason; `TransientFailure` if a retry may succeed.
         """
         self.metrics.record_call(stage)
         if fenced:
@@ -62,13 +60,7 @@ class DeploymentCalls:
     async def stream(
         self, stage: Stage, deployment: str, method: str, *args: Any
     ) -> AsyncIterator[Any]:
-        """Call a generator of a deployment and yield what it yields.
-
-        Raises
-        ------
-        StageFailed
-            With the reason; `TransientFailure` if a retry may succeed.
-        """
+        """Call a generator of a deployment and yield what it yields."""
         if not self.has(deployment):
             raise StageFailed(stage, f"this server no longer serves {deployment}")
         self.metrics.record_call(stage)
@@ -86,13 +78,7 @@ class DeploymentCalls:
     async def compute_member(
         self, model: str, method: str, job: MemberJob, steps: int
     ) -> AsyncIterator[MemberProgress]:
-        """Wait for a slot at a model, have a member computed and yield its progress.
-
-        Raises
-        ------
-        StageFailed
-            As `stream`.
-        """
+        """Wait for a slot at a model, have a member computed and yield its progress."""
         async with self.scheduler.slot(model, job.execution_id, steps) as slot:
             assigned = job.model_copy(update={"replica": slot.replica})
             async for progress in self.stream(Stage.INFERENCE, model, method, assigned):

@@ -1,4 +1,4 @@
-"""Counting executions against the limits of their workflows."""
+"""Counts executions against the limits of their workflows."""
 
 from __future__ import annotations
 

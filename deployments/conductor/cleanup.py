@@ -1,4 +1,4 @@
-"""Removing the files that executions leave behind, without changing how they ended."""
+"""Removes the files that executions leave behind, without changing how they ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("ray.serve")
 
 REMOVAL = RetryPolicy(attempts=4, initial_delay_s=0.5)
 CONCURRENT_WITHDRAWALS = 2
-"""The uploader's calls are meant for uploads."""
+"""Most of the uploader's calls are reserved for uploads."""
 SHORT_WAIT_S = 5.0
 TIMEOUT_S = 600.0
 """A million blobs take some minutes; an uploader that does not answer must not delay a retry."""
@@ -46,13 +46,8 @@ async def best_effort_cleanup(deployment: DeploymentHandle[Any], method: str, *a
 class Withdrawals:
     """Removes from containers what was uploaded of results that were never completed.
 
-    Runs in the background, since Azure or the uploader may be away: only the next attempt at the
-    same execution waits for it.
-
-    Parameters
-    ----------
-    blob_uploader : DeploymentHandle or None
-        None if this server uploads nothing.
+    Runs in the background, since Azure or the uploader may be unavailable: only the next attempt
+    at the same execution waits for it. Does nothing without an uploader.
     """
 
     def __init__(self, blob_uploader: DeploymentHandle[Any] | None) -> None:

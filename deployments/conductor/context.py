@@ -56,8 +56,7 @@ class ExecutionContext:
         ------
         StageFailed
             If a later attempt has taken over. DBOS recovers the attempt of a Conductor that died
-            between its own record of a failure and DBOS's; that attempt must not touch the
-            execution any more.
+            between its own record of a failure and DBOS's; it must no longer touch the execution.
         """
         if execution_id in self._held_back:
             await self._held_back[execution_id].wait()
@@ -94,7 +93,7 @@ class ExecutionContext:
                 logger.warning("%s is left to a successor: %s", execution_id, error)
             raise
         except sa.exc.OperationalError as error:
-            # Not a failure of the execution. Recorded as one it would not be resumed.
+            # Not a failure of the execution, which would not be resumed if it were recorded as one.
             end_process(f"the execution store is away: {error.orig}")
         except Exception as error:
             _log_failure(execution_id, error)
@@ -109,7 +108,7 @@ class ExecutionContext:
     async def end_cancelled(self, execution_id: str) -> None:
         """Remove the files of an execution and record that it was cancelled.
 
-        Does nothing if the execution has finished. Nor if nobody asked for the cancel: then this
+        Does nothing if the execution has finished, or if no client asked for the cancel: then this
         process is stopping, and its successor resumes the execution.
         """
         execution = await asyncio.to_thread(self.records.store.read, execution_id)
@@ -146,13 +145,8 @@ class ExecutionContext:
                 # No retry can use the files, or they are what filled the disk.
                 if await self._purge(execution):
                     self.withdrawals.start(execution)
-                    await retry_on_db_outage(
-                        partial(
-                            self.records.write,
-                            self.records.store.mark_files_removed,
-                            execution_id,
-                        )
-                    )
+                    mark = self.records.store.mark_files_removed
+                    await retry_on_db_outage(partial(self.records.write, mark, execution_id))
 
     async def mark_completed(
         self, execution_id: str, results: Manifest, progress: Progress | None
@@ -187,18 +181,14 @@ class ExecutionContext:
             done.set()
 
     async def close(self, drain_s: float) -> None:
-        """Let no execution begin any more, and stop those that run; they stay pending in DBOS.
+        """Let no more executions begin, and stop those that still run after `drain_s` seconds.
 
-        Parameters
-        ----------
-        drain_s : float
-            How long running executions may take to end by themselves.
+        These stay pending in DBOS.
         """
         self._is_closed = True
-        tasks = {execution.task for execution in self.active.values()}
-        if not tasks:
-            return
-        _, unfinished = await asyncio.wait(tasks, timeout=drain_s)
+        unfinished = {execution.task for execution in self.active.values()}
+        if unfinished:
+            _, unfinished = await asyncio.wait(unfinished, timeout=drain_s)
         for task in unfinished:
             task.cancel()
         if unfinished:
@@ -221,8 +211,7 @@ def _reason(error: Exception) -> str:
 def _log_failure(execution_id: str, error: Exception) -> None:
     if isinstance(error, StageFailed):
         logger.error("%s failed at %s: %s", execution_id, error.stage, _reason(error))
-    elif isinstance(error, DBOSMaxStepRetriesExceeded):
-        # The log of the replica has the traceback; ours would only show the way here.
-        logger.error("%s failed: %s", execution_id, _reason(error))
-    else:
-        logger.error("%s failed: %s", execution_id, _reason(error), exc_info=error)
+        return
+    # After retries, the log of the replica has the traceback that matters.
+    trace = None if isinstance(error, DBOSMaxStepRetriesExceeded) else error
+    logger.error("%s failed: %s", execution_id, _reason(error), exc_info=trace)

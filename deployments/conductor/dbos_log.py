@@ -1,4 +1,4 @@
-"""Writing DBOS's log to ours: one line for each message, with the execution it concerns."""
+"""Redirects DBOS's log to ours: one line for each message, with its execution."""
 
 from __future__ import annotations
 
@@ -34,21 +34,16 @@ def _redirect(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     retry = _RETRY.match(message)
     if retry is not None and isinstance(error, StageFailed):
-        failed, allowed = map(int, retry.groups())
-        _log_retry(error, failed + 1, allowed)
+        execution = current_execution()
+        logger.warning(
+            "%s is retried at %s, attempt %d of %s: %s",
+            execution.execution_id if execution else "a step",
+            error.stage,
+            int(retry[1]) + 1,
+            retry[2],
+            error,
+            extra={"stage": str(error.stage)},
+        )
     elif not message.startswith(_LOGGED_BY_US):
         logger.log(record.levelno, "DBOS: %s", message, exc_info=record.exc_info)
     return False
-
-
-def _log_retry(error: StageFailed, attempt: int, attempts: int) -> None:
-    subject = current_execution()
-    logger.warning(
-        "%s is retried at %s, attempt %d of %d: %s",
-        subject.execution_id if subject else "a step",
-        error.stage,
-        attempt,
-        attempts,
-        error,
-        extra={"stage": str(error.stage)},
-    )

@@ -30,8 +30,8 @@ method and the classes moved into the folders of their deployments.
 
 POOL_SIZE, POOL_TIMEOUT_S, CONNECT_TIMEOUT_S = 20, 30, 10
 IDLE_IN_TRANSACTION_MS = 60_000
-"""All four as in an engine that DBOS makes itself; after the last, PostgreSQL ends a session that
-is idle in a transaction and so releases its locks."""
+"""The defaults of DBOS's own engine. After the last, PostgreSQL ends a session that is idle in a
+transaction, which releases its locks."""
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def dbos_launched(store_url: str) -> AsyncIterator[None]:
 def sqlite_url(store_url: str) -> str:
     """Return the URL of DBOS's file beside the store's, and create that file."""
     path = f"{sa.make_url(store_url).database}.dbos"
-    # DBOS leaves the journal mode as it finds it, and WAL stays with the file.
+    # DBOS does not set the journal mode, and WAL persists in the file.
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
     return f"sqlite:///{path}"
@@ -87,9 +87,8 @@ def postgres_engine(store_url: str) -> sa.Engine:
 def _connect(dialect: sa.Dialect, _record: Any, arguments: list[Any], named: dict[str, Any]) -> Any:
     """Connect, and rephrase every failure so that DBOS waits for the database.
 
-    DBOS recognizes a database that is away by psycopg's words. A name that does not resolve for a
-    moment, or a missing socket, reads differently: the step would fail, and a forecast of hours
-    with it.
+    DBOS recognizes an outage by psycopg's message. A DNS failure or a missing socket has another
+    message: the step would fail, and with it a forecast of hours.
     """
     try:
         return dialect.connect(*arguments, **named)

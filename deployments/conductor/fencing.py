@@ -1,4 +1,4 @@
-"""Ending this process in favour of the Conductor that succeeds it."""
+"""Ends this process in favour of the Conductor that succeeds it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -41,16 +42,7 @@ LEASE_POLL_S = 0.25
 class ConductorLoop:
     """Stands by until it gets the lease, then runs executions until it is stopped.
 
-    Parameters
-    ----------
-    options : ConductorOptions
-    deployments : dict of str to DeploymentHandle
-        ``packager``, ``initial_conditions``, and every model and user's workflow by name.
-    components : dict of str to str
-        Models, data sources and users' workflows to watch, and the deployment that serves each.
-    metrics : ExecutionMetrics, optional
-    scaled_to_zero : callable, optional
-        See `ReadinessWatch`.
+    Its parameters are those of `deployments.conductor.deployment.Conductor` and `ReadinessWatch`.
     """
 
     context: ExecutionContext
@@ -91,7 +83,8 @@ class ConductorLoop:
         try:
             # In threads: a database may be slow, and health checks must still be answered.
             while not await asyncio.to_thread(self._lease.try_acquire):
-                if await self._stopped_within(LEASE_POLL_S):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), LEASE_POLL_S)
                     return
             fence = await asyncio.to_thread(self._store.issue_fence)
             logger.info("conducting with fencing token %s", fence)
@@ -99,13 +92,6 @@ class ConductorLoop:
         finally:
             self._lease.release()
             self._stopped.set()
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
 
     async def _run_as_leader(self, fence: int) -> None:
         """Serve the queue until `stop` is called; however this ends, no step runs after it."""
@@ -127,12 +113,7 @@ class ConductorLoop:
         purges = Purges(records, context, packager)
         retention = Retention(records, context, packager, options.retention)
         readiness = ReadinessWatch(
-            self._components,
-            deployments,
-            self._store,
-            records.write,
-            origins,
-            self._scaled_to_zero,
+            self._components, deployments, self._store, records.write, origins, self._scaled_to_zero
         )
         claimed = await asyncio.to_thread(self._store.running)
         # Before DBOS recovers them: one that ends at once must be counted before it is removed.
@@ -163,7 +144,7 @@ class ConductorLoop:
             self._nudged.clear()
             for task in background:
                 if task.done():
-                    # Raise its error: the process that replaces this one begins it again.
+                    # Raise its error: the process that replaces this one restarts it.
                     task.result()
             await queue.cancel_requested()
             while not self._stopping.is_set() and await queue.claim_next():
@@ -177,7 +158,5 @@ class ConductorLoop:
                 next_heartbeat = time.monotonic() + HEARTBEAT_S
                 queued = await asyncio.to_thread(self._store.queued)
                 self._metrics.record_heartbeat(queued, self._options.max_running)
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._nudged.wait(), HEARTBEAT_S)
-            except TimeoutError:
-                continue

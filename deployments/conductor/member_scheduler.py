@@ -1,4 +1,4 @@
-"""Deciding which ensemble member is computed next, and by which replica.
+"""Decides which ensemble member is computed next, and by which replica.
 
 Serve's own queue is first come, first served, and binds a call to a replica as soon as that has
 room for two: one member would wait behind 32 of 400 steps, and possibly for a replica that is busy
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 from deployments.models.messages import MAX_CALLS_PER_REPLICA
 
@@ -77,12 +78,11 @@ class MemberScheduler:
         self._replicas = replicas
         self._models: dict[str, _Model] = {}
         self._order: dict[str, int] = {}
-        self._added = 0
+        self._numbers = count(1)
 
     def add_execution(self, execution_id: str) -> None:
         """Register an execution that begins; those registered before count as older."""
-        self._added += 1
-        self._order.setdefault(execution_id, self._added)
+        self._order.setdefault(execution_id, next(self._numbers))
 
     def remove_execution(self, execution_id: str) -> None:
         """Forget an execution that has ended."""
@@ -90,19 +90,9 @@ class MemberScheduler:
 
     @asynccontextmanager
     async def slot(self, model: str, execution_id: str, steps: int) -> AsyncIterator[Slot]:
-        """Wait for a slot at a model, and hold it during the block.
-
-        Parameters
-        ----------
-        model : str
-        execution_id : str
-        steps : int
-            Time steps of the member.
-        """
-        queue = self._models.get(model)
-        if queue is None:
-            queue = _Model(self._replicas.get(model, 1), self._order)
-            self._models[model] = queue
+        """Wait for a slot at a model for a member of `steps` time steps; hold it in the block."""
+        new = _Model(self._replicas.get(model, 1), self._order)
+        queue = self._models.setdefault(model, new)
         request = _Request(execution_id, steps, asyncio.get_running_loop().create_future())
         slot: Slot | None = None
         queue.waiting.append(request)
@@ -120,7 +110,7 @@ class MemberScheduler:
 
 
 class _Model:
-    """The members that are computed by, or wait for, one model."""
+    """The members that one model computes, or that wait for it."""
 
     def __init__(self, replicas: int, order: Mapping[str, int]) -> None:
         self._replicas = replicas
@@ -177,11 +167,7 @@ class _Model:
                 return name
         if len(self.known) < self._replicas:
             return None
-        return next(
-            (
-                name
-                for name in self.known
-                if len(by_replica[name]) == 1 and by_replica[name][0].ends_soon
-            ),
-            None,
-        )
+        for name in self.known:
+            if len(by_replica[name]) == 1 and by_replica[name][0].ends_soon:
+                return name
+        return None

@@ -50,14 +50,7 @@ class _Position:
 
 
 class ExecutionMetrics:
-    """Measures the executions that run in this process.
-
-    Parameters
-    ----------
-    recorder : Recorder
-    now : callable
-        Returns seconds of a monotonic clock.
-    """
+    """Measures the executions that run in this process."""
 
     def __init__(self, recorder: Recorder = RAY, now: Callable[[], float] = time.monotonic) -> None:
         self._recorder = recorder
@@ -127,14 +120,7 @@ class ExecutionMetrics:
     def record_heartbeat(
         self, queued: Sequence[QueuedExecution], workflows: Collection[str]
     ) -> None:
-        """Count a heartbeat and set the gauges.
-
-        Parameters
-        ----------
-        queued : sequence of QueuedExecution
-        workflows : collection of str
-            Workflows to report even if none of their executions is queued.
-        """
+        """Count a heartbeat and set the gauges, also of `workflows` with nothing queued."""
         now = self._now()
         self._recorder.add(BEATS)
         self._queued_since = {

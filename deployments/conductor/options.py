@@ -21,7 +21,7 @@ class RetentionOptions(BaseModel):
     sweep_s: float = 3600.0
     """Seconds between two searches for leftovers of crashes; the first is at startup."""
     grace_s: float = 900.0
-    """How long after an execution's end its files do not yet count as leftovers."""
+    """How long after an execution's end its files are not yet leftovers."""
 
 
 class ConductorOptions(BaseModel):

@@ -1,4 +1,4 @@
-"""Where the models and data sources come from, as their deployments answered last."""
+"""Where models and data sources come from, according to their deployments' last answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from workflows.readiness import ComponentStatus, Ready
 class Origins:
     """Origins of models and data sources, for the provenance of results.
 
-    What an earlier attempt has written is kept only if its origins are those of today. So an
-    execution that begins before a component has answered must wait: an unknown origin would differ,
-    and completed members would be computed again.
-
-    Parameters
-    ----------
-    components : iterable of str
-        Models and data sources that are watched.
+    What an earlier attempt has written is kept only if its origins are unchanged. So an execution
+    that begins before a component has answered must wait: an unknown origin would differ, and
+    completed members would be computed again.
     """
 
     def __init__(self, components: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Counting what executions have computed, and recording it a few times a second."""
+"""Counts what executions have computed, and records it a few times a second."""
 
 from __future__ import annotations
 
@@ -45,13 +45,7 @@ class ProgressTracker:
     async def remaining_work(
         self, execution_id: str, plan: Plan, completed: CompletedMembers
     ) -> CompletedMembers:
-        """Return the members that are still to be computed, and count the others as written.
-
-        Parameters
-        ----------
-        completed : CompletedMembers
-            The members that earlier attempts have completed.
-        """
+        """Return the members that are still to be computed, and count `completed` as written."""
         active = self.active[execution_id]
         for member in completed.members:
             active.written[member] = plan.n_times
@@ -103,15 +97,10 @@ class ProgressTracker:
         await self.note_conditioning(execution_id, plan, member, plan.n_steps)
 
     async def wait_for_conditioning(self, execution_id: str, plan: Plan, member: int) -> bool:
-        """Wait for the first field of a member of the conditioning forecast.
+        """Wait for the first field of a conditioning member; return whether all are written.
 
         Where models share one GPU, wait for all fields of all members: a model that waited on the
         GPU for another would keep it from computing.
-
-        Returns
-        -------
-        bool
-            Whether all fields of the member are written.
         """
         active = self.active[execution_id]
 
@@ -132,11 +121,9 @@ class ProgressTracker:
                 return
             active.recorded_at = time.monotonic()
             before = (await self.records.read(execution_id)).progress
+            before = before or Progress(message="", current_step=0, total_steps=0)
             message = f"{sent / 1e6:.0f} of {total / 1e6:.0f} MB uploaded"
-            if before is not None:
-                progress = before.model_copy(update={"message": message})
-            else:
-                progress = Progress(message=message, current_step=0, total_steps=0)
+            progress = before.model_copy(update={"message": message})
             await self.records.update(execution_id, progress=progress)
 
     async def _record(

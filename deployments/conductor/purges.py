@@ -1,4 +1,4 @@
-"""Removing executions on request."""
+"""Removes executions on request."""
 
 from __future__ import annotations
 

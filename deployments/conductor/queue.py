@@ -1,4 +1,4 @@
-"""Taking executions from the queue, starting and cancelling them."""
+"""Takes executions from the queue, starts and cancels them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ class ExecutionQueue:
             elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
                 self.context.capacity.remove(execution_id)
                 # It may have been recovered, and have ended, a moment ago.
-                if (
-                    await asyncio.to_thread(self.records.store.read, execution_id)
-                ).status in FINISHED:
+                current = await asyncio.to_thread(self.records.store.read, execution_id)
+                if current.status in FINISHED:
                     continue
                 if execution.cancel_requested:
                     await self.context.end_cancelled(execution_id)
@@ -60,7 +59,7 @@ class ExecutionQueue:
     async def claim_next(self) -> bool:
         """Claim and start the execution that has waited longest; return whether there was one."""
         if self.context.capacity.is_exhausted:
-            # Saves a write lock. Executions of workflows that are not served fail a little later.
+            # Saves a write lock. Executions of workflows that are not served fail a bit later.
             return False
         # A failed execution can be retried before its files are removed, here and in its container.
         # It is claimed after that, or the removal would take what its next attempt writes.

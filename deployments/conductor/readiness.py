@@ -33,8 +33,6 @@ class ReadinessWatch:
     ----------
     components : dict of str to str
         Models, data sources and users' workflows, with the deployment that serves each.
-    deployments : dict of str to DeploymentHandle
-    store : ConductorStore
     write : callable
         Calls a method of the store with the fencing token, in a thread.
     origins : Origins
@@ -75,7 +73,7 @@ class ReadinessWatch:
         try:
             return await asyncio.to_thread(self._scaled_to_zero)
         except (RayError, RayServeException) as error:
-            # Serve's controller is away for a moment. Treat every deployment as running.
+            # Serve's controller is unavailable: treat every deployment as running.
             logger.warning("cannot tell which models are scaled to zero: %s", error)
             return ()
 
@@ -100,12 +98,13 @@ class ReadinessWatch:
             logger.warning("readiness of %s could not be recorded: %s", component, error)
 
     async def _ask(self, component: str) -> ComponentStatus | None:
-        """Return the status of a component; None if it is busy, so that its last one stands."""
+        """Return the status of a component; None if it is busy, and its last status still holds."""
         deployment = self._deployments[self._components[component]]
         arguments = (component,) if self._components[component] != component else ()
         try:
             response = deployment.check_readiness.remote(*arguments)
-            status: ComponentStatus = await asyncio.wait_for(_result(response), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                status: ComponentStatus = await response
             self._origins.record(component, status)
             return status
         except TimeoutError:
@@ -126,7 +125,3 @@ def scaled_to_zero() -> set[str]:
         for name, deployment in deployments.items()
         if deployment.status == "HEALTHY" and not deployment.replica_states
     }
-
-
-async def _result(response: Any) -> Any:
-    return await response

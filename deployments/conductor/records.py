@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class ExecutionRecords:
-    """Reads and writes the records of executions in the name of one Conductor."""
+    """Reads and writes the records of executions on behalf of one Conductor."""
 
     store: ConductorStore
     fence: int
@@ -31,7 +31,7 @@ class ExecutionRecords:
     metrics: ExecutionMetrics
 
     async def read(self, execution_id: str) -> Execution:
-        """Return the record of an execution, waiting for a database that is away for a moment."""
+        """Return the record of an execution, retrying while the database is unavailable."""
         return await retry_on_db_outage(partial(asyncio.to_thread, self.store.read, execution_id))
 
     async def write(self, method: Callable[..., R], *args: Any, **values: Any) -> R:
@@ -61,11 +61,7 @@ class ExecutionRecords:
             await self.update(execution_id, stage=stage, status=status, progress=progress)
 
     async def enter_delivery(
-        self,
-        execution_id: str,
-        stage: Stage,
-        results: Manifest,
-        progress: Progress | None,
+        self, execution_id: str, stage: Stage, results: Manifest, progress: Progress | None
     ) -> None:
         """Record that results are complete and their delivery has reached a stage."""
         execution = await self.read(execution_id)
@@ -97,10 +93,7 @@ class ExecutionRecords:
     ) -> float | None:
         """Record the results and the end of an execution in one update.
 
-        Returns
-        -------
-        float or None
-            Seconds from the start of the execution to its end; None if it had finished before.
+        Returns its seconds from start to end; None if it had finished before.
         """
         execution = await self.read(execution_id)
         if execution.status in FINISHED:

@@ -1,8 +1,8 @@
-"""Removing expired executions, and what crashes have left behind.
+"""Removes expired executions, and what crashes have left behind.
 
 An execution is first marked as expired, so that no client is offered its results any more. Then its
-files and DBOS's records are removed, then its row is marked as the only thing left of it. All of
-these can be repeated: if this process is killed in between, its successor continues.
+files and DBOS's records are removed, and finally its row is marked as the only thing left. Every
+part can be repeated: if this process is killed in between, its successor continues.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from workflows.execution import FINISHED, Execution, Status
 logger = logging.getLogger("ray.serve")
 
 BATCH = 50
-"""Executions removed before other work gets a chance."""
+"""Executions removed before other work can run."""
 PAGE = 500
-"""Executions asked for in one query."""
+"""Executions read in one query."""
 PAUSE_S = 0.2
 """Pause between two batches or pages."""
 RETRY_DELAY_S = 60.0

@@ -66,8 +66,6 @@ async def retry_while_progressing(
         Called with a function that it calls when it begins further on than all attempts before.
     what : str
         Name of the call in the log.
-    policy : RetryPolicy
-        Policy of the attempts that begin from the same place.
 
     Raises
     ------

@@ -61,13 +61,10 @@ class ExecutionSteps:
     async def create_result(self, execution_id: str, plan: Plan) -> CompletedMembers:
         """Create the result's arrays with all values missing.
 
-        Returns
-        -------
-        CompletedMembers
-            The members that an earlier attempt has completed; their values are kept.
+        Returns the members that an earlier attempt has completed; their values are kept.
         """
         provenance = await self._provenance(plan)
-        # Shielded: a cancelled call would go on creating what the cancel removes.
+        # Shielded: a cancelled call would go on creating files that the cancel removes.
         completed: CompletedMembers = await shield(
             self.calls.call(Stage.PACKAGE, "packager", "create", plan, execution_id, provenance)
         )
@@ -88,13 +85,9 @@ class ExecutionSteps:
     @recorded_step
     async def fetch_initial_conditions(self, execution_id: str, plan: Plan | Conditioning) -> str:
         """Fetch the analysed state at the start and return the path of its file."""
+        stage, deployment = Stage.INITIAL_CONDITIONS, "initial_conditions"
         path: str = await self.calls.call(
-            Stage.INITIAL_CONDITIONS,
-            "initial_conditions",
-            "fetch",
-            plan,
-            execution_id,
-            fenced=False,
+            stage, deployment, "fetch", plan, execution_id, fenced=False
         )
         return path
 
@@ -116,9 +109,8 @@ class ExecutionSteps:
         )
 
         async def attempt(progressed: Callable[[], None]) -> None:
-            async for progress in self.calls.compute_member(
-                plan.model, "forecast_member", job, plan.n_times
-            ):
+            compute = self.calls.compute_member
+            async for progress in compute(plan.model, "forecast_member", job, plan.n_times):
                 if self.progress.resumed_further(execution_id, member, progress.first):
                     progressed()
                 await self.progress.note_written(execution_id, plan, member, progress.written)
@@ -138,9 +130,8 @@ class ExecutionSteps:
             fence=self.calls.fence,
         )
         model = cast(Conditioning, plan.conditioning).model
-        async for progress in self.calls.compute_member(
-            model, "condition_member", job, plan.n_steps
-        ):
+        compute = self.calls.compute_member
+        async for progress in compute(model, "condition_member", job, plan.n_steps):
             await self.progress.note_conditioning(execution_id, plan, member, progress.written)
 
     @recorded_step
@@ -161,9 +152,8 @@ class ExecutionSteps:
             all_conditioned=all_conditioned,
             fence=self.calls.fence,
         )
-        async for progress in self.calls.compute_member(
-            plan.model, "nowcast_member", job, plan.n_times
-        ):
+        compute = self.calls.compute_member
+        async for progress in compute(plan.model, "nowcast_member", job, plan.n_times):
             await self.progress.note_written(execution_id, plan, member, progress.written)
 
     @recorded_step
@@ -250,15 +240,8 @@ class ExecutionSteps:
                         result = update
                     elif isinstance(update, Packaging):
                         self.capacity.release(execution_id)
-                        later(
-                            partial(
-                                self.records.enter_stage,
-                                execution_id,
-                                Stage.PACKAGE,
-                                Status.PENDING_RESULTS,
-                                update.progress,
-                            )
-                        )
+                        enter = partial(self.records.enter_stage, execution_id, Stage.PACKAGE)
+                        later(partial(enter, Status.PENDING_RESULTS, update.progress))
                     else:
                         await self.records.update(execution_id, progress=update)
         except ReplicaDied as error:
@@ -273,5 +256,5 @@ class ExecutionSteps:
     async def keep_incomplete_results(
         self, execution_id: str, results: Manifest, progress: Progress
     ) -> None:
-        """Record results that are not what was asked for: they can be read although it fails."""
+        """Record results that fall short of the request: they can be read although it fails."""
         await shield(self.records.keep_incomplete_results(execution_id, results, progress))

@@ -38,17 +38,14 @@ class QueuedExecution(NamedTuple):
 
 
 class ConductorStore(ExecutionStore):
-    """An execution store with what only the Conductor does."""
+    """An execution store with the methods that only the Conductor uses.
+
+    Those with a fencing token raise `StaleConductor` if it is not the newest.
+    """
 
     @contextmanager
     def fenced(self, fence: int) -> Iterator[sa.Connection]:
-        """Open a write transaction for the Conductor with the newest fencing token.
-
-        Raises
-        ------
-        StaleConductor
-            If `fence` is not the newest.
-        """
+        """Open a write transaction for the Conductor with the newest fencing token."""
         with self.writing() as connection:
             newest = connection.scalar(sa.select(sa.func.max(conductors.c.fence)))
             if newest != fence:
@@ -86,13 +83,8 @@ class ConductorStore(ExecutionStore):
     def set_description(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
         """Record the description of a user's workflow."""
         with self.fenced(fence) as connection:
-            upsert(
-                connection,
-                descriptions,
-                "workflow",
-                workflow=workflow,
-                description=dict(description),
-            )
+            values = {"workflow": workflow, "description": dict(description)}
+            upsert(connection, descriptions, "workflow", **values)
 
     def claim_next(
         self, fence: int, full: Collection[str] = (), ending: Collection[str] = ()
@@ -150,11 +142,11 @@ class ConductorStore(ExecutionStore):
         return self._where(_IS_RUNNING)
 
     def cancel_requests(self) -> list[Execution]:
-        """Return the running executions that are to be cancelled."""
+        """Return the running executions whose cancellation was requested."""
         return self._where(executions.c.cancel_requested, _IS_RUNNING)
 
     def purge_requests(self) -> list[Execution]:
-        """Return the finished executions that are to be removed."""
+        """Return the finished executions whose removal was requested."""
         return self._where(executions.c.purge_requested)
 
     def _where(self, *conditions: sa.ColumnElement[bool]) -> list[Execution]:
@@ -177,8 +169,6 @@ class ConductorStore(ExecutionStore):
 
         Raises
         ------
-        StaleConductor
-            If another Conductor has taken over.
         IllegalTransition
             If the execution's status cannot become `status`.
         """
@@ -198,13 +188,7 @@ class ConductorStore(ExecutionStore):
             return update_execution(connection, execution, **values)
 
     def count_attempt(self, fence: int, execution_id: str) -> Execution:
-        """Count another attempt at a running execution, and return its record.
-
-        Raises
-        ------
-        StaleConductor
-            If another Conductor has taken over.
-        """
+        """Count another attempt at a running execution, and return its record."""
         with self.fenced(fence) as connection:
             execution = read_execution(connection, execution_id)
             return update_execution(connection, execution, retries=execution.retries + 1)
@@ -215,11 +199,9 @@ class ConductorStore(ExecutionStore):
             with suppress(ExecutionNotFound):  # purged meanwhile
                 execution = read_execution(connection, execution_id)
                 if execution.status == Status.FAILED and execution.results is None:
-                    connection.execute(
-                        sa.update(executions)
-                        .where(executions.c.execution_id == execution_id)
-                        .values(disk_usage.NO_USAGE)
-                    )
+                    row = executions.c.execution_id == execution_id
+                    update = sa.update(executions).where(row)
+                    connection.execute(update.values(disk_usage.NO_USAGE))
 
     def delete(self, fence: int, execution_id: str) -> None:
         """Delete an execution's row."""

@@ -1,4 +1,4 @@
-"""Opening the store's database, SQLite or PostgreSQL, and writing to it."""
+"""Opens the store's database, SQLite or PostgreSQL, and writes to it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _open_engine(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
-        # Threads that find SQLite's lock taken sleep longer and longer, up to 0.1 s; with this
-        # they wait only for each other.
+        # Threads that find SQLite's lock taken sleep for up to 0.1 s; with this lock they only wait
+        # for each other.
         self._write_lock: AbstractContextManager[Any] = (
             threading.Lock() if self.is_sqlite else nullcontext()
         )
@@ -45,8 +45,8 @@ class Database:
     def writing(self) -> Iterator[sa.Connection]:
         """Open a transaction that holds the write lock from its first statement.
 
-        SQLite's write lock comes with BEGIN IMMEDIATE, PostgreSQL's is an advisory lock. So a count
-        and an insert are one step for all processes.
+        SQLite's write lock comes with BEGIN IMMEDIATE, PostgreSQL's is an advisory lock. Thus a
+        count and an insert are atomic across processes.
         """
         with self._write_lock, self.engine.connect() as connection:
             connection = connection.execution_options(writing=True)

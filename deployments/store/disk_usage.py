@@ -1,9 +1,8 @@
-"""The disk usage of executions, as the store accounts for it without walking through folders.
+"""The disk usage of executions, which the store accounts for without walking through folders.
 
-An execution that is queued or running counts with the upper bound of what its plan needs. The
-unwritten part shrinks with its progress: the disk's free bytes, which already reflect what is
-written, minus all unwritten parts are what is left. Once an execution has results it counts with
-the size in its manifest.
+A queued or running execution counts with the upper bound of what its plan needs. Its unwritten part
+shrinks with its progress: what is left is the disk's free bytes minus all unwritten parts. Once an
+execution has results, it counts with the size in its manifest.
 """
 
 from __future__ import annotations
@@ -26,22 +25,17 @@ class Demand:
     needed: int
     """Upper bound; 0 if unknown."""
     free: int | None
-    """Bytes that results may still take of the disk; None if there is no disk to fill."""
+    """Bytes of the disk that results may still occupy; None if results are not on a disk."""
     quota: int | None = None
-    """Bytes that all results together may take; None for no bound."""
+    """Bytes that all results together may occupy; None for no bound."""
 
     def less(self, written: int) -> Demand:
-        """Return the demand of a result of which a part is written already."""
+        """Return the demand of a result that is partly written already."""
         return replace(self, needed=max(self.needed - written, 0))
 
 
 def check_fits(connection: sa.Connection, demand: Demand) -> None:
-    """Check that a result fits beside all that was accepted before.
-
-    Raises
-    ------
-    StorageFull
-    """
+    """Raise `StorageFull` unless a result fits beside everything that was accepted before."""
     left: list[int] = []
     if demand.free is not None:
         left.append(demand.free - _total(connection, _UNWRITTEN))
@@ -59,7 +53,7 @@ def check_fits(connection: sa.Connection, demand: Demand) -> None:
 
 
 def written_bytes(connection: sa.Connection, execution_id: str) -> int:
-    """Return the bytes that a failed execution still takes of the disk."""
+    """Return the bytes that a failed execution still occupies on the disk."""
     query = sa.select(executions.c.disk_bytes).where(executions.c.execution_id == execution_id)
     return int(connection.execute(query).scalar_one())
 

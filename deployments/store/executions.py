@@ -2,15 +2,16 @@
 
 All other writes are the Conductor's, see `deployments.store.conductor_view`.
 
-The table of executions is also the queue. Its bound, the position in it and the next claim are
-decided in transactions that take the write lock first, and so is whether results fit on the disk,
-see `deployments.store.disk_usage`.
+The table of executions is also the queue. Its bound, the position in it, the next claim and
+whether results fit on the disk (see `deployments.store.disk_usage`) are decided in transactions
+that take the write lock first.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -33,7 +34,7 @@ IDEMPOTENCY_WINDOW = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Idempotency:
-    """A client's Idempotency-Key with the digest of the body that it came with."""
+    """A client's Idempotency-Key with the digest of the request's body."""
 
     key: str
     body_digest: str
@@ -50,7 +51,10 @@ class Submitted:
 
 
 class ExecutionStore(ExecutionReader):
-    """Executions in a database."""
+    """Executions in a database.
+
+    Methods that request a change raise `ExecutionNotFound` if the workflow has no such execution.
+    """
 
     def submit(
         self,
@@ -70,11 +74,11 @@ class ExecutionStore(ExecutionReader):
         Raises
         ------
         StorageFull
-            If its result does not fit beside those that are kept or will be written.
+            If its result does not fit beside those that exist or will be written.
         QueueFull
             If `max_queued` executions are queued already.
         IdempotencyConflict
-            If the key came with another body within the last 24 hours.
+            If the key was used with another body in the last 24 hours.
         """
         with self.writing() as connection:
             if idempotency is not None:
@@ -101,18 +105,16 @@ class ExecutionStore(ExecutionReader):
         Raises
         ------
         IdempotencyConflict
-            If it came with another body.
+            If it was used with another body.
         """
         with self.engine.connect() as connection:
             return _replay(connection, workflow, idempotency)
 
     def request_cancel(self, workflow: str, execution_id: str) -> Execution:
-        """Ask for an execution to be cancelled; a queued one is cancelled here.
+        """Request the cancellation of an execution; a queued one is cancelled at once.
 
         Raises
         ------
-        ExecutionNotFound
-            If that workflow has no such execution.
         IllegalTransition
             If it has finished.
         """
@@ -133,12 +135,10 @@ class ExecutionStore(ExecutionReader):
             return update_execution(connection, execution, cancel_requested=True)
 
     def request_purge(self, workflow: str, execution_id: str) -> Execution:
-        """Ask for a finished execution to be removed with its results.
+        """Request the removal of a finished execution with its results.
 
         Raises
         ------
-        ExecutionNotFound
-            If that workflow has no such execution.
         IllegalTransition
             If it has not finished.
         """
@@ -151,12 +151,7 @@ class ExecutionStore(ExecutionReader):
             return update_execution(connection, execution, purge_requested=True)
 
     def request_retry(
-        self,
-        workflow: str,
-        execution_id: str,
-        *,
-        max_queued: int,
-        demand: Demand | None = None,
+        self, workflow: str, execution_id: str, *, max_queued: int, demand: Demand | None = None
     ) -> Execution:
         """Queue a failed execution again.
 
@@ -172,8 +167,6 @@ class ExecutionStore(ExecutionReader):
         ------
         StorageFull
             As `submit`.
-        ExecutionNotFound
-            If that workflow has no such execution.
         IllegalTransition
             If it has not failed, or is about to be removed.
         QueueFull
@@ -186,39 +179,30 @@ class ExecutionStore(ExecutionReader):
                 raise IllegalTransition(
                     f"only failed executions can be retried, and the execution is {state}"
                 )
-            packaged = execution.is_packaged
-            written = 0
-            if demand is not None and not packaged:
-                written = disk_usage.written_bytes(connection, execution_id)
-                disk_usage.check_fits(connection, demand.less(written))
+            computed_again: dict[str, Any] = {}
+            if not execution.is_packaged:
+                written = 0
+                if demand is not None:
+                    written = disk_usage.written_bytes(connection, execution_id)
+                    disk_usage.check_fits(connection, demand.less(written))
+                computed_again = dict.fromkeys(("stage", "progress", "results"))
+                computed_again |= disk_usage.reserve(demand, written)
             _check_queue(connection, max_queued)
             return update_execution(
                 connection,
                 execution,
                 status=Status.QUEUED,
-                stage=execution.stage if packaged else None,
-                progress=execution.progress.model_dump(mode="json")
-                if packaged and execution.progress
-                else None,
-                results=execution.results.model_dump(mode="json")
-                if packaged and execution.results
-                else None,
                 error_message=None,
                 started_at=None,
                 ended_at=None,
                 cancel_requested=False,
                 retries=execution.retries + 1,
-                **({} if packaged else disk_usage.reserve(demand, written)),
+                **computed_again,
             )
 
 
 def _check_queue(connection: sa.Connection, max_queued: int) -> int:
-    """Return the number of queued executions.
-
-    Raises
-    ------
-    QueueFull
-    """
+    """Return the number of queued executions; raises `QueueFull` at the limit."""
     queued: int = connection.execute(_COUNT_QUEUED).scalar_one()
     if queued >= max_queued:
         raise QueueFull(queued, max_queued)

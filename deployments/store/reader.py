@@ -28,8 +28,6 @@ class Readiness:
 class ExecutionReader(Database):
     """The queries of the execution store.
 
-    Notes
-    -----
     Methods are synchronous and thread-safe. On SQLite a read takes a fraction of a millisecond;
     from an event loop, call PostgreSQL in a thread.
     """
@@ -46,19 +44,14 @@ class ExecutionReader(Database):
             return read_execution(connection, execution_id, workflow)
 
     def read(self, execution_id: str) -> Execution:
-        """Return one execution of any workflow.
-
-        Raises
-        ------
-        ExecutionNotFound
-        """
+        """Return one execution of any workflow; raises `ExecutionNotFound`."""
         with self.engine.connect() as connection:
             return read_execution(connection, execution_id)
 
     def position(self, execution: Execution) -> int | None:
         """Return the number of queued executions ahead in the same workflow; None if not queued.
 
-        Those of other workflows do not delay it: each workflow has replicas of its own.
+        Those of other workflows do not delay it: each workflow has its own replicas.
         """
         with self.engine.connect() as connection:
             return queue_position(connection, execution)

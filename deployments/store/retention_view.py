@@ -23,18 +23,13 @@ from workflows.execution import FINISHED, Execution, Status
 
 
 class RetentionView:
-    """Expires executions, deletes their rows, and tells leftovers of crashes from other files.
-
-    Parameters
-    ----------
-    store : ConductorStore
-    """
+    """Expires executions, deletes their rows, and distinguishes leftovers from other files."""
 
     def __init__(self, store: ConductorStore) -> None:
         self._store = store
 
     def expirable(self, ended_before: datetime, limit: int) -> list[str]:
-        """Return the ids of executions that are to expire, in the order in which they ended."""
+        """Return the ids of executions that are to expire, in order of their end."""
         return self._ids(
             executions.c.status.in_([str(status) for status in FINISHED - {Status.EXPIRED}]),
             executions.c.ended_at < ended_before,

@@ -82,7 +82,7 @@ def update_execution(connection: sa.Connection, execution: Execution, **values: 
 
 
 def delete_executions(connection: sa.Connection, execution_ids: Sequence[str]) -> None:
-    """Delete rows, but remember their ids: files that are found later are known to be theirs."""
+    """Delete rows, but keep their ids, by which files that are found later are recognized."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     now = datetime.now(UTC)
     connection.execute(
