@@ -80,12 +80,8 @@ class ExecutionMetrics:
         )
         passed = execution.stage is not position.stage or execution.status == Status.COMPLETED
         if passed and position.stage is not None and position.since is not None:
-            self._recorder.observe(
-                STAGE_SECONDS,
-                now - position.since,
-                workflow=position.workflow,
-                stage=position.stage,
-            )
+            labels = {"workflow": position.workflow, "stage": position.stage}
+            self._recorder.observe(STAGE_SECONDS, now - position.since, **labels)
         if passed:
             position.stage, position.since = execution.stage, now
         if execution.status in FINISHED:
@@ -100,12 +96,8 @@ class ExecutionMetrics:
 
     def record_failure(self, execution: Execution, error: BaseException | None) -> None:
         """Record why an execution failed; None if its error was never recorded."""
-        self._recorder.add(
-            FAILURES,
-            workflow=execution.workflow,
-            stage=execution.stage or "none",
-            reason=_failure_reason(error),
-        )
+        stage, reason = execution.stage or "none", _failure_reason(error)
+        self._recorder.add(FAILURES, workflow=execution.workflow, stage=stage, reason=reason)
 
     def forget(self, execution_id: str) -> None:
         """Forget an execution that no longer runs in this process."""

@@ -35,12 +35,7 @@ MAX_REASON_LENGTH = 2000
 class Run:
     """One run: called in the class's thread, then delivered and closed in others.
 
-    Parameters
-    ----------
-    job : RunJob
-    options : CustomWorkflowOptions
-    worker_job : WorkerJob
-        The same job for `ModelWorker`, which stops it and counts its waits.
+    `ModelWorker` stops it, and counts its waits, through `worker_job`.
     """
 
     def __init__(self, job: RunJob, options: CustomWorkflowOptions, worker_job: WorkerJob) -> None:

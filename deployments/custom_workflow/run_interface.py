@@ -48,8 +48,6 @@ def attach_run(
 
     Parameters
     ----------
-    instance : object
-    execution_id : str
     folder : Path
         Becomes the result.
     report : callable

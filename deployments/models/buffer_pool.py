@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
+
 
 class BufferPool:
     """Arrays of one shape that are borrowed and released; thread-safe."""
@@ -20,9 +22,9 @@ class BufferPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._shape: tuple[int, ...] = ()
-        self._free: list[NDArray[np.float32]] = []
+        self._free: list[Floats] = []
 
-    def copy(self, fields: Any, variables: Sequence[int]) -> NDArray[np.float32]:
+    def copy(self, fields: Any, variables: Sequence[int]) -> Floats:
         """Return a copy of some variables, in memory of the pool.
 
         Parameters
@@ -44,14 +46,14 @@ class BufferPool:
                 torch.from_numpy(buffer[target]).copy_(fields[index].detach())
         return buffer
 
-    def release(self, buffer: NDArray[np.float32]) -> None:
+    def release(self, buffer: Floats) -> None:
         """Return an array to the pool; its contents may be overwritten from now on."""
         with self._lock:
             # A plan with another number of variables would never reuse it.
             if buffer.shape == self._shape:
                 self._free.append(buffer)
 
-    def _borrow(self, shape: tuple[int, ...], *, pinned: bool) -> NDArray[np.float32]:
+    def _borrow(self, shape: tuple[int, ...], *, pinned: bool) -> Floats:
         with self._lock:
             if shape != self._shape:
                 self._shape, self._free = shape, []
@@ -61,5 +63,5 @@ class BufferPool:
             return np.empty(shape, np.float32)
         import torch
 
-        buffer: NDArray[np.float32] = torch.empty(shape, pin_memory=True).numpy()
+        buffer: Floats = torch.empty(shape, pin_memory=True).numpy()
         return buffer

@@ -12,13 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
-from deployments.models.buffer_pool import BufferPool
+from deployments.models.buffer_pool import BufferPool, Floats
 from deployments.models.checkpointing import Checkpoints
 from deployments.models.fcn3_rollout import (
     check_coordinates,
@@ -52,8 +50,6 @@ from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
 
-Floats = NDArray[np.float32]
-
 
 @dataclass
 class LoadedModels:
@@ -69,13 +65,7 @@ class LoadedModels:
         return (self.fcn3,) if self.interpolation is None else (self.fcn3, self.interpolation)
 
     def require_interpolation(self) -> Any:
-        """Return the interpolation.
-
-        Raises
-        ------
-        ModelUnavailable
-            If it could not be loaded.
-        """
+        """Return the interpolation; raises `ModelUnavailable` if it could not be loaded."""
         if self.interpolation is None:
             reason = self.interpolation_failure or "it is not configured"
             raise ModelUnavailable(
@@ -152,13 +142,7 @@ class FCN3:
             offload(*models.on_gpu)
 
     async def check_readiness(self, name: str | None = None) -> ComponentStatus:
-        """Return whether a model can be used; retries a load that failed.
-
-        Parameters
-        ----------
-        name : str, optional
-            ``interpolation`` for the interpolation; FCN3 by default.
-        """
+        """Return whether FCN3, or the interpolation by its name, can be used; retries its load."""
         try:
             return Ready(origin=await self._origin(name))
         except ModelUnavailable as error:

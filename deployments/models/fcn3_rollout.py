@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.models.buffer_pool import BufferPool
+from deployments.models.buffer_pool import BufferPool, Floats
 from deployments.models.messages import ConditioningJob, MemberJob
 from deployments.models.state import UnusableCheckpoint, set_internal_state
 from deployments.results.checkpoint import Checkpoint
@@ -18,8 +18,6 @@ from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
 from workflows.grids import Grid
-
-Floats = NDArray[np.float32]
 
 
 def forecast(

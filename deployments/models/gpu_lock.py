@@ -51,10 +51,7 @@ class GpuLock:
     def computing(self, *models: Any, check: Callable[[], None]) -> Iterator[None]:
         """Wait for the lock, and hold it with the models on the GPU.
 
-        Parameters
-        ----------
-        check : callable
-            Called while the lock is held elsewhere; raises to stop the wait.
+        `check` is called while the lock is held elsewhere; it raises to stop the wait.
         """
         with self._held(check):
             try:

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
+from deployments.models.buffer_pool import Floats
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MemberJob, MemberProgress
 from deployments.models.write_window import WriteWindow
@@ -19,7 +18,6 @@ from deployments.runtime.busy_clock import Activity
 from deployments.runtime.worker import ModelWorker
 from deployments.runtime.worker_job import WorkerJob
 
-Floats = NDArray[np.float32]
 Rollout = Callable[[Any, WorkerJob], Generator[Floats]]
 """Called with the model and the job, in the model's thread; yields the fields of each step."""
 

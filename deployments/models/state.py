@@ -22,11 +22,8 @@ def supports_checkpoints(model: Any) -> bool:
 def internal_state(model: Any) -> dict[str, NDArray[Any]] | None:
     """Return what the next step of a model depends on besides its latest fields.
 
-    Returns
-    -------
-    dict or None
-        None if `supports_checkpoints` is false. It is true of Earth2Studio's FCN3 around makani's
-        network, and of models with methods `internal_state` and `set_internal_state`.
+    None if `supports_checkpoints` is false. It is true of Earth2Studio's FCN3 around makani's
+    network, and of models with methods `internal_state` and `set_internal_state`.
     """
     if hasattr(model, "internal_state"):
         return dict(model.internal_state())
@@ -42,10 +39,7 @@ def internal_state(model: Any) -> dict[str, NDArray[Any]] | None:
 def set_internal_state(model: Any, internal: Arrays) -> None:
     """Restore the internal state of a model whose iterator has just yielded its first fields.
 
-    Raises
-    ------
-    ValueError
-        If `supports_checkpoints` is false.
+    Raises `ValueError` if `supports_checkpoints` is false.
     """
     if hasattr(model, "internal_state"):
         model.set_internal_state(internal)

@@ -12,12 +12,11 @@ from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.initial_conditions.client import InitialConditionsClient
+from deployments.models.buffer_pool import Floats
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
@@ -36,7 +35,6 @@ from workflows.execution import Stage
 from workflows.readiness import ComponentStatus, NotReady, Ready
 from workflows.stormscope import VARIABLES
 
-Floats = NDArray[np.float32]
 Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
 
 MAX_READS = 10

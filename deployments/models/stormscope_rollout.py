@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.initial_conditions.client import Analysis
+from deployments.models.buffer_pool import Floats
 from deployments.models.fcn3_rollout import interpolation_coordinates
 from deployments.models.messages import NowcastJob
 from workflows.base import Conditioning, Plan
@@ -21,21 +22,13 @@ from workflows.execution import Stage
 from workflows.grids import Grid, LambertGrid
 from workflows.stormscope import CONDITIONING_VARIABLE
 
-Floats = NDArray[np.float32]
-
 POSITION_TOLERANCE = 1e-3
 """Degrees by which a model's points may differ from the coordinates of results."""
 
 
 @dataclass
 class Nowcaster:
-    """A model, and the grid that its input interpolator was built for.
-
-    Parameters
-    ----------
-    model : StormScopeGOES
-        Or a model with its interface.
-    """
+    """A StormScopeGOES, or a model with its interface, and the grid of its input interpolator."""
 
     model: Any
     input_grid: str | None = None
@@ -98,17 +91,12 @@ def _describe(name: str, coordinate: NDArray[np.float64]) -> str:
 
 
 def nowcast(
-    nowcaster: Nowcaster,
-    job: NowcastJob,
-    image: Analysis,
-    conditioning: Callable[[int], Floats],
+    nowcaster: Nowcaster, job: NowcastJob, image: Analysis, conditioning: Callable[[int], Floats]
 ) -> Generator[Floats]:
     """Roll out one member.
 
     Parameters
     ----------
-    image : Analysis
-        The satellite image.
     conditioning : callable
         Returns the field that conditions a step, shape (lat, lon).
 

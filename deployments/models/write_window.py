@@ -11,13 +11,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from deployments.models.buffer_pool import Floats
 from deployments.runtime.failures import retry_transient
 from deployments.runtime.retries import RetryPolicy
 
-Write = Callable[[int, NDArray[np.float32]], Awaitable[Any]]
+Write = Callable[[int, Floats], Awaitable[Any]]
 
 PACKAGER_CALL = RetryPolicy(attempts=5, initial_delay_s=0.5)
 
@@ -42,7 +40,7 @@ class WriteWindow:
         write: Write,
         size: int,
         retries: RetryPolicy = PACKAGER_CALL,
-        release: Callable[[NDArray[np.float32]], None] = lambda _: None,
+        release: Callable[[Floats], None] = lambda _: None,
         written: int = 0,
     ) -> None:
         self._write = write
@@ -55,13 +53,10 @@ class WriteWindow:
         self.written = written
         """Steps that are written."""
 
-    async def put(self, time_index: int, fields: NDArray[np.float32]) -> None:
+    async def put(self, time_index: int, fields: Floats) -> None:
         """Start to write a step; waits while the window is full.
 
-        Raises
-        ------
-        Exception
-            The failure of an earlier write.
+        Raises the failure of an earlier write.
         """
         await self._slots.acquire()
         if self._failure is not None:
@@ -91,7 +86,7 @@ class WriteWindow:
 
         self._deferred = asyncio.get_running_loop().create_task(write_after_steps())
 
-    async def _write_step(self, time_index: int, fields: NDArray[np.float32]) -> None:
+    async def _write_step(self, time_index: int, fields: Floats) -> None:
         try:
             write = partial(self._write, time_index, fields)
             await retry_transient(write, f"writing step {time_index}", self._retries)
@@ -103,13 +98,7 @@ class WriteWindow:
             self._slots.release()
 
     async def close(self) -> None:
-        """Wait until everything is written.
-
-        Raises
-        ------
-        Exception
-            The failure of a write.
-        """
+        """Wait until everything is written; raises the failure of a write."""
         while pending := self._pending():
             await asyncio.wait(pending)
         if self._failure is not None:

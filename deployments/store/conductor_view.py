@@ -124,18 +124,11 @@ class ConductorStore(ExecutionStore):
 
     def queued(self) -> list[QueuedExecution]:
         """Return the queue, longest wait first."""
-        query = (
-            sa.select(
-                executions.c.execution_id,
-                executions.c.workflow,
-                executions.c.created_at,
-                executions.c.retries,
-            )
-            .where(executions.c.status == Status.QUEUED)
-            .order_by(executions.c.number)
-        )
+        columns = [executions.c[name] for name in QueuedExecution._fields]
+        queued = sa.select(*columns).where(executions.c.status == Status.QUEUED)
         with self.engine.connect() as connection:
-            return [QueuedExecution(*row) for row in connection.execute(query)]
+            rows = connection.execute(queued.order_by(executions.c.number))
+            return [QueuedExecution(*row) for row in rows]
 
     def running(self) -> list[Execution]:
         """Return the executions that were claimed and have not finished."""

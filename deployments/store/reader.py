@@ -136,9 +136,8 @@ class ExecutionReader(Database):
     def conductor_heartbeat(self) -> datetime | None:
         """Return the time of the last heartbeat of a Conductor; None if there never was one."""
         with self.engine.connect() as connection:
-            heartbeat: datetime | None = connection.scalar(
-                sa.select(sa.func.max(conductors.c.heartbeat_at))
-            )
+            newest = sa.select(sa.func.max(conductors.c.heartbeat_at))
+            heartbeat: datetime | None = connection.scalar(newest)
             return heartbeat
 
     def readiness(self) -> dict[str, Readiness]:
