@@ -1,4 +1,4 @@
-"""Attempts at an execution: each is a DBOS workflow with records of its own."""
+"""Attempts at an execution: each is a DBOS workflow with its own records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dbos import DBOS
 from workflows.execution import Execution
 
 ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
-"""States of a DBOS workflow that does not run any more."""
+"""States of a DBOS workflow that no longer runs."""
 
 
 def attempt_id(execution: Execution, attempt: int | None = None) -> str:
@@ -24,7 +24,7 @@ def execution_id_of(attempt: str) -> str:
 
 
 async def remove_attempts(execution: Execution) -> None:
-    """Remove DBOS's records of all attempts at an execution, as far as they exist."""
+    """Remove DBOS's records of all attempts at an execution, if they exist."""
     for attempt in range(execution.retries + 1):
         workflow_id = attempt_id(execution, attempt)
         if await DBOS.get_workflow_status_async(workflow_id) is not None:
@@ -32,7 +32,7 @@ async def remove_attempts(execution: Execution) -> None:
 
 
 async def ended_attempts(offset: int, limit: int) -> Sequence[str]:
-    """Return the ids of attempts that do not run any more, oldest first."""
+    """Return the ids of attempts that no longer run, oldest first."""
     workflows = await DBOS.list_workflows_async(
         status=ENDED, offset=offset, limit=limit, load_input=False, load_output=False
     )

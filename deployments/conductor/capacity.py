@@ -11,7 +11,7 @@ from workflows.execution import Execution
 class WorkflowCapacity:
     """The executions that are claimed and have not ended, and what each workflow may still run.
 
-    An execution is listed from its claim on, a little before it begins.
+    An execution counts from its claim, slightly before it begins.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class WorkflowCapacity:
         self._workflows[execution.execution_id] = execution.workflow
 
     def release(self, execution_id: str) -> None:
-        """Stop counting an execution that needs no replica of its workflow any more."""
+        """Stop counting an execution that no longer needs a replica of its workflow."""
         self._workflows[execution_id] = None
         self._on_free()
 

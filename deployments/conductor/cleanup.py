@@ -18,7 +18,7 @@ logger = logging.getLogger("ray.serve")
 
 REMOVAL = RetryPolicy(attempts=4, initial_delay_s=0.5)
 CONCURRENT_WITHDRAWALS = 2
-"""Most of the uploader's calls are reserved for uploads."""
+"""Few, since the uploader's slots are meant for uploads."""
 SHORT_WAIT_S = 5.0
 TIMEOUT_S = 600.0
 """A million blobs take some minutes; an uploader that does not answer must not delay a retry."""

@@ -202,7 +202,7 @@ def _plan_of(execution: Execution) -> Plan | CustomPlan:
 
 
 def _reason(error: Exception) -> str:
-    """Return why an execution failed, in words for its client."""
+    """Return why an execution failed, as text for its client."""
     if isinstance(error, DBOSMaxStepRetriesExceeded):
         return f"{error.errors[-1]} (given up after {len(error.errors)} attempts)"
     return str(error) or type(error).__name__

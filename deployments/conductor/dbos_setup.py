@@ -1,4 +1,4 @@
-"""Launching DBOS, with its tables in the execution store's database.
+"""Launches DBOS, with its tables in the execution store's database.
 
 On SQLite they are in a file beside the store's, so that its commits and ours do not wait for each
 other.

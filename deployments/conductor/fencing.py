@@ -12,7 +12,7 @@ logger = logging.getLogger("ray.serve")
 def end_process(reason: str) -> NoReturn:
     """End this process at once; Serve starts a successor, which resumes what runs here.
 
-    An exception would not do: DBOS would record it as the outcome of a step or workflow.
+    An exception would not work: DBOS would record it as the outcome of a step or workflow.
     """
     logger.critical("ending this process: %s", reason)
     os._exit(1)

@@ -34,9 +34,9 @@ from workflows.errors import Earth2ServeError
 from workflows.execution import FINISHED, Execution, Stage, Status
 
 UNEXPECTED = "Unexpected"
-"""Reason of failures with an error that is not ours."""
+"""Reason for failures with an error that is not ours."""
 RECORD_LOST = "ServerStopped"
-"""Reason of failures whose error was never recorded."""
+"""Reason for failures whose error was never recorded."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ class ExecutionMetrics:
     def record_heartbeat(
         self, queued: Sequence[QueuedExecution], workflows: Collection[str]
     ) -> None:
-        """Count a heartbeat and set the gauges, also of `workflows` with nothing queued."""
+        """Count a heartbeat and set the gauges, including those of idle `workflows`."""
         now = self._now()
         self._recorder.add(BEATS)
         self._queued_since = {

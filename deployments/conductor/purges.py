@@ -30,7 +30,7 @@ class Purges:
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
 
     async def start_requested(self) -> None:
-        """Begin the purges that were requested, without waiting: a million files take long."""
+        """Begin the requested purges without waiting: removing a million files takes minutes."""
         for execution in await asyncio.to_thread(self.records.store.purge_requests):
             execution_id = execution.execution_id
             if execution_id not in self.context.active and execution_id not in self._tasks:

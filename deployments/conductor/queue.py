@@ -22,7 +22,7 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(eq=False)
 class ExecutionQueue:
-    """The queue in the execution store, as the Conductor that leads serves it."""
+    """The queue in the execution store, served by the leading Conductor."""
 
     records: ExecutionRecords
     context: ExecutionContext
@@ -43,7 +43,7 @@ class ExecutionQueue:
                 await self._start(execution)
             elif status.status in {"SUCCESS", "ERROR", "CANCELLED"}:
                 self.context.capacity.remove(execution_id)
-                # It may have been recovered, and have ended, a moment ago.
+                # It may have been recovered and have ended in the meantime.
                 current = await asyncio.to_thread(self.records.store.read, execution_id)
                 if current.status in FINISHED:
                     continue
@@ -62,7 +62,7 @@ class ExecutionQueue:
             # Saves a write lock. Executions of workflows that are not served fail a bit later.
             return False
         # A failed execution can be retried before its files are removed, here and in its container.
-        # It is claimed after that, or the removal would take what its next attempt writes.
+        # It is only claimed afterwards, or the removal would take what its next attempt writes.
         ending = {
             *self.context.capacity.execution_ids,
             *self.context.active,
@@ -109,7 +109,7 @@ class ExecutionQueue:
         await self._start(restarted)
 
     async def cancel_requested(self) -> None:
-        """Cancel the executions for which that was requested."""
+        """Cancel the executions whose cancellation was requested."""
         for execution in await asyncio.to_thread(self.records.store.cancel_requests):
             execution_id = execution.execution_id
             active = self.context.active.get(execution_id)

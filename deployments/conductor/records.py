@@ -1,4 +1,4 @@
-"""Writing the records of executions."""
+"""Reads and writes the records of executions."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Retention:
             logger.exception("housekeeping was interrupted, retrying later")
 
     async def expire(self) -> None:
-        """Expire executions whose time is over, and delete rows that expired long ago."""
+        """Expire executions that are old enough, and delete rows that expired long ago."""
         await _in_batches(self._expire_batch)
         await _in_batches(self._delete_batch)
 
@@ -125,7 +125,7 @@ class Retention:
         started = datetime.now(UTC)
         await self._sweep_folders()
         await self._sweep_attempts()
-        # This sweep has looked for the folders of each of these ids.
+        # This sweep has searched for the folders of all these ids.
         await self.records.write(self.view.delete_ids, started - KEEP_DELETED_IDS)
 
     async def _sweep_folders(self) -> None:
@@ -213,7 +213,7 @@ class Retention:
 
 
 async def _in_batches(batch: Callable[[], Awaitable[int]]) -> None:
-    """Repeat a call until it deals with less than a full batch."""
+    """Repeat a call until it processes less than a full batch."""
     while True:
         if await batch() < BATCH:
             return

@@ -46,8 +46,8 @@ def _recorded(policy: RetryPolicy) -> Callable[[AsyncFunction[P, R]], AsyncFunct
 recorded_step = _recorded(STEP)
 """Make a function a step whose outcome is recorded: once it has ended it is not run again.
 
-Six attempts take over half a minute. With four, one of 38 executions failed that shared its machine
-with a hundred kills (tests/chaos). A step that itself kills its replica fails after as many.
+Six attempts take over half a minute. With four, one of 38 executions failed on a machine where a
+hundred processes were killed (tests/chaos). A step that kills its replica fails after six, too.
 """
 recorded_delivery = _recorded(replace(STEP, attempts=5))
 """The same for deliveries: within each attempt, the client already retries on its own."""

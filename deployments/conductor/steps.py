@@ -139,8 +139,8 @@ class ExecutionSteps:
         self, execution_id: str, plan: Plan, member: int, satellite_image: str
     ) -> None:
         """Compute one ensemble member of a nowcast while its conditioning fields are computed."""
-        # Before a slot is asked for: a model that waits could work for others, and the forecast
-        # that it waits for has a slot of its own by then.
+        # Before a slot is requested: a waiting model could work for others, and the forecast that
+        # it waits for has its own slot by then.
         all_conditioned = await self.progress.wait_for_conditioning(
             execution_id, plan, plan.conditioned_by(member)
         )
@@ -230,7 +230,7 @@ class ExecutionSteps:
 
     @recorded_user_code
     async def run_user_class(self, execution_id: str, plan: CustomPlan) -> RunResult:
-        """Run a user's workflow class; at the end its results are in their place."""
+        """Run a user's workflow class; at the end its results are in place."""
         job = RunJob(execution_id=execution_id, plan=plan, fence=self.calls.fence)
         result: RunResult | None = None
         try:

@@ -21,7 +21,7 @@ def as_list(given: Any) -> list[Any]:
 
 
 def to_numpy(tensor: Any) -> NDArray[Any]:
-    """Return a tensor's values, on whatever device, as a NumPy array."""
+    """Return a tensor's values, from any device, as a NumPy array."""
     if isinstance(tensor, (np.ndarray, np.generic)):
         return np.asarray(tensor)
     import torch
@@ -33,7 +33,7 @@ def to_numpy(tensor: Any) -> NDArray[Any]:
 
 
 def copy_to(memory: NDArray[Any], tensor: Any) -> None:
-    """Copy a tensor, on whatever device, into memory of the host."""
+    """Copy a tensor from any device into memory of the host."""
     if isinstance(tensor, np.ndarray):
         np.copyto(memory, tensor)
         return

@@ -1,7 +1,7 @@
 """What a user's workflow writes into: an Earth2Studio IOBackend that accounts for its output.
 
 `add_array` and `write` behave as in Earth2Studio's ``ZarrBackend`` and ``NetCDF4Backend``, and
-``isinstance`` takes an output for one of them (see `run_output.as_backend`). In addition
+an output is an instance of one of them (see `run_output.as_backend`). In addition
 
 - arrays are NaN where nothing was written, and `Output.coverage` knows what was written;
 - the size of the output is bounded;
@@ -40,7 +40,7 @@ class OutputTooLarge(ValueError):
 
 
 class Output(ABC):
-    """An IOBackend in a folder of its own; used by one thread, the workflow's.
+    """An IOBackend in its own folder; used by one thread, the workflow's.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The account of what a user's workflow has written of the arrays that it added.
+"""Accounts for how much a user's workflow has written of the arrays that it added.
 
 It counts chunks, to distinguish a workflow that returned early from a complete one, and one that
 wrote nothing but NaN from one with values.
@@ -129,7 +129,7 @@ class Coverage:
         )
 
     def shortcoming(self) -> str | None:
-        """Return why the output is not what the workflow announced, in words; None if it is."""
+        """Return why the output is not what the workflow announced, as text; None if it is."""
         missing = self.missing()
         if missing:
             return f"the workflow ended early: {'; '.join(missing[:5])}"
@@ -138,7 +138,7 @@ class Coverage:
         return None
 
     def missing(self) -> list[str]:
-        """Return how much of each array was added but not written, in words."""
+        """Return how much of each array was added but not written, as text."""
         return [
             f"{each.n_chunks - len(each.written)} of {each.n_chunks} parts of {each.name} were not "
             "written"

@@ -23,7 +23,7 @@ from deployments.custom_workflow.coverage import Index, OutputArray, Selection
 from deployments.results.work import StoredObject
 
 _NO_CACHE_BYTES = 1
-"""Size of a chunk cache into which nothing fits; netCDF reads zero as its default."""
+"""Size of a chunk cache that is too small for any chunk; netCDF reads 0 as its default."""
 
 
 class NetCDFOutput(Output):

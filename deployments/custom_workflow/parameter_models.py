@@ -21,8 +21,6 @@ def parameter_model(
 
     Parameters
     ----------
-    owner : type
-        The user's class.
     attribute : str
         Where the class may have a model of its own.
     method : str
@@ -33,7 +31,7 @@ def parameter_model(
     Raises
     ------
     TypeError
-        If pydantic cannot have a field with the name of a parameter.
+        If the name of a parameter cannot name a pydantic field.
     """
     own = getattr(owner, attribute, None)
     if inspect.isclass(own) and issubclass(own, BaseModel):
@@ -76,7 +74,7 @@ def _resolve_hints(function: Any, names: Collection[str]) -> dict[str, Any]:
 
 
 def calls_user_validators(schema: Any) -> bool:
-    """Return whether a pydantic core schema calls validators of the user's, at any depth."""
+    """Return whether a pydantic core schema calls the user's validators, at any depth."""
     pending = [schema]
     while pending:
         match pending.pop():

@@ -19,7 +19,7 @@ MAX_STEPS = 2**53
 
 
 def bounded_text(value: Any) -> str:
-    """Return a text short enough for every status answer; what UTF-8 cannot hold is replaced."""
+    """Return text short enough for a status; replaces what UTF-8 cannot encode."""
     return sanitize(str(value)[:MAX_MESSAGE_LENGTH])
 
 

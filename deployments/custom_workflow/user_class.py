@@ -83,13 +83,7 @@ class UserClass:
         )
 
     def create(self, config: Mapping[str, Any]) -> Any:
-        """Create an instance.
-
-        Raises
-        ------
-        InvalidConfig
-            If the constructor does not accept the config.
-        """
+        """Create an instance; raises `InvalidConfig` if the constructor refuses the config."""
         try:
             checked = self._config.model_validate(dict(config))
         except ValidationError as error:
@@ -110,12 +104,9 @@ class UserClass:
         return []
 
     def validated(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Check parameters as the class does and return the keyword arguments of a call.
+        """Check parameters as the class does, and return the keyword arguments of a call.
 
-        Raises
-        ------
-        Exception
-            Whatever the class raises.
+        Raises what the class raises.
         """
         own = getattr(self.type, "validate_parameters", None)
         checked = guard_user_code(partial(own or self._parameters.model_validate, dict(parameters)))
@@ -131,13 +122,7 @@ class UserClass:
 
 
 def guard_user_code(call: Callable[[], R]) -> R:
-    """Call user code; exceptions that would end the process become errors.
-
-    Raises
-    ------
-    Exception
-        What the call raises; `RuntimeError` in place of ``SystemExit`` and the like.
-    """
+    """Call user code; ``SystemExit`` and other non-errors become `RuntimeError`."""
     try:
         return call()
     except Exception:

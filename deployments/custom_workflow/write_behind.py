@@ -98,13 +98,7 @@ class WriteBehind:
         self._queues[crc32(key.encode()) % len(self._queues)].put((lambda: write(copy), memory))
 
     def flush(self) -> None:
-        """Wait until everything is written.
-
-        Raises
-        ------
-        Exception
-            The error of a write, or what `check` raises.
-        """
+        """Wait until everything is written; raises the error of a write, or as `check` does."""
         with self._changed:
             while self._pending:
                 self._wait()

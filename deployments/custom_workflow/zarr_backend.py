@@ -137,7 +137,7 @@ class ZarrOutput(Output):
     def _write_file(self, array: OutputArray, index: Index, values: NDArray[Any]) -> None:
         key = ".".join(["c", *map(str, index)])
         path = self.path / array.name / key
-        # Buffered: on a full disk an unbuffered write stores a part and reports it by its result.
+        # Buffered: on a full disk an unbuffered write stores a part and only returns its size.
         with path.open("wb") as file:
             file.write(values.data)
         written = StoredObject(key, values.nbytes, hashlib.sha256(values.data).hexdigest())

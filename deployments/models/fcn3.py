@@ -161,14 +161,14 @@ class FCN3:
     async def forecast_member(self, job: MemberJob) -> AsyncGenerator[MemberProgress]:
         """Compute a member, and yield how many of its steps are written.
 
-        The same plan, member and initial conditions yield the same arrays, whatever ran before.
+        The same plan, member and initial conditions always yield the same arrays.
 
         Raises
         ------
         StaleConductor
             If a newer Conductor has called.
         ExecutionCancelled
-            If the caller went away; the thread has stopped by then.
+            If the call was cancelled; the thread has stopped by then.
         TransientFailure
             If the model cannot resume from its checkpoint. The checkpoint is removed, so the next
             attempt starts from the beginning.
@@ -197,7 +197,7 @@ class FCN3:
                 async for progress in updates:
                     yield progress
         except UnusableCheckpoint as error:
-            # If it stayed, every attempt would end like this one.
+            # Otherwise every attempt would fail like this one.
             await checkpoints.remove()
             raise TransientFailure(
                 Stage.INFERENCE,

@@ -99,7 +99,7 @@ def conditioning_fields(
     Yields
     ------
     ndarray, shape (lat, lon)
-        The field that conditions each step, as `interpolation_coordinates` has it. A copy.
+        The field that conditions each step, on `interpolation_coordinates`. A copy.
     """
     conditioning = cast(Conditioning, job.plan.conditioning)
     seed = conditioning.seeds[job.member]
@@ -156,7 +156,7 @@ def _as_model_input(model: Any, state: Floats) -> Any:
 
 
 def check_coordinates(model: Any, grid: Grid, input_variables: tuple[str, ...]) -> None:
-    """Check that a model has the variables and the grid that plans are made with.
+    """Check that a model has the variables and the grid that plans use.
 
     Raises
     ------

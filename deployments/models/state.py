@@ -1,4 +1,4 @@
-"""The state of a model that its output fields do not contain: read it, and restore it."""
+"""Reads and restores the state of a model that its output fields do not contain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def internal_state(model: Any) -> dict[str, NDArray[Any]] | None:
     preprocessor = _preprocessor(model)
     if preprocessor is None:
         return None
-    # makani's noise is a process in time that draws from generators of its own.
+    # makani's noise is a process in time with its own generators.
     generators = dict(zip(("cpu", "gpu"), preprocessor.get_internal_state(), strict=True))
     arrays = {"noise": model._get_internal_state(0, 0), **generators}
     return {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
@@ -52,7 +52,7 @@ def set_internal_state(model: Any, internal: Arrays) -> None:
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in internal.items()}
     preprocessor.set_internal_state((tensors.get("cpu"), tensors.get("gpu")))
     if "noise" in tensors:
-        # This copies into the network's buffer on its device; the next call into the iterator.
+        # This copies into the network's buffer on its device; the next call, into the iterator.
         preprocessor.set_internal_state(tensors["noise"])
         model._set_internal_state(0, 0)
 

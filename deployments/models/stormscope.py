@@ -38,7 +38,7 @@ from workflows.stormscope import VARIABLES
 Fetch = Callable[[int], Coroutine[Any, Any, Floats]]
 
 MAX_READS = 10
-"""Reads of a field that was written, half a second each: a shared disk may show a file late."""
+"""Attempts to read a field that exists, 0.5 s each: a shared disk may show a file late."""
 
 
 @serve.deployment(
@@ -91,7 +91,7 @@ class StormScope:
         """Compute a member, and yield how many of its steps are written.
 
         Each step waits for the field that conditions it. The same plan, member, image and fields
-        yield the same arrays, whatever ran before.
+        always yield the same arrays.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class StormScope:
         StageFailed
             If the satellite image has gaps, or a conditioning field is lost.
         ExecutionCancelled
-            If the caller went away; the thread has stopped by then.
+            If the call was cancelled; the thread has stopped by then.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""How the thread of a model spends its time: the measure of how busy a GPU is kept."""
+"""Measures how the thread of a model spends its time, and so how busy its GPU is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Activity(StrEnum):
     LOADING = "loading"
     """It loads the model."""
     BUSY = "busy"
-    """It computes, copies to and from the GPU included."""
+    """It computes, including copies to and from the GPU."""
     WRITING = "writing"
     """It waits until earlier steps are written: the window is full."""
     CONDITIONING = "conditioning"
@@ -68,7 +68,7 @@ class BusyClock:
             self._switch(previous)
 
     def tick(self) -> None:
-        """Count the current activity up to now: it may last for minutes."""
+        """Count the current activity up to now, since it may last for minutes."""
         self._switch(None)
 
     def steps(self, steps: Iterable[T], work: str) -> Iterator[T]:

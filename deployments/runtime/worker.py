@@ -74,7 +74,7 @@ class ModelWorker:
 
     @property
     def failure(self) -> str | None:
-        """Why the model could not be loaded; None if it is loaded, or was never tried."""
+        """Why the model could not be loaded; None if it is loaded, or not yet tried."""
         return self._failure and f"{self._kind} {self._name} could not be loaded: {self._failure}"
 
     @property

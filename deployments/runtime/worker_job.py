@@ -24,7 +24,7 @@ class WorkerJob:
         self.fence = fence
         """Fencing token of the Conductor that asked for the job."""
         self.during: Callable[[Activity], AbstractContextManager[None]] = lambda _: nullcontext()
-        """Counts the time of a block as another activity than that around it."""
+        """Counts the time of a block as another activity than the surrounding one."""
         self.progress: Callable[[], Any] = lambda: None
         """Returns the current progress."""
         self.done = False

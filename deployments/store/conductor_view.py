@@ -187,7 +187,7 @@ class ConductorStore(ExecutionStore):
             return update_execution(connection, execution, retries=execution.retries + 1)
 
     def mark_files_removed(self, fence: int, execution_id: str) -> None:
-        """Record that a failed execution has no files any more, unless it is being retried."""
+        """Record that a failed execution no longer has files, unless it is being retried."""
         with self.fenced(fence) as connection:
             with suppress(ExecutionNotFound):  # purged meanwhile
                 execution = read_execution(connection, execution_id)

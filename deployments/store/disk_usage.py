@@ -1,8 +1,9 @@
 """The disk usage of executions, which the store accounts for without walking through folders.
 
 A queued or running execution counts with the upper bound of what its plan needs. Its unwritten part
-shrinks with its progress: what is left is the disk's free bytes minus all unwritten parts. Once an
-execution has results, it counts with the size in its manifest.
+shrinks with its progress. What is left is the disk's free bytes, which already reflect what is
+written, minus all unwritten parts. Once an execution has results, it counts with the size in its
+manifest.
 """
 
 from __future__ import annotations

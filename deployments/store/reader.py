@@ -1,4 +1,4 @@
-"""Reading the execution store."""
+"""Queries of the execution store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Readiness:
 
 
 class ExecutionReader(Database):
-    """The queries of the execution store.
+    """Reads executions, readiness and descriptions.
 
     Methods are synchronous and thread-safe. On SQLite a read takes a fraction of a millisecond;
     from an event loop, call PostgreSQL in a thread.

@@ -1,4 +1,4 @@
-"""Reading, updating and deleting rows of executions within a transaction."""
+"""Reads, updates and deletes rows of executions within a transaction."""
 
 from __future__ import annotations
 
