@@ -37,10 +37,7 @@ PROGRESS_FIELDS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def attach_run(
-    instance: Any,
-    execution_id: str,
-    folder: Path,
-    report: Callable[[Mapping[str, Any]], None],
+    instance: Any, execution_id: str, folder: Path, report: Callable[[Mapping[str, Any]], None]
 ) -> None:
     """Set on an instance what a running class may use: its id, its folder and progress reports.
 

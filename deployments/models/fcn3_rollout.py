@@ -78,11 +78,7 @@ def forecast(
 
 
 def conditioning_fields(
-    model: Any,
-    interpolation: Any,
-    job: ConditioningJob,
-    state: Floats,
-    check: Callable[[], None],
+    model: Any, interpolation: Any, job: ConditioningJob, state: Floats, check: Callable[[], None]
 ) -> Generator[Floats]:
     """Roll out one member hour by hour, up to the last hour that conditions a step of the plan.
 

@@ -141,10 +141,7 @@ class ModelWorker:
             self._running.stop()
 
     async def run(
-        self,
-        job: WorkerJob,
-        work: Callable[[Any], None],
-        finish: Callable[[], Any] | None = None,
+        self, job: WorkerJob, work: Callable[[Any], None], finish: Callable[[], Any] | None = None
     ) -> AsyncGenerator[Any]:
         """Run a job in the model's thread, and yield its progress until it ends.
 

@@ -70,10 +70,7 @@ NO_USAGE: dict[str, Any] = {"disk_bytes": 0, "unwritten_bytes": 0}
 
 
 def after_update(
-    execution: Execution,
-    status: Status | None,
-    progress: Progress | None,
-    results: Manifest | None,
+    execution: Execution, status: Status | None, progress: Progress | None, results: Manifest | None
 ) -> dict[str, Any]:
     """Return the columns that change with an update of an execution."""
     if status == Status.CANCELLED:

@@ -70,8 +70,7 @@ class RetentionView:
             connection.execute(
                 sa.update(executions)
                 .where(
-                    executions.c.execution_id == execution_id,
-                    executions.c.status == Status.EXPIRED,
+                    executions.c.execution_id == execution_id, executions.c.status == Status.EXPIRED
                 )
                 .values(removed_at=datetime.now(UTC), **NO_USAGE)
             )
