@@ -94,7 +94,7 @@ class ExecutionContext:
             raise
         except sa.exc.OperationalError as error:
             # Not a failure of the execution, which would not be resumed if it were recorded as one.
-            end_process(f"the execution store is away: {error.orig}")
+            end_process(f"the execution store is unavailable: {error.orig}")
         except Exception as error:
             _log_failure(execution_id, error)
             await shield(self.end_failed(execution_id, _reason(error), error))
@@ -151,7 +151,7 @@ class ExecutionContext:
     async def mark_completed(
         self, execution_id: str, results: Manifest, progress: Progress | None
     ) -> None:
-        """Record the results and the end of an execution; a cancel after this comes too late.
+        """Record the results and the end of an execution; a later cancel has no effect.
 
         Not a recorded step: the execution's own record says that this was done.
         """

@@ -1,6 +1,6 @@
 """Removes expired executions, and what crashes have left behind.
 
-An execution is first marked as expired, so that no client is offered its results any more. Then its
+An execution is first marked as expired, so that clients are no longer offered its results. Then its
 files and DBOS's records are removed, and finally its row is marked as the only thing left. Every
 part can be repeated: if this process is killed in between, its successor continues.
 """

@@ -74,7 +74,7 @@ def after_update(
 ) -> dict[str, Any]:
     """Return the columns that change with an update of an execution."""
     if status == Status.CANCELLED:
-        # Results that were complete are removed as well, and must not be offered any more.
+        # Complete results are removed as well, and must no longer be offered.
         return {**NO_USAGE, "results": None}
     if results is not None:
         return {"disk_bytes": results.bytes, "unwritten_bytes": 0}

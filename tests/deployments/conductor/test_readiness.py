@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> CountingStore:
 
 
 class Replica:
-    """Stands in for the handle of a deployment; answers in turn, the last answer for ever."""
+    """Stands in for the handle of a deployment; answers in turn, and repeats the last answer."""
 
     def __init__(self, *answers: ComponentStatus | Exception) -> None:
         self._answers = list(answers)

@@ -66,7 +66,7 @@ async def test_a_caller_that_goes_away_releases_the_model_while_writes_are_stuck
     else:
         assert (await anext(updates)).written == 0
         await updates.aclose()
-    # None of its steps is written any more, and the model is free.
+    # None of its steps is written after that, and the model is free.
     packager.gate.set()
     assert (await outcome(replica.forecast_member(member_job(analysis, member=1))))[-1] == 5
     assert {member for member, _ in packager.steps} == {1}
