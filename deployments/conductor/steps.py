@@ -85,10 +85,8 @@ class ExecutionSteps:
     @recorded_step
     async def fetch_initial_conditions(self, execution_id: str, plan: Plan | Conditioning) -> str:
         """Fetch the analysed state at the start and return the path of its file."""
-        stage, deployment = Stage.INITIAL_CONDITIONS, "initial_conditions"
-        path: str = await self.calls.call(
-            stage, deployment, "fetch", plan, execution_id, fenced=False
-        )
+        call = partial(self.calls.call, Stage.INITIAL_CONDITIONS, "initial_conditions")
+        path: str = await call("fetch", plan, execution_id, fenced=False)
         return path
 
     @recorded_step

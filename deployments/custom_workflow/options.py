@@ -37,7 +37,6 @@ class CustomWorkflowOptions(CustomWorkflowConfig):
     """Options of a CustomWorkflow replica."""
 
     name: str
-    """Name of the workflow."""
     name_is_given: bool
     """Whether the settings name it; otherwise the class must have the same name."""
     storage: StorageOptions

@@ -51,7 +51,6 @@ class WriteWindow:
         self._failure: BaseException | None = None
         self._deferred: asyncio.Task[None] | None = None
         self.written = written
-        """Steps that are written."""
 
     async def put(self, time_index: int, fields: Floats) -> None:
         """Start to write a step; waits while the window is full.
