@@ -46,7 +46,7 @@ BUILT_IN = cast(Catalogue, WORKFLOWS)  # all take both grids, which their base d
 def create_app(
     options: IngressOptions,
     store: ExecutionStore,
-    nudge: Nudge | None = None,
+    nudge: Nudge,
     validators: Mapping[str, Validate] = MappingProxyType({}),
     catalogue: Catalogue = BUILT_IN,
     sign: Sign | None = None,
@@ -58,7 +58,7 @@ def create_app(
     ----------
     store : ExecutionStore
         The caller closes it.
-    nudge : callable, optional
+    nudge : callable
         Asks the Conductor to look at the queue. Requests neither wait for it nor fail with it.
     validators : mapping, optional
         For each custom workflow, the call that validates parameters in its replica.
@@ -73,7 +73,6 @@ def create_app(
     MalformedTokensFile
         If the tokens file is unusable.
     """
-    nudger = Nudger(nudge)
     storage = options.storage
     blob = storage.blob
     if blob is not None:
@@ -92,7 +91,7 @@ def create_app(
         changes=changes,
         results=DiskResults(storage.results_dir) if blob is None else BlobResults(blob),
         sign=sign if options.signed_url_s else None,
-        nudge=nudger,
+        nudge=Nudger(nudge),
         metrics=metrics,
     )
 

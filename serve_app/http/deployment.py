@@ -33,7 +33,7 @@ class Ingress:
     options : IngressOptions
     conductor : DeploymentHandle
         Has ``nudge()``.
-    custom : dict of str to DeploymentHandle, optional
+    custom : dict of str to DeploymentHandle
         Custom workflows by name, each with ``validate(parameters)``.
     blob_uploader : DeploymentHandle, optional
         Has ``sign(container, workflow, execution_id, lifetime_s)``.
@@ -43,12 +43,12 @@ class Ingress:
         self,
         options: IngressOptions,
         conductor: DeploymentHandle[Any],
-        custom: dict[str, DeploymentHandle[Any]] | None = None,
+        custom: dict[str, DeploymentHandle[Any]],
         blob_uploader: DeploymentHandle[Any] | None = None,
     ) -> None:
         hide_gpus()
         self._options = options
-        self._custom = custom or {}
+        self._custom = custom
         self._conductor = conductor
         self._blob_uploader = blob_uploader
         self._store = ExecutionStore(options.store_url)

@@ -17,31 +17,24 @@ class Nudger:
 
     Nudges requested during a call are merged into a single call after it: the Conductor only has
     to look once after the last of them.
-
-    Parameters
-    ----------
-    nudge : callable, optional
-        None makes every nudge a no-op.
     """
 
-    def __init__(self, nudge: Nudge | None) -> None:
+    def __init__(self, nudge: Nudge) -> None:
         self._nudge = nudge
         self._task: asyncio.Task[None] | None = None
         self._requested = False
 
     def __call__(self) -> None:
         """Request a nudge; return at once."""
-        if self._nudge is None:
-            return
         self._requested = True
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._send(self._nudge), name="nudge")
+            self._task = asyncio.create_task(self._send(), name="nudge")
 
-    async def _send(self, nudge: Nudge) -> None:
+    async def _send(self) -> None:
         while self._requested:
             self._requested = False
             try:
-                await nudge()
+                await self._nudge()
             except Exception as error:
                 # The Conductor also polls the queue, so a lost nudge only causes a delay.
                 logger.warning("could not nudge the Conductor: %r", error)

@@ -101,6 +101,10 @@ class Service:
 Serve = Callable[..., Service]
 
 
+async def no_nudge() -> None:
+    """Do nothing, like a Conductor that looks at the queue only when it polls."""
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[ConductorStore]:
     store = ConductorStore(f"sqlite:///{tmp_path}/store.db")
@@ -114,7 +118,7 @@ async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
     made: list[Service] = []
 
     def make(
-        nudge: Callable[[], Awaitable[None]] | None = None,
+        nudge: Callable[[], Awaitable[None]] = no_nudge,
         catalogue: dict[str, Any] | None = None,
         metrics: Recorder = RAY,
         **changes: Any,

@@ -7,7 +7,7 @@ import pytest
 from deployments.store.conductor_view import ConductorStore
 from serve_app.http.create_app import create_app
 from serve_app.http.options import IngressOptions
-from tests.serve_app.conftest import URL, WORKFLOW, Service
+from tests.serve_app.conftest import URL, WORKFLOW, Service, no_nudge
 
 
 async def test_submits_and_cancellations_nudge_the_conductor(serve):
@@ -72,7 +72,7 @@ async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
         exposed=(WORKFLOW,),
         limits={"max_output_gb": 1000.0},
     )
-    service = Service(create_app(options, store), options, store)
+    service = Service(create_app(options, store, no_nudge), options, store)
     execution_id = await service.submit(n_samples=1, n_steps=1)
     second = await service.submit(n_samples=1, n_steps=1)
     waiting = asyncio.create_task(service.client.get(f"{URL}/{second}/status?wait=10"))

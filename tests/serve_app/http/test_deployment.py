@@ -23,7 +23,7 @@ async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, mo
     assert Ingress.name == "Ingress"
     kind = Ingress.func_or_class
     replica = kind.__new__(kind)
-    await replica.__init__(options, None)
+    await replica.__init__(options, None, {})
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert isinstance(replica.__serve_build_asgi_app__(), FastAPI)
 

@@ -19,7 +19,7 @@ from serve_app.http.context import Context
 from serve_app.http.create_app import create_app
 from serve_app.http.json_body import parse_submit
 from serve_app.http.options import IngressOptions
-from tests.serve_app.conftest import WORKFLOW, Conductor
+from tests.serve_app.conftest import WORKFLOW, Conductor, no_nudge
 from workflows.execution import Status
 
 load_all_checks()
@@ -42,7 +42,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
         limits={"max_output_gb": 1.0},
         queue={"max_size": 20},
     )
-    app = create_app(options, store)
+    app = create_app(options, store, no_nudge)
     context: Context = app.state.context
     conductor = Conductor(store)
     for state in STATES:

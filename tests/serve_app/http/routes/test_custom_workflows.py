@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.http.create_app import create_app
 from serve_app.http.options import IngressOptions
 from serve_app.http.schemas import ListBody, StatusBody, SubmitBody, WorkflowsBody
-from tests.serve_app.conftest import WORKFLOW, Service
+from tests.serve_app.conftest import WORKFLOW, Service, no_nudge
 from tests.serve_app.http.routes.test_workflows import locations
 from workflows.custom import CustomPlan
 from workflows.errors import ModelUnavailable, Problem
@@ -77,7 +77,7 @@ async def serve_storms(store, tmp_path):
             }
         )
         validators = {} if validator is None else {"storms": validator}
-        app = create_app(options, store, validators=validators)
+        app = create_app(options, store, no_nudge, validators=validators)
         made.append(Storms(app, options, store))
         return made[-1]
 

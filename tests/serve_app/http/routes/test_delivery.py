@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.http.create_app import create_app
 from serve_app.http.schemas import StatusBody
-from tests.serve_app.conftest import URL, WORKFLOW, Service
+from tests.serve_app.conftest import URL, WORKFLOW, Service, no_nudge
 from workflows.delivery import DeliveryRules, parse_container
 from workflows.execution import Stage, Status
 from workflows.manifest import Manifest, UploadTotals
@@ -133,7 +133,7 @@ async def test_a_signed_link_is_in_the_response_but_not_in_the_store(serve, stor
             raise RuntimeError("the BlobUploader is not available")
         return f"{DATA}/x?sig=secret"
 
-    app = create_app(service.options, store, sign=sign)
+    app = create_app(service.options, store, no_nudge, sign=sign)
     signing = Service(app, service.options, store)
     response = await submit(signing, container_url=DATA)
     execution_id = response.json()["execution_id"]
