@@ -1,1 +1,1 @@
-"""What every process uses, such as log context, metrics and retries; knows no deployment."""
+"""What deployments share, such as log context, metrics, retries and workers; knows none of them."""
