@@ -16,7 +16,7 @@ from deployments.runtime.busy_clock import Activity
 from deployments.runtime.metrics import MODEL_STEP_SECONDS
 from deployments.runtime.worker import ModelWorker
 from deployments.runtime.worker_job import WorkerJob
-from tests.deployments.models.test_busy_clock import seconds_by_activity
+from tests.deployments.runtime.test_busy_clock import seconds_by_activity
 from tests.measured import Measured
 
 STEP_S = 0.05
