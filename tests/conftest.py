@@ -10,13 +10,13 @@ import sqlalchemy as sa
 
 from serve_app import ports
 from serve_app.__main__ import ENVIRONMENT
+from tests import ray_cluster
 from tests.emulators.azurite import azurite
 from tests.models import standin_modules
 from tests.postgres import PostgresServer
 
 __all__ = ["azurite"]
 
-INTEGRATION = Path(__file__).with_name("integration")
 MAY_BE_SKIPPED_IN_CI = {"gpu", "privileged"}
 """Markers of what a machine may lack. Everything else that a test needs is installed in CI."""
 
@@ -37,18 +37,22 @@ standin_modules.register()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group tests for the workers of pytest-xdist, the groups that take longest first.
 
-    Files of tests/integration that share the session's Ray cluster form one group. All other files
-    that need Ray form another, so that at most two workers run clusters. Any other file is a group
-    of its own.
+    A file is a group, but for those that share a server, and those that run Ray clusters of their
+    own: two at a time would leave no processor for anything else.
     """
+    fixtures = {item.path: set[str]() for item in items}
+    for item in items:
+        fixtures[item.path] |= set(getattr(item, "fixturenames", ()))
     ray = {item.path for item in items if item.get_closest_marker("ray")}
-    shared = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    integration = {path for path in shared if path.is_relative_to(INTEGRATION)}
 
     def group(path: Path) -> str:
-        return "integration" if path in integration else "ray" if path in ray else str(path)
+        if "shared_server" in fixtures[path]:
+            return "shared server"
+        if path in ray and "http_port" not in fixtures[path]:
+            return "own clusters"
+        return str(path)
 
-    items.sort(key=lambda item: (item.path not in integration, item.path not in ray))
+    items.sort(key=lambda item: (group(item.path) != "own clusters", item.path not in ray))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item.path)))
 
@@ -95,28 +99,21 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One Ray cluster for all tests."""
+def http_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of Serve on 127.0.0.1, on one Ray cluster for all tests and workers."""
     import ray
-    from ray import serve
 
-    ray.init("local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    yield
-    serve.shutdown()
-    ray.shutdown()
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    (folder / "ray").mkdir(exist_ok=True)
+    with ray_cluster.joined(folder / "ray") as cluster:
+        ray.init(cluster.address, namespace="serve", log_to_driver=False)
+        yield cluster.http_port
+        ray.shutdown()
 
 
 @pytest.fixture
 def free_port() -> int:
     """Port on 127.0.0.1 on which nothing listens."""
     return ports.free_port()
-
-
-@pytest.fixture(scope="session")
-def http_port(ray_cluster: None) -> int:
-    """Port on 127.0.0.1 on which Serve answers; each application has a route prefix of its own."""
-    from ray import serve
-
-    port = ports.free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    return port

@@ -51,7 +51,7 @@ def failures(azurite: Azurite, http_port: int, folder: Path) -> Iterator[Failure
             refusal = {"error": {"code": "Forbidden", "message": "no role here"}}
             catalog.fail_next("POST", ITEMS, status=403, body=refusal)
             failed = server.submit(**PARAMETERS, **azure.delivery)
-            assert server.finished(failed, LIMIT_S)["status"] == "failed"
+            assert server.finished(failed)["status"] == "failed"
             _fill_the_queue(server)
             yield Failures(retried, failed, len(list(azure.blobs().list_blobs())))
 
@@ -65,7 +65,7 @@ def _kill_during_registration(server: Server, azure: AzureSetup) -> str:
         assert time.monotonic() < deadline, server.status(execution_id)
         time.sleep(0.05)
     server.kill("GeoCatalog")
-    server.completed(execution_id, LIMIT_S)
+    server.completed(execution_id)
     return execution_id
 
 
@@ -79,4 +79,4 @@ def _fill_the_queue(server: Server) -> None:
         accepted.append(response.json()["execution_id"])
     assert response.status_code == 429, response.text
     for execution_id in accepted:
-        server.completed(execution_id, LIMIT_S)
+        server.completed(execution_id)

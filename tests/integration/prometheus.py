@@ -33,7 +33,7 @@ class Prometheus:
 
     def rules(self, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
         """Wait until all rules have been evaluated and meet a condition; return their states."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while True:
             rules = [r for group in self._get("rules")["groups"] for r in group["rules"]]
             if all(rule["health"] != "unknown" for rule in rules) and condition(rules):
@@ -47,7 +47,7 @@ class Prometheus:
         assert body["status"] == "success", body
         return body["data"]
 
-    def wait_for(self, promql: str, seconds: float = 60) -> None:
+    def wait_for(self, promql: str, seconds: float = 180) -> None:
         """Wait until a query returns a series."""
         deadline = time.monotonic() + seconds
         while True:
@@ -73,7 +73,8 @@ def prometheus(folder: Path, port: int, rules: Path) -> Iterator[Prometheus]:
         f"rule_files: ['{rules}']\n"
         "scrape_configs:\n"
         "  - job_name: ray\n"
-        "    scrape_interval: 1s\n"
+        # Also the limit of a scrape: the page lists every replica that the cluster ever had.
+        "    scrape_interval: 4s\n"
         f"    static_configs: [{{targets: {targets}}}]\n"
     )
     process = subprocess.Popen(

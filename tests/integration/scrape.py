@@ -9,7 +9,7 @@ import httpx
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-LIMIT_S = 40.0
+LIMIT_S = 180.0
 """Until a metric that a process has recorded is at the endpoint; see `tests.conftest`."""
 
 

@@ -17,6 +17,8 @@ from serve_app.app import build
 
 WORKFLOW = "foundry_fcn3_workflow"
 PREFIX = "SERVE_REPLICA::"
+LIMIT_S = 240.0
+"""Of every wait for an event. Other tests use the processors meanwhile."""
 
 
 class Server:
@@ -26,7 +28,7 @@ class Server:
         self.name = name
         self.base_url = base_url
         self.workflow = workflow
-        self.http = httpx.Client(base_url=base_url, timeout=60)
+        self.http = httpx.Client(base_url=base_url, timeout=LIMIT_S)
 
     def client_of(self, workflow: str) -> Server:
         """Return a client of another workflow of the same server."""
@@ -46,10 +48,10 @@ class Server:
         return status
 
     def until(
-        self, execution_id: str, condition: Callable[[dict[str, Any]], bool], seconds: float = 60.0
+        self, execution_id: str, condition: Callable[[dict[str, Any]], bool]
     ) -> dict[str, Any]:
         """Wait until an execution's status meets a condition; return it."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + LIMIT_S
         while True:
             # A replica that is replaced closes its connections.
             try:
@@ -61,9 +63,9 @@ class Server:
             assert time.monotonic() < deadline, f"still {status}"
             time.sleep(0.05)
 
-    def until_ready(self, workflow: str | None = None, seconds: float = 60.0) -> None:
+    def until_ready(self, workflow: str | None = None) -> None:
         """Wait until one workflow is ready, or all are."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + LIMIT_S
         while not self._is_ready(workflow):
             assert time.monotonic() < deadline, self.http.get("/readiness").text
             time.sleep(0.1)
@@ -77,13 +79,13 @@ class Server:
         body = response.json()
         return bool(body.get("detail", body)["workflows"][workflow]["ready"])
 
-    def finished(self, execution_id: str, seconds: float = 60.0) -> dict[str, Any]:
+    def finished(self, execution_id: str) -> dict[str, Any]:
         """Wait until an execution has ended; return its status."""
-        return self.until(execution_id, lambda s: s["end_time"] is not None, seconds)
+        return self.until(execution_id, lambda s: s["end_time"] is not None)
 
-    def completed(self, execution_id: str, seconds: float = 60.0) -> dict[str, Any]:
+    def completed(self, execution_id: str) -> dict[str, Any]:
         """Wait until an execution has completed; return its status."""
-        ended = self.finished(execution_id, seconds)
+        ended = self.finished(execution_id)
         assert ended["status"] == "completed", ended
         return ended
 
@@ -106,7 +108,7 @@ class Server:
         url = f"/v1/infer/{self.workflow}/{execution_id}"
         response = self.http.delete(url, params={"purge": True})
         assert response.status_code in (202, 204), response.text
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT_S
         while self.http.get(f"{url}/status").status_code != 404:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -149,7 +151,6 @@ def served(
     args: Mapping[str, Any],
     name: str,
     port: int,
-    seconds: float = 60.0,
     ready: str | None = None,
     *,
     wait: bool = True,
@@ -163,8 +164,6 @@ def served(
         The application's settings.
     name : str
     port : int
-    seconds : float
-        Time limit for its start.
     ready : str, optional
         Workflow to wait for; by default all of them.
     wait : bool
@@ -176,7 +175,7 @@ def served(
     server = Server(name, f"http://127.0.0.1:{port}/{name}")
     try:
         if wait:
-            server.until_ready(ready, seconds)
+            server.until_ready(ready)
         yield server
     finally:
         server.http.close()

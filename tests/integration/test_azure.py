@@ -25,7 +25,7 @@ from tests.integration.azure_setup import (
     check_render_options,
     run,
 )
-from tests.integration.serving import Server, served
+from tests.integration.serving import LIMIT_S, Server, served
 from tests.workflows.stac.stac_validator import validator
 
 pytestmark = pytest.mark.ray
@@ -182,7 +182,7 @@ def test_chunks_are_uploaded_during_inference_and_withdrawn_by_a_cancel(
     assert all("/c." in each for each in uploaded())
     server.cancel(execution_id)
     assert server.finished(execution_id)["status"] == "cancelled"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_S
     while uploaded():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -220,25 +220,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
-
-
-def test_without_azure_settings_its_deployments_and_packages_are_absent(
-    shared_server: Server,
-) -> None:
-    assert shared_server.replicas("BlobUploader") == shared_server.replicas("GeoCatalog") == []
-
-    # A nested function is pickled by value: replicas do not import this module, which imports
-    # Azure's packages.
-    def azure_modules() -> list[str]:
-        import sys
-
-        return sorted({name.split(".")[0] for name in sys.modules} & {"azure", "obstore"})
-
-    for deployment in ("Conductor", "Ingress", "Packager"):
-        modules = shared_server.call(deployment, azure_modules)
-        assert modules == [[]] * len(modules)
-    response = shared_server.http.post(
-        f"/v1/infer/{FORECAST}",
-        json={"parameters": {"container_url": "https://a.blob.core.windows.net/data"}},
-    )
-    assert response.status_code == 422

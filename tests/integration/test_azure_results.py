@@ -23,7 +23,7 @@ from tests.integration.azure_setup import (
     check_render_options,
     run,
 )
-from tests.integration.serving import Server, served, steps_written
+from tests.integration.serving import LIMIT_S, Server, served, steps_written
 from tests.workflows.stac.stac_validator import validator
 from workflows.stac.collection import default_collection_id
 
@@ -178,8 +178,8 @@ def test_readiness_reports_a_missing_container(
         "results_url": f"az://{account}/no-such-container",
     }
     with served(args, "azure-without-container", http_port, wait=False) as server:
-        deadline = time.monotonic() + 60
-        while "no such container" not in (readiness := server.http.get("/readiness").text):
+        deadline = time.monotonic() + LIMIT_S
+        while "create the container first" not in (readiness := server.http.get("/readiness").text):
             assert time.monotonic() < deadline, readiness
             time.sleep(0.2)
         assert server.http.get("/readiness").status_code == 503

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.integration.serving import Server, served, steps_written
+from tests.integration.serving import LIMIT_S, Server, served, steps_written
 
 pytestmark = [pytest.mark.ray, pytest.mark.models]
 
@@ -57,7 +57,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 @pytest.fixture(scope="module")
 def server(http_port: int, setup: Setup) -> Iterator[Server]:
-    with served(setup.args, "custom", http_port, seconds=180) as server:
+    with served(setup.args, "custom", http_port) as server:
         yield server
 
 
@@ -72,7 +72,7 @@ def reporting(server: Server) -> Server:
 
 
 def run(server: Server, **parameters: Any) -> dict[str, Any]:
-    return server.completed(server.submit(**parameters), seconds=120)
+    return server.completed(server.submit(**parameters))
 
 
 @pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
@@ -185,7 +185,7 @@ def test_a_run_that_writes_steps_is_cancelled_without_losing_its_process(
 def test_a_run_that_kills_its_process_fails_and_the_next_one_completes(
     scripted: Server, setup: Setup
 ) -> None:
-    ended = scripted.finished(scripted.submit(behaviour="kills_process"), seconds=180)
+    ended = scripted.finished(scripted.submit(behaviour="kills_process"))
     assert (ended["status"], ended["stage"]) == ("failed", "inference")
     assert "the process that ran the workflow has ended" in ended["error_message"]
     assert "given up after 3 attempts" in ended["error_message"]
@@ -199,7 +199,7 @@ def test_classes_that_cannot_be_loaded_do_not_affect_others(server: Server) -> N
     assert response.status_code == 503
     assert "Retry-After" in response.headers
     # A class that can be described without an instance accepts requests, which then fail.
-    ended = misconfigured.finished(misconfigured.submit(), seconds=120)
+    ended = misconfigured.finished(misconfigured.submit())
     assert ended["status"] == "failed"
     assert "config.gains: unknown; there are gain, journal" in ended["error_message"]
     run(server.client_of("scripted"))
@@ -207,11 +207,11 @@ def test_classes_that_cannot_be_loaded_do_not_affect_others(server: Server) -> N
 
 def test_loading_a_class_is_retried(server: Server, setup: Setup) -> None:
     unloadable = server.client_of("unloadable")
-    ended = unloadable.finished(unloadable.submit(), seconds=120)
+    ended = unloadable.finished(unloadable.submit())
     assert "could not be loaded: FileNotFoundError: No such file" in ended["error_message"], ended
     assert str(setup.weights) not in ended["error_message"]
     setup.weights.write_text("heavy")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT_S
     while unloadable.finished(unloadable.submit())["status"] != "completed":
         assert time.monotonic() < deadline
         time.sleep(0.5)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from tests.integration.serving import WORKFLOW, Server, served, steps_written
+from tests.integration.serving import LIMIT_S, WORKFLOW, Server, served, steps_written
 
 pytestmark = [pytest.mark.ray, pytest.mark.privileged]
 
@@ -81,7 +81,7 @@ def test_an_execution_that_fills_the_disk_fails_and_is_completed_by_a_retry(
 
     ballast.unlink()
     # The partial result is removed after the failure is recorded.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LIMIT_S
     while any(execution_id in str(path) for path in disk.rglob("c.*")):
         assert time.monotonic() < deadline, "a partial result remains on the disk"
         time.sleep(0.05)

@@ -36,6 +36,7 @@ STEP_S, FIELD_S = 0.1, 0.3
 STEPS = 5
 TIMES = STEPS + 1
 SEEDS = [3, 4]
+DEPLOYMENTS = {"Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager"}
 WITHOUT_SERIES = {"ray_node_gpus_utilization": "Ray reads it from a GPU's driver"}
 """Metrics that have no series on this machine, and why."""
 
@@ -206,8 +207,10 @@ def prom(
     with prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), RULES) as running:
         of_measured = f'application="{NAME}"'
         idle = f'increase(ray_earth2serve_model_seconds_total{{{of_measured}, state="idle"}}[5m])'
-        # A rate needs two values of each series.
+        healthy = dict(queries(NAME, "5m"))["Healthy replicas, by deployment"]
+        # A rate needs two values of each series. Serve reports a replica's health minutes late.
         for query in (
+            f"count(({healthy}) >= 1) >= {len(DEPLOYMENTS)}",
             f"count({idle} > 5) >= 2",
             f"rate(ray_earth2serve_conductor_beats_total{{{of_measured}}}[2m]) > 0",
             f"rate(ray_serve_num_http_requests_total{{{of_measured}}}[5m])",
@@ -258,9 +261,7 @@ def test_panels_show_completed_executions(prom: Prometheus) -> None:
     [(_, heartbeats)] = prom.query(panels["Conductor heartbeats (per second)"])
     assert 0 < heartbeats < 1.5
     healthy = prom.query(panels["Healthy replicas, by deployment"])
-    assert {labels["deployment"] for labels, value in healthy if value >= 1} == {
-        *("Ingress", "Conductor", "InitialConditions", "FCN3", "StormScope", "Packager")
-    }
+    assert {labels["deployment"] for labels, value in healthy if value >= 1} == DEPLOYMENTS
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from tests.integration.serving import LIMIT_S, Server, served, steps_written
 from tests.integration.serving import WORKFLOW as FORECAST
-from tests.integration.serving import Server, served, steps_written
 from workflows.stormscope import StormScopeWorkflow
 
 pytestmark = pytest.mark.ray
@@ -123,7 +123,7 @@ def test_members_differ_and_both_formats_contain_the_same_arrays(
         "results.nc",
     ]
     # Working files are removed after the end is recorded.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_S
     while list((setup.data_dir / "work").iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -136,7 +136,7 @@ def test_a_nowcast_survives_the_kill_of_all_packagers(
     execution_id = server.submit(**PARAMETERS, output_format="zarr")
     server.until(execution_id, lambda s: steps_written(s) >= 3)
     server.kill("Packager")
-    server.completed(execution_id, 120)
+    server.completed(execution_id)
     xr.testing.assert_equal(setup.image(execution_id), undisturbed)
 
 

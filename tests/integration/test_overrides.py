@@ -18,7 +18,7 @@ import yaml
 
 from serve_app import ports
 from serve_app.check import DEPLOYMENTS
-from tests.integration.serving import WORKFLOW
+from tests.integration.serving import LIMIT_S, WORKFLOW
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -113,7 +113,7 @@ class OverriddenServer:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT_S,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
         assert lines, done.stderr

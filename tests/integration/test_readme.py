@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from tests.integration.serving import Server
+from tests.integration.serving import LIMIT_S, Server
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +28,7 @@ def test_the_python_example_downloads_a_forecast(shared_server: Server, tmp_path
         env={"NO_PROXY": "*"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
     with xr.open_dataset(tmp_path / "results.nc") as dataset:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tests.integration.serving import WORKFLOW, Server
+from tests.integration.serving import LIMIT_S, WORKFLOW, Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.models]
 
@@ -69,7 +69,7 @@ def test_submit_wait_and_download_netcdf(client: Any, remote: Any, tmp_path: Pat
     assert submitted.status is RequestStatus.QUEUED
     assert client.get_request_status(submitted.execution_id).status in set(RequestStatus)
 
-    results = client.wait_for_completion(submitted.execution_id, poll_interval=0.2, timeout=60)
+    results = client.wait_for_completion(submitted.execution_id, poll_interval=0.2, timeout=LIMIT_S)
     assert results.status is RequestStatus.COMPLETED
     assert results.request_id == submitted.execution_id
     assert results.completion_time is not None

@@ -118,7 +118,7 @@ def test_a_killed_model_replica_is_replaced_and_the_member_repeated(
     execution_id = submit(server)
     until_written(server, execution_id)
     server.kill("FCN3")
-    server.completed(execution_id, 90)
+    server.completed(execution_id)
     assert_same(setup.dataset(execution_id), undisturbed)
 
 
@@ -130,7 +130,7 @@ def test_a_member_continues_from_its_checkpoint(
     server.until(execution_id, lambda _: any(checkpoints.glob("*-8.npz")))
     before = len(setup.events())
     server.kill("FCN3")
-    server.completed(execution_id, 90)
+    server.completed(execution_id)
     assert_same(setup.dataset(execution_id), undisturbed)
     # The rest of the first member, starting with the state of the checkpoint, and the second.
     remaining = (STEPS - 8 + 1) + (STEPS + 1) + 1
@@ -145,7 +145,7 @@ def test_an_execution_survives_the_kill_of_all_packagers(
     execution_id = submit(server)
     until_written(server, execution_id)
     server.kill("Packager")
-    server.completed(execution_id, 90)
+    server.completed(execution_id)
     assert_same(setup.dataset(execution_id), undisturbed)
 
 
@@ -160,7 +160,7 @@ def test_an_execution_survives_a_rolling_update(
     setup.args["queue"] = {"max_running": 3, "max_size": 30}
     setup.args["packager"] = {"window_steps": 3}
     deploy(setup.args, NAME)
-    server.completed(execution_id, 120)
+    server.completed(execution_id)
     assert server.pids("Conductor") != before
     assert_same(setup.dataset(execution_id), undisturbed)
 

@@ -112,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="module")
 def server(http_port: int, folder: Folder) -> Iterator[Server]:
     (folder.flags / "hold-32").touch()
-    with served(folder.args, NAME, http_port, seconds=120) as server:
+    with served(folder.args, NAME, http_port) as server:
         yield server
 
 
@@ -159,7 +159,7 @@ def test_a_delivery_ends_with_its_reason_and_keeps_the_results(
     server: Server, folder: Folder
 ) -> None:
     execution_id = folder.ids["delivering"]
-    finished = server.finished(execution_id, seconds=120)
+    finished = server.finished(execution_id)
     assert (finished["status"], finished["stage"]) == ("failed", "upload"), finished
     answer = server.http.get(f"/v1/infer/{WORKFLOW}/{execution_id}/results")
     assert answer.status_code == 200
@@ -180,15 +180,15 @@ def test_failed_executions_can_be_retried(server: Server, folder: Folder) -> Non
 def test_a_users_class_runs_again_or_is_cancelled(custom: Server, folder: Folder) -> None:
     sleeping = folder.ids["running_custom"]
     custom.cancel(sleeping)
-    assert custom.finished(sleeping, seconds=120)["status"] == "cancelled"
-    finished = custom.finished(folder.ids["queued_custom"], seconds=120)
+    assert custom.finished(sleeping)["status"] == "cancelled"
+    finished = custom.finished(folder.ids["queued_custom"])
     assert finished["status"] == "completed", finished["error_message"]
 
 
 def test_everything_can_be_purged_and_nothing_is_left(server: Server, folder: Folder) -> None:
     for name, execution_id in folder.ids.items():
         client = server.client_of(CUSTOM) if "custom" in name else server
-        client.finished(execution_id, seconds=120)
+        client.finished(execution_id)
         client.purge(execution_id)
     assert list((folder.data / "work").glob("exec_*")) == []
     with closing(sqlite3.connect(folder.data / "executions.sqlite.dbos")) as dbos:

@@ -207,13 +207,13 @@ def data_dir(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(http_port: int, data_dir: Path, grid: Grid) -> Iterator[Server]:
     args = args_for(data_dir, grid, replicas=1)
-    with served(args, name_for(grid), http_port, seconds=180) as server:
+    with served(args, name_for(grid), http_port) as server:
         yield server
 
 
 def result_of(server: Server, data_dir: Path, grid: Grid, execution_id: str) -> Floats:
     """Read the result of an execution, shape (ensemble, time, variable, lat, lon)."""
-    server.completed(execution_id, seconds=300)
+    server.completed(execution_id)
     store = data_dir / "results" / WORKFLOW / execution_id / "results.zarr"
     with xr.open_zarr(store, mask_and_scale=False) as dataset:
         assert dataset["t2m"].dims == ("ensemble", "time", "lat", "lon")

@@ -364,13 +364,13 @@ def data_dir(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(http_port: int, data_dir: Path, grid: Grid) -> Iterator[Server]:
     args = args_for(data_dir, grid, replicas=1)
-    with served(args, name_for(grid), http_port, seconds=180) as server:
+    with served(args, name_for(grid), http_port) as server:
         yield server.client_of(WORKFLOW)
 
 
 def result_of(server: Server, data_dir: Path, execution_id: str) -> Floats:
     """Read the result of an execution, shape (ensemble, time, variable, y, x)."""
-    server.completed(execution_id, seconds=300)
+    server.completed(execution_id)
     store = data_dir / "results" / WORKFLOW / execution_id / "results.zarr"
     with xr.open_zarr(store, mask_and_scale=False) as dataset:
         assert dataset["abi13c"].dims == ("ensemble", "time", "y", "x")
@@ -402,7 +402,7 @@ def test_an_execution_interrupted_by_kills_gives_the_same_result(
 ) -> None:
     execution_id = server.submit(**PARAMETERS)
     # The first member of FCN3 has conditioned some steps; the second has not.
-    status = server.until(execution_id, lambda s: steps_written(s) >= 5, 120)
+    status = server.until(execution_id, lambda s: steps_written(s) >= 5)
     assert steps_written(status) < 2 * (N_STEPS + 1), "too late to interrupt it"
     for victim in victims:
         server.kill(victim)
