@@ -57,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group(item.path)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail if pytest-xdist does not know the groups, as with releases of pytest that it predates."""
+    if "PYTEST_XDIST_WORKER" in os.environ and session.config.getvalue("loadgroup"):
+        assert all("@" in item.nodeid for item in session.items)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
