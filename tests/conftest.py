@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fail if pytest-xdist does not know the groups, as with releases of pytest that it predates."""
+    """Fail if pytest-xdist ignores the groups, as it does with releases that it predates."""
     if "PYTEST_XDIST_WORKER" in os.environ and session.config.getvalue("loadgroup"):
         assert all("@" in item.nodeid for item in session.items)
 
