@@ -27,7 +27,7 @@ from tests.integration.serving import LIMIT_S, Server, served, steps_written
 from tests.workflows.stac.stac_validator import validator
 from workflows.stac.collection import default_collection_id
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 FOLDER = "results/of=tests"
 
@@ -122,7 +122,6 @@ def test_a_signed_link_is_for_the_folder_of_the_result(server: Server, azure: Az
     assert (signed["sr"], signed["sdd"], signed["sp"]) == ("d", str(depth), "r")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deployment", "output_format"),
     [("Packager", "zarr"), ("Packager", "netcdf4"), ("FCN3", "zarr"), ("Conductor", "netcdf4")],
@@ -166,7 +165,6 @@ def test_a_copy_into_another_container_is_refused(server: Server, azure: AzureSe
     assert response.json()["detail"][0]["loc"] == ["body", "parameters", "container_url"]
 
 
-@pytest.mark.slow
 def test_readiness_reports_a_missing_container(
     http_port: int, azure: AzureSetup, tmp_path: Path
 ) -> None:

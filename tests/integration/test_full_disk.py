@@ -14,7 +14,7 @@ import xarray as xr
 
 from tests.integration.serving import LIMIT_S, WORKFLOW, Server, served, steps_written
 
-pytestmark = [pytest.mark.ray, pytest.mark.privileged]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.privileged]
 
 DISK_MB = 24
 GRID = {"n_lat": 91, "n_lon": 180}
@@ -66,7 +66,7 @@ def fill(ballast: Path) -> None:
         os.close(file)
 
 
-@pytest.mark.parametrize("output_format", ["zarr", pytest.param("netcdf4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
 def test_an_execution_that_fills_the_disk_fails_and_is_completed_by_a_retry(
     server: Server, disk: Path, output_format: str
 ) -> None:

@@ -14,7 +14,7 @@ from serve_app.logs import gather, log_files
 from tests.integration.serving import WORKFLOW, served
 from tests.integration.verbose_models import MESSAGES
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 GRID = {"n_lat": 8, "n_lon": 16}
 MODELS = "tests.integration.verbose_models"
@@ -37,7 +37,7 @@ class Logs(NamedTuple):
         ]
 
 
-JSON, TEXT = "JSON", pytest.param("TEXT", marks=pytest.mark.slow)
+JSON, TEXT = "JSON", "TEXT"
 in_json, in_text, in_both = (
     pytest.mark.parametrize("logs", encodings, indirect=True)
     for encodings in ([JSON], [TEXT], [JSON, TEXT])

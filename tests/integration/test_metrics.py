@@ -25,7 +25,7 @@ from tests.integration.serving import WORKFLOW as FORECAST
 from tests.integration.serving import served
 from workflows.stormscope import StormScopeWorkflow
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NAME = "metrics"
 NOWCAST = StormScopeWorkflow.name
@@ -224,7 +224,6 @@ def may_lack_series(query: str) -> bool:
     return any(name in query for name in WITHOUT_SERIES)
 
 
-@pytest.mark.slow
 def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
     for query in QUERIES:
         assert prom.query(query) or may_lack_series(query), query
@@ -235,7 +234,6 @@ def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
     assert all(0 <= each < 1.2 for each in of_measured), shares
 
 
-@pytest.mark.slow
 def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
     unanswered = [
         (title, query)
@@ -245,7 +243,6 @@ def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
     assert unanswered == []
 
 
-@pytest.mark.slow
 def test_panels_show_completed_executions(prom: Prometheus) -> None:
     panels = dict(queries(NAME, "5m"))
     ended = prom.query(panels["Executions ended in the last hour, by status"])
@@ -264,7 +261,6 @@ def test_panels_show_completed_executions(prom: Prometheus) -> None:
     assert {labels["deployment"] for labels, value in healthy if value >= 1} == DEPLOYMENTS
 
 
-@pytest.mark.slow
 def test_panels_show_failures(prom: Prometheus, failed: Failures) -> None:
     def panel(title: str) -> list[tuple[dict[str, str], int]]:
         return [
@@ -287,7 +283,6 @@ def test_panels_show_failures(prom: Prometheus, failed: Failures) -> None:
     assert failed.blobs <= blobs <= failed.blobs + IN_FLIGHT
 
 
-@pytest.mark.slow
 def test_retries_are_logged_with_the_execution(failed: Failures) -> None:
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
     retries = [entry for entry in gather(failed.retried, [logs]) if "is retried" in str(entry)]
@@ -298,7 +293,6 @@ def test_retries_are_logged_with_the_execution(failed: Failures) -> None:
     assert not any("is retried" in str(entry) for entry in gather(failed.failed, [logs]))
 
 
-@pytest.mark.slow
 def test_the_dashboards_variable_lists_the_application(prom: Prometheus) -> None:
     [variable] = [v for v in dashboard()["templating"]["list"] if v["name"] == "application"]
     metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]).groups()
@@ -310,7 +304,6 @@ def alerts_of(application: str, rule: dict[str, Any]) -> list[Any]:
     return [a for a in rule["alerts"] if a["labels"].get("application") in (application, None)]
 
 
-@pytest.mark.slow
 def test_prometheus_evaluates_every_alert_and_none_fires(prom: Prometheus) -> None:
     # ConductorDown is pending until there are two values of each series.
     evaluated = prom.rules(lambda rules: not any(alerts_of(NAME, rule) for rule in rules))
@@ -321,7 +314,6 @@ def test_prometheus_evaluates_every_alert_and_none_fires(prom: Prometheus) -> No
             assert prom.query(name) or may_lack_series(name), (rule["alert"], name)
 
 
-@pytest.mark.slow
 def test_an_alert_fires_where_executions_fail(prom: Prometheus) -> None:
     def firing(rules: list[dict[str, Any]]) -> list[dict[str, str]]:
         return [

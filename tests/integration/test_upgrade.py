@@ -16,7 +16,7 @@ import xarray as xr
 
 from tests.integration.serving import WORKFLOW, Server, served
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NAME = "upgrade"
 CUSTOM = "behaving"

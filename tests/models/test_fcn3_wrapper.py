@@ -222,6 +222,7 @@ def result_of(server: Server, data_dir: Path, grid: Grid, execution_id: str) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @own_grid_too
 def test_through_the_graph_members_equal_a_plain_loop(
     server: Server, data_dir: Path, grid: Grid, plain_loop: PlainLoop

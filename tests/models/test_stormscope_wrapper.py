@@ -386,6 +386,7 @@ def expected(nowcast_loop: NowcastLoop) -> Floats:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @own_grid_too
 def test_through_the_graph_members_equal_the_peers_loop(
     server: Server, data_dir: Path, expected: Floats

@@ -77,6 +77,7 @@ def test_a_port_in_use_is_refused_at_startup(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_server_runs_on_the_port_until_terminated(tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text(APPLICATION)
     (tmp_path / "hello.yaml").write_text(CONFIG)
