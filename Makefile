@@ -63,8 +63,8 @@ check: install
 	$(BIN)/python -m serve_app.check config/*.yaml config/kuberay/overlays/*/serve.yaml \
 		config/azureml/model/serve.yaml
 
-# One more than the processors of a small machine: tests with Ray wait most of the time.
-WORKERS ?= 3
+# Twice the processors of a small machine: many tests wait for other processes.
+WORKERS ?= 4
 # Otherwise Ray writes a token to the home folder and reports usage statistics.
 PYTEST := RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest \
 	-n $(WORKERS) --dist loadgroup --no-loadscope-reorder

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from serve_app import ports
 from serve_app.__main__ import ENVIRONMENT
-from tests import ray_cluster
 from tests.emulators.azurite import azurite
 from tests.models import standin_modules
 from tests.postgres import PostgresServer
@@ -37,22 +36,16 @@ standin_modules.register()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group tests for the workers of pytest-xdist, the groups that take longest first.
 
-    A file is a group, but for those that share a server, and those that run Ray clusters of their
-    own: two at a time would leave no processor for anything else.
+    Files that share the session's Ray cluster form one group, files that run their own clusters
+    another, so that at most two clusters compete for the processors. Any other file is a group.
     """
-    fixtures = {item.path: set[str]() for item in items}
-    for item in items:
-        fixtures[item.path] |= set(getattr(item, "fixturenames", ()))
     ray = {item.path for item in items if item.get_closest_marker("ray")}
+    shared = {item.path for item in items if "http_port" in getattr(item, "fixturenames", ())}
 
     def group(path: Path) -> str:
-        if "shared_server" in fixtures[path]:
-            return "shared server"
-        if path in ray and "http_port" not in fixtures[path]:
-            return "own clusters"
-        return str(path)
+        return "shared cluster" if path in shared else "own clusters" if path in ray else str(path)
 
-    items.sort(key=lambda item: (group(item.path) != "own clusters", item.path not in ray))
+    items.sort(key=lambda item: (item.path not in shared, item.path not in ray))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item.path)))
 
@@ -105,18 +98,17 @@ def postgres_database(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def http_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of Serve on 127.0.0.1, on one Ray cluster for all tests and workers."""
+def http_port() -> Iterator[int]:
+    """Port of Serve on 127.0.0.1, on one Ray cluster; applications have route prefixes."""
     import ray
+    from ray import serve
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    (folder / "ray").mkdir(exist_ok=True)
-    with ray_cluster.joined(folder / "ray") as cluster:
-        ray.init(cluster.address, namespace="serve", log_to_driver=False)
-        yield cluster.http_port
-        ray.shutdown()
+    ray.init("local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    port = ports.free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+    ray.shutdown()
 
 
 @pytest.fixture
