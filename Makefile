@@ -7,6 +7,9 @@ BIN := .venv/bin
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Without bytecode on disk, each worker compiles all tests, and each replica the application.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install install-test format lint types check test test-all chaos demo serve bench
 

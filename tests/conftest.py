@@ -50,6 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group(item.path)))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Shorten the ids of long values: workers exchange them, and each is put in the environment."""
+    if isinstance(val, str | bytes) and len(val) > 80:
+        return f"{argname}-{len(val)}"
+    return None
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fail if pytest-xdist ignores the groups, as it does with releases that it predates."""
     if "PYTEST_XDIST_WORKER" in os.environ and session.config.getvalue("loadgroup"):

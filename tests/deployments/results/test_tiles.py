@@ -12,8 +12,6 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
-from titiler.xarray.factory import TilerFactory
-from titiler.xarray.io import FsReader, Reader
 
 from deployments.results.disk import DiskStorage
 from deployments.results.store import ResultsStore
@@ -75,6 +73,9 @@ def coordinates(plan: Plan) -> NDArray[np.float32]:
 
 def tile_value(path: Path, variable: str, time: str, location: tuple[float, float]) -> float:
     """Draw the tile around a location, degrees east and north, and return its value there."""
+    from titiler.xarray.factory import TilerFactory
+    from titiler.xarray.io import FsReader, Reader
+
     reader: Any = Reader if path.suffix == ".zarr" else FsReader
     app = FastAPI()
     app.include_router(TilerFactory(reader=reader).router)
