@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -34,20 +33,9 @@ standin_modules.register()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for the workers of pytest-xdist, the groups that take longest first.
-
-    Files that share the session's Ray cluster form one group, files that run their own clusters
-    another, so that at most two clusters compete for the processors. Any other file is a group.
-    """
-    ray = {item.path for item in items if item.get_closest_marker("ray")}
-    shared = {item.path for item in items if "http_port" in getattr(item, "fixturenames", ())}
-
-    def group(path: Path) -> str:
-        return "shared cluster" if path in shared else "own clusters" if path in ray else str(path)
-
-    items.sort(key=lambda item: (item.path not in shared, item.path not in ray))
+    """Let pytest-xdist run each file in one worker: tests of a file share servers."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item.path)))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

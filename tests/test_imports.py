@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("workflows", "deployments", "serve_app")
 """From the bottom up: each may import itself and what stands before it."""
@@ -120,44 +118,43 @@ def defines_deployment(tree: ast.Module) -> bool:
     )
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_bring_nothing_heavy(package: str) -> None:
-    # One module after another in a process of its own, so that the culprit is named.
-    program = (
-        "import importlib, sys\n"
-        "found = set()\n"
-        f"for name in {modules(package)!r}:\n"
-        "    importlib.import_module(name)\n"
-        f"    new = {FORBIDDEN[package]!r} & sys.modules.keys() - found\n"
-        "    found |= new\n"
-        "    for module in sorted(new): print(f'{name} brings {module}')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == []
+IMPORTING = """
+import importlib, os, socket, sys
+
+read = type(os.environ).__getitem__
+
+def spy(self, key):
+    caller = sys._getframe(1)
+    while caller.f_globals.get("__name__") in ("os", "collections.abc"):
+        caller = caller.f_back
+    name = caller.f_globals.get("__name__", "")
+    if name.split(".")[0] in {ours!r}:
+        print(f"{name} reads {key}")
+    return read(self, key)
+
+def connect(self, address):
+    print(f"connects to {address}")
+
+type(os.environ).__getitem__ = spy
+socket.socket.connect = connect
+for package, names in {modules!r}.items():
+    for name in names:
+        importlib.import_module(name)
+        for heavy in sorted({forbidden!r}[package] & sys.modules.keys()):
+            sys.exit(f"{name} brings {heavy}")
+"""
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_importing_reads_no_environment_and_connects_to_nothing(package: str) -> None:
-    program = (
-        "import os, socket, sys\n"
-        "ours = ('workflows', 'deployments', 'serve_app')\n"
-        "read = type(os.environ).__getitem__\n"
-        "def spy(self, key):\n"
-        "    caller = sys._getframe(1)\n"
-        "    while caller.f_globals.get('__name__') in ('os', 'collections.abc'):\n"
-        "        caller = caller.f_back\n"
-        "    name = caller.f_globals.get('__name__', '')\n"
-        "    if name.split('.')[0] in ours: print(f'{name} reads {key}')\n"
-        "    return read(self, key)\n"
-        "type(os.environ).__getitem__ = spy\n"
-        "def connect(self, address): print(f'connects to {address}')\n"
-        "socket.socket.connect = connect\n"
-        "import importlib\n"
-        f"for name in {modules(package)!r}: importlib.import_module(name)\n"
-    )
+def test_importing_brings_nothing_heavy_reads_no_environment_and_connects_to_nothing() -> None:
+    # From the bottom up, one module after another, so that the culprit is named.
+    program = IMPORTING
+    values = {
+        "ours": PACKAGES,
+        "modules": {p: modules(p) for p in PACKAGES},
+        "forbidden": FORBIDDEN,
+    }
+    for name, value in values.items():
+        program = program.replace(f"{{{name}!r}}", repr(value))
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -13,7 +13,7 @@ import xarray as xr
 
 from tests.integration.serving import LIMIT_S, Server, served, steps_written
 
-pytestmark = [pytest.mark.ray, pytest.mark.models]
+pytestmark = [pytest.mark.ray, pytest.mark.models, pytest.mark.slow]
 
 CLASSES = "tests.integration.custom_classes"
 GRACE_S = 1.0
@@ -181,7 +181,6 @@ def test_a_run_that_writes_steps_is_cancelled_without_losing_its_process(
     assert len({pid for _, pid in setup.runs()[-2:]}) == 1
 
 
-@pytest.mark.slow
 def test_a_run_that_kills_its_process_fails_and_the_next_one_completes(
     scripted: Server, setup: Setup
 ) -> None:

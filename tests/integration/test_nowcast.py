@@ -15,7 +15,7 @@ from tests.integration.serving import LIMIT_S, Server, served, steps_written
 from tests.integration.serving import WORKFLOW as FORECAST
 from workflows.stormscope import StormScopeWorkflow
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NAME = "nowcast"
 WORKFLOW = StormScopeWorkflow.name
@@ -129,7 +129,6 @@ def test_members_differ_and_both_formats_contain_the_same_arrays(
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 def test_a_nowcast_survives_the_kill_of_all_packagers(
     server: Server, setup: Setup, undisturbed: xr.DataArray
 ) -> None:
@@ -152,7 +151,6 @@ def test_a_cancel_stops_both_models(
     xr.testing.assert_equal(setup.image(next_id), undisturbed)
 
 
-@pytest.mark.slow
 def test_forecasts_run_without_the_interpolation_that_nowcasts_need(
     http_port: int, tmp_path: Path
 ) -> None:
@@ -182,7 +180,6 @@ def test_forecasts_run_without_the_interpolation_that_nowcasts_need(
         assert "goes19 has gaps at 2025-06-01T14:00:00: abi03c at 4 of" in failed["error_message"]
 
 
-@pytest.mark.slow
 def test_models_that_share_a_gpu_compute_one_at_a_time(http_port: int, tmp_path: Path) -> None:
     setup = Setup(tmp_path, in_turn=True)
     with served(setup.args, "one-gpu", http_port) as server:

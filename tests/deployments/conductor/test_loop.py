@@ -24,11 +24,11 @@ from tests.deployments.conductor.harness import (
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns
-from tests.deployments.store.records import on_both_databases
+from tests.deployments.store.records import on_both_databases_slowly
 from workflows import Status
 
 
-@on_both_databases
+@on_both_databases_slowly
 async def test_standby_takes_over_when_the_leader_is_killed(
     store: ConductorStore, store_url: str, journal: Journal
 ) -> None:
@@ -46,7 +46,7 @@ async def test_standby_takes_over_when_the_leader_is_killed(
     assert newest_fence(store) == 2
 
 
-@on_both_databases
+@on_both_databases_slowly
 @pytest.mark.parametrize(
     "edited",
     [

@@ -30,7 +30,7 @@ from tests.deployments.conductor.harness import (
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns
-from tests.deployments.store.records import on_both_databases
+from tests.deployments.store.records import on_both_databases_slowly
 from tests.measured import Measured
 from workflows import Status
 from workflows.errors import UploadFailed
@@ -103,7 +103,7 @@ async def test_retried_step_counts(store: ConductorStore, store_url: str, journa
     assert measured.values(RETRIES, stage="inference") == measured.values(RETRIES) == [1]
 
 
-@on_both_databases
+@on_both_databases_slowly
 async def test_gauges_show_queued_and_running_executions(
     store: ConductorStore, store_url: str, journal: Journal
 ) -> None:

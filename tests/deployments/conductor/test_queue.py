@@ -24,7 +24,7 @@ from tests.deployments.conductor.harness import (
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns, failing
-from tests.deployments.store.records import on_both_databases
+from tests.deployments.store.records import on_both_databases_slowly
 from workflows import Status
 from workflows.dataset import Provenance
 from workflows.delivery import Delivery, parse_container
@@ -36,7 +36,7 @@ DELIVERY = Delivery(
 )
 
 
-@on_both_databases
+@on_both_databases_slowly
 async def test_cancel_stops_running_members_and_lets_the_next_execution_run(
     store: ConductorStore, store_url: str, journal: Journal
 ) -> None:
@@ -162,7 +162,7 @@ async def test_execution_that_is_being_delivered_does_not_count_as_running(
     assert done.status == Status.COMPLETED
 
 
-@on_both_databases
+@on_both_databases_slowly
 @pytest.mark.parametrize("cancel", [False, True])
 async def test_execution_of_another_version_is_restarted_and_can_be_cancelled(
     store: ConductorStore, store_url: str, journal: Journal, cancel: bool

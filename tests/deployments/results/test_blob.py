@@ -101,6 +101,7 @@ def killed_store(backend: BlobBackend, at: int) -> tuple[ResultsStore, KilledBlo
     return ResultsStore(BlobStorage(backend.options, blobs)), blobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_format", PLANS)
 def test_next_attempt_completes_after_a_kill_at_any_change(
     backend: BlobBackend, output_format: str

@@ -70,7 +70,7 @@ def count_lines(work: Callable[[], object]) -> int:
     return lines
 
 
-@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+@pytest.mark.parametrize("output_format", ["zarr", pytest.param("netcdf4", marks=pytest.mark.slow)])
 def test_next_attempt_completes_after_a_kill_at_any_line(
     tmp_path: Path, output_format: str
 ) -> None:
@@ -97,6 +97,7 @@ def test_next_attempt_completes_after_a_kill_at_any_line(
     assert killed >= N_KILLS - 1
 
 
+@pytest.mark.slow
 def test_next_purge_completes_one_that_was_killed_at_any_line(tmp_path: Path) -> None:
     plan = make_plan(n_steps=0)
 

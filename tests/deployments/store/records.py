@@ -18,6 +18,10 @@ NOW = datetime.now(UTC)
 MANIFEST = Manifest(output_files=(OutputFile(path="x/größe.nc", size=30, sha256="0"),))
 
 on_both_databases = pytest.mark.parametrize("store_url", ["sqlite", "postgresql"], indirect=True)
+on_both_databases_slowly = pytest.mark.parametrize(
+    "store_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+"""For tests that start processes: PostgreSQL is left out of `make test`."""
 
 
 def new(workflow: str = WORKFLOW, **values: object) -> Execution:

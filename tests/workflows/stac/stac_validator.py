@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ SCHEMAS = Path(__file__).with_name("schemas")
 PROJJSON = "https://proj.org/schemas/v{}/projjson.schema.json"
 
 
+@functools.cache
 def validator() -> JsonSchemaSTACValidator:
     """Return a validator that knows the extensions and PROJJSON; pystac brings the core schemas."""
     validator = JsonSchemaSTACValidator()
