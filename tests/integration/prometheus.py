@@ -73,8 +73,9 @@ def prometheus(folder: Path, port: int, rules: Path) -> Iterator[Prometheus]:
         f"rule_files: ['{rules}']\n"
         "scrape_configs:\n"
         "  - job_name: ray\n"
-        # Also the limit of a scrape: the page lists every replica that the cluster ever had.
-        "    scrape_interval: 4s\n"
+        # Also the limit of a scrape, after which all series are stale: the page lists every replica
+        # that the cluster ever had.
+        "    scrape_interval: 8s\n"
         f"    static_configs: [{{targets: {targets}}}]\n"
     )
     process = subprocess.Popen(

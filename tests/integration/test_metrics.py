@@ -211,6 +211,8 @@ def prom(
         # A rate needs two values of each series. Serve reports a replica's health minutes late.
         for query in (
             f"count(({healthy}) >= 1) >= {len(DEPLOYMENTS)}",
+            # Processes report every 2 s: the rate of few values is not that of the heartbeats.
+            f"count_over_time(ray_earth2serve_conductor_beats_total{{{of_measured}}}[5m]) >= 6",
             f"count({idle} > 5) >= 2",
             f"rate(ray_earth2serve_conductor_beats_total{{{of_measured}}}[2m]) > 0",
             f"rate(ray_serve_num_http_requests_total{{{of_measured}}}[5m])",
