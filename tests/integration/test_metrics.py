@@ -207,8 +207,10 @@ def prom(
     with prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), RULES) as running:
         of_measured = f'application="{NAME}"'
         idle = f'increase(ray_earth2serve_model_seconds_total{{{of_measured}, state="idle"}}[5m])'
-        # A rate needs two values of each series.
+        healthy = dict(queries(NAME, "5m"))["Healthy replicas, by deployment"]
+        # A rate needs two values of each series. Serve reports a replica's health minutes late.
         for query in (
+            f"count(({healthy}) >= 1) >= {len(DEPLOYMENTS)}",
             # Processes report every 2 s: the rate of few values is not that of the heartbeats.
             f"count_over_time(ray_earth2serve_conductor_beats_total{{{of_measured}}}[5m]) >= 6",
             f"count({idle} > 5) >= 2",
