@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,8 +120,9 @@ def defines_deployment(tree: ast.Module) -> bool:
 
 
 IMPORTING = """
-import importlib, os, socket, sys
+import importlib, json, os, socket, sys
 
+ours, modules, forbidden = json.loads(sys.argv[1])
 read = type(os.environ).__getitem__
 
 def spy(self, key):
@@ -128,7 +130,7 @@ def spy(self, key):
     while caller.f_globals.get("__name__") in ("os", "collections.abc"):
         caller = caller.f_back
     name = caller.f_globals.get("__name__", "")
-    if name.split(".")[0] in {ours!r}:
+    if name.split(".")[0] in ours:
         print(f"{name} reads {key}")
     return read(self, key)
 
@@ -137,26 +139,23 @@ def connect(self, address):
 
 type(os.environ).__getitem__ = spy
 socket.socket.connect = connect
-for package, names in {modules!r}.items():
+for package, names in modules.items():
     for name in names:
         importlib.import_module(name)
-        for heavy in sorted({forbidden!r}[package] & sys.modules.keys()):
+        for heavy in sorted(sys.modules.keys() & forbidden[package]):
             sys.exit(f"{name} brings {heavy}")
 """
 
 
 def test_importing_brings_nothing_heavy_reads_no_environment_and_connects_to_nothing() -> None:
     # From the bottom up, one module after another, so that the culprit is named.
-    program = IMPORTING
-    values = {
-        "ours": PACKAGES,
-        "modules": {p: modules(p) for p in PACKAGES},
-        "forbidden": FORBIDDEN,
-    }
-    for name, value in values.items():
-        program = program.replace(f"{{{name}!r}}", repr(value))
+    values = PACKAGES, {p: modules(p) for p in PACKAGES}, {p: [*FORBIDDEN[p]] for p in PACKAGES}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", IMPORTING, json.dumps(values)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == []

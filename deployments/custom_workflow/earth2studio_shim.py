@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deployments.runtime.quick_import import quicken_earth2studio
+from deployments.runtime.quick_import import speed_up_earth2studio_import
 
 FOLDERS = ("DEFAULT_OUTPUT_DIR", "RESULTS_ZIP_DIR")
 """Environment variables that name its folders."""
@@ -30,7 +30,7 @@ def isolate_import(scratch: Path) -> Iterator[None]:
     scratch : Path
         Writable folder that replaces its own, which only root may create.
     """
-    quicken_earth2studio()
+    speed_up_earth2studio_import()
     scratch.mkdir(parents=True, exist_ok=True)
     # Set permanently: they are read once, at an unknown time, and the folder is created repeatedly.
     os.environ.update(dict.fromkeys(FOLDERS, str(scratch)))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from deployments.results.work import (
+    CHECKPOINTS,
     CONDITIONING,
     PLAN,
     STEPS,
@@ -60,7 +61,7 @@ class DiskWork(Work):
     def create(self, plan: Plan, provenance: Provenance, fence: int) -> Provenance:
         """Record the plan and provenance; of several attempts the first one counts."""
         self.create_folder(fence)
-        for folder in (STEPS, CONDITIONING):
+        for folder in (STEPS, CONDITIONING, CHECKPOINTS):
             (self.path / folder).mkdir(exist_ok=True)
         try:
             recorded_plan, recorded_provenance = self.read_plan()
@@ -146,7 +147,6 @@ class DiskWork(Work):
         path = self.path / name
         partial = path.with_name(f".{secrets.token_hex(8)}")
         try:
-            path.parent.mkdir(exist_ok=True)
             try:
                 with partial.open("xb") as file:
                     write(file)

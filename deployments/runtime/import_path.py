@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from deployments.runtime.quick_import import quicken_earth2studio
+from deployments.runtime.quick_import import speed_up_earth2studio_import
 from workflows.dataset import Origin
 
 
@@ -25,7 +25,7 @@ class LoaderOptions(BaseModel):
 
 def load(options: LoaderOptions, **arguments: Any) -> Any:
     """Import and call a loader, with its options and further arguments such as ``device``."""
-    quicken_earth2studio()
+    speed_up_earth2studio_import()
     return import_from(options.loader)(**arguments, **options.options)
 
 

@@ -1,4 +1,4 @@
-"""Import Earth2Studio in a fraction of the time."""
+"""Speeds up the import of Earth2Studio."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 IMPORTS = "earth2studio.utils.imports"
-"""Earth2Studio's module that notes which optional dependencies are missing, by file."""
+"""Earth2Studio's module that records missing optional dependencies by file."""
 
 
-def quicken_earth2studio() -> None:
-    """Answer Earth2Studio's questions about the call stack quickly, in this process.
+def speed_up_earth2studio_import() -> None:
+    """Replace `inspect.stack` with a cheap version for Earth2Studio, in this process.
 
     For each optional dependency and each class that needs one, Earth2Studio 0.19 calls
-    `inspect.stack` and uses nothing but the second entry's file name. `inspect` searches all loaded
+    `inspect.stack` and uses only the file name of the second entry. `inspect` searches all loaded
     modules for the source of every frame, which takes 64 of the 73 CPU seconds of
     ``import earth2studio.models.px``. All other callers get what `inspect` returns.
     """
-    if inspect.stack is not _stack:
-        inspect.stack = _stack
+    inspect.stack = _stack
 
 
 def _stack(context: int = 1) -> list[Any]:

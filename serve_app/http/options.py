@@ -21,7 +21,7 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class QueueConfig(_Options):
+class QueueOptions(_Options):
     """How many executions may wait."""
 
     max_size: Count = Field(
@@ -51,7 +51,7 @@ class LimitOptions(_Options):
         return int(self.max_body_mb * _MB)
 
 
-class DiskConfig(_Options):
+class DiskOptions(_Options):
     """How much of the disk results may use."""
 
     quota_gb: PositiveFloat | None = Field(
@@ -115,9 +115,9 @@ class IngressOptions(_Options):
     grid: Grid = Grid()
     """Grid of the global model."""
     regional_grid: LambertGrid = LambertGrid()
-    queue: QueueConfig = QueueConfig()
+    queue: QueueOptions = QueueOptions()
     limits: LimitOptions = LimitOptions()
-    results: DiskConfig = DiskConfig()
+    results: DiskOptions = DiskOptions()
     auth: AuthOptions = AuthOptions()
     cors: CorsOptions = CorsOptions()
     delivery: DeliveryRules = DeliveryRules()

@@ -6,14 +6,14 @@ from pydantic import Field
 
 from deployments.conductor.options import RetentionOptions
 from deployments.runtime.option_types import NonNegativeFloat, PositiveFloat
-from serve_app.http.options import DiskConfig
+from serve_app.http.options import DiskOptions
 from serve_app.settings.section import Section
 
 _HOUR_S = 3600
 _DAY_S = 24 * _HOUR_S
 
 
-class ResultsSettings(DiskConfig, Section):
+class ResultsSettings(DiskOptions, Section):
     """How long results are kept, and how much of the disk they may use."""
 
     keep_days: PositiveFloat | None = Field(

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from deployments.models.options import WindowConfig
 from deployments.runtime.option_types import Count
-from serve_app.http.options import QueueConfig
+from serve_app.http.options import QueueOptions
 from serve_app.settings.section import Section
 
 
-class QueueSettings(QueueConfig, Section):
+class QueueSettings(QueueOptions, Section):
     """How many executions may wait and run."""
 
     max_running: Count | None = Field(

@@ -208,7 +208,7 @@ def prom(
         of_measured = f'application="{NAME}"'
         idle = f'increase(ray_earth2serve_model_seconds_total{{{of_measured}, state="idle"}}[5m])'
         healthy = dict(queries(NAME, "5m"))["Healthy replicas, by deployment"]
-        # A rate needs two values of each series. Serve reports a replica's health minutes late.
+        # A rate needs two values of each series. Serve reported health over 60 s late.
         for query in (
             f"count(({healthy}) >= 1) >= {len(DEPLOYMENTS)}",
             # Processes report every 2 s: the rate of few values is not that of the heartbeats.

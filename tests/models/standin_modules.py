@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from deployments.runtime.quick_import import quicken_earth2studio
+from deployments.runtime.quick_import import speed_up_earth2studio_import
 from workflows.grids import Grid
 
 
 def register() -> None:
-    """Make the stand-ins importable where the real modules are not, and Earth2Studio quickly."""
-    quicken_earth2studio()
+    """Make stand-ins importable for missing modules, and speed up Earth2Studio's import."""
+    speed_up_earth2studio_import()
     if importlib.util.find_spec("makani") is None:
         _add("torch_harmonics", __version__="0.8.1")
         _add("torch_harmonics.disco", cuda_kernels_is_available=lambda: False)

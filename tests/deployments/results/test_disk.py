@@ -8,9 +8,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import deployments
+from deployments.results.checkpoint import Checkpoint
+from deployments.results.disk_work import DiskWork
 from tests.deployments.results.backends import DiskBackend
 from tests.deployments.results.samples import (
     ID,
@@ -19,6 +22,7 @@ from tests.deployments.results.samples import (
     complete,
     make_plan,
 )
+from workflows.errors import StageFailed
 
 CODE = str(Path(deployments.__file__).parent)
 KILLED = 77
@@ -131,3 +135,19 @@ def test_processes_may_write_the_same_result_concurrently(tmp_path: Path) -> Non
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     assert_complete(backend.folder(plan.workflow, ID), plan)
+
+
+def test_a_late_writer_does_not_restore_the_folders_of_a_removed_execution(tmp_path: Path) -> None:
+    """A reader would wait for its fields, and a sweep would find it again."""
+    plan, backend = make_plan(n_steps=1), DiskBackend(tmp_path)
+    backend.store().create(plan, ID, PROVENANCE, 1)
+    work = DiskWork(tmp_path / "work" / ID, ID)
+    # As in the middle of a removal, which empties one folder after the other.
+    for folder in ("conditioning", "checkpoints"):
+        (work.path / folder).rmdir()
+    checkpoint = Checkpoint(0, "model", np.zeros((1, 2, 2), np.float32), internal={})
+    with pytest.raises(StageFailed, match="not being written"):
+        work.write_conditioning(0, 0, np.zeros((2, 2), np.float32))
+    with pytest.raises(StageFailed, match="not being written"):
+        work.write_checkpoint(0, checkpoint)
+    assert not {"conditioning", "checkpoints"} & {path.name for path in work.path.iterdir()}

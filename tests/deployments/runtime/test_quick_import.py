@@ -1,4 +1,4 @@
-"""Earth2Studio's import asks for little of the call stack, and gets it quickly."""
+"""Earth2Studio's import gets a cheap call stack, and all other callers the whole one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments.runtime.quick_import import IMPORTS, quicken_earth2studio
+from deployments.runtime.quick_import import IMPORTS, speed_up_earth2studio_import
 
-QUESTION = "import inspect\ndef caller(): return inspect.stack()[1].filename"
+FUNCTION = "import inspect\ndef caller(): return inspect.stack()[1].filename"
 
 
 def test_other_callers_get_the_whole_stack() -> None:
-    quicken_earth2studio()
+    speed_up_earth2studio_import()
     stack = inspect.stack()
     assert (stack[0].filename, stack[0].function) == (
         __file__,
@@ -24,15 +24,15 @@ def test_other_callers_get_the_whole_stack() -> None:
 
 
 def test_earth2studio_gets_the_file_of_its_caller() -> None:
-    quicken_earth2studio()
+    speed_up_earth2studio_import()
     namespace = {"__name__": IMPORTS}
-    exec(QUESTION, namespace)
+    exec(FUNCTION, namespace)
     assert namespace["caller"]() == __file__  # type: ignore[operator]
 
 
 @pytest.mark.models
-def test_missing_dependencies_are_noted_by_file() -> None:
-    quicken_earth2studio()
+def test_missing_dependencies_are_recorded_by_file() -> None:
+    speed_up_earth2studio_import()
     import earth2studio.io
     from earth2studio.utils.imports import OptionalDependencyFailure
 
