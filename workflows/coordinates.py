@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflows.base import Plan
+from workflows.crs import well_known_text
 from workflows.grids import Grid, LambertGrid
 
 CRS = "crs"
@@ -130,12 +131,13 @@ def _regular(grid: Grid) -> tuple[Variable, ...]:
             "lon", ("lon",), _LONGITUDE | {"axis": "X"}, grid.output_longitudes().astype("<f8")
         ),
         _crs(
+            grid,
             {
                 "grid_mapping_name": "latitude_longitude",
                 "longitude_of_prime_meridian": 0.0,
                 "semi_major_axis": 6378137.0,
                 "inverse_flattening": 298.257223563,
-            }
+            },
         ),
     )
 
@@ -147,15 +149,18 @@ def _lambert(grid: LambertGrid) -> tuple[Variable, ...]:
         Variable("latitude", ("y", "x"), _LATITUDE, grid.latitudes().astype("<f8")),
         Variable("longitude", ("y", "x"), _LONGITUDE, grid.longitudes().astype("<f8")),
         _crs(
+            grid,
             {
                 "grid_mapping_name": "lambert_conformal_conic",
                 "standard_parallel": grid.standard_parallel,
-                "longitude_of_central_meridian": grid.central_meridian,
+                "longitude_of_central_meridian": grid.central_meridian - 360.0,
                 "latitude_of_projection_origin": grid.standard_parallel,
                 "false_easting": 0.0,
                 "false_northing": 0.0,
                 "earth_radius": grid.radius_m,
-            }
+                "semi_major_axis": grid.radius_m,
+                "semi_minor_axis": grid.radius_m,
+            },
         ),
     )
 
@@ -169,6 +174,13 @@ def _projected(name: str, direction: str) -> dict[str, str]:
     }
 
 
-def _crs(attributes: Mapping[str, str | float]) -> Variable:
-    named = {"long_name": "Coordinate reference system", **attributes}
+def _crs(grid: Grid | LambertGrid, attributes: Mapping[str, str | float]) -> Variable:
+    wkt = well_known_text(grid)
+    named = {
+        "long_name": "Coordinate reference system",
+        **attributes,
+        # Only WKT can name an EPSG code. GDAL reads it as `spatial_ref`, CF calls it `crs_wkt`.
+        "crs_wkt": wkt,
+        "spatial_ref": wkt,
+    }
     return Variable(CRS, (), named, np.array(0, dtype="<i4"))

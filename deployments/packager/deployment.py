@@ -34,8 +34,8 @@ from workflows.execution import Stage
 from workflows.grids import LambertGrid
 from workflows.manifest import METADATA, PREVIEW, ZARR, Manifest
 from workflows.readiness import ComponentStatus, NotReady, Ready
-from workflows.stac.collection import default_collection_id
-from workflows.stac.item import ITEM, describe_item
+from workflows.stac.collection import accompanying_collection, default_collection_id
+from workflows.stac.item import COLLECTION, ITEM, describe_item
 
 WRITERS = 16
 """Concurrent calls of one replica that write; the settings add those that export."""
@@ -221,8 +221,11 @@ class Packager:
             collection_id=default_collection_id(plan.workflow),
             base_href=".",
         )
-        self._results.add_file(execution_id, fence, ITEM, json.dumps(item, indent=1).encode())
-        files, totals = self._results.describe(execution_id, fence, extra=[PREVIEW, METADATA, ITEM])
+        for name, document in {ITEM: item, COLLECTION: accompanying_collection(item)}.items():
+            content = json.dumps(document, indent=1).encode()
+            self._results.add_file(execution_id, fence, name, content)
+        extra = [PREVIEW, METADATA, ITEM, COLLECTION]
+        files, totals = self._results.describe(execution_id, fence, extra=extra)
         manifest = Manifest(output_files=files, totals=totals, provenance=provenance, assets=assets)
         if self._blob is not None:
             folder = result_folder(plan.workflow, execution_id)

@@ -4,7 +4,8 @@
 
     {results_dir}/catalog.json
     {results_dir}/{workflow}/collection.json
-    {results_dir}/{workflow}/{execution_id}/item.json
+    {results_dir}/{workflow}/{execution_id}/item.json          refer to each other only
+                                            collection.json
 
 Links are relative, so the folder can be moved and opened anywhere. pystac is not used for writing:
 it takes twice as long for thousands of items.

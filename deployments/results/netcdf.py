@@ -196,8 +196,6 @@ def _lay_out(path: Path, dataset: Dataset, maps: Iterable[tuple[str, Index]]) ->
     """Write the file without its maps, and allocate space for each map."""
     file = netCDF4.Dataset(path, "w", format="NETCDF4")
     try:
-        # Every map will be written: no fill values are needed.
-        file.set_fill_off()
         arrays = _define(file, dataset)
         for variable, index in maps:
             # HDF5 allocates a chunk when its first value is written.
@@ -234,6 +232,9 @@ def _define(file: Any, dataset: Dataset) -> dict[str, Any]:
         array = file.createVariable(variable.name, values.dtype, variable.dims)
         array.setncatts(dict(variable.attributes))
         array[...] = values
+    # Every map will be written: no fill values are needed. Only now, since HDF5 gives an array
+    # without fill values the fill value 0, which readers that know no CF take for missing.
+    file.set_fill_off()
     arrays = {}
     for variable in dataset.fields:
         shape = dataset.field_shape

@@ -85,13 +85,12 @@ def store_objects(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
 
 def _array(dataset: Dataset, variable: Variable) -> dict[str, Any]:
     shape = list(dataset.shape(variable))
-    chunk, dtype, fill = shape, FIELD_DTYPE, "NaN"
-    fill_value: str | int | float = fill
+    chunk, dtype = shape, FIELD_DTYPE
     if variable.values is None:
         chunk = [1] * (len(shape) - 2) + shape[-2:]
     else:
         dtype = variable.values.dtype
-        fill_value = 0.0 if dtype.kind == "f" else 0
+    fill_value = missing_value(dtype)
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -99,12 +98,29 @@ def _array(dataset: Dataset, variable: Variable) -> dict[str, Any]:
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": fill_value,
+        "fill_value": "NaN" if np.isnan(fill_value) else int(fill_value),
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "attributes": dict(variable.attributes),
         "dimension_names": list(variable.dims),
         "storage_transformers": [],
     }
+
+
+def missing_value(dtype: np.dtype[Any]) -> Any:
+    """Return a fill value that no coordinate has, for numbers; None for other types.
+
+    Zarr has no array without one, and readers may take it for missing: with the default, 0, the
+    equator, Greenwich, the first member and the start time would be.
+    """
+    match dtype.kind:
+        case "f":
+            return dtype.type(np.nan)
+        case "i":
+            return np.iinfo(dtype).min
+        case "u":
+            return np.iinfo(dtype).max
+        case _:
+            return None
 
 
 def _encoded(document: dict[str, Any]) -> bytes:

@@ -11,7 +11,13 @@ import sqlalchemy as sa
 
 from deployments.store.database import Database
 from deployments.store.rows import EXECUTION_COLUMNS, list_executions, read_execution
-from deployments.store.schema import conductors, descriptions, executions, readiness
+from deployments.store.schema import (
+    conductors,
+    deleted_executions,
+    descriptions,
+    executions,
+    readiness,
+)
 from workflows.errors import ExecutionNotFound
 from workflows.execution import Execution, Status
 
@@ -47,6 +53,14 @@ class ExecutionReader(Database):
         """Return one execution of any workflow; raises `ExecutionNotFound`."""
         with self.engine.connect() as connection:
             return read_execution(connection, execution_id)
+
+    def was_deleted(self, execution_id: str) -> bool:
+        """Return whether an execution's row was deleted, as far as ids are kept."""
+        query = sa.select(deleted_executions.c.execution_id).where(
+            deleted_executions.c.execution_id == execution_id
+        )
+        with self.engine.connect() as connection:
+            return connection.scalar(query) is not None
 
     def position(self, execution: Execution) -> int | None:
         """Return the number of queued executions ahead in the same workflow; None if not queued.

@@ -72,6 +72,21 @@ class UnsupportedMediaType(Earth2ServeError):
     """A request body is declared to be something other than JSON."""
 
 
+class ResultsPending(Earth2ServeError):
+    """A result file is requested of an execution that has not finished."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"no results yet, the execution is {self.status}"
+
+
+class ResultsGone(Earth2ServeError):
+    """Results, or a part of them, existed and have been removed or lost."""
+
+
 class NoWorkflowExposed(Earth2ServeError):
     """A submit names no workflow, and none is exposed."""
 
@@ -117,6 +132,8 @@ STATUS_CODES: dict[type[Exception], int] = {
     ResultsNotFound: 404,
     IllegalTransition: 409,
     SeveralWorkflowsExposed: 409,
+    ResultsPending: 409,
+    ResultsGone: 410,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     InvalidParameters: 422,
@@ -184,7 +201,13 @@ def _headers(error: Exception) -> dict[str, str] | None:
     match error:
         case QueueFullForNow() | StorageFullForNow():
             return {"Retry-After": str(error.retry_after_s)}
-        case Unhealthy() | ResultsUnavailable() | WorkflowUnavailable() | sa.exc.SQLAlchemyError():
+        case (
+            ResultsPending()
+            | ResultsUnavailable()
+            | Unhealthy()
+            | WorkflowUnavailable()
+            | sa.exc.SQLAlchemyError()
+        ):
             return {"Retry-After": str(RETRY_AFTER_S)}
         case _:
             return None

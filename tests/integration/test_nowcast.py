@@ -117,6 +117,7 @@ def test_members_differ_and_both_formats_contain_the_same_arrays(
         xr.testing.assert_equal(dataset["abi13c"].load(), undisturbed)
     assert sorted(path.name for path in setup.results(execution_id).iterdir()) == [
         "checksums.sha256",
+        "collection.json",
         "item.json",
         "metadata.json",
         "preview.png",

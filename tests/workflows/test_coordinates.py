@@ -79,20 +79,28 @@ def test_only_dimensions_are_axes() -> None:
 def test_the_grid_mapping_is_that_of_hrrr() -> None:
     crs = by_name(map_coordinates(GRID))["crs"]
     assert crs.dims == ()
-    assert dict(crs.attributes) == {
+    attributes = dict(crs.attributes)
+    assert attributes.pop("crs_wkt") == attributes.pop("spatial_ref")
+    assert attributes == {
         "long_name": "Coordinate reference system",
         "grid_mapping_name": "lambert_conformal_conic",
         "standard_parallel": 38.5,
-        "longitude_of_central_meridian": 262.5,
+        "longitude_of_central_meridian": -97.5,
         "latitude_of_projection_origin": 38.5,
         "false_easting": 0.0,
         "false_northing": 0.0,
         "earth_radius": 6371229.0,
+        "semi_major_axis": 6371229.0,
+        "semi_minor_axis": 6371229.0,
     }
 
 
-def test_the_grid_mapping_leads_to_the_same_points() -> None:
-    crs = pyproj.CRS.from_cf(dict(by_name(map_coordinates(GRID))["crs"].attributes))
+@pytest.mark.parametrize("without", [(), ("crs_wkt", "spatial_ref")], ids=["wkt", "attributes"])
+def test_the_grid_mapping_leads_to_the_same_points(without: tuple[str, ...]) -> None:
+    attributes = dict(by_name(map_coordinates(GRID))["crs"].attributes)
+    for name in without:
+        del attributes[name]
+    crs = pyproj.CRS.from_cf(attributes)
     assert crs.geodetic_crs is not None
     to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     longitudes, latitudes = to_degrees.transform(*np.meshgrid(GRID.x(), GRID.y()))

@@ -9,7 +9,16 @@ from typing import Any
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.manifest import NETCDF, ZARR
-from workflows.stac.item import ASSETS, PREFIX, STAC_VERSION, Files, describe_item, extensions_used
+from workflows.stac.item import (
+    ASSETS,
+    COLLECTION,
+    ITEM,
+    PREFIX,
+    STAC_VERSION,
+    Files,
+    describe_item,
+    extensions_used,
+)
 from workflows.stac.renders import DATA
 
 _PER_FILE = ("href", "file:size", "file:checksum")
@@ -27,6 +36,24 @@ def describe_collection(plan: Plan, provenance: Provenance, collection_id: str) 
     files: Files = dict.fromkeys([dataset, *others], (0, None))
     example = describe_item(plan, "", provenance, files, collection_id=collection_id, base_href=".")
     return collection_of(example)
+
+
+def accompanying_collection(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the collection that is delivered beside an item, and names no other item.
+
+    It has the id of the collection to which all items of the workflow belong, so that the links of
+    an item lead to a collection wherever its folder lies: on disk, behind HTTP or in a container.
+    """
+    properties = item["properties"]
+    collection = collection_of(item)
+    collection["extent"]["temporal"]["interval"] = [
+        [properties["start_datetime"], properties["end_datetime"]]
+    ]
+    collection["links"] = [
+        {"rel": "root", "href": f"./{COLLECTION}", "type": "application/json"},
+        {"rel": "item", "href": f"./{ITEM}", "type": "application/geo+json", "title": item["id"]},
+    ]
+    return collection
 
 
 def collection_of(example: Mapping[str, Any]) -> dict[str, Any]:

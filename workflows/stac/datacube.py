@@ -14,9 +14,9 @@ import numpy as np
 
 from workflows.base import Plan
 from workflows.coordinates import CRS, Variable
+from workflows.crs import EPSG, projjson
 from workflows.dataset import FIELD_DTYPE, Dataset
 from workflows.grids import Grid, LambertGrid
-from workflows.stac.footprint import projjson
 from workflows.times import format_utc
 
 
@@ -59,7 +59,7 @@ def _time_dimensions(plan: Plan) -> dict[str, Any]:
 def _space_dimensions(
     grid: Grid | LambertGrid, coordinates: Mapping[str, Variable]
 ) -> dict[str, Any]:
-    reference: Any = 4326 if isinstance(grid, Grid) else projjson(grid)
+    reference: Any = EPSG if isinstance(grid, Grid) else projjson(grid)
     described = {}
     for name, axis in zip(grid.dims, "yx", strict=True):
         values, attributes = coordinates[name].values, coordinates[name].attributes

@@ -2,8 +2,7 @@
 
 References
 ----------
-GeoJSON, RFC 7946, sections 3.1.6 and 3.1.9 for the order of points and the antimeridian; PROJJSON,
-https://proj.org/specifications/projjson.html; EPSG Guidance Note 7-2 for method 9801.
+GeoJSON, RFC 7946, sections 3.1.6 and 3.1.9 for the order of points and the antimeridian.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workflows.crs import EPSG, projjson
 from workflows.grids import Floats, Grid, LambertGrid
 
 SIDES_PER_EDGE = 16
@@ -103,67 +103,10 @@ def projection_of(grid: Grid | LambertGrid) -> dict[str, Any]:
     if isinstance(grid, Grid):
         height, width = -180.0 / (n_y - 1), 360.0 / n_x
         first_y, first_x = 90.0, -180.0
-        reference: dict[str, Any] = {"proj:code": "EPSG:4326"}
+        reference: dict[str, Any] = {"proj:code": f"EPSG:{EPSG}"}
     else:
         height = width = grid.spacing_m
         first_y, first_x = grid.first_y_m, grid.first_x_m
         reference = {"proj:code": None, "proj:projjson": projjson(grid)}
     transform = [width, 0.0, first_x - width / 2, 0.0, height, first_y - height / 2]
     return {**reference, "proj:shape": [n_y, n_x], "proj:transform": transform}
-
-
-def projjson(grid: LambertGrid) -> dict[str, Any]:
-    """Return the PROJJSON of a Lambert grid: one standard parallel, where the scale is 1."""
-    degree = "degree"
-    parameters = [
-        ("Latitude of natural origin", grid.standard_parallel, degree, 8801),
-        ("Longitude of natural origin", grid.central_meridian - 360.0, degree, 8802),
-        ("Scale factor at natural origin", 1.0, "unity", 8805),
-        ("False easting", 0.0, "metre", 8806),
-        ("False northing", 0.0, "metre", 8807),
-    ]
-    sphere = f"Sphere of radius {grid.radius_m:.0f} m"
-    return {
-        "$schema": "https://proj.org/schemas/v0.7/projjson.schema.json",
-        "type": "ProjectedCRS",
-        "name": "HRRR's Lambert conformal map",
-        "base_crs": {
-            "type": "GeographicCRS",
-            "name": sphere,
-            "datum": {
-                "type": "GeodeticReferenceFrame",
-                "name": sphere,
-                "ellipsoid": {"name": sphere, "radius": grid.radius_m},
-            },
-            "coordinate_system": _axes(
-                "ellipsoidal",
-                degree,
-                ("Geodetic latitude", "Lat", "north"),
-                ("Geodetic longitude", "Lon", "east"),
-            ),
-        },
-        "conversion": {
-            "name": "Lambert conformal conic, one standard parallel",
-            "method": {
-                "name": "Lambert Conic Conformal (1SP)",
-                "id": {"authority": "EPSG", "code": 9801},
-            },
-            "parameters": [
-                {"name": name, "value": value, "unit": unit, "id": {"authority": "EPSG", "code": n}}
-                for name, value, unit, n in parameters
-            ],
-        },
-        "coordinate_system": _axes(
-            "Cartesian", "metre", ("Easting", "E", "east"), ("Northing", "N", "north")
-        ),
-    }
-
-
-def _axes(subtype: str, unit: str, *axes: tuple[str, str, str]) -> dict[str, Any]:
-    return {
-        "subtype": subtype,
-        "axis": [
-            {"name": name, "abbreviation": short, "direction": direction, "unit": unit}
-            for name, short, direction in axes
-        ],
-    }

@@ -23,7 +23,7 @@ STAC_VERSION: Final = "1.1.0"
 PREFIX: Final = "earth2serve"
 """Prefix of this project's own properties and of collection ids."""
 ITEM, COLLECTION, CATALOG = "item.json", "collection.json", "catalog.json"
-"""File names of the static catalogue; an item is in the folder of its result."""
+"""File names of STAC documents; an item is in the folder of its result."""
 
 _EXTENSIONS: Mapping[str, str] = {
     # pystac does not read items of 2.3.0 as data cubes.
@@ -93,7 +93,7 @@ def describe_item(
     *,
     collection_id: str,
     base_href: str,
-    collection_href: str = f"../{COLLECTION}",
+    collection_href: str = f"./{COLLECTION}",
 ) -> dict[str, Any]:
     """Return the STAC item of one execution; ValueError if `files` lacks the result itself.
 
@@ -104,7 +104,8 @@ def describe_item(
     base_href : str
         URL of the result's folder, or "." to refer to files beside the item.
     collection_href : str, optional
-        URL of the collection; that of the static catalogue by default.
+        URL of the collection; by default the file beside the item, because only what is in the
+        folder of the result is found wherever that folder is served.
     """
     dataset = describe(plan, execution_id, provenance)
     assets = {}
@@ -120,13 +121,8 @@ def describe_item(
     assets[DATA]["description"] = str(dataset.attributes["summary"])
     footprint = footprint_of(plan.grid)
     properties = _properties(plan, provenance, dataset)
-    links = [
-        {"rel": rel, "href": collection_href, "type": "application/json"}
-        for rel in ("collection", "parent")
-    ]
-    if base_href == ".":
-        root = {"rel": "root", "href": f"../../{CATALOG}", "type": "application/json"}
-        links.insert(0, root)
+    rels = ("root", "collection", "parent") if base_href == "." else ("collection", "parent")
+    links = [{"rel": rel, "href": collection_href, "type": "application/json"} for rel in rels]
     return {
         "type": "Feature",
         "stac_version": STAC_VERSION,

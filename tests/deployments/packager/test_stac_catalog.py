@@ -20,7 +20,7 @@ from tests.deployments.results.samples import PROVENANCE, make_nowcast_plan, mak
 from tests.workflows.stac.stac_validator import validator
 from workflows.base import Plan
 from workflows.manifest import CHECKSUMS
-from workflows.stac.collection import default_collection_id
+from workflows.stac.collection import accompanying_collection, default_collection_id
 from workflows.stac.item import CATALOG, COLLECTION, ITEM, describe_item
 
 FCN3, NOWCAST = make_plan().workflow, make_nowcast_plan().workflow
@@ -53,6 +53,7 @@ def add(
         collection_id=default_collection_id(plan.workflow),
         base_href=".",
     )
+    (folder / COLLECTION).write_text(json.dumps(accompanying_collection(item)))
     (folder / ".item").write_text(json.dumps(item | changes))
     (folder / ".item").rename(folder / ITEM)
     (folder / CHECKSUMS).touch()
@@ -98,11 +99,30 @@ def test_reader_finds_every_item_and_file(tmp_path: Path) -> None:
         assert (collection.get_parent(), collection.get_root()) == (root, root)
         for item in collection.get_items():
             item.validate(validator())
-            assert (item.get_collection(), item.get_parent()) == (collection, collection)
+            assert (item.get_parent(), item.get_root()) == (collection, root)
+            assert item.get_collection().id == item.collection_id == collection.id
             found.append(Path(item.get_self_href()).parent.name)
             for asset in item.get_assets().values():
                 assert Path(asset.get_absolute_href()).exists()
     assert sorted(found) == [folder.name for folder in folders]
+
+
+@pytest.mark.parametrize("plan", [make_plan(), make_nowcast_plan()], ids=["fcn3", "nowcast"])
+def test_links_of_an_item_resolve_in_its_folder_alone(tmp_path: Path, plan: Plan) -> None:
+    folder = add(tmp_path / "results", plan).rename(tmp_path / "downloaded")
+    item = pystac.Item.from_file(folder / ITEM)
+    collection = item.get_collection()
+    collection.validate(validator())
+    assert {each.self_href for each in (item.get_root(), item.get_parent(), collection)} == {
+        str(folder / COLLECTION)
+    }
+    assert collection.id == item.collection_id
+    assert [each.id for each in collection.get_items()] == [item.id]
+    interval = [item.common_metadata.start_datetime, item.common_metadata.end_datetime]
+    assert collection.extent.temporal.intervals == [interval]
+    for document in (ITEM, COLLECTION):
+        for link in read(folder / document)["links"]:
+            assert (folder / link["href"]).is_file()
 
 
 def test_extent_covers_all_items_in_time(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import hashlib
 import resource
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import h5py
 import netCDF4
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from tests.deployments.results.samples import (
     PROVENANCE,
     assert_complete,
     fields,
+    make_nowcast_plan,
     make_plan,
     write_steps,
 )
+from workflows.base import Plan
 from workflows.errors import ExecutionCancelled, StageFailed, StaleConductor
 
 PLAN = make_plan(output_format="netcdf4")
@@ -74,6 +78,26 @@ def test_size_and_checksum_are_right_in_any_order_of_steps(
     content = (backend.folder(PLAN.workflow, ID) / "results.nc").read_bytes()
     asset = store.assets(ID, [])["results.nc"]
     assert (asset.size, asset.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+@only_on_disk
+@pytest.mark.parametrize("layout", ["time", "lead_time"])
+@pytest.mark.parametrize("make", [make_plan, make_nowcast_plan], ids=["fcn3", "nowcast"])
+def test_no_coordinate_has_the_fill_value(
+    backend: Backend, make: Callable[..., Plan], layout: str
+) -> None:
+    """HDF5 stores one beside CF's attribute, and readers of its chunks take it for missing."""
+    plan = make(output_format="netcdf4", time_layout=layout)
+    store = backend.store()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    store.export_netcdf(ID, 1)
+    with h5py.File(backend.folder(plan.workflow, ID) / "results.nc") as file:
+        coordinates = set(file) - set(plan.variables)
+        assert {"ensemble", "time", "crs"} < coordinates
+        for name in coordinates:
+            assert "_FillValue" not in file[name].attrs
+            assert not (file[name][()] == file[name].fillvalue).any(), name
 
 
 @only_on_disk

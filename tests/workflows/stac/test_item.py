@@ -138,11 +138,7 @@ def test_only_known_files_become_assets() -> None:
 
 def test_links_are_relative_only_beside_the_files() -> None:
     links = {link["rel"]: link["href"] for link in make_item(make_plan())["links"]}
-    assert links == {
-        "root": "../../catalog.json",
-        "parent": "../collection.json",
-        "collection": "../collection.json",
-    }
+    assert links == dict.fromkeys(("root", "parent", "collection"), "./collection.json")
     collection = "https://catalog.example/stac/collections/a-collection"
     there = make_item(make_plan(), base_href="https://x/y", collection_href=collection)
     assert {link["href"] for link in there["links"]} == {collection}

@@ -2,20 +2,26 @@
 
 import asyncio
 import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from starlette.requests import Request
 
 from deployments.results.disk import DiskStorage
 from deployments.runtime.metrics import DOWNLOADED_BYTES
+from deployments.store.retention_view import RetentionView
 from serve_app.files.disk import DiskResults
 from serve_app.files.serving import CHUNK_SIZE, ResultFile
 from tests.measured import Measured
 from tests.serve_app.conftest import MANIFEST, URL, WORKFLOW
 from workflows.errors import ResultsNotFound
 from workflows.execution import Stage, Status
+from workflows.manifest import CHECKSUMS
 
 FILES = {"results.zarr/zarr.json": b'{"a": 1}\n', "results.nc": bytes(range(256))}
+CHUNK = "results.zarr/t2m/c/0/1/0/0"
+STORE = {CHUNK: b"chunk", CHECKSUMS: f"{'f' * 64}  {CHUNK}\n".encode()}
 
 
 async def test_there_are_no_results_before_the_end(service):
@@ -30,8 +36,12 @@ async def test_there_are_no_results_before_the_end(service):
         assert response.status_code == 202
         assert set(response.json()["detail"]) == {"message", "status", "timestamp"}
         assert response.json()["detail"]["status"] == status
-        response = await service.client.get(f"{URL}/{execution_id}/results/results.nc")
-        assert response.status_code == 404
+        if status != "pending_results":
+            for name in ("results.nc", "results.zarr/zarr.json", CHUNK):
+                response = await service.client.get(f"{URL}/{execution_id}/results/{name}")
+                assert response.status_code == 409
+                assert response.headers["retry-after"] == "5"
+                assert response.json()["detail"] == f"no results yet, the execution is {status}"
 
 
 async def test_the_results_show_how_the_execution_ended(service):
@@ -65,7 +75,7 @@ async def test_results_expire(service):
     service.conductor.end(execution_id, Status.EXPIRED)
     for url in (f"{URL}/{execution_id}/results", f"{URL}/{execution_id}/results/results.nc"):
         response = await service.client.get(url)
-        assert response.status_code == 404
+        assert response.status_code == 410
         assert response.json()["detail"] == (
             "the results have expired: this server removes them some time after an execution's end"
         )
@@ -187,3 +197,100 @@ async def test_a_path_never_leaves_the_results(service):
         assert 400 <= response.status_code < 500, path
         assert "secret\n" not in response.text and str(results) not in response.text
         assert "detail" in response.json()
+
+
+def expire(service, execution_id):
+    service.conductor.end(execution_id, Status.EXPIRED)
+
+
+def request_purge(service, execution_id):
+    service.store.request_purge(WORKFLOW, execution_id)
+
+
+def delete(service, execution_id):
+    service.conductor.store.delete(service.conductor.fence, execution_id)
+
+
+def forget(service, execution_id):
+    delete(service, execution_id)
+    later = datetime.now(UTC) + timedelta(days=1)
+    RetentionView(service.conductor.store).delete_ids(service.conductor.fence, later)
+
+
+def lose_chunk(service, execution_id):
+    (service.options.storage.results_dir / WORKFLOW / execution_id / CHUNK).unlink()
+
+
+def lose_folder(service, execution_id):
+    folder = service.options.storage.results_dir
+    folder.rename(folder.with_name("unmounted"))
+
+
+@pytest.mark.parametrize(
+    ("happens", "chunk", "other", "reason"),
+    [
+        (expire, 410, 410, "have expired"),
+        (request_purge, 410, 410, "is being removed"),
+        (delete, 410, 410, "was removed"),
+        (forget, 410, 404, "execution not found"),
+        (lose_chunk, 410, 404, "was lost"),
+        (lose_folder, 503, 404, "cannot be read now"),
+    ],
+)
+async def test_a_chunk_that_was_there_is_never_answered_with_404(
+    service, happens, chunk, other, reason
+):
+    execution_id = await service.completed(STORE)
+    url = f"{URL}/{execution_id}/results/{CHUNK}"
+    assert (await service.client.get(url)).status_code == 200
+    happens(service, execution_id)
+    for method in ("GET", "HEAD"):
+        response = await service.client.request(method, url, headers={"Range": "bytes=0-1"})
+        assert response.status_code == chunk
+    response = await service.client.get(url)
+    assert response.status_code == chunk
+    assert reason in response.json()["detail"]
+    response = await service.client.get(f"{URL}/{execution_id}/results/a.txt")
+    assert response.status_code == other
+
+
+async def test_a_chunk_of_a_cancelled_delivery_is_gone(service):
+    execution_id = await service.submit()
+    service.conductor.start()
+    service.conductor.package(execution_id)
+    service.conductor.end(execution_id, Status.CANCELLED)
+    response = await service.client.get(f"{URL}/{execution_id}/results/{CHUNK}")
+    assert response.status_code == 410
+
+
+async def test_a_chunk_of_a_hidden_workflow_is_gone(service):
+    execution_id = await service.completed(STORE)
+    response = await service.client.get(f"/v1/infer/hidden/{execution_id}/results/{CHUNK}")
+    assert response.status_code == 410
+
+
+async def test_files_removed_while_a_request_is_on_its_way_are_gone(serve):
+    """The status is read before the removal, the file after it."""
+    service = serve()
+    execution_id = await service.completed(STORE)
+    context = service.app.state.context
+
+    class Removing:
+        def open(self, relative, *, whole):
+            if relative == CHUNK:
+                expire(service, execution_id)
+            raise ResultsNotFound("removed")
+
+    service.app.state.context = replace(context, results=lambda *_: Removing())
+    response = await service.client.get(f"{URL}/{execution_id}/results/{CHUNK}")
+    assert (response.status_code, "have expired" in response.text) == (410, True)
+    service.app.state.context = context
+
+
+@pytest.mark.parametrize(
+    "key", ["c/0/1/0/1", "c/0/10/0/0", "c/0/1/0", "c.0.1.0.0", "0.1.0.0", "0/1/0/0", "c"]
+)
+async def test_a_chunk_that_was_never_written_is_missing(service, key):
+    execution_id = await service.completed(STORE)
+    response = await service.client.get(f"{URL}/{execution_id}/results/results.zarr/t2m/{key}")
+    assert response.status_code == 404
