@@ -10,13 +10,16 @@
 # The release that pyproject.toml pins: all pods of a cluster need exactly the same.
 ARG RAY_VERSION=2.60.0
 ARG PYTHON=py312
+# "@sha256:…" of Ray's images, which a tag does not fix (docs/security.md).
+ARG RAY_CPU_DIGEST=
+ARG RAY_GPU_DIGEST=
 # CUDA version of Ray's GPU image, whose nvcc compiles torch-harmonics and natten; equal to torch's.
 ARG CUDA=cu130
 
 # ---- Common to both targets. ----
 # Ray's CPU image of the same release: its GPU image is CUDA's developer image with nvcc and g++.
 # torch's wheels contain the CUDA libraries, and the node provides the driver.
-FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu AS base
+FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu${RAY_CPU_DIGEST} AS base
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 USER root
 # Ray's image lets its user become root without a password. The rest checks that the requirements of
@@ -63,7 +66,7 @@ FROM base AS cpu
 RUN pip install -c constraints.txt -e '.[azure]'
 
 # ---- Compiled wheels; the build tools stay in this stage. ----
-FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-${CUDA} AS wheels
+FROM rayproject/ray:${RAY_VERSION}-${PYTHON}-${CUDA}${RAY_GPU_DIGEST} AS wheels
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /home/ray/build
 # `models` for all, `fcn3` for only FCN3.

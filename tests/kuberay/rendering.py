@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,3 +80,29 @@ def resources(group: Manifest) -> dict[str, float]:
         "GPU": float(params.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
         **{name: float(amount) for name, amount in custom.items()},
     }
+
+
+def has_database(group: Manifest) -> bool:
+    """Return whether the pods of a group have the password or a route to the database."""
+    pod = group["template"]
+    volumes = [volume.get("secret", {}) for volume in pod["spec"].get("volumes", ())]
+    return (
+        {"secretName": "earth2serve-store"} in volumes
+        or "earth2serve/database" in pod.get("metadata", {}).get("labels", {})
+        or "earth2serve-store" in json.dumps(pod["spec"]["containers"])
+    )
+
+
+def open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
+    """Return the ports of a pod that are open to pods other than Ray's."""
+    opened: set[int] = set()
+    for policy in rendered(overlay):
+        if policy["kind"] != "NetworkPolicy" or "Ingress" not in policy["spec"]["policyTypes"]:
+            continue
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        if not selected.items() <= labels.items():
+            continue
+        for rule in policy["spec"].get("ingress", ()):
+            if any("namespaceSelector" in peer for peer in rule["from"]):
+                opened |= {port["port"] for port in rule["ports"]}
+    return opened

@@ -79,6 +79,12 @@ def test_the_base_has_the_pinned_release_of_ray() -> None:
     bases = {stage.base for stage in STAGES.values()} - STAGES.keys()
     assert bases
     assert all(base.startswith("rayproject/ray:${RAY_VERSION}-${PYTHON}-") for base in bases)
+    # A tag by default, and its digest where a build names it.
+    assert {base.partition("$")[2].rpartition("$")[2] for base in bases} == {
+        "{RAY_CPU_DIGEST}",
+        "{RAY_GPU_DIGEST}",
+    }
+    assert ARGUMENTS["RAY_CPU_DIGEST"] == ARGUMENTS["RAY_GPU_DIGEST"] == ""
 
 
 def test_models_have_the_documented_versions() -> None:
@@ -108,7 +114,7 @@ def test_nothing_runs_as_root(target: str) -> None:
 @pytest.mark.parametrize("target", FINAL)
 def test_it_contains_no_build_tools(target: str) -> None:
     # Ray's GPU image contains nvcc and g++, so it is not the base.
-    assert lineage(target)[0].base.endswith("-cpu")
+    assert lineage(target)[0].base.endswith("-cpu${RAY_CPU_DIGEST}")
     assert "wheels" not in [stage.name for stage in lineage(target)]
     assert not [words for words in instructions(target, "RUN") if "apt-get" in words]
     # Ray's CPU image contains none; the build checks that.

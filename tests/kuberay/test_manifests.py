@@ -31,6 +31,8 @@ from tests.kuberay.rendering import (
     arguments,
     containers,
     groups,
+    has_database,
+    open_to_others,
     ray_service,
     rendered,
     resources,
@@ -257,8 +259,9 @@ def test_only_the_azure_group_has_an_identity(overlay: str) -> None:
         for each in application["deployments"]
         if "azure" in each.get("ray_actor_options", {}).get("resources", {})
     }
-    # These call Azure if results are in a container (docs/azure.md).
-    assert in_azure_group == {"Ingress", "Packager"}
+    # Ingress and Packager call Azure if results are in a container (docs/azure.md); the Conductor
+    # needs the database's password, as the Ingress does.
+    assert in_azure_group == {"Conductor", "Ingress", "Packager"}
     assert parse_settings(arguments(overlay), {}).results_container is not None
 
 
@@ -272,12 +275,63 @@ def test_the_password_reaches_the_pods_that_open_the_store(overlay: str) -> None
         for name, container in containers(overlay).items()
         if str(path.parent) in [m["mountPath"] for m in container.get("volumeMounts", ())]
     }
-    assert with_password == {"azure", "work"}  # Ingress and Conductor
+    assert with_password == {"azure"}
+    opening = {
+        name
+        for deployment in ("Ingress", "Conductor")
+        for name in override(overlay, deployment)["ray_actor_options"]["resources"]
+    }
+    assert opening == with_password
     for name in with_password:
         pod = groups(overlay)[name]["template"]
         (copy_,) = pod["spec"]["initContainers"]
         assert copy_["command"][-1] == str(path)
         assert pod["metadata"]["labels"]["earth2serve/database"] == "client"
+
+
+@on_azure
+def test_no_pod_with_third_party_code_has_the_database_or_the_identity(overlay: str) -> None:
+    """Data sources run in InitialConditions, models where there are GPUs."""
+    (sources,) = override(overlay, "InitialConditions")["ray_actor_options"]["resources"]
+    foreign = {sources} | {
+        name for name, group in groups(overlay).items() if resources(group)["GPU"]
+    }
+    assert len(foreign) >= 2
+    for name in foreign:
+        assert not has_database(groups(overlay)[name]), name
+        assert "serviceAccountName" not in groups(overlay)[name]["template"]["spec"], name
+    assert {name for name, group in groups(overlay).items() if has_database(group)} == {"azure"}
+
+
+@on_azure
+def test_the_database_is_one_subnet(overlay: str) -> None:
+    policies = {e["metadata"]["name"]: e for e in rendered(overlay) if e["kind"] == "NetworkPolicy"}
+    assert policies["database"]["spec"]["podSelector"]["matchLabels"] == {
+        "earth2serve/database": "client"
+    }
+    (rule,) = policies["database"]["spec"]["egress"]
+    (subnet,) = (peer["ipBlock"]["cidr"] for peer in rule["to"])
+    assert f"--address-prefixes {subnet} " in (ROOT / "docs" / "aks.md").read_text()
+    for name, policy in policies.items():
+        for rule in policy["spec"].get("egress", ()):
+            assert rule.get("to"), f"{name} opens a port of any host"
+
+
+@on_azure
+def test_images_of_others_are_pinned_by_digest(overlay: str) -> None:
+    images = [
+        container["image"]
+        for manifest in rendered(overlay)
+        if manifest["kind"] == "StatefulSet"
+        for container in manifest["spec"]["template"]["spec"]["containers"]
+    ]
+    (redis,) = images
+    version_, digest = re.fullmatch(
+        r"redis:([\d.]+)-bookworm@sha256:([0-9a-f]{64})", redis
+    ).groups()
+    # Earlier releases have known holes.
+    assert tuple(map(int, version_.split("."))) >= (7, 4, 11)
+    assert redis.partition("@")[0] in (ROOT / "docs" / "security.md").read_text()
 
 
 @every_overlay
@@ -352,27 +406,12 @@ def test_the_autoscaling_of_a_model_agrees_with_its_replicas() -> None:
     assert fcn3["autoscaling_config"]["max_replicas"] == replicas
 
 
-def _open_to_others(overlay: str, labels: dict[str, str]) -> set[int]:
-    """Return the ports of a pod that are open to pods other than Ray's."""
-    opened: set[int] = set()
-    for policy in rendered(overlay):
-        if policy["kind"] != "NetworkPolicy" or "Ingress" not in policy["spec"]["policyTypes"]:
-            continue
-        selected = policy["spec"]["podSelector"]["matchLabels"]
-        if not selected.items() <= labels.items():
-            continue
-        for rule in policy["spec"].get("ingress", ()):
-            if any("namespaceSelector" in peer for peer in rule["from"]):
-                opened |= {port["port"] for port in rule["ports"]}
-    return opened
-
-
 @every_overlay
 def test_only_required_ports_are_open(overlay: str) -> None:
     worker = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}
     # 8000: clients and operator; 8265, 52365: operator; 8080, 9101: Prometheus. Closed are 8404
     # (HAProxy's statistics), 6379, 10001, 8500, 30000 and up.
-    assert _open_to_others(overlay, worker) == {8000, 8080, 8265, 9101, 52365}
+    assert open_to_others(overlay, worker) == {8000, 8080, 8265, 9101, 52365}
     policies = {e["metadata"]["name"]: e for e in rendered(overlay) if e["kind"] == "NetworkPolicy"}
     assert policies["ray-pods"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
     (internet,) = (
