@@ -40,13 +40,12 @@ def check_name(name: str) -> str:
 class WorkflowDescription(BaseModel):
     """Description of a class, reported by the replica that imported it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Another version of this server may have stored further fields.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     description: str
     parameters_schema: dict[str, Any]
     """JSON schema of the parameters, from the class's own model or ``__call__``'s signature."""
-    own_validation: bool
-    """Whether the class has validation code beyond that schema."""
 
 
 class CustomPlan(BaseModel):
@@ -82,7 +81,6 @@ class CustomWorkflow(Workflow):
     ) -> None:
         self.name = name
         self.description = described.description
-        self.own_validation = described.own_validation
         self.parameters = parameters_from_schema(described.parameters_schema)
         self._schema = described.parameters_schema
         self._output_format = output_format

@@ -1,8 +1,8 @@
 """Parameter models made from JSON schemas, for user classes that must not be imported here.
 
-A user's class is imported in its replicas only. They report the schema of its parameters, and the
-class checks every request again. A schema without a translation therefore makes the model accept
-more than the class does, but never raises.
+A user's class is imported in its replicas only. They report the schema of its parameters, and check
+every request that this schema accepts with the class itself before it is queued. A schema without a
+translation therefore makes the model accept more than the class does, but never raises.
 
 Pydantic does the validation because a request must be read as the class's own model reads it:
 numeric strings become numbers, sets lose repetitions, union members are chosen by pydantic's rules,
@@ -38,7 +38,9 @@ from workflows.base import Parameters, reject_bool
 from workflows.schema_types import (
     FORMATS,
     TIME_TEXT,
+    TIMEZONE,
     Anything,
+    AwareTime,
     Text,
     check_storable,
     distinct,
@@ -53,8 +55,9 @@ TIME_FIELDS = ("start_time", "forecast_times")
 def parameters_from_schema(schema: Mapping[str, Any], name: str = "Parameters") -> type[Parameters]:
     """Return a parameter model that accepts what the model behind a schema accepts.
 
-    It is stricter where pydantic guesses: true and false are not numbers, times are ISO 8601 text
-    and become naive UTC, and strings contain no NUL. A parameter that a request omits, and that has
+    It is stricter where pydantic guesses: true and false are not numbers, times are ISO 8601 text,
+    and strings contain no NUL. Times become naive UTC, unless the schema says that they need a
+    zone. A parameter that a request omits, and that has
     no default in the schema, is None and not dumped: only the class knows its default.
 
     Pass ``model_dump(mode="json", exclude_unset=True)`` to the class: pydantic does not validate
@@ -163,6 +166,8 @@ class _Translation:
                 return Annotated[int, _bounds(schema), BeforeValidator(reject_bool)]
             case {"type": "number"}:
                 return Annotated[float, _bounds(schema), BeforeValidator(reject_bool)]
+            case {"type": "string", "format": "date-time"} if TIMEZONE in schema:
+                return AwareTime
             case {"type": "string", "format": str(form)} if form in FORMATS:
                 return FORMATS[form]
             case {"type": "string"}:

@@ -8,9 +8,9 @@ from datetime import date, datetime, time, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
-from workflows.times import check_time_text, parse_naive_utc
+from workflows.times import check_time_text, parse_naive_utc, parse_time
 
 
 def reject_nul(text: str) -> str:
@@ -49,6 +49,9 @@ def distinct(entries: list[Any]) -> list[Any]:
 
 Text = Annotated[str, AfterValidator(reject_nul)]
 Anything = Annotated[Any, AfterValidator(check_storable)]
+TIMEZONE = "x-timezone"
+"""A keyword of ours, beside the format of a time: whether it needs a zone, which it then keeps."""
+AwareTime = Annotated[AwareDatetime, BeforeValidator(parse_time)]
 TIME_TEXT = "time-text"
 """A format of this module: text that contains a time and stays text."""
 FORMATS = {

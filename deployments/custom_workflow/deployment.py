@@ -56,6 +56,8 @@ class CustomWorkflow:
             grace_s=options.cancel_grace_s,
             kind="workflow",
         )
+        self._loop = asyncio.get_running_loop()
+        self._import_ended = asyncio.Event()
         self._reload = Backoff(RELOAD)
         self._retry_at = 0.0
         # Not awaited: a class that hangs or crashes in its import must not keep the application
@@ -69,12 +71,16 @@ class CustomWorkflow:
             # Logged where it was raised; `check_readiness` reports it and retries.
             delay_s = self._reload.next_delay_s() or RELOAD.max_delay_s
             self._retry_at = time.monotonic() + delay_s
+        finally:
+            self._import_ended.set()
 
     def _load(self) -> Any:
         """Import the class and create an instance, in the thread that will run it."""
         options = self._options
         if self._class is None:
             self._class = UserClass(options.path, options.storage.work_dir / SCRATCH)
+        # Its weights may take minutes, but it can check parameters.
+        self._loop.call_soon_threadsafe(self._import_ended.set)
         bridge_loguru()
         if not options.name_is_given and self._class.name != options.name:
             raise ValueError(
@@ -102,15 +108,16 @@ class CustomWorkflow:
         return Ready(origin=origin, description=self._description)
 
     async def validate(self, parameters: Mapping[str, Any]) -> list[Problem]:
-        """Have the class check parameters with its own code and return what is wrong.
+        """Have the class check parameters and return what is wrong; wait for its import first.
 
         Raises
         ------
         ModelUnavailable
             If the class could not be imported.
         """
+        await self._import_ended.wait()
         if self._class is None:
-            raise ModelUnavailable(Stage.INFERENCE, self._worker.failure or "not imported yet")
+            raise ModelUnavailable(Stage.INFERENCE, self._worker.failure or "not imported")
         return await asyncio.to_thread(
             guard_user_code, partial(self._class.problems_with, parameters)
         )

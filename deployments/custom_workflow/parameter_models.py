@@ -7,11 +7,25 @@ from collections.abc import Collection
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DatetimeSchema
 
-EARTH2STUDIO_SERVER = "earth2studio.serve."
-"""Modules below it belong to Earth2Studio's server, not to the user."""
+from workflows.schema_types import TIMEZONE
+
 STEP_BOUNDS = {"num_steps": (1, 1000), "nsteps": (1, 1000)}
 """Bounds that Earth2Studio's server sets on parameters with these names."""
+
+
+class ParametersSchema(GenerateJsonSchema):
+    """Writes JSON schemas that also say which times need a zone."""
+
+    def datetime_schema(self, schema: DatetimeSchema) -> JsonSchemaValue:
+        """Return the schema of a time."""
+        written = super().datetime_schema(schema)
+        # Otherwise "aware", or the only offset that is accepted.
+        if schema.get("tz_constraint", "naive") == "naive":
+            return written
+        return {**written, TIMEZONE: "required"}
 
 
 def parameter_model(
@@ -71,21 +85,3 @@ def _resolve_hints(function: Any, names: Collection[str]) -> dict[str, Any]:
     chosen.__annotations__ = {name: annotations[name] for name in names if name in annotations}
     known = getattr(inspect.unwrap(function), "__globals__", {})
     return get_type_hints(chosen, known, include_extras=True)
-
-
-def calls_user_validators(schema: Any) -> bool:
-    """Return whether a pydantic core schema calls the user's validators, at any depth."""
-    pending = [schema]
-    while pending:
-        match pending.pop():
-            case {"type": str(kind), "function": {"function": function}} if kind.startswith(
-                "function-"
-            ) and not getattr(function, "__module__", "").startswith(
-                (EARTH2STUDIO_SERVER, "pydantic.")
-            ):
-                return True
-            case dict() as part:
-                pending.extend(part.values())
-            case list() | tuple() as parts:
-                pending.extend(parts)
-    return False

@@ -17,11 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from deployments.custom_workflow.earth2studio_shim import isolate_import
-from deployments.custom_workflow.parameter_models import (
-    EARTH2STUDIO_SERVER,
-    calls_user_validators,
-    parameter_model,
-)
+from deployments.custom_workflow.parameter_models import ParametersSchema, parameter_model
 from deployments.custom_workflow.run_interface import bounded_text
 from workflows.base import to_problems
 from workflows.custom import WorkflowDescription
@@ -75,11 +71,10 @@ class UserClass:
         # `inspect.getdoc` would return the docstring of the base class.
         text = getattr(self.type, "description", "") or inspect.cleandoc(self.type.__doc__ or "")
         # A default may be NaN, which JSON cannot hold.
-        schema = json.dumps(self._parameters.model_json_schema())
+        schema = json.dumps(self._parameters.model_json_schema(schema_generator=ParametersSchema))
         return WorkflowDescription(
             description=str(text),
             parameters_schema=json.loads(schema, parse_constant=lambda _: None),
-            own_validation=self._has_own_validation(),
         )
 
     def create(self, config: Mapping[str, Any]) -> Any:
@@ -113,12 +108,6 @@ class UserClass:
         if checked is None:
             checked = self._parameters.model_validate(dict(parameters))
         return checked.model_dump() if isinstance(checked, BaseModel) else dict(checked)
-
-    def _has_own_validation(self) -> bool:
-        own = getattr(self.type, "validate_parameters", None)
-        if own is not None and not getattr(own, "__module__", "").startswith(EARTH2STUDIO_SERVER):
-            return True
-        return calls_user_validators(self._parameters.__pydantic_core_schema__)
 
 
 def guard_user_code(call: Callable[[], R]) -> R:

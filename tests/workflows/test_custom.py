@@ -26,7 +26,6 @@ def workflow(**fields: Any) -> CustomWorkflow:
     described = WorkflowDescription(
         description="what it does",
         parameters_schema=model.model_json_schema(),
-        own_validation=False,
     )
     return CustomWorkflow("storms", described, "netcdf4")
 
@@ -57,7 +56,7 @@ def test_the_name_of_a_route_is_refused() -> None:
 
 def test_a_workflow_has_the_description_of_its_class() -> None:
     made = workflow(n_steps=(int, 4))
-    assert (made.name, made.description, made.own_validation) == ("storms", "what it does", False)
+    assert (made.name, made.description) == ("storms", "what it does")
     assert made.schema["properties"]["n_steps"]["default"] == 4
     assert (made.models, made.data_sources) == ((), ())
 
@@ -75,6 +74,14 @@ def test_times_become_naive_utc() -> None:
     made = workflow(start_time=TIMES)
     planned = plan(made, start_time=["2025-01-01T02:00:00+02:00", "2025-01-02T00:00:00Z"])
     assert planned.parameters == {"start_time": ["2025-01-01T00:00:00", "2025-01-02T00:00:00"]}
+
+
+def test_a_description_of_another_version_can_be_read() -> None:
+    stored = {"description": "", "parameters_schema": {}, "own_validation": False}
+    assert WorkflowDescription.model_validate(stored).model_dump() == {
+        "description": "",
+        "parameters_schema": {},
+    }
 
 
 def test_a_plan_survives_storage() -> None:

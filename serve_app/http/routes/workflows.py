@@ -109,9 +109,7 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
 async def _validate_in_class(
     context: Context, workflow: CustomWorkflow, body: RequestBody, key: str | None
 ) -> None:
-    """Have a class with its own validation check a request, unless the request is a replay."""
-    if not workflow.own_validation:
-        return
+    """Have a user's class check a request, unless the request is a replay."""
     if key is not None:
         idempotency = Idempotency(key, body.digest)
         if await context.read(context.store.replay, workflow.name, idempotency):

@@ -67,7 +67,7 @@ class Replica:
 
 
 def described(text: str = "tracks of storms") -> WorkflowDescription:
-    return WorkflowDescription(description=text, parameters_schema={}, own_validation=False)
+    return WorkflowDescription(description=text, parameters_schema={})
 
 
 def ready(text: str | None = None) -> Ready:

@@ -6,17 +6,31 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
-from pydantic import AfterValidator, BaseModel, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    FutureDatetime,
+    HttpUrl,
+    NaiveDatetime,
+    PastDatetime,
+    field_validator,
+    model_validator,
+)
 
 from deployments.custom_workflow.earth2studio_shim import FOLDERS
 from deployments.custom_workflow.run_interface import attach_run
 from deployments.custom_workflow.user_class import InvalidConfig, UserClass
-from workflows.errors import Problem
+from workflows.custom import CustomWorkflow
+from workflows.errors import InvalidParameters, Problem
 
 if TYPE_CHECKING:
     from earth2studio.io import IOBackend
@@ -161,6 +175,33 @@ class NestedValidator:
     def __call__(self, io: Any, windows: dict[str, list[Window]] = {}) -> None: ...  # noqa: B006
 
 
+class AwareWindow(BaseModel):
+    start: AwareDatetime
+
+
+class Demanding:
+    def __call__(
+        self,
+        io: Any,
+        aware: AwareDatetime = datetime(2024, 1, 1, tzinfo=UTC),
+        aware_list: list[AwareDatetime] = [],  # noqa: B006
+        aware_or_none: AwareDatetime | None = None,
+        aware_in_window: AwareWindow | None = None,
+        plain: datetime = NOON,
+        naive: NaiveDatetime = NOON,
+        since_2024: Annotated[datetime, Field(ge=datetime(2024, 1, 1))] = NOON,
+        since_2024_utc: Annotated[datetime, Field(ge=datetime(2024, 1, 1, tzinfo=UTC))] = NOON,
+        future: FutureDatetime | None = None,
+        past: PastDatetime | None = None,
+        url: HttpUrl | None = None,
+        exact: Decimal = Decimal(1),
+        day: Annotated[date, Field(ge=date(2000, 1, 1))] = date(2024, 1, 1),
+        lead: Annotated[timedelta, Field(ge=timedelta(hours=6))] = timedelta(hours=6),
+        address: IPv4Address | None = None,
+        checked: Annotated[int, AfterValidator(even)] = 2,
+    ) -> None: ...
+
+
 class WithoutCall:
     name = "without"
 
@@ -172,7 +213,6 @@ def test_a_class_needs_no_base(load: Load) -> None:
     described = load("Plain").describe()
     assert load("Plain").name == "plain"
     assert described.description == "What it does,\nin two lines."
-    assert not described.own_validation
     properties = described.parameters_schema["properties"]
     assert list(properties) == [
         "start_time",
@@ -308,23 +348,6 @@ def test_errors_of_the_constructor_are_passed_on(load: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "own"),
-    [
-        ("Plain", False),
-        ("OwnModel", False),
-        ("ValidatesItself", True),
-        ("InheritsValidation", True),
-        ("OwnFieldValidator", True),
-        ("OwnModelValidator", True),
-        ("AnnotatedValidator", True),
-        ("NestedValidator", True),
-    ],
-)
-def test_validation_code_of_the_class_is_detected(load: Load, path: str, own: bool) -> None:
-    assert load(path).describe().own_validation is own
-
-
-@pytest.mark.parametrize(
     ("path", "parameters", "field", "message"),
     [
         ("Plain", {"seed": 1, "nsteps": 0}, "parameters.nsteps", "greater than or equal to 1"),
@@ -349,6 +372,7 @@ def test_validation_code_of_the_class_is_detected(load: Load, path: str, own: bo
         ),
         ("ValidatesItself", {"nsteps": 13}, "parameters", "13 brings bad luck"),
         ("ValidatesItself", {"nsteps": 0}, "parameters.nsteps", "greater than or equal to 1"),
+        ("InheritsValidation", {"nsteps": 13}, "parameters", "13 brings bad luck"),
         ("RaisesWithoutText", {}, "parameters", "KeyError"),
     ],
 )
@@ -390,6 +414,70 @@ def test_times_become_naive_datetimes(load: Load) -> None:
     arguments = load("Plain").validated({"start_time": ["2025-01-01T06:00:00"], "seed": 1})
     assert arguments["start_time"] == [datetime(2025, 1, 1, 6)]
     assert load("Plain").validated({"seed": 1})["start_time"] == [NOON]
+
+
+# What JSON Schema cannot say.
+
+
+def asked(load: Load, path: str, **parameters: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return what the class receives of a request, and the fields that it refuses."""
+    user_class = load(path)
+    received = CustomWorkflow("w", user_class.describe(), "zarr").validate(parameters)
+    values = received.model_dump(mode="json", exclude_unset=True)
+    return values, [problem.field for problem in user_class.problems_with(values)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "good"),
+    [
+        ("aware", "2025-01-01T02:00:00+02:00", True),
+        ("aware", "2025-01-01T00:00:00Z", True),
+        ("aware_list", ["2025-01-01T00:00:00Z"], True),
+        ("aware_or_none", "2025-01-01T00:00:00-05:00", True),
+        ("aware_in_window", {"start": "2025-01-01T00:00:00Z"}, True),
+        ("plain", "2025-01-01T02:00:00+02:00", True),
+        ("naive", "2025-01-01T02:00:00+02:00", True),
+        ("since_2024", "2024-06-01T00:00:00+02:00", True),
+        ("since_2024", "2023-06-01T00:00:00Z", False),
+        ("since_2024_utc", "2024-06-01T00:00:00Z", True),
+        ("since_2024_utc", "2023-06-01T00:00:00Z", False),
+        ("future", "1999-01-01T00:00:00Z", False),
+        ("past", "2999-01-01T00:00:00Z", False),
+        ("url", "https://example.org", True),
+        ("url", "no url", False),
+        ("exact", "1.5", True),
+        ("exact", "nan", False),
+        ("day", "1999-01-01", False),
+        ("lead", "PT1H", False),
+        ("address", "not an address", False),
+        ("checked", 3, False),
+    ],
+)
+def test_a_class_is_asked_what_json_schema_cannot_say(
+    load: Load, name: str, value: Any, good: bool
+) -> None:
+    try:
+        values, refused = asked(load, "Demanding", **{name: value})
+    except InvalidParameters as error:  # by its schema
+        refused = [problem.field for problem in error.problems]
+    assert (refused == []) is good
+    assert all(field.startswith(f"parameters.{name}") for field in refused)
+
+
+def test_times_keep_their_zone_only_where_the_class_needs_one(load: Load) -> None:
+    text = "2025-01-01T02:00:00+02:00"
+    names = ("aware", "plain", "naive", "since_2024")
+    values, _ = asked(load, "Demanding", **dict.fromkeys(names, text))
+    assert values == {"aware": text} | dict.fromkeys(names[1:], "2025-01-01T00:00:00")
+    arguments = load("Demanding").validated(values)
+    assert arguments["aware"] == datetime(2025, 1, 1, tzinfo=UTC)
+    assert arguments["aware"].utcoffset() == timedelta(hours=2)
+    assert arguments["plain"] == datetime(2025, 1, 1)
+
+
+def test_a_time_without_the_zone_that_it_needs_is_refused(load: Load) -> None:
+    with pytest.raises(InvalidParameters, match=r"parameters\.aware: .*timezone"):
+        asked(load, "Demanding", aware="2025-01-01T00:00:00")
 
 
 def test_one_call_does_not_change_the_defaults_of_the_next(load: Load) -> None:
@@ -512,23 +600,6 @@ def test_a_derived_class_is_described_as_by_earth2studios_server(derived: Load) 
 def test_the_docstring_of_the_base_class_is_ignored(derived: Load) -> None:
     assert (derived("Silent").name, derived("Silent").describe().description) == ("Silent", "")
     assert derived("Strict").describe().description == "Refuses odd steps."
-
-
-@pytest.mark.models
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("Storms", False),
-        ("Silent", False),
-        ("Strict", True),
-        ("BaseOfParametersAlone", False),
-        ("ParametersWithValidator", True),
-    ],
-)
-def test_validation_code_of_the_base_class_does_not_count(
-    derived: Load, name: str, own: bool
-) -> None:
-    assert derived(name).describe().own_validation is own
 
 
 @pytest.mark.models

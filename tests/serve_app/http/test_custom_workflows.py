@@ -32,7 +32,6 @@ def description(text: str = "tracks of storms", **changes: Any) -> dict[str, Any
     return {
         "description": text,
         "parameters_schema": Parameters.model_json_schema(),
-        "own_validation": True,
         **changes,
     }
 
@@ -76,11 +75,7 @@ def test_a_workflow_is_unavailable_until_its_class_was_described(store: Counting
             known.look_up("storms")
     store.set_description(store.issue_fence(), "storms", description())
     found = known.look_up("storms")
-    assert (found.name, found.description, found.own_validation) == (
-        "storms",
-        "tracks of storms",
-        True,
-    )
+    assert (found.name, found.description) == ("storms", "tracks of storms")
     assert found.plan(found.validate({})).output_format == "netcdf4"
 
 
@@ -105,10 +100,8 @@ def test_a_description_is_cached_for_a_while(store: CountingStore) -> None:
 # Validation by the class.
 
 
-async def check(
-    store: CountingStore, validate: Validate, limit_s: float = 5, **changes: Any
-) -> None:
-    store.set_description(store.issue_fence(), "storms", description(**changes))
+async def check(store: CountingStore, validate: Validate, limit_s: float = 5) -> None:
+    store.set_description(store.issue_fence(), "storms", description())
     known = workflows(store, limit_s, storms=validate)
     await known.check(known.look_up("storms"), {"n_steps": 3})
 
@@ -123,7 +116,7 @@ def answering(answer: Any) -> Callable[[Mapping[str, Any]], Awaitable[list[Probl
     return validate
 
 
-async def test_only_a_class_with_its_own_validation_is_asked(store: CountingStore) -> None:
+async def test_every_class_is_asked(store: CountingStore) -> None:
     asked: list[Mapping[str, Any]] = []
 
     async def validate(values: Mapping[str, Any]) -> list[Problem]:
@@ -132,8 +125,6 @@ async def test_only_a_class_with_its_own_validation_is_asked(store: CountingStor
 
     await check(store, validate)
     assert asked == [{"n_steps": 3}]
-    await check(store, validate, own_validation=False)
-    assert len(asked) == 1
 
 
 async def test_problems_found_by_a_class_are_reported(store: CountingStore) -> None:

@@ -42,7 +42,6 @@ def description(**changes):
     return {
         "description": "tracks of storms",
         "parameters_schema": StormParameters.model_json_schema(),
-        "own_validation": False,
         **changes,
     }
 
@@ -64,7 +63,10 @@ class Storms(Service):
 async def serve_storms(store, tmp_path):
     made = []
 
-    def make(validator=None, **changes):
+    async def accept(_values):
+        return []
+
+    def make(validator=accept, **changes):
         options = IngressOptions(
             **{
                 "store_url": "sqlite://",
@@ -76,8 +78,7 @@ async def serve_storms(store, tmp_path):
                 **changes,
             }
         )
-        validators = {} if validator is None else {"storms": validator}
-        app = create_app(options, store, no_nudge, validators=validators)
+        app = create_app(options, store, no_nudge, validators={"storms": validator})
         made.append(Storms(app, options, store))
         return made[-1]
 
@@ -267,11 +268,11 @@ async def test_a_new_description_of_a_class_takes_effect_soon(storms):
     assert locations(await storms.post()) == [["body", "parameters", "threshold"]]
 
 
-# Classes with their own validation.
+# Validation by the class.
 
 
 class Validator:
-    """Stands in for the replica of a class with its own validation."""
+    """Stands in for the replica of a class."""
 
     def __init__(self):
         self.calls = []
@@ -297,7 +298,7 @@ def validator():
 @pytest.fixture
 def validated(serve_storms, validator):
     service = serve_storms(validator)
-    service.describe(own_validation=True)
+    service.describe()
     return service
 
 
@@ -316,19 +317,12 @@ async def test_a_class_does_not_validate_what_its_schema_refuses(validated, vali
     assert validator.calls == []
 
 
-async def test_a_class_without_own_validation_is_not_called(serve_storms, validator):
-    service = serve_storms(validator)
-    service.describe()
-    assert (await service.post(nsteps=13)).status_code == 200
-    assert validator.calls == []
-
-
 async def test_validation_that_takes_too_long(serve_storms):
     async def hang(_values):
         await asyncio.sleep(60)
 
     service = serve_storms(hang, validation_limit_s=0.05)
-    service.describe(own_validation=True)
+    service.describe()
     response = await asyncio.wait_for(service.post(), 10)
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) > 0
