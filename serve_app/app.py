@@ -28,7 +28,12 @@ from serve_app.http.deployment import Ingress
 from serve_app.http.options import IngressOptions
 from serve_app.settings.models import ModelSettings
 from serve_app.settings.parsing import parse_settings
-from serve_app.settings.preflight import check_certificates, check_installed, check_nodes
+from serve_app.settings.preflight import (
+    check_certificates,
+    check_installed,
+    check_nodes,
+    find_missing,
+)
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import CustomWorkflowSettings
 
@@ -73,6 +78,8 @@ def build(args: dict[str, Any]) -> Application:
     if ray.is_initialized():
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         check_nodes(settings, sum(node["Alive"] for node in nodes))
+    for finding in find_missing(settings):
+        logger.warning("args.%s", finding)
     logger.info("settings: %s", settings.summary())
     built_in = settings.built_in_workflows
     models = sorted({name for workflow in built_in for name in workflow.models})

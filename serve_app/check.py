@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.settings import findings
 from serve_app.settings.findings import Finding, known_places
 from serve_app.settings.parsing import find_in_args
+from serve_app.settings.preflight import find_missing
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import CUSTOM_DEPLOYMENT
 
@@ -29,6 +30,14 @@ DEPLOYMENTS = (
     *("BlobUploader", "GeoCatalog"),
 )
 """Names that ``deployments:`` may contain, besides one for each custom workflow."""
+
+
+FREE_KEYS = ("args", "user_config", "runtime_env")
+"""Keys of Serve whose values are of an application, not of Serve."""
+INT32_MAX = 2**31 - 1
+"""Serve's controller stores its settings as integers of 32 bits."""
+BYTES, PETABYTE = {"ray_actor_options", "placement_group_bundles"}, 10**15
+"""Keys under which memory is requested, in bytes, and a limit for that."""
 
 
 class UnreadableFile(Exception):
@@ -42,22 +51,41 @@ class UnreadableFile(Exception):
 
 def check_file(path: str) -> list[str]:
     """Return the problems of a file, each as ``FILE:LINE: path: message``, in order of lines."""
+    return _check(path)[0]
+
+
+def _check(path: str) -> tuple[list[str], list[str]]:
+    """Return the problems of a file, and warnings if there are none."""
     try:
         node = _parse(path)
         repeated = list(_repeated_keys(node, (), set()))
         values = _construct(node)
     except UnreadableFile as error:
         where = path if error.line is None else f"{path}:{error.line}"
-        return [f"{where}: {error.message}"]
+        return [f"{where}: {error.message}"], []
     located = [*repeated, *((_line(node, found.path), found) for found in find_in_file(values))]
     # Serve's schema reports some problems twice, once for each branch of a union.
     lines = dict.fromkeys((line, str(finding)) for line, finding in located)
-    return [f"{path}:{line}: {text}" for line, text in sorted(lines, key=lambda entry: entry[0])]
+    problems = [f"{path}:{line}: {text}" for line, text in sorted(lines, key=lambda each: each[0])]
+    missing = [] if problems else _missing_modules(values)
+    return problems, [f"{path}:{_line(node, each.path)}: warning: {each}" for each in missing]
+
+
+def _missing_modules(values: Mapping[str, Any]) -> list[Finding]:
+    return [
+        Finding(("applications", index, "args", *found.path), found.message)
+        for index, application in enumerate(values["applications"])
+        if application["import_path"] == BUILD
+        for found in find_missing(Settings.model_validate(dict(application.get("args", {}))))
+    ]
 
 
 def find_in_file(values: Mapping[str, Any]) -> list[Finding]:
     """Return the problems of the contents of a configuration file."""
+    if unusable := findings.find_unusable(values, ()):
+        return unusable
     problems = findings.find(values, ServeDeploySchema, (), known_places(Settings))
+    problems += _find_large_numbers(values)
     applications = values.get("applications")
     if applications == []:
         problems.append(Finding(("applications",), "must contain an application"))
@@ -65,6 +93,16 @@ def find_in_file(values: Mapping[str, Any]) -> list[Finding]:
         if isinstance(application, Mapping):
             problems += _find_in_application(application, ("applications", index))
     return problems
+
+
+def _find_large_numbers(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield numbers in Serve's own keys that it would accept and then fail with."""
+    for path, value in findings.scalars(values, (), skip=FREE_KEYS):
+        if isinstance(value, int | float):
+            high = PETABYTE if BYTES.intersection(path) else INT32_MAX
+            low, high = (0, 65_535) if path[-1] == "port" else (-high, high)
+            if not low <= value <= high:
+                yield Finding(path, f"must be between {low} and {high}")
 
 
 def _find_in_application(application: Mapping[str, Any], path: findings.Path) -> Iterator[Finding]:
@@ -187,10 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE")
     valid = True
     for path in parser.parse_args(arguments).files:
-        problems = check_file(path)
+        problems, warnings = _check(path)
         valid = valid and not problems
-        for problem in problems:
-            print(problem)
+        for line in (*problems, *warnings):
+            print(line)
         if not problems:
             print(f"{path}: ok")
     return int(not valid)

@@ -27,7 +27,7 @@ MAX_FOLDER = 512
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _CONTAINER_NAME = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._=-]{1,255}(?<!\.)")
-_COLLECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_COLLECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 
 class Container(BaseModel):
@@ -76,6 +76,8 @@ class DeliveryRules(BaseModel):
     default_catalog: str | None = None
     collections: Mapping[str, str] = {}
     """Collection of items by workflow, for requests that name none."""
+    allowed_collections: tuple[str, ...] | None = None
+    """Collections that requests may name besides that of their workflow; None allows any."""
     results_in_blob: bool = False
     """Whether results are stored in a container, where a catalogue can refer to them."""
 
@@ -125,10 +127,8 @@ class DeliveryRules(BaseModel):
         collection = values.get(COLLECTION_ID)
         if collection is not None and catalog is None:
             raise _refused(COLLECTION_ID, f"a collection needs a catalogue: give {GEO_CATALOG_URL}")
-        try:
-            collection = None if collection is None else check_collection(str(collection))
-        except ValueError as error:
-            raise _refused(COLLECTION_ID, str(error)) from None
+        if collection is not None:
+            collection = self._allowed_collection(collection, workflow)
         if catalog is not None and container is None and not self.results_in_blob:
             raise _refused(
                 GEO_CATALOG_URL,
@@ -169,6 +169,16 @@ class DeliveryRules(BaseModel):
         if catalog not in self.catalogs:
             raise _forbidden(GEO_CATALOG_URL, "args.azure.geocatalog.allowed")
         return catalog
+
+    def _allowed_collection(self, name: Any, workflow: str) -> str:
+        try:
+            collection = check_collection(str(name))
+        except ValueError as error:
+            raise _refused(COLLECTION_ID, str(error)) from None
+        allowed = self.allowed_collections
+        if allowed is not None and collection not in (self.collections.get(workflow), *allowed):
+            raise _forbidden(COLLECTION_ID, "args.azure.geocatalog.allowed_collections")
+        return collection
 
 
 def parse_container(url: str, emulator: str | None = None) -> Container:
@@ -237,7 +247,10 @@ def parse_results_container(url: str, emulator: str | None = None) -> Container:
 def check_collection(name: str) -> str:
     """Return a valid name of a collection; raise ValueError for any other."""
     if not _COLLECTION.fullmatch(name):
-        raise ValueError("letters, digits, '.', '_' and '-' are allowed")
+        raise ValueError(
+            "1 to 255 letters, digits, '.', '_' and '-' are allowed, of which the first is a "
+            "letter or digit"
+        )
     return name
 
 
@@ -246,11 +259,14 @@ def parse_catalog(url: str) -> str:
 
     ``http://`` is accepted for the operator's list of allowed catalogues.
     """
-    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*/?", url):
-        raise ValueError("must be an https:// URL without credentials, query or escapes")
     split = urlsplit(url)
+    host = split.hostname
+    if not host or not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*/?", url):
+        raise ValueError("must be an https:// URL without credentials, query or escapes")
+    if ":" in host:  # `hostname` has no brackets, which tell an IPv6 address from its port
+        host = f"[{host}]"
     port = f":{split.port}" if split.port not in (None, 443) else ""
-    return f"{split.scheme}://{split.hostname}{port}{split.path}".removesuffix("/")
+    return f"{split.scheme}://{host}{port}{split.path}".removesuffix("/")
 
 
 def _refused(name: str, message: str) -> InvalidParameters:

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 Floats = NDArray[np.float64]
-# Strict, since pydantic reads `true` as 1.
-Metres = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-
 FARTHEST_M = 7.5e6
 """Less than the distance to the apex of the projection's cone, beyond which the map folds."""
+# Strict, since pydantic reads `true` as 1.
+Metres = Annotated[float, Strict(), Field(ge=-FARTHEST_M, le=FARTHEST_M, allow_inf_nan=False)]
 
 
 class Grid(BaseModel):
@@ -33,8 +32,8 @@ class Grid(BaseModel):
 
     dims: ClassVar[tuple[str, str]] = ("lat", "lon")
 
-    n_lat: int = Field(default=721, ge=2)
-    n_lon: int = Field(default=1440, ge=2, multiple_of=2)
+    n_lat: int = Field(default=721, ge=2, le=1_000_000)
+    n_lon: int = Field(default=1440, ge=2, le=2_000_000, multiple_of=2)
     """Even, so that a point lies at -180 degrees when longitudes are rolled."""
 
     @property

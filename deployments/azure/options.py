@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import import_from
-from deployments.runtime.option_types import ImportPath
+from deployments.runtime.option_types import FilePath, ImportPath
 from workflows.delivery import Container
 from workflows.execution import Stage
 
@@ -42,7 +41,7 @@ class AzureOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     credential: CredentialOptions = CredentialOptions()
-    ca_file: Path | None = Field(
+    ca_file: FilePath | None = Field(
         default=None,
         description="PEM file of certificate authorities to trust instead of the system's: for "
         "emulators, and for networks that inspect TLS.",

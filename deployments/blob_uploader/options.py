@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.azure.options import AzureOptions
 from deployments.blob_uploader.limits import BlobLimits
-from deployments.runtime.option_types import Flag, PositiveFloat
+from deployments.runtime.option_types import Flag, Seconds
 from workflows.delivery import Container
 
 
@@ -15,7 +15,7 @@ class BlobUploaderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    time_limit_s: PositiveFloat = Field(
+    time_limit_s: Seconds = Field(
         default=6 * 3600.0,
         description="Time limit of one attempt at an upload, seconds. The next attempt resumes it.",
     )

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.results.options import StorageOptions
-from deployments.runtime.option_types import Count, ImportPath, PositiveFloat
+from deployments.runtime.option_types import Count, ImportPath, Seconds
 
 
 class CustomWorkflowConfig(BaseModel):
@@ -27,7 +27,7 @@ class CustomWorkflowConfig(BaseModel):
         description="Output that may be computed but not yet written, in 10^6 bytes. More needs "
         "more memory.",
     )
-    cancel_grace_s: PositiveFloat = Field(
+    cancel_grace_s: Seconds = Field(
         default=15.0,
         description="Seconds that a run has to stop after a cancel, before its process is killed.",
     )

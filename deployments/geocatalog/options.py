@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from deployments.azure.options import AzureOptions
-from deployments.runtime.option_types import PositiveFloat
+from deployments.runtime.option_types import Seconds
 from workflows.delivery import parse_catalog
 
 API_VERSION = "2026-04-15"
@@ -41,7 +41,7 @@ class GeoCatalogConfig(BaseModel):
         pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?$",
         description="Version of the GeoCatalog API.",
     )
-    time_limit_s: PositiveFloat = Field(
+    time_limit_s: Seconds = Field(
         default=900.0, description="Time limit for the ingestion of one item, seconds."
     )
 

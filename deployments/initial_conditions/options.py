@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import LoaderOptions
-from deployments.runtime.option_types import PositiveFloat
+from deployments.runtime.option_types import Seconds
 
 
 class SourceConfig(BaseModel):
@@ -13,7 +13,7 @@ class SourceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    timeout_s: PositiveFloat = Field(
+    timeout_s: Seconds = Field(
         default=900.0, description="Time limit for fetching initial conditions, seconds."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +17,7 @@ class WindowConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    window_steps: Count = Field(
+    window_steps: Annotated[Count, Field(le=1000)] = Field(
         default=4,
         description="Time steps of a member that may be computed but not yet written. More needs "
         "more memory.",

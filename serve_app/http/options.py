@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from deployments.results.options import StorageOptions
-from deployments.runtime.option_types import Count, NonNegativeFloat, PositiveFloat
+from deployments.runtime.option_types import Count, FilePath, Gigabytes
 from workflows.base import OutputFormat
 from workflows.delivery import DeliveryRules
 from workflows.grids import Grid, LambertGrid
@@ -33,10 +32,10 @@ class QueueOptions(_Options):
 class LimitOptions(_Options):
     """Limits of one request."""
 
-    max_output_gb: PositiveFloat = Field(
+    max_output_gb: Gigabytes = Field(
         default=100.0, description="Maximum size of one result, uncompressed, in 10^9 bytes."
     )
-    max_body_mb: Annotated[PositiveFloat, Field(ge=0.01)] = Field(
+    max_body_mb: Annotated[float, Strict(), Field(ge=0.01, le=100, allow_inf_nan=False)] = Field(
         default=1.0, description="Maximum size of a request body, in 10^6 bytes."
     )
 
@@ -54,11 +53,11 @@ class LimitOptions(_Options):
 class DiskOptions(_Options):
     """How much of the disk results may use."""
 
-    quota_gb: PositiveFloat | None = Field(
+    quota_gb: Gigabytes | None = Field(
         default=None,
         description="Limit on all results together, in 10^9 bytes. Null is no limit.",
     )
-    min_free_gb: NonNegativeFloat = Field(
+    min_free_gb: Annotated[float, Strict(), Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
         default=0.25,
         description="Disk space reserved for the execution store and logs, in 10^9 bytes.",
     )
@@ -77,7 +76,7 @@ class DiskOptions(_Options):
 class AuthOptions(_Options):
     """Authentication."""
 
-    tokens_file: Path | None = Field(
+    tokens_file: FilePath | None = Field(
         default=None,
         description="File of bearer tokens, with one line name:sha256 per caller, as printed by "
         "`python -m serve_app.auth NAME`. Null requires none.",
@@ -124,8 +123,9 @@ class IngressOptions(_Options):
     """Deliveries that a request may ask for."""
     signed_url_s: float | None = None
     """Validity of signed links to blobs, seconds; None creates no links."""
-    validation_limit_s: float = Field(default=10.0, gt=0)
-    """Time limit of a custom workflow's own validation, seconds."""
+    validation_limit_s: float = Field(default=30.0, gt=0)
+    """Time limit of the check by a custom workflow's class, seconds. A replica that has just
+    started imports its class first, which can take 10 s."""
     components: dict[str, tuple[str, ...]] = {}
     """Models and data sources that each workflow needs to be ready."""
 

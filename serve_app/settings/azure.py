@@ -14,16 +14,20 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from deployments.azure.options import AzureOptions
 from deployments.blob_uploader.options import BlobUploaderConfig
 from deployments.geocatalog.options import CatalogUrl, GeoCatalogConfig
-from deployments.runtime.option_types import Count, PositiveFloat
+from deployments.runtime.option_types import Replicas, Seconds
 from serve_app.settings.section import Section
 from workflows.delivery import Container, check_collection, parse_container
 
 
 def _emulator(value: str) -> str:
     url = urlsplit(value)
+    url.port  # noqa: B018 -- raises if it is out of range
     if url.scheme != "https" or not url.hostname or url.query or url.path.count("/") != 1:
         raise ValueError("must be its endpoint, as in https://127.0.0.1:10000/devstoreaccount1")
     return value
+
+
+CollectionId = Annotated[str, AfterValidator(check_collection)]
 
 
 class BlobSettings(BlobUploaderConfig, Section):
@@ -42,13 +46,13 @@ class BlobSettings(BlobUploaderConfig, Section):
     default_container: str | None = Field(
         default=None, description="Destination of requests that set no container_url."
     )
-    signed_url_s: PositiveFloat | None = Field(
+    signed_url_s: Seconds | None = Field(
         default=None,
         le=7 * 24 * 3600,
         description="Validity of read-only links to the blobs of an execution, seconds. Null "
         "creates no links.",
     )
-    replicas: Count = Field(default=1, description="Replicas that upload.")
+    replicas: Replicas = Field(default=1, description="Replicas that upload.")
 
     @field_validator("allowed_containers")
     @classmethod
@@ -80,7 +84,12 @@ class GeoCatalogSettings(GeoCatalogConfig, Section):
     default_catalog: CatalogUrl | None = Field(
         default=None, description="GeoCatalog of requests that set no geo_catalog_url."
     )
-    collections: Mapping[str, Annotated[str, AfterValidator(check_collection)]] = Field(
+    allowed_collections: tuple[CollectionId, ...] | None = Field(
+        default=None,
+        description="Collections that requests may name as collection_id, besides that of their "
+        "workflow in `collections`. Null allows any, which is created if it does not exist.",
+    )
+    collections: Mapping[str, CollectionId] = Field(
         default_factory=dict,
         description="Collection of each workflow, for requests that set no collection_id. A "
         "workflow without an entry has a collection of its own name.",

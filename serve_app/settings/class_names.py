@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import ast
 import functools
-import sys
-from importlib.machinery import PathFinder
-from pathlib import Path
+
+from serve_app.settings.modules import parse_source
 
 
 @functools.cache
@@ -27,12 +26,8 @@ def declared_name(path: str) -> str | None:
         None if the source cannot be found, or the name is not a literal there.
     """
     module, _, attribute = path.partition(":")
-    source = _source(module)
-    if source is None or "." in attribute:
-        return None
-    try:
-        tree = ast.parse(source.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    tree = parse_source(module)
+    if tree is None or "." in attribute:
         return None
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
@@ -53,15 +48,3 @@ def _name_in(node: ast.ClassDef) -> str | None:
             return literal if isinstance(literal, str) else None
     # Earth2Studio's base class falls back to the name of the class.
     return node.name
-
-
-def _source(module: str) -> Path | None:
-    """Return a module's file, without importing the module or its parents."""
-    search_path, origin = sys.path, None
-    for part in module.split("."):
-        # By its last name alone: a dotted name of a namespace package would import its parents.
-        spec = PathFinder.find_spec(part, search_path)
-        if spec is None:
-            return None
-        search_path, origin = list(spec.submodule_search_locations or []), spec.origin
-    return Path(origin) if origin and origin.endswith(".py") else None

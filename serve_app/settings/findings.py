@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -96,6 +96,34 @@ def _models(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
         for item in get_args(annotation):
             for model, suffix in _models(item):
                 yield model, "[]" + suffix
+
+
+def scalars(
+    values: Any, path: Path, skip: Collection[str] = (), seen: set[int] | None = None
+) -> Iterator[tuple[Path, Any]]:
+    """Yield the scalars in mappings and lists, except below some keys.
+
+    What aliases of YAML repeat, possibly in itself, is visited once.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(values, Mapping | list | tuple):
+        yield path, values
+    elif id(values) not in seen:
+        seen.add(id(values))
+        for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            if key not in skip:
+                yield from scalars(value, (*path, key), skip, seen)
+
+
+def find_unusable(values: Any, path: Path) -> list[Finding]:
+    """Return the texts that no path, process or database can take."""
+    found = []
+    for place, value in scalars(values, path):
+        if isinstance(value, str) and "\0" in value:
+            found.append(Finding(place, "must not contain NUL"))
+        elif isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+            found.append(Finding(place, "must be Unicode text, without surrogates"))
+    return found
 
 
 def _unknown_keys(values: Any, annotation: Any, path: Path, places: Places) -> Iterator[Finding]:

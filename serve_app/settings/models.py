@@ -5,19 +5,19 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from deployments.models.options import FCN3Config, StormScopeConfig
-from deployments.runtime.option_types import Count, Flag, NonNegativeFloat
+from deployments.runtime.option_types import Flag, Gpus, Replicas
 from serve_app.settings.section import SYNTHETIC, LoaderSection, Section
 
 
 class ModelSettings(LoaderSection):
     """A model and the replicas that run it."""
 
-    replicas: Count = Field(
+    replicas: Replicas = Field(
         default=1,
         description="Replicas; ensemble members are spread over them. With Serve's autoscaling, "
         "set it to max_replicas.",
     )
-    num_gpus: NonNegativeFloat | None = Field(
+    num_gpus: Gpus | None = Field(
         default=None,
         description='GPUs per replica. Null is 0 for "synthetic" and 1 otherwise.',
     )

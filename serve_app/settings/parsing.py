@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serve_app.settings.findings import Finding, explain, find, known_places
+from serve_app.settings.findings import Finding, explain, find, find_unusable, known_places
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import WorkflowSettings
 
@@ -52,7 +52,8 @@ def parse_settings(
 
 def find_in_args(args: Mapping[str, Any], path: Sequence[str | int]) -> list[Finding]:
     """Return the problems of the value of ``args``, which is at `path` in the file."""
-    return find(args, Settings, tuple(path), known_places(Settings))
+    place = tuple(path)
+    return find_unusable(args, place) or find(args, Settings, place, known_places(Settings))
 
 
 def _find_in_exposed(exposed: Sequence[str], args: Mapping[str, Any]) -> list[Finding]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 
+from serve_app.settings.findings import Finding, Path
+from serve_app.settings.modules import find_module
 from serve_app.settings.parsing import SettingsError
+from serve_app.settings.section import SYNTHETIC
 from serve_app.settings.settings import Settings
 
 AZURE_PACKAGES = ("azure.identity", "azure.storage.blob", "aiohttp", "httpx", "obstore")
@@ -15,8 +17,36 @@ AZURE_PACKAGES = ("azure.identity", "azure.storage.blob", "aiohttp", "httpx", "o
 
 def is_installed(name: str) -> bool:
     """Return whether a module can be imported, without importing it."""
-    parent = name.rpartition(".")[0]
-    return (not parent or is_installed(parent)) and find_spec(name) is not None
+    return find_module(name) is not None
+
+
+def find_missing(
+    settings: Settings, is_installed: Callable[[str], bool] = is_installed
+) -> Iterator[Finding]:
+    """Yield the modules of loaders and classes that are not found on this machine.
+
+    They may exist where the replicas run, or be added while the server runs.
+    """
+    models, sources = settings.models, settings.data_sources
+    loaders: dict[Path, str] = {
+        ("models", "fcn3", "loader"): models.fcn3.loader,
+        ("models", "interpolation", "loader"): models.interpolation.loader,
+        ("models", "stormscope", "loader"): models.stormscope.loader,
+        ("data_sources", "ifs", "loader"): sources.ifs.loader,
+        ("data_sources", "goes", "loader"): sources.goes.loader,
+    } | {
+        ("workflows", "custom", index, "class"): workflow.path
+        for index, workflow in enumerate(settings.workflows.custom)
+    }
+    credential = settings.azure.credential
+    if "loader" in credential.model_fields_set:
+        loaders["azure", "credential", "loader"] = credential.loader
+    for path, loader in loaders.items():
+        module = loader.partition(":")[0]
+        if loader != SYNTHETIC and not is_installed(module):
+            yield Finding(
+                path, f"there is no module {module} here; the replicas that use it must find it"
+            )
 
 
 def check_installed(settings: Settings, is_installed: Callable[[str], bool] = is_installed) -> None:

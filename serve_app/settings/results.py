@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from deployments.conductor.options import RetentionOptions
-from deployments.runtime.option_types import NonNegativeFloat, PositiveFloat
+from deployments.runtime.option_types import Days, Hours
 from serve_app.http.options import DiskOptions
 from serve_app.settings.section import Section
 
@@ -16,17 +16,17 @@ _DAY_S = 24 * _HOUR_S
 class ResultsSettings(DiskOptions, Section):
     """How long results are kept, and how much of the disk they may use."""
 
-    keep_days: PositiveFloat | None = Field(
+    keep_days: Days | None = Field(
         default=None,
         description="Days after the end of an execution until its results expire and are removed. "
         "Null keeps them until they are purged. Copies delivered to Azure are kept.",
     )
-    keep_record_days: PositiveFloat | None = Field(
+    keep_record_days: Days | None = Field(
         default=30.0,
         description="Further days until the record of an expired execution is removed. Null keeps "
         "the record.",
     )
-    keep_failed_hours: NonNegativeFloat = Field(
+    keep_failed_hours: Hours = Field(
         default=24.0,
         description="Hours for which the completed ensemble members of a failed execution are "
         "kept. A retry within this time computes only the others.",

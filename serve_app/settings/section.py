@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import LoaderOptions
 from deployments.runtime.option_types import is_import_path
+from serve_app.settings.modules import check_own
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_LOADERS = {
@@ -28,7 +29,7 @@ def _loader(value: str) -> str:
         raise ValueError(
             f'must be "{SYNTHETIC}" or "module:callable", as in "my_package.models:load"'
         )
-    return value
+    return check_own(value)
 
 
 class Section(BaseModel):

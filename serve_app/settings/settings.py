@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from deployments.results.options import BlobResultsOptions, StorageOptions
-from deployments.runtime.option_types import Flag
+from deployments.runtime.option_types import FilePath, Flag, check_path
 from serve_app.http.options import AuthOptions, CorsOptions, LimitOptions
 from serve_app.settings.azure import AzureSettings
 from serve_app.settings.data_sources import DataSourcesSettings
@@ -32,7 +32,7 @@ PREPARED_AHEAD = 3
 class Settings(Section):
     """Everything under ``args``."""
 
-    data_dir: Path = Field(
+    data_dir: FilePath = Field(
         default=Path("var"),
         description="Folder of the execution store, working files and results, relative to where "
         "the server is started.",
@@ -80,6 +80,10 @@ class Settings(Section):
             raise ValueError(allowed)
         if not url.database or url.database == ":memory:":
             raise ValueError(f"names no database that several processes can open; {allowed}")
+        if url.port is not None and not 0 < url.port < 65_536:
+            raise ValueError("the port must be between 1 and 65535")
+        if url.drivername == "sqlite":
+            check_path(Path(url.database))
         return value
 
     @field_validator("workflows")
@@ -130,6 +134,8 @@ class Settings(Section):
             parse_results_container(value)
         elif not re.fullmatch(r"file://(localhost)?/[^?#]+", value):
             raise ValueError("must be file:///path or az://ACCOUNT/CONTAINER/FOLDER")
+        else:
+            check_path(_file_path(value))
         return value
 
     @property
@@ -196,7 +202,7 @@ class Settings(Section):
     def results_dir(self) -> Path:
         """Folder of the results, unless they are stored in a container."""
         if self.results_url is not None and not _is_container(self.results_url):
-            return Path(unquote(urlsplit(self.results_url).path))
+            return _file_path(self.results_url)
         return self.data_dir / "results"
 
     @property
@@ -223,6 +229,7 @@ class Settings(Section):
             catalogs=geocatalog.allowed,
             default_catalog=geocatalog.default_catalog,
             collections=geocatalog.collections,
+            allowed_collections=geocatalog.allowed_collections,
             results_in_blob=self.results_container is not None,
         )
 
@@ -278,6 +285,10 @@ class Settings(Section):
 
 def _is_container(results_url: str | None) -> bool:
     return results_url is not None and not results_url.startswith("file:")
+
+
+def _file_path(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))
 
 
 def _absolute(base: Path, path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from deployments.custom_workflow.options import CustomWorkflowConfig
-from deployments.runtime.option_types import Count, NonNegativeFloat
+from deployments.runtime.option_types import Gpus, Replicas
 from serve_app.settings.class_names import declared_name
 from serve_app.settings.section import Section
 from workflows import WORKFLOWS
@@ -34,8 +34,10 @@ class CustomWorkflowSettings(CustomWorkflowConfig, Section):
     name: Annotated[str, AfterValidator(check_name)] | None = Field(
         default=None, description="Name of the workflow. Null takes the name of the class."
     )
-    replicas: Count = Field(default=1, description="Replicas; each runs one execution at a time.")
-    num_gpus: NonNegativeFloat = Field(
+    replicas: Replicas = Field(
+        default=1, description="Replicas; each runs one execution at a time."
+    )
+    num_gpus: Gpus = Field(
         default=1.0, description="GPUs per replica; 0 runs the class on the CPU."
     )
     output_format: OutputFormat = Field(

@@ -151,6 +151,16 @@ def test_keys_of_serve_are_valid(tmp_path: Path) -> None:
             "  - {name: b, import_path: serve_app.app:build, route_prefix: /b, args: {a: 1}}",
             "6: applications[1].args.a: unknown key; ",
         ),
+        ('    route: "\\0"', "6: applications[0].route: must not contain NUL"),
+        (
+            "    deployments:\n      - {name: FCN3, num_replicas: 10000000000}",
+            "7: applications[0].deployments[0].num_replicas: must be between -2147483648 and ",
+        ),
+        ("grpc_options:\n  port: 65536", "7: grpc_options.port: must be between 0 and 65535"),
+        (
+            "    deployments:\n      - {name: FCN3, ray_actor_options: {num_gpus: 1.0e30}}",
+            "7: applications[0].deployments[0].ray_actor_options.num_gpus: must be between ",
+        ),
         ("    a: [", "7: invalid YAML: while parsing a flow node"),
         ("  x: y", "6: invalid YAML: "),
         ("    args: *nothing", "6: invalid YAML: found undefined alias"),
@@ -307,6 +317,38 @@ def test_the_command_reports_problems(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[0].startswith("bad.yaml:1: ")
     assert done.stderr == ""
+
+
+def test_modules_that_are_not_found_here_cause_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        APPLICATION
+        + "    args:\n"
+        + "      models: {fcn3: {loader: 'no_such_package.models:load'}}\n"
+        + "      data_sources:\n"
+        + "        ifs: {loader: 'deployments.loaders:ifs'}\n"
+        + "        goes: {loader: 'xarray.no_such_module:load'}\n"
+        + "      workflows: {custom: [{class: 'no_such_package:Storms'}]}\n"
+        + "      azure: {credential: {loader: 'no_such_package:credential'}}\n"
+    )
+    assert main([str(file)]) == 0
+    rest = "here; the replicas that use it must find it"
+    args = "warning: applications[0].args"
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"{file}:10: {args}.data_sources.goes.loader: there is no module "
+        f"xarray.no_such_module {rest}",
+        f"{file}:11: {args}.workflows.custom[0].class: there is no module no_such_package {rest}",
+        f"{file}:12: {args}.azure.credential.loader: there is no module no_such_package {rest}",
+        f"{file}:7: {args}.models.fcn3.loader: there is no module no_such_package.models {rest}",
+        f"{file}: ok",
+    ]
+
+
+def test_memory_may_be_requested_in_bytes(tmp_path: Path) -> None:
+    text = "    deployments: [{name: FCN3, ray_actor_options: {memory: 64000000000}}]\n"
+    assert check(tmp_path, APPLICATION + text) == []
 
 
 # Custom workflows.

@@ -96,6 +96,9 @@ def test_invalid_and_ambiguous_container_urls_are_refused(url: str) -> None:
         (f"{CATALOG}/", CATALOG),
         (f"{CATALOG.upper().replace('HTTPS', 'https')}:443", CATALOG),
         ("http://127.0.0.1:8090/catalog", "http://127.0.0.1:8090/catalog"),
+        ("http://[::1]:8090/catalog/", "http://[::1]:8090/catalog"),
+        ("https://[2001:DB8::7]:443", "https://[2001:db8::7]"),
+        ("https://[2001:db8::7]", "https://[2001:db8::7]"),
     ],
 )
 def test_catalogue_urls_are_normalized(url: str, expected: str) -> None:
@@ -111,6 +114,10 @@ def test_catalogue_urls_are_normalized(url: str, expected: str) -> None:
         f"{CATALOG}#a",
         "https://u@a.example",
         "https://a:99999",
+        "https://:443",
+        "https://::1",
+        "https://[::1",
+        "https://[::g]",
         f"{CATALOG}/../x",
         f"{CATALOG}/%2e",
         "https://a\\b",
@@ -164,6 +171,28 @@ def test_only_allowed_catalogues_are_accepted() -> None:
             RULES.resolve("w", {**asked, "geo_catalog_url": other})
     with pytest.raises(DeliveryForbidden):
         RULES.resolve("w", {**asked, "geo_catalog_url": CATALOG.replace("https", "http")})
+
+
+def test_a_list_of_allowed_collections_limits_what_requests_name() -> None:
+    rules = RULES.model_copy(
+        update={"collections": {"w": "ours"}, "allowed_collections": ("shared",)}
+    )
+    asked = {"container_url": f"{DATA}/forecasts", "geo_catalog_url": CATALOG}
+    for collection, expected in [("shared", "shared"), ("ours", "ours"), (None, "ours")]:
+        delivery = rules.resolve("w", {**asked, "collection_id": collection})
+        assert delivery is not None and delivery.collection_id == expected
+    for workflow, collection in [("w", "other"), ("w", "share"), ("other", "ours")]:
+        with pytest.raises(DeliveryForbidden, match="geocatalog.allowed_collections"):
+            rules.resolve(workflow, {**asked, "collection_id": collection})
+
+
+@pytest.mark.parametrize("collection", ["c" * 256, "", "..", "-c", "a/b", "a\n", "é"])
+def test_ids_that_cannot_name_a_collection_are_refused(collection: str) -> None:
+    asked = {"container_url": f"{DATA}/forecasts", "geo_catalog_url": CATALOG}
+    with pytest.raises(InvalidParameters, match="1 to 255 letters"):
+        RULES.resolve("w", {**asked, "collection_id": collection})
+    delivery = RULES.resolve("w", {**asked, "collection_id": "c" * 255})
+    assert delivery is not None and delivery.collection_id == "c" * 255
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_allowed_destinations_become_delivery_rules() -> None:
             "allowed": [f"{CATALOG}/", "http://127.0.0.1:8090"],
             "default_catalog": CATALOG,
             "collections": {"foundry_fcn3_workflow": "fcn3"},
+            "allowed_collections": ["nightly"],
         },
     )
     rules = settings.delivery_rules
@@ -44,6 +45,7 @@ def test_allowed_destinations_become_delivery_rules() -> None:
     assert rules.default_container.url == f"{DATA}/nightly"
     assert rules.catalogs == (CATALOG, "http://127.0.0.1:8090")
     assert rules.default_catalog == CATALOG
+    assert rules.allowed_collections == ("nightly",)
     assert settings.azure.ca_file == Path("/srv/ca.pem")
 
 
@@ -97,6 +99,11 @@ def test_allowed_destinations_become_delivery_rules() -> None:
             {"geocatalog": {"collections": {"foundry_fcn3_workflow": "a b"}}},
             "azure.geocatalog.collections",
             "are allowed",
+        ),
+        (
+            {"geocatalog": {"allowed_collections": ["c" * 256]}},
+            "azure.geocatalog.allowed_collections[0]",
+            "1 to 255 letters",
         ),
         ({"geocatalog": {"api_version": "latest"}}, "azure.geocatalog.api_version", "pattern"),
         ({"credential": {"loader": "azure.identity"}}, "azure.credential.loader", "module:Class"),
