@@ -154,11 +154,11 @@ def test_keys_of_serve_are_valid(tmp_path: Path) -> None:
         ('    route: "\\0"', "6: applications[0].route: must not contain NUL"),
         (
             "    deployments:\n      - {name: FCN3, num_replicas: 10000000000}",
-            "7: applications[0].deployments[0].num_replicas: must be between -2147483648 and ",
+            "7: applications[0].deployments[0].num_replicas: must be between -2147483647 and ",
         ),
         ("grpc_options:\n  port: 65536", "7: grpc_options.port: must be between 0 and 65535"),
         (
-            "    deployments:\n      - {name: FCN3, ray_actor_options: {num_gpus: 1.0e30}}",
+            "    deployments:\n      - {name: FCN3, ray_actor_options: {num_gpus: 1.0e+30}}",
             "7: applications[0].deployments[0].ray_actor_options.num_gpus: must be between ",
         ),
         ("    a: [", "7: invalid YAML: while parsing a flow node"),
@@ -337,12 +337,12 @@ def test_modules_that_are_not_found_here_cause_warnings(
     rest = "here; the replicas that use it must find it"
     args = "warning: applications[0].args"
     assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"{file}: ok",
         f"{file}:10: {args}.data_sources.goes.loader: there is no module "
         f"xarray.no_such_module {rest}",
         f"{file}:11: {args}.workflows.custom[0].class: there is no module no_such_package {rest}",
         f"{file}:12: {args}.azure.credential.loader: there is no module no_such_package {rest}",
         f"{file}:7: {args}.models.fcn3.loader: there is no module no_such_package.models {rest}",
-        f"{file}: ok",
     ]
 
 
