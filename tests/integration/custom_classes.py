@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from earth2studio.serve.server import (
     WorkflowProgress,
     WorkflowRegistry,
 )
+from pydantic import AwareDatetime, HttpUrl
 
 Behaviour = Literal[
     "normal",
@@ -49,11 +50,15 @@ class Scripted:
         behaviour: Behaviour = "normal",
         n_steps: int = 4,
         step_s: float = 0.0,
+        since: AwareDatetime | None = None,
+        link: HttpUrl | None = None,
         output_format: Literal["zarr", "netcdf4"] = "zarr",
     ) -> None:
         with self._journal.open("a") as journal:
             journal.write(f"{behaviour} {os.getpid()}\n")
         getattr(self, f"_{behaviour}", lambda: None)()
+        if since is not None and since.utcoffset() != timedelta(hours=2):
+            raise RuntimeError(f"the zone was lost: {since}")
         if behaviour == "writes_nothing":
             return
         coords = OrderedDict(

@@ -123,6 +123,13 @@ def test_a_class_validates_parameters_before_a_request_is_queued(reporting: Serv
     assert "start_time, n_steps, output_format" in response.text
 
 
+def test_a_class_is_asked_what_its_schema_cannot_say(scripted: Server) -> None:
+    for parameters in ({"link": "no link"}, {"since": "2025-01-01T00:00:00"}):
+        response = scripted.http.post("/v1/infer/scripted", json={"parameters": parameters})
+        assert response.status_code == 422, parameters
+    run(scripted, link="https://example.org/a", since="2025-01-01T00:00:00+02:00")
+
+
 @pytest.mark.parametrize(
     ("behaviour", "stage", "reason"),
     [
