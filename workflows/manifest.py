@@ -96,7 +96,7 @@ class Manifest(BaseModel):
     request_id: str | None = None
     workflow_name: str | None = None
     status: str | None = None
-    """``completed``, or ``failed`` if less than requested was computed."""
+    """``completed``, or ``failed`` if less than required was computed."""
     created_at: _Time | None = None
     completion_time: _Time | None = None
     execution_time_seconds: float | None = None
@@ -113,6 +113,8 @@ class Manifest(BaseModel):
     """Size and SHA-256 of what a STAC item refers to, by key below the result's folder."""
     warnings: tuple[str, ...] | None = None
     """Data of a user's workflow class that are not delivered, or hold no values."""
+    coverage: Mapping[str, float] | None = None
+    """How much of each variable a user's workflow class has written, 0 to 1."""
     device: str | None = None
     """``cuda`` or ``cpu``, where a user's workflow class ran."""
 

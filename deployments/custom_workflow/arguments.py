@@ -59,7 +59,8 @@ def positions_of(coords: Coordinates, known: Coordinates) -> list[NDArray[np.int
     Raises
     ------
     ValueError
-        If there is no such dimension or value.
+        If there is no such dimension or value, a value occurs more than once, or the order is not
+        that of the known values.
     """
     return [_positions(dim, values, known) for dim, values in coords.items()]
 
@@ -68,11 +69,19 @@ def _positions(dim: str, values: NDArray[Any], coords: Coordinates) -> NDArray[n
     if dim not in coords:
         raise ValueError(f"coordinate {dim} was not added; there are {', '.join(coords)}")
     known, values = coords[dim], np.atleast_1d(values)
-    if known is values or np.array_equal(known, values):
+    if np.array_equal(known, values):
         return np.arange(len(known))
     unknown = values[~np.isin(values, known)]
     if unknown.size:
         raise ValueError(f"coordinate {dim} has no value {unknown[0]}")
-    order = np.argsort(known, kind="stable")
-    positions: NDArray[np.intp] = order[np.searchsorted(known, values, sorter=order)]
+    # As in Earth2Studio's backends, which select values in the order of the coordinate and ignore
+    # the order of the arguments. What that would store elsewhere, or twice, is refused.
+    positions = np.flatnonzero(np.isin(known, values))
+    for each in (values, known[positions]):
+        found, counts = np.unique(each, return_counts=True)
+        if (counts > 1).any():
+            repeated = found[counts > 1][0]
+            raise ValueError(f"coordinate {dim} has the value {repeated} more than once")
+    if not np.array_equal(known[positions], values):
+        raise ValueError(f"the values of coordinate {dim} must be in the order of the array's")
     return positions

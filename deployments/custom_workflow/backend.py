@@ -3,7 +3,8 @@
 `add_array` and `write` behave as in Earth2Studio's ``ZarrBackend`` and ``NetCDF4Backend``, and
 an output is an instance of one of them (see `run_output.as_backend`). In addition
 
-- arrays are NaN where nothing was written, and `Output.coverage` knows what was written;
+- arrays are NaN where nothing was written, and `Output.coverage` tells how much of each is written,
+  whichever way the class wrote it;
 - the size of the output is bounded;
 - attributes that are set on ``io.root[name]`` are kept in both formats.
 """
@@ -81,6 +82,8 @@ class Output(ABC):
         ------
         OutputTooLarge
             If this server does not accept that much.
+        ValueError
+            If data do not fit, or belong to other values of a coordinate that exists.
         """
         self._check()
         names = as_list(array_name)
@@ -90,12 +93,14 @@ class Output(ABC):
         dims, curvilinear = one_dimensional(coords)
         self._add_coordinates(coords, dims, curvilinear)
         for name, tensor in zip(names, tensors, strict=True):
-            if name in self._arrays:
+            if name in self:
                 if not options.get("overwrite", False):
                     continue
                 # Pending writes belong to the array that is replaced.
                 self.flush()
             values = None if tensor is None else to_numpy(tensor)
+            if values is not None:
+                self._check_coordinates(dims)
             self._add_array(name, tuple(dims), values, options)
 
     def write(self, x: Any, coords: Coordinates, array_name: Any) -> None:
@@ -112,7 +117,8 @@ class Output(ABC):
         Raises
         ------
         ValueError
-            If a shape does not fit, or a coordinate has no such value.
+            If a shape does not fit, or a coordinate has no such value, or where to write it is
+            ambiguous.
         """
         self._check()
         names, tensors = as_list(array_name), as_list(x)
@@ -124,9 +130,9 @@ class Output(ABC):
                 raise ValueError(f"coordinate {name} must be given whole, as it was added")
         selection = positions_of(dims, self.coords)
         for name, tensor in zip(names, tensors, strict=True):
-            if name not in self._arrays:
+            if name not in self:
                 self.add_array(coords, name)
-            self._write(self._arrays[name], tuple(dims), selection, tensor)
+            self._write(self._array(name), tuple(dims), selection, tensor)
 
     def read(self, coords: Coordinates, array_name: str, device: Any = "cpu") -> Any:
         """Return a tensor of the values at coordinates of an array, and the coordinates."""
@@ -135,17 +141,17 @@ class Output(ABC):
         dims, _ = one_dimensional(coords)
         selection = positions_of(dims, self.coords)
         self.flush()
-        values = self._read(self._arrays[array_name], selection)
+        values = self._read(self._array(array_name), selection)
         return torch.as_tensor(values, device=device), coords
 
     def __contains__(self, name: object) -> bool:
-        return name in self._arrays
+        return name in self._arrays or name in self._members
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(dict.fromkeys([*self._arrays, *self._members]))
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return sum(1 for _ in self)
 
     def __getitem__(self, name: str) -> Any:
         return self.root[name]
@@ -155,13 +161,22 @@ class Output(ABC):
     def root(self) -> Any:
         """The store as an object of the format's library; attributes set on it are kept."""
 
+    def share(self) -> None:
+        """Have files contain what was written, from now on: the class may use them itself."""
+        self.flush()
+
     @abstractmethod
     def flush(self) -> None:
         """Wait until all pending values are written."""
 
     @abstractmethod
-    def finish(self) -> dict[Path, StoredObject]:
-        """Complete and close the output; an output without arrays is removed.
+    def finish(self, keep_empty: bool = False) -> dict[Path, StoredObject]:
+        """Complete and close the output, and look up its `coverage`.
+
+        Parameters
+        ----------
+        keep_empty : bool, optional
+            Whether an output without arrays is kept, too.
 
         Returns
         -------
@@ -172,6 +187,15 @@ class Output(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Close and remove the output."""
+
+    @property
+    @abstractmethod
+    def _members(self) -> Any:
+        """Everything in the store by name, the class's own arrays included."""
+
+    @abstractmethod
+    def _opened(self, name: str) -> OutputArray:
+        """Return an array that the class created itself."""
 
     @abstractmethod
     def _create(self, array: OutputArray, options: Mapping[str, Any]) -> None:
@@ -192,6 +216,18 @@ class Output(ABC):
     @abstractmethod
     def _read(self, array: OutputArray, selection: Selection) -> NDArray[Any]:
         """Read a part."""
+
+    def _array(self, name: str) -> OutputArray:
+        if name not in self._arrays:
+            self._arrays[name] = self._opened(name)
+        return self._arrays[name]
+
+    def _check_coordinates(self, dims: Coordinates) -> None:
+        for dim, values in dims.items():
+            known = self.coords[dim]
+            if known is not values and not np.array_equal(known, values):
+                # Earth2Studio's backends would store the data at the values that exist.
+                raise ValueError(f"coordinate {dim} exists with other values")
 
     def _add_coordinates(
         self, coords: Coordinates, dims: Coordinates, curvilinear: Mapping[str, Sequence[str]]
@@ -261,7 +297,7 @@ class Output(ABC):
     def _write(
         self, array: OutputArray, dims: tuple[str, ...], selection: Selection, tensor: Any
     ) -> None:
-        if dims != array.dims:
+        if array.dims and dims != array.dims:
             raise ValueError(f"{array.name} has dimensions {array.dims}, not {dims}")
         shape = tuple(map(len, selection))
         if tuple(tensor.shape) != shape:

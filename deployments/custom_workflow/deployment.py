@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from ray import serve
 
+from deployments.custom_workflow.calling import provide_event_loop
 from deployments.custom_workflow.earth2studio_shim import isolate_import
 from deployments.custom_workflow.messages import Packaging, RunJob, RunResult
 from deployments.custom_workflow.options import CustomWorkflowOptions
@@ -77,6 +78,7 @@ class CustomWorkflow:
     def _load(self) -> Any:
         """Import the class and create an instance, in the thread that will run it."""
         options = self._options
+        provide_event_loop()
         if self._class is None:
             self._class = UserClass(options.path, options.storage.work_dir / SCRATCH)
         # Its weights may take minutes, but it can check parameters.
@@ -130,7 +132,7 @@ class CustomWorkflow:
         StaleConductor
             If a newer Conductor has been seen.
         StageFailed
-            If the class could not be loaded, raises or writes nothing.
+            If the class could not be loaded, or raises.
         ExecutionCancelled
             If the call was cancelled; the thread has stopped by then.
         """

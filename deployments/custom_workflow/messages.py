@@ -36,4 +36,4 @@ class RunResult(BaseModel):
     progress: Progress
     results: Manifest
     shortcoming: str | None
-    """How the results fall short of what the class announced; None if they do not."""
+    """How the results fall short of what the class requires; None if they do not."""

@@ -8,7 +8,7 @@ meanwhile, since reads take xarray's lock, as does this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ from xarray.backends.locks import HDF5_LOCK
 
 from deployments.custom_workflow.arguments import to_numpy
 from deployments.custom_workflow.backend import Output
-from deployments.custom_workflow.coverage import Index, OutputArray, Selection
+from deployments.custom_workflow.coverage import (
+    Found,
+    Index,
+    OutputArray,
+    Selection,
+    blocks,
+    look_at,
+    unwritten,
+)
 from deployments.results.work import StoredObject
 
 _NO_CACHE_BYTES = 1
@@ -39,6 +47,10 @@ class NetCDFOutput(Output):
         """The file; attributes set on it and its variables are kept."""
         return self._file
 
+    @property
+    def _members(self) -> Any:
+        return self._file.variables
+
     def __getitem__(self, name: str) -> Any:
         # The file itself interprets an unknown name as a path, and raises IndexError.
         return self._file.variables[name]
@@ -52,11 +64,18 @@ class NetCDFOutput(Output):
             if self._file.isopen():
                 self._file.close()
 
-    def finish(self) -> dict[Path, StoredObject]:
+    def finish(self, keep_empty: bool = False) -> dict[Path, StoredObject]:
         """Close the file, unless the class did; a file without variables is removed."""
         self.close()
-        if not self._file.variables:
-            self.path.unlink(missing_ok=True)
+        if not self.path.is_file():  # the class removed it
+            return {}
+        with HDF5_LOCK, netCDF4.Dataset(self.path) as file:
+            variables = dict(_variables(file))
+            for name, variable in variables.items():
+                if variable.shape and not self.coverage.is_coordinate(name, variable.dimensions):
+                    self.coverage.record(name, variable.size, self._found(name, variable))
+        if not variables and not keep_empty:
+            self.path.unlink()
         return {}
 
     def discard(self) -> None:
@@ -73,7 +92,7 @@ class NetCDFOutput(Output):
         name, dtype = array.name, array.dtype
         layout: dict[str, Any] = {"chunksizes": array.chunks} if array.dims else {}
         if dtype.kind == "f":
-            layout["fill_value"] = dtype.type(np.nan)
+            layout["fill_value"] = unwritten(dtype)
         with HDF5_LOCK:
             variable = self._file.createVariable(name, dtype, array.dims, **{**layout, **options})
             variable.set_auto_maskandscale(False)
@@ -98,6 +117,11 @@ class NetCDFOutput(Output):
             variable[...] = stored
         array.handle = variable
 
+    def _opened(self, name: str) -> OutputArray:
+        found = self._file.variables[name]
+        chunks = tuple(max(size, 1) for size in found.shape)
+        return OutputArray(name, found.dimensions, found.shape, chunks, found.dtype, handle=found)
+
     def _write_chunk(self, array: OutputArray, index: Index, tensor: Any) -> None:
         values = np.asarray(to_numpy(tensor), array.dtype)
         positions = zip(index, array.chunks, strict=True)
@@ -110,10 +134,33 @@ class NetCDFOutput(Output):
     def _write_part(self, array: OutputArray, selection: Selection, values: NDArray[Any]) -> None:
         with HDF5_LOCK:
             array.handle[tuple(selection) or ...] = values
+        array.whole.clear()
 
     def _read(self, array: OutputArray, selection: Selection) -> NDArray[Any]:
         with HDF5_LOCK:
             return np.asarray(array.handle[tuple(selection) or ...])
+
+    def _found(self, name: str, variable: Any) -> Iterator[Found]:
+        """Yield what is stored of each chunk; arrays that were written by chunks are not read."""
+        added = self._arrays.get(name)
+        if added is not None and len(added.whole) == added.n_chunks:
+            yield Found(variable.size, added.has_values)
+            return
+        variable.set_auto_maskandscale(False)
+        fill = None if variable.dtype is str else variable.get_fill_value()
+        chunks = variable.chunking()
+        if chunks == "contiguous":
+            chunks = (1,) * (variable.ndim - 2) + variable.shape[-2:]
+        for _, where in blocks(variable.shape, chunks):
+            yield look_at(np.asarray(variable[where]), fill)
+
+
+def _variables(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the variables of a file and their paths, those of groups included."""
+    for name, variable in group.variables.items():
+        yield f"{group.path}/{name}".lstrip("/"), variable
+    for child in group.groups.values():
+        yield from _variables(child)
 
 
 class _ObservedVariable(netCDF4.Variable):  # type: ignore[type-arg]
@@ -128,7 +175,7 @@ class _ObservedVariable(netCDF4.Variable):  # type: ignore[type-arg]
         type(self).__dict__["_output"].__set__(self, output)
 
     def __setitem__(self, key: Any, values: Any) -> None:
-        self._output.coverage.arrays[self.name].is_unaccounted = True
+        self._output.coverage.arrays[self.name].whole.clear()
         super().__setitem__(key, values)
 
 
@@ -147,6 +194,7 @@ def _encoded(values: NDArray[Any]) -> tuple[NDArray[Any], dict[str, str]]:
         # Without the attribute dtype xarray would read "hours" as a plain number.
         return (values / unit).round().astype(np.int64), {
             "units": units,
+            "calendar": "gregorian",  # as Earth2Studio does, although offsets have none
             "dtype": "timedelta64[ns]",
         }
     return values, {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.custom_workflow.backend import Output
+from deployments.custom_workflow.calling import run_to_end
 from deployments.custom_workflow.messages import RunJob, RunResult
 from deployments.custom_workflow.options import CustomWorkflowOptions
 from deployments.custom_workflow.run_folder import RunFolder
@@ -46,6 +47,8 @@ class Run:
         self._folder: RunFolder | None = None
         self._output: Output | None = None
         self._known_files: Mapping[Path, StoredObject] = {}
+        self._required: tuple[str, ...] = ()
+        self._warnings: list[str] = []
 
     def call(self, workflow: UserClass, instance: Any) -> None:
         """Call the class, in its thread.
@@ -53,7 +56,7 @@ class Run:
         Raises
         ------
         StageFailed
-            If the class raises, or writes nothing.
+            If the class raises.
         ExecutionCancelled
             If the run was cancelled.
         """
@@ -69,15 +72,18 @@ class Run:
             check=self._worker_job.check,
             waiting=partial(self._worker_job.during, Activity.WRITING),
         )
-        attach_run(instance, job.execution_id, self._folder.path, self._report)
+        attach_run(instance, job.execution_id, self._folder.path, self._report, output.share)
         try:
-            instance(io=output, **workflow.validated(job.plan.parameters))
+            parameters = workflow.validated(job.plan.parameters)
+            run_to_end(partial(instance, io=output, **parameters))
             self._worker_job.check()
-            output.flush()
-            if not output.coverage.has_been_written and self._folder.is_empty:
-                raise StageFailed(Stage.INFERENCE, "the workflow wrote no results")
             # In this thread, because of NetCDF4: the next run may use HDF5 as soon as this ends.
-            self._known_files = output.finish()
+            # An empty dataset is the result of a class that found nothing to write.
+            is_alone = self._folder.is_empty
+            self._known_files = output.finish(keep_empty=is_alone)
+            if is_alone and not output.coverage.fractions:
+                self._warnings.append("the workflow wrote no variables")
+            self._required = tuple(getattr(instance, "required_variables", ()))
         except Earth2ServeError:
             output.discard()
             raise
@@ -111,17 +117,17 @@ class Run:
             raise RuntimeError("nothing was run")
         coverage = self._output.coverage
         (files, totals), warnings = self._folder.deliver(self._known_files)
-        warnings += [f"{name}: everything written is NaN" for name in coverage.without_values()]
         return RunResult(
             progress=self.progress(),
             results=Manifest(
                 output_files=files,
                 totals=totals,
-                warnings=tuple(warnings),
+                warnings=(*self._warnings, *warnings, *coverage.warnings()),
+                coverage=coverage.fractions,
                 device="cuda" if has_gpu() else "cpu",
                 provenance=CustomProvenance(workflow=self._options.path, software=software()),
             ),
-            shortcoming=coverage.shortcoming(),
+            shortcoming=coverage.shortcoming(self._required),
         )
 
     def close(self) -> None:

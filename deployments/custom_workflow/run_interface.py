@@ -37,7 +37,11 @@ PROGRESS_FIELDS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def attach_run(
-    instance: Any, execution_id: str, folder: Path, report: Callable[[Mapping[str, Any]], None]
+    instance: Any,
+    execution_id: str,
+    folder: Path,
+    report: Callable[[Mapping[str, Any]], None],
+    share: Callable[[], None] = lambda: None,
 ) -> None:
     """Set on an instance what a running class may use: its id, its folder and progress reports.
 
@@ -49,9 +53,12 @@ def attach_run(
         Becomes the result.
     report : callable
         Takes progress as `parse_progress` returns it.
+    share : callable, optional
+        Called when the class asks for the folder, since it may use all files there.
     """
 
     def get_output_path(execution_id: str | None = None) -> Path:
+        share()
         return folder
 
     def update_execution_data(execution_id: str, updates: Any) -> None:

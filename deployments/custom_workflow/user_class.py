@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from deployments.custom_workflow.calling import check_callable
 from deployments.custom_workflow.earth2studio_shim import isolate_import
 from deployments.custom_workflow.parameter_models import ParametersSchema, parameter_model
 from deployments.custom_workflow.run_interface import bounded_text
@@ -43,7 +44,7 @@ class UserClass:
     Raises
     ------
     TypeError
-        If the path does not name a class with a ``__call__`` method.
+        If the path does not name a class with a ``__call__`` method, or calling it cannot work.
     """
 
     def __init__(self, path: str, scratch: Path) -> None:
@@ -57,6 +58,7 @@ class UserClass:
                 found = getattr(found, part)
         if not inspect.isclass(found) or not any("__call__" in vars(b) for b in found.__mro__):
             raise TypeError(f"{path} is not a class with a __call__ method")
+        check_callable(found)
         self.type = found
         self._parameters = parameter_model(found, "Parameters", "__call__", skip={"io"})
         self._config = parameter_model(found, "Config", "__init__")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,22 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec
 from zarr.core.array_spec import ArrayConfig
 from zarr.errors import UnstableSpecificationWarning
+from zarr.storage import LocalStore
 
 from deployments.custom_workflow.arguments import copy_to
 from deployments.custom_workflow.backend import Output
-from deployments.custom_workflow.coverage import Index, OutputArray, Selection
+from deployments.custom_workflow.coverage import (
+    Found,
+    Index,
+    OutputArray,
+    Selection,
+    blocks,
+    look_at,
+    unwritten,
+)
 from deployments.custom_workflow.write_behind import WriteBehind
+from deployments.custom_workflow.zarr_group import RootGroup
+from deployments.custom_workflow.zarr_store import ObservedStore, store_empty_chunks, unmark
 from deployments.results.work import StoredObject
 from deployments.runtime.files import remove_tree
 
@@ -39,18 +51,31 @@ class ZarrOutput(Output):
         self, path: Path, max_bytes: int, check: Callable[[], None], writer: WriteBehind
     ) -> None:
         super().__init__(path, max_bytes, check)
+        store_empty_chunks()
         self._writer = writer
-        self.store = zarr.storage.LocalStore(path)
+        self._marked: set[str] = set()
+        self._is_shared = False
+        self._files: dict[str, tuple[str, StoredObject, int]] = {}
+        """Chunks written here by key: array, content, modification time in nanoseconds."""
+        self._store = ObservedStore(LocalStore(path), self)
         self.zarr_codecs = None
-        self._group = zarr.create_group(self.store, overwrite=True)
-        self._root = _Root(self._group._async_group, self)
-        self._chunk_files: dict[str, dict[Index, tuple[Path, StoredObject, int]]] = {}
-        """Files of chunks by array: path, what was written, modification time in nanoseconds."""
+        zarr.create_group(LocalStore(path), overwrite=True)
+        self._group = zarr.open_group(self._store, mode="r+", use_consolidated=False)
+        self._root = RootGroup(self._group._async_group, self.array_options)
+
+    @property
+    def store(self) -> ObservedStore:
+        """The store; values may be written to it by other means."""
+        return self._store
 
     @property
     def root(self) -> zarr.Group:
         """The group; attributes set on it and its arrays are kept."""
         return self._root
+
+    @property
+    def _members(self) -> Any:
+        return self._group
 
     @property
     def chunks(self) -> dict[str, int]:
@@ -61,41 +86,104 @@ class ZarrOutput(Output):
             for dim, size in zip(each.dims, each.chunks, strict=True)
         }
 
+    def write(self, x: Any, coords: Mapping[str, NDArray[Any]], array_name: Any) -> None:
+        """Write values at coordinates of arrays, see `Output.write`."""
+        super().write(x, coords, array_name)
+        if self._is_shared:
+            self.flush()
+
     def flush(self) -> None:
         """Wait until all pending chunks are written."""
         self._writer.flush()
 
-    def finish(self) -> dict[Path, StoredObject]:
+    def finish(self, keep_empty: bool = False) -> dict[Path, StoredObject]:
         """Write what is pending and consolidate the metadata; return the chunks written here."""
         self.flush()
         self._writer.close()
-        if not self._arrays and not list(self._group.keys()):
+        store = LocalStore(self.path)
+        try:
+            group = zarr.open_group(store, mode="r", use_consolidated=False)
+        except FileNotFoundError:  # the class removed it
             self.discard()
             return {}
+        members = dict(group.members(max_depth=None))
+        if not members and not keep_empty:
+            self.discard()
+            return {}
+        known = {
+            key: (name, written)
+            for key, (name, written, mtime_ns) in self._files.items()
+            if (self.path / key).is_file() and (self.path / key).stat().st_mtime_ns == mtime_ns
+        }
+        counts = Counter(name for name, _ in known.values())
+        for name in sorted(members, key=[*self._arrays, *sorted(members)].index):
+            array = members[name]
+            if isinstance(array, zarr.Array):
+                if array.shape and not self.coverage.is_coordinate(name, _dims(array)):
+                    found = self._found(name, array, known, counts[name])
+                    self.coverage.record(name, array.size, found)
+                if name in self._marked:
+                    unmark(self.path / name)
         with warnings.catch_warnings():
             # "not part of the Zarr specification yet", but common readers support it.
             warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(self.store)
-        return {
-            path: written
-            for files in self._chunk_files.values()
-            for path, written, mtime_ns in files.values()
-            if path.is_file() and path.stat().st_mtime_ns == mtime_ns
-        }
+            zarr.consolidate_metadata(store)
+        return {self.path / key: written for key, (_, written) in known.items()}
 
     def discard(self) -> None:
         """Drop what is pending and remove the store."""
         self._writer.close()
         remove_tree(self.path)
 
+    # Observer of the store.
+
+    def note_change(self, key: str) -> None:
+        """Forget the checksum of a chunk."""
+        self._files.pop(key, None)
+
+    def note_removal(self, folder: str) -> None:
+        """Forget everything below a folder."""
+        below = f"{folder}/".lstrip("/")
+        for key in [key for key in self._files if key.startswith(below)]:
+            del self._files[key]
+        for name in [name for name in self._arrays if f"{name}/".startswith(below)]:
+            del self._arrays[name]
+        self._root.forget(below)
+
+    def share(self) -> None:
+        """Write without delay from now on, see `Output.share`."""
+        self._is_shared = True
+        super().share()
+
+    def is_marked(self, name: str) -> bool:
+        """Return whether an array's fill value is that of `unwritten`."""
+        return name in self._marked
+
+    def array_options(self, name: str, dtype: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options of a new array: it is filled with NaN, if it can be."""
+        try:
+            dtype = np.dtype(dtype)
+        except TypeError:  # a data type of Zarr's own
+            return options
+        fill = options.get("fill_value")
+        if dtype.kind != "f" or (fill is not None and not np.isnan(float(fill))):
+            self._marked.discard(name)
+            return options
+        self._marked.add(name)
+        return {**options, "fill_value": unwritten(dtype)}
+
+    # Arrays.
+
     def _create(self, array: OutputArray, options: Mapping[str, Any]) -> None:
-        dtype = array.dtype
-        fill_value: Any = np.nan if dtype.kind == "f" else np.zeros((), dtype)[()]
+        fill_value = unwritten(array.dtype)
         defaults = {"fill_value": fill_value, "compressors": self.zarr_codecs}
-        created = self._create_array(array, array.chunks, **{**defaults, **options})
+        options = self.array_options(array.name, array.dtype, {**defaults, **options})
+        created = self._create_array(array, array.chunks, **options)
         [*others, last] = getattr(created.metadata, "codecs", (None, None))
         # Codecs that change nothing: native byte order, or single bytes.
-        plain = not others and last in (BytesCodec(), BytesCodec(endian=None)) and dtype.isnative
+        plain = (
+            not others and last in (BytesCodec(), BytesCodec(endian=None)) and array.dtype.isnative
+        )
         array.takes_chunks = plain and created.chunks == array.chunks and not created.shards
 
     def _create_coordinate(self, array: OutputArray, values: NDArray[Any]) -> None:
@@ -121,6 +209,12 @@ class ZarrOutput(Output):
         array.handle = adopted = self._root.adopt(array.name, created)
         return adopted
 
+    def _opened(self, name: str) -> OutputArray:
+        found = self._root[name]
+        if not isinstance(found, zarr.Array):
+            raise ValueError(f"{name} is a group")
+        return OutputArray(name, _dims(found), found.shape, found.chunks, found.dtype, handle=found)
+
     def _write_chunk(self, array: OutputArray, index: Index, tensor: Any) -> None:
         def write(values: NDArray[Any]) -> None:
             self._write_file(array, index, values)
@@ -135,30 +229,48 @@ class ZarrOutput(Output):
         )
 
     def _write_file(self, array: OutputArray, index: Index, values: NDArray[Any]) -> None:
-        key = ".".join(["c", *map(str, index)])
-        path = self.path / array.name / key
+        key = f"{array.name}/{array.handle.metadata.encode_chunk_key(index)}"
+        path = self.path / key
         # Buffered: on a full disk an unbuffered write stores a part and only returns its size.
         with path.open("wb") as file:
             file.write(values.data)
         written = StoredObject(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
-        files = self._chunk_files.setdefault(array.name, {})
-        files[index] = path, written, path.stat().st_mtime_ns
+        self._files[key] = array.name, written, path.stat().st_mtime_ns
 
     def _write_part(self, array: OutputArray, selection: Selection, values: NDArray[Any]) -> None:
-        files = self._chunk_files.get(array.name, {})
-        for index in files.keys() & array.chunks_of(selection):
-            del files[index]
-        zarr.Array.__setitem__(array.handle, _selector(selection), values)
-
-    def before_direct_write(self, name: str) -> None:
-        """Prepare for values that the class sets in an array itself."""
-        self.flush()
-        self._chunk_files.pop(name, None)
-        if name in self._arrays:
-            self._arrays[name].is_unaccounted = True
+        array.handle[_selector(selection)] = values
 
     def _read(self, array: OutputArray, selection: Selection) -> NDArray[Any]:
         return np.asarray(array.handle[_selector(selection)])
+
+    def _found(
+        self, name: str, array: zarr.Array[Any], known: Mapping[str, Any], n_known: int
+    ) -> Iterator[Found]:
+        """Yield what is stored of each chunk; chunks written whole and unchanged are not read."""
+        added = self._arrays.get(name)
+        has_values = added is not None and added.has_values
+        chunks = array.shards or array.chunks
+        if n_known == np.prod([-(-s // c) for s, c in zip(array.shape, chunks, strict=True)]):
+            yield Found(array.size, has_values)
+            return
+        # Other fill values occur in data, too: there, an existing chunk counts as written.
+        fill = array.fill_value
+        if array.dtype.kind != "f" or fill is None or not np.isnan(fill):
+            fill = None
+        for index, where in blocks(array.shape, chunks):
+            key = f"{name}/{array.metadata.encode_chunk_key(index)}"
+            if key in known:
+                yield Found(int(np.prod([w.stop - w.start for w in where])), has_values)
+            elif (self.path / key).is_file():
+                yield look_at(np.asarray(array[where]), fill)
+
+
+def _dims(array: zarr.Array[Any]) -> tuple[str, ...]:
+    """Return the names of an array's dimensions; none if they have no names."""
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get(
+        "_ARRAY_DIMENSIONS"
+    )
+    return tuple(names) if names and all(names) else ()
 
 
 def _selector(selection: Selection) -> Any:
@@ -167,75 +279,3 @@ def _selector(selection: Selection) -> Any:
     if all(len(p) and np.array_equal(p, np.arange(p[0], p[0] + len(p))) for p in selection):
         return tuple(slice(int(p[0]), int(p[-1]) + 1) for p in selection)
     return np.ix_(*selection)
-
-
-class _NetCDFAttributes:
-    """Keeps attributes as netCDF4 does: ``array.units = "K"``."""
-
-    def __getattr__(self: Any, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self.attrs[name]
-        except KeyError:
-            raise AttributeError(f"{self} has neither a member nor an attribute {name}") from None
-
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        if name.startswith("_") or hasattr(type(self), name):
-            object.__setattr__(self, name, value)
-            return
-        self.attrs[name] = _plain(value)
-
-
-class _Array(_NetCDFAttributes, zarr.Array[Any]):
-    """An array that accounts for direct writes."""
-
-    def __init__(self, node: Any, output: ZarrOutput | None = None) -> None:
-        super().__init__(node)
-        self._output = output
-
-    def __getitem__(self, selection: Any) -> Any:
-        if self._output is not None:
-            self._output.flush()
-        return super().__getitem__(selection)
-
-    def __setitem__(self, selection: Any, value: Any) -> None:
-        if self._output is not None:
-            self._output.before_direct_write(self.basename)
-        super().__setitem__(selection, value)
-
-
-class _Root(_NetCDFAttributes, zarr.Group):
-    """A group of such arrays."""
-
-    def __init__(self, node: Any, output: ZarrOutput | None = None) -> None:
-        super().__init__(node)
-        object.__setattr__(self, "_output", output)
-        object.__setattr__(self, "_known", {})
-
-    def __getitem__(self, path: str) -> Any:
-        # One object per array: each caches the metadata that it read first, so a second object
-        # would overwrite attributes set through the first.
-        if path not in self._known:
-            self._known[path] = self._opened(path)
-        return self._known[path]
-
-    def adopt(self, path: str, created: zarr.Array[Any]) -> zarr.Array[Any]:
-        """Return the object that represents a newly created array from now on."""
-        array = self._known[path] = _Array(created._async_array, self._output)
-        return array
-
-    def _opened(self, path: str) -> Any:
-        found = super().__getitem__(path)
-        wrap = _Array if isinstance(found, zarr.Array) else _Root
-        node = found._async_array if isinstance(found, zarr.Array) else found._async_group
-        return wrap(node, self._output)
-
-
-def _plain(value: Any) -> Any:
-    """Return NumPy values as JSON values; netCDF4 accepts them as attributes, too."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value

@@ -19,7 +19,7 @@ QUOTED = [
     ("docs/operations.md", "this cluster has"),
     ("docs/observability.md", " is retried at "),
     ("docs/observability.md", "DBOS:"),
-    ("docs/custom-workflows.md", "the workflow wrote no results"),
+    ("docs/custom-workflows.md", "the workflow wrote no variables"),
     ("docs/http-api.md", "internal error"),
     ("docs/http-api.md", "queued for execution"),
     ("docs/http-api.md", "time steps written"),

@@ -45,7 +45,7 @@ def run(made: Any, name: str, folder: Path, **parameters: Any) -> xr.Dataset:
     )
     instance(io=output, **workflow.validated(parameters))
     output.finish()
-    assert output.coverage.shortcoming() is None
+    assert set(output.coverage.fractions.values()) == {1.0}
     [path] = folder.iterdir()
     opened = xr.open_zarr(path) if path.suffix == ".zarr" else xr.open_dataset(path)
     with opened as dataset:

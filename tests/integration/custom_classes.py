@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 from earth2studio.serve.server import (
     Earth2Workflow,
     WorkflowParameters,
@@ -30,6 +31,7 @@ Behaviour = Literal[
     "all_nan",
     "one_nan",
     "incomplete",
+    "region",
     "oversized",
 ]
 
@@ -52,6 +54,7 @@ class Scripted:
         step_s: float = 0.0,
         since: AwareDatetime | None = None,
         link: HttpUrl | None = None,
+        required: bool = False,
         output_format: Literal["zarr", "netcdf4"] = "zarr",
     ) -> None:
         with self._journal.open("a") as journal:
@@ -70,6 +73,14 @@ class Scripted:
         if behaviour == "oversized":
             coords["lat"] = np.linspace(90, -90, 10**7)
         io.add_array(coords, ["t2m", "u10m"])
+        self.required_variables = ["t2m"] if required else []
+        if behaviour == "region":
+            values = np.ones((1, 1, 5, 4), np.float32)
+            half = xr.Dataset({"t2m": (tuple(coords), values)})
+            region = {"time": slice(0, 1), "lead_time": slice(0, 1), "lat": slice(0, 5)}
+            region["lon"] = slice(0, 4)
+            half.to_zarr(str(io.store.root), region=region, consolidated=False, safe_chunks=False)
+            return
         for step in range(n_steps if behaviour != "incomplete" else n_steps - 1):
             time.sleep(step_s)
             step_coords = {**coords, "lead_time": coords["lead_time"][step : step + 1]}

@@ -136,32 +136,51 @@ def test_a_class_is_asked_what_its_schema_cannot_say(scripted: Server) -> None:
         ("raises", "inference", "RuntimeError: deliberate failure"),
         ("raises_unprintable", "inference", "RuntimeError: cannot read weights-"),
         ("exits", "inference", "SystemExit: 3"),
-        ("writes_nothing", "inference", "the workflow wrote no results"),
         ("oversized", "inference", "this server accepts 1 GB"),
-        ("all_nan", "package", "the workflow wrote no values: everything is NaN"),
-        ("incomplete", "package", "1 of 4 parts of t2m were not written"),
+        ("incomplete", "package", "t2m: 25 % of its values were not written"),
     ],
 )
 def test_a_failed_run_reports_its_reason_and_the_next_one_completes(
     scripted: Server, behaviour: str, stage: str, reason: str
 ) -> None:
-    ended = scripted.finished(scripted.submit(behaviour=behaviour))
+    ended = scripted.finished(scripted.submit(behaviour=behaviour, required=True))
     assert (ended["status"], ended["stage"]) == ("failed", stage), ended
     assert reason in ended["error_message"]
     run(scripted)
 
 
 def test_an_incomplete_result_is_available(scripted: Server, setup: Setup) -> None:
-    ended = scripted.finished(scripted.submit(behaviour="incomplete", n_steps=3))
-    assert scripted.manifest(ended["execution_id"])["status"] == "failed"
+    ended = scripted.finished(scripted.submit(behaviour="incomplete", n_steps=3, required=True))
+    manifest = scripted.manifest(ended["execution_id"])
+    assert manifest["status"] == "failed"
+    assert manifest["coverage"] == {"t2m": 2 / 3, "u10m": 2 / 3}
     folder = setup.data_dir / "results" / "scripted" / ended["execution_id"]
     with xr.open_zarr(folder / "results.zarr") as dataset:
         assert np.array_equal(dataset["t2m"][0, :, 0, 0], [0, 2, np.nan], equal_nan=True)
 
 
-def test_arrays_without_values_cause_a_warning(scripted: Server) -> None:
-    manifest = scripted.manifest(run(scripted, behaviour="one_nan")["execution_id"])
-    assert manifest["warnings"] == ["t2m: everything written is NaN"]
+@pytest.mark.parametrize(
+    ("behaviour", "coverage", "warnings"),
+    [
+        ("normal", {"t2m": 1.0, "u10m": 1.0}, []),
+        ("one_nan", {"t2m": 1.0, "u10m": 1.0}, ["t2m: everything written is NaN"]),
+        (
+            "region",
+            {"t2m": 1 / 8, "u10m": 0.0},
+            [
+                "t2m: 87.5 % of its values were not written",
+                "u10m: 100 % of its values were not written",
+            ],
+        ),
+        ("writes_nothing", {}, ["the workflow wrote no variables"]),
+    ],
+)
+def test_a_completed_run_says_what_is_missing(
+    scripted: Server, behaviour: str, coverage: dict[str, float], warnings: list[str]
+) -> None:
+    manifest = scripted.manifest(run(scripted, behaviour=behaviour)["execution_id"])
+    assert manifest["status"] == "completed"
+    assert (manifest["coverage"], manifest["warnings"]) == (coverage, warnings)
 
 
 def test_a_run_that_hangs_is_cancelled_and_the_next_one_completes(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
@@ -323,6 +324,13 @@ def curved(lat: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {"lat": north + east / 100, "lon": east}
 
 
+def own_array(io: Any, name: str) -> Any:
+    """Create an array of one map as a class does that knows the format's library."""
+    if hasattr(io.root, "createVariable"):
+        return io.root.createVariable(name, "f4", ("lat", "lon"))
+    return io.root.create_array(name, shape=(5, 8), dtype="f4", dimension_names=["lat", "lon"])
+
+
 def close(backend: Any) -> None:
     """Close a backend of Earth2Studio, if it can be closed."""
     if hasattr(backend, "close"):
@@ -395,16 +403,35 @@ class OutputContract:
         # Earth2Studio's server passes a wrapper, which classes unwrap.
         assert io.io is io
 
-    def test_values_are_written_at_their_coordinates(self, io: Output) -> None:
-        """Unlike Earth2Studio's backends, which sort the coordinates but not the values."""
+    @pytest.mark.parametrize(
+        ("indices", "message"),
+        [
+            ({"lead_time": [2, 0]}, "coordinate lead_time must be in the order of the array's"),
+            ({"lat": [4, 2, 3, 1, 0]}, "coordinate lat must be in the order of the array's"),
+            ({"lon": [0, 1, 1]}, "coordinate lon has the value 45.0 more than once"),
+        ],
+    )
+    def test_places_that_earth2studio_confuses_are_refused(
+        self, io: Output, indices: dict[str, list[int]], message: str
+    ) -> None:
+        """Earth2Studio's backends sort the coordinates but not the values."""
         io.add_array(FORECAST, "t2m")
-        part = at(FORECAST, lead_time=[2, 0], lat=[4, 2, 3, 1, 0], lon=[5, 1])
-        io.write(tensor(part), part, "t2m")
-        np.testing.assert_array_equal(io.read(part, "t2m")[0], tensor(part))
-        io.finish()
+        part = at(FORECAST, **indices)
+        with pytest.raises(ValueError, match=message):
+            io.write(tensor(part), part, "t2m")
+        with pytest.raises(ValueError, match=message):
+            io.read(part, "t2m")
 
-        labelled = xr.DataArray(tensor(part).numpy(), part, tuple(part))
-        xr.testing.assert_equal(dataset(io.path).t2m.sel(part), labelled)
+    def test_a_coordinate_with_equal_values_is_written_as_a_whole(self, io: Output) -> None:
+        stations = {"station": np.array([10, 10, 20])}
+        io.add_array(stations, "t2m")
+        for indices in ([0, 1], [0]):
+            part = at(stations, station=indices)
+            with pytest.raises(ValueError, match="station has the value 10 more than once"):
+                io.write(tensor(part), part, "t2m")
+        io.write(tensor(stations), stations, "t2m")
+        io.finish()
+        np.testing.assert_array_equal(dataset(io.path).t2m, tensor(stations))
 
     @pytest.mark.parametrize(
         ("time", "lead_time"),
@@ -495,9 +522,9 @@ class OutputContract:
     def test_a_part_is_read(self, io: Output) -> None:
         io.add_array(FORECAST, "t2m")
         io.write(tensor(FORECAST), FORECAST, "t2m")
-        part = at(FORECAST, lead_time=[1], lat=[3, 0], lon=[7, 2, 3])
+        part = at(FORECAST, lead_time=[1], lat=[0, 3], lon=[2, 3, 7])
         values, coords = io.read(part, "t2m")
-        expected = tensor(FORECAST)[:, 1:2][:, :, [3, 0]][..., [7, 2, 3]]
+        expected = tensor(FORECAST)[:, 1:2][:, :, [0, 3]][..., [2, 3, 7]]
         np.testing.assert_array_equal(values, expected)
         assert coords is part
 
@@ -557,9 +584,8 @@ class OutputContract:
     def test_earth2studios_foundry_workflow_can_write(self, io: Output) -> None:
         set_up_like_earth2studio(io)
         member_by_member_after_set_up(io)
-        io.flush()
-        assert io.coverage.missing() == []
         io.finish()
+        assert io.coverage.fractions == {"t2m": 1.0, "z500": 1.0, "seed": 1.0}
 
         got = dataset(io.path)
         np.testing.assert_array_equal(got.time, TIME + LEAD_TIME)
@@ -618,25 +644,80 @@ class OutputContract:
         expected[0, 0, 0] = 1.0
         expected[0, 2, 1:3] = 2.0
         expected[:, [2], [4]] = tensor(last)[:, :, 0]
-        assert io.coverage.missing() == []
         io.finish()
+        assert io.coverage.fractions == {"t2m": (5 + 3) / 15}
         np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
-    def test_missing_parts_are_named(self, io: Output) -> None:
+    # Coverage: what is written of each variable, element by element, whoever wrote it.
+
+    def test_coverage_counts_elements(self, io: Output) -> None:
         io.add_array({}, "crs")
-        io.add_array(FORECAST, VARIABLES)
-        assert io.coverage.missing() == [
-            "3 of 3 parts of t2m were not written",
-            "3 of 3 parts of z500 were not written",
+        io.add_array(FORECAST, ["whole", "half a map", "nothing", "own hands"])
+        io.write(tensor(FORECAST), FORECAST, "whole")
+        west = at(FORECAST, lead_time=[0], lon=slice(0, 4))
+        io.write(tensor(west), west, "half a map")
+        io.root["own hands"][0, 1, 2:4] = 5.0
+        io.finish()
+        assert io.coverage.fractions == {
+            "whole": 1.0,
+            "half a map": 1 / 6,
+            "nothing": 0.0,
+            "own hands": 2 / 15,
+        }
+        assert io.coverage.warnings() == [
+            "half a map: 83.3 % of its values were not written",
+            "nothing: 100 % of its values were not written",
+            "own hands: 86.7 % of its values were not written",
         ]
-        for step in range(3):
-            part = at(FORECAST, lead_time=[step])
-            io.write(tensor(part), part, "t2m")
-        io.write(tensor(part), part, "z500")
-        io.flush()
-        assert io.coverage.missing() == ["2 of 3 parts of z500 were not written"]
-        io.root["z500"][0, 0] = 5.0
-        assert io.coverage.missing() == []
+
+    def test_nan_that_was_written_is_written(self, io: Output) -> None:
+        """Sea surface temperature is NaN on land."""
+        masked = tensor(MAP).numpy()
+        masked[:3] = np.nan
+        io.add_array(MAP, ["whole", "in parts", "own hands", "half"])
+        io.write(masked, MAP, "whole")
+        for part in (slice(0, 2), slice(2, 5)):
+            io.write(masked[part], at(MAP, lat=part), "in parts")
+        io.root["own hands"][...] = masked
+        io.write(masked[:2], at(MAP, lat=slice(0, 2)), "half")
+        io.finish()
+        expected = {"whole": 1.0, "in parts": 1.0, "own hands": 1.0, "half": 0.4}
+        assert io.coverage.fractions == expected
+
+    def test_an_array_of_the_class_counts(self, io: Output) -> None:
+        io.add_array(MAP, "t2m", data=tensor(MAP))
+        own_array(io, "own")[:2] = tensor(at(MAP, lat=[0, 1])).numpy()
+        io.write(tensor(at(MAP, lat=[3])), at(MAP, lat=[3]), "own")
+        assert "own" in io
+        assert list(io) == ["lat", "lon", "t2m", "own"]
+        io.finish()
+        assert io.coverage.fractions == {"t2m": 1.0, "own": 0.6}
+        got = dataset(io.path).own.values
+        np.testing.assert_array_equal(got[3], tensor(at(MAP, lat=[3])).numpy()[0])
+        missing = np.nan if self.output_format == "zarr" else netCDF4.default_fillvals["f4"]
+        np.testing.assert_array_equal(got[[2, 4]], np.float32(missing))
+
+    def test_an_empty_array_is_complete(self, io: Output) -> None:
+        """A tracker that found no storm."""
+        coords = {"storm": np.empty(0, int), "step": np.arange(3)}
+        io.add_array(coords, "track_lat", data=tensor(coords))
+        io.finish()
+        assert io.coverage.fractions == {"track_lat": 1.0}
+        assert io.coverage.warnings() == []
+        assert dataset(io.path).track_lat.shape == (0, 3)
+
+    def test_what_a_class_requires_must_be_complete(self, io: Output) -> None:
+        io.add_array(MAP, VARIABLES)
+        io.write(tensor(MAP), MAP, "t2m")
+        north = at(MAP, lat=slice(0, 2))
+        io.write(tensor(north), north, "z500")
+        io.finish()
+        assert io.coverage.shortcoming([]) is None
+        assert io.coverage.shortcoming(["t2m"]) is None
+        assert io.coverage.shortcoming(["t2m", "z500", "absent"]) == (
+            "the workflow ended without what it requires: z500: 60 % of its values were not "
+            "written; absent: 100 % of its values were not written"
+        )
 
     def test_progress_counts_chunks_of_the_first_array(self, io: Output) -> None:
         assert io.coverage.progress == (0, 0)
@@ -656,72 +737,33 @@ class OutputContract:
         io.write(tensor(part), part, "t2m")
         assert io.coverage.progress == (3, 6)
 
-    def test_a_chunk_of_nan_counts_as_written(self, io: Output) -> None:
+    def test_variables_without_values_are_named(self, io: Output) -> None:
         import torch
 
-        io.add_array(FORECAST, VARIABLES)
-        io.write([torch.full((1, 3, 5, 8), torch.nan)] * 2, FORECAST, VARIABLES)
+        nothing = torch.full((1, 3, 5, 8), torch.nan)
+        one = nothing.clone()
+        one[0, 1, 2, 3] = 1.0
+        io.add_array(FORECAST, ["nothing", "band", "one", "by hand"])
+        io.write([nothing, one, nothing], FORECAST, ["nothing", "one", "by hand"])
+        io.write(nothing[:, :, :1], at(FORECAST, lat=[1]), "band")
+        io.root["by hand"][0, 1] = 5.0
         io.flush()
         assert io.coverage.progress == (3, 3)
-        assert io.coverage.missing() == []
-        assert io.coverage.without_values() == ["t2m", "z500"]
-        assert not io.coverage.has_values
-
-        part = at(FORECAST, lead_time=[1])
-        io.write(tensor(part), part, "z500")
-        io.flush()
-        assert io.coverage.without_values() == ["t2m"]
-        assert io.coverage.has_values
         io.finish()
-        assert np.isnan(dataset(io.path).t2m).all()
+        assert io.coverage.warnings() == [
+            "band: 80 % of its values were not written",
+            "nothing: everything written is NaN",
+            "band: everything written is NaN",
+        ]
 
-    def test_a_chunk_with_a_single_value_has_values(self, io: Output) -> None:
-        import torch
-
-        io.add_array(MAP, "t2m")
-        values = torch.full((5, 8), torch.nan)
-        values[2, 3] = 1.0
-        io.write(values, MAP, "t2m")
-        io.flush()
-        assert io.coverage.without_values() == []
-        assert io.coverage.has_values
-
-    def test_writing_nan_to_a_part_keeps_other_values(self, io: Output) -> None:
-        import torch
-
-        io.add_array(FORECAST, VARIABLES)
-        io.write([tensor(FORECAST), torch.full((1, 3, 5, 8), torch.nan)], FORECAST, VARIABLES)
-        band = at(FORECAST, lat=[1])
-        io.write([torch.full((1, 3, 1, 8), torch.nan)] * 2, band, VARIABLES)
-        assert io.coverage.without_values() == ["z500"]
-        io.write(tensor(band), band, "z500")
-        assert io.coverage.without_values() == []
-
-    def test_a_part_of_nan_has_no_values(self, io: Output) -> None:
-        import torch
-
-        io.add_array(FORECAST, "t2m")
-        band = at(FORECAST, lat=[1])
-        io.write(torch.full((1, 3, 1, 8), torch.nan), band, "t2m")
-        assert io.coverage.without_values() == ["t2m"]
-        assert not io.coverage.has_values
-
-    def test_writes_past_the_backend_may_be_values(self, io: Output) -> None:
-        import torch
-
-        io.add_array(FORECAST, "t2m")
-        io.write(torch.full((1, 3, 5, 8), torch.nan), FORECAST, "t2m")
-        io.root["t2m"][0, 1] = 5.0
-        assert io.coverage.without_values() == []
-        assert io.coverage.has_values
-
-    def test_initial_data_count_as_written(self, io: Output) -> None:
+    def test_initial_data_are_written(self, io: Output) -> None:
         import torch
 
         io.add_array(MAP, ["a", "b"], data=[tensor(MAP), torch.full((5, 8), torch.nan)])
-        assert io.coverage.missing() == []
         assert io.coverage.progress == (1, 1)
-        assert io.coverage.without_values() == ["b"]
+        io.finish()
+        assert io.coverage.fractions == {"a": 1.0, "b": 1.0}
+        assert io.coverage.warnings() == ["b: everything written is NaN"]
 
     # Refusals.
 
@@ -791,6 +833,10 @@ class OutputContract:
                 r"a have shape \(5, 8\), its data \(1, 3, 5, 8\)",
             ),
             (
+                lambda io: io.add_array({"lat": LAT + 1}, "a", data=tensor({"lat": LAT})),
+                "coordinate lat exists with other values",
+            ),
+            (
                 lambda io: io.write(tensor(FORECAST), FORECAST | curved(LAT), "t2m"),
                 "coordinate lat must be given whole, as it was added",
             ),
@@ -842,6 +888,11 @@ class OutputContract:
     def test_an_empty_output_leaves_no_files(self, io: Output) -> None:
         assert io.finish() == {}
         assert list(io.path.parent.iterdir()) == []
+
+    def test_an_empty_output_is_kept_on_request(self, io: Output) -> None:
+        assert io.finish(keep_empty=True) == {}
+        assert dict(dataset(io.path)) == {}
+        assert io.coverage.fractions == {}
 
     @pytest.mark.parametrize("finished", [False, True])
     def test_discarding_leaves_no_files(self, io: Output, finished: bool) -> None:

@@ -216,12 +216,12 @@ def test_an_array_is_replaced_on_request(tmp_path: Path) -> None:
     io.add_array(FORECAST, "t2m", overwrite=True)
     io.flush()
     assert np.isnan(io["t2m"][...]).all()
-    assert io.coverage.missing() == ["3 of 3 parts of t2m were not written"]
 
     step = at(FORECAST, lead_time=[1])
     io.write(tensor(step), step, "t2m")
     known = io.finish()
     assert [path.name for path in known] == ["c.0.1.0.0"]
+    assert io.coverage.fractions == {"t2m": 1 / 3}
     np.testing.assert_array_equal(dataset(io.path).t2m[:, [1]], tensor(step))
 
 
@@ -241,7 +241,7 @@ def test_arrays_with_codecs_are_written_through_them(io: Output, options: dict[s
         io.write(tensor(part, step), part, "t2m")
     # Zarr-Python wrote these files, so their checksums are unknown.
     assert io.finish() == {}
-    assert io.coverage.missing() == []
+    assert io.coverage.fractions == {"t2m": 1.0}
     for step in range(3):
         part = at(FORECAST, lead_time=[step])
         np.testing.assert_array_equal(dataset(io.path).t2m[:, [step]], tensor(part, step))
@@ -259,4 +259,54 @@ def test_a_full_disk_is_reported(io: Output) -> None:
             io.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert io.coverage.missing() == ["1 of 1 parts of t2m were not written"]
+
+
+def test_setting_up_does_not_stop_writing_behind(tmp_path: Path) -> None:
+    """Metadata of the store may be used; only who knows its folder can write unnoticed."""
+    writer = LateWriter()
+    io = new_output(tmp_path, "zarr", writer)
+    set_up_like_earth2studio(io)
+    io.root["t2m"].units = "K"
+    assert io.store is not None
+    io.write([tensor(ENSEMBLE), tensor(ENSEMBLE)], ENSEMBLE, VARIABLES)
+    assert len(writer.pending) == 12
+
+    assert io.store.root == io.path
+    assert not writer.pending
+    io.write([tensor(ENSEMBLE), tensor(ENSEMBLE)], ENSEMBLE, VARIABLES)
+    assert not writer.pending
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, io: zarr.open_group(store, mode="r+")["t2m"][...],
+        lambda store, io: zarr.open_group(store, mode="r+")["t2m"].oindex[[0], :],
+        lambda store, io: io.root["t2m"].get_basic_selection(slice(0, 1)),
+        lambda store, io: str(store),
+    ],
+)
+def test_the_store_shows_pending_writes(tmp_path: Path, use: Any) -> None:
+    writer = LateWriter()
+    io = new_output(tmp_path, "zarr", writer)
+    io.add_array(FORECAST, "t2m")
+    store = io.store
+    io.write(tensor(FORECAST), FORECAST, "t2m")
+    assert writer.pending
+    use(store, io)
+    assert not writer.pending
+
+
+def test_an_array_that_the_class_removed_is_added_again(io: Output) -> None:
+    io.add_array(FORECAST, VARIABLES)
+    io.write([tensor(FORECAST), tensor(FORECAST)], FORECAST, VARIABLES)
+    del io.root["t2m"]
+    assert "t2m" not in io
+    step = at(FORECAST, lead_time=[1])
+    io.write(tensor(step), step, "z500")
+    io.add_array(FORECAST, "t2m")
+    io.write(tensor(step, 3), step, "t2m")
+    known = io.finish()
+    assert len(known) == 4
+    assert io.coverage.fractions == {"t2m": 1 / 3, "z500": 1.0}
+    np.testing.assert_array_equal(dataset(io.path).t2m[:, [1]], tensor(step, 3))
