@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,11 +21,12 @@ from deployments.azure.errors import BlobError, BlobUnavailable
 from deployments.azure.large_file import upload_large_file
 from deployments.azure.local_file import LocalFile
 from deployments.azure.options import ContainerOptions
-from deployments.azure.rest import DIGEST, FOLDER, RestClient
+from deployments.azure.rest import DIGEST, FOLDER, RestClient, Stored
 from deployments.azure.token import TokenBridge
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.log_context import ContextThreadPool
 from deployments.runtime.retries import Backoff, RetryPolicy
+from deployments.runtime.threads import map_ahead
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult
@@ -124,12 +123,13 @@ class Blobs:
 
         Must not be called from an event loop.
         """
-        policy = replace(BLOB_CALL, deadline_s=self._options.retry_limit_s)
         upload = upload_large_file(
             self.rest,
             key,
-            LocalFile(key, path, path.stat().st_size, sha256, media_type),
-            call=RetriedCalls(self.pool, policy),
+            LocalFile(
+                key, path, path.stat().st_size, sha256, media_type, stage=self._options.stage
+            ),
+            call=self._calls(),
             in_flight=asyncio.Semaphore(BLOCKS_IN_FLIGHT),
             block_bytes=BLOCK_BYTES,
             overwrite=False,
@@ -182,6 +182,17 @@ class Blobs:
                 for entry in page:
                     yield entry["path"], entry["size"]
 
+    def describe(self, folder: str) -> dict[str, Stored]:
+        """Return sizes and checksums of all blobs below a folder, by key.
+
+        Must not be called from an event loop.
+        """
+        return asyncio.run(self.rest.list_all(folder, self._calls()))
+
+    def _calls(self) -> RetriedCalls:
+        policy = replace(BLOB_CALL, deadline_s=self._options.retry_limit_s)
+        return RetriedCalls(self.pool, policy)
+
     def folders(self, folder: str) -> Iterator[str]:
         """Yield the names of the folders directly below a folder."""
         with self._translating():
@@ -233,18 +244,7 @@ class Blobs:
 
     def each(self, call: Callable[[T], R], items: Iterable[T], ahead: int = THREADS) -> Iterator[R]:
         """Call a function for every item, several concurrently; yield its results in order."""
-        remaining = iter(items)
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in remaining:
-                pending.append(self.pool.submit(call, item))
-                if len(pending) >= ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            # The caller may clean up after an error: no call may still be running then.
-            wait([future for future in pending if not future.cancel()])
+        return map_ahead(self.pool, call, items, ahead)
 
     @contextmanager
     def _translating(self, key: str = "") -> Iterator[None]:

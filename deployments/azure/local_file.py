@@ -23,6 +23,8 @@ class LocalFile:
     size: int
     sha256: str
     media_type: str
+    stage: Stage = Stage.UPLOAD
+    """Stage that failures are attributed to."""
 
     def read(self) -> bytes:
         """Return the content; StageFailed if the file is missing or has changed."""
@@ -37,30 +39,33 @@ class LocalFile:
         try:
             return open(self.path, "rb", opener=_without_links)
         except OSError as error:
-            raise unreadable(self.key, error) from None
+            raise unreadable(self.key, error, self.stage) from None
 
     def read_from(self, file: BinaryIO, size: int) -> bytes:
         """Return `size` bytes, or fewer at the end of the file."""
         try:
             return file.read(size)
         except OSError as error:
-            raise unreadable(self.key, error) from None
+            raise unreadable(self.key, error, self.stage) from None
 
-    def changed(self) -> UploadFailed:
+    def changed(self) -> StageFailed:
         """Return the error for a file whose content has changed."""
-        return UploadFailed(
-            Stage.UPLOAD, f"{sanitize(self.key)} has changed since it was described"
-        )
+        reason = f"{sanitize(self.key)} has changed since it was described"
+        return _failure(self.stage)(self.stage, reason)
 
 
 def _without_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW)
 
 
-def unreadable(key: str, error: OSError) -> StageFailed:
+def unreadable(key: str, error: OSError, stage: Stage = Stage.UPLOAD) -> StageFailed:
     """Return the error for a file that cannot be read; transient unless it is missing or denied."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UploadFailed(Stage.UPLOAD, f"{sanitize(key)} is missing")
+        return _failure(stage)(stage, f"{sanitize(key)} is missing")
     # A mount may be unavailable for a moment.
-    kind = UploadFailed if isinstance(error, PermissionError) else TransientFailure
-    return kind(Stage.UPLOAD, f"{sanitize(key)} cannot be read: {describe_error(error)}")
+    kind = _failure(stage) if isinstance(error, PermissionError) else TransientFailure
+    return kind(stage, f"{sanitize(key)} cannot be read: {describe_error(error)}")
+
+
+def _failure(stage: Stage) -> type[StageFailed]:
+    return UploadFailed if stage == Stage.UPLOAD else StageFailed

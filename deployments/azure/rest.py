@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
+from deployments.azure.calls import RetriedCalls
 from deployments.azure.errors import CONTRIBUTOR, DELEGATOR, BlobError
 from deployments.azure.options import ContainerOptions
 from deployments.azure.token import STORAGE_SCOPE, TokenBridge, TokenUnavailable
@@ -83,6 +84,16 @@ class RestClient:
                 md5=b64decode(md5) if md5 else None,
             )
         return blobs, page.findtext("NextMarker") or ""
+
+    async def list_all(self, folder: str, call: RetriedCalls) -> dict[str, Stored]:
+        """Return the blobs below a folder, by key."""
+        blobs: dict[str, Stored] = {}
+        marker = ""
+        while True:
+            page, marker = await call(self.list_page, folder, marker)
+            blobs |= page
+            if not marker:
+                return blobs
 
     def put(self, key: str, content: bytes, media_type: str, sha256: str, md5: bytes) -> None:
         """Write a blob in one request."""

@@ -43,13 +43,7 @@ class UploadContainer:
 
     async def list_blobs(self, folder: str) -> dict[str, Stored]:
         """Return the blobs below a folder, by key."""
-        blobs: dict[str, Stored] = {}
-        marker = ""
-        while True:
-            page, marker = await self.call(self.blobs.rest.list_page, folder, marker)
-            blobs |= page
-            if not marker:
-                return blobs
+        return await self.blobs.rest.list_all(folder, self.call)
 
     async def put_small(self, key: str, file: LocalFile) -> None:
         """Write a file in one request; `check` verifies it."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,15 @@ from deployments.azure.blobs import Blobs
 from deployments.results.blob_work import BlobWork
 from deployments.results.media_types import media_type
 from deployments.results.names import result_folder
-from deployments.results.protocols import Result
+from deployments.results.protocols import Damaged, R, Result, Step, T
 from deployments.results.scratch import scratch_folder
 from deployments.results.work import StoredObject
-from deployments.results.zarr import chunk_content, chunk_key, store_objects
-from workflows.dataset import FIELD_DTYPE, field_index
-from workflows.errors import StageFailed
-from workflows.execution import Stage
+from deployments.results.zarr import chunk_content, store_objects
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 ROOT = f"{ZARR}/zarr.json"
 """Metadata of the root group. The store exists only with it: written last, removed first."""
-READ_AHEAD = 4
+AHEAD = 4
 """Blobs that are read while an earlier one is processed."""
 
 
@@ -44,47 +41,48 @@ class BlobResult(Result):
         """Folder of the delivered blobs."""
         return result_folder(self.plan.workflow, self.work.execution_id)
 
-    def create_zarr(self) -> None:
-        """Create the Zarr store, unless it exists or has been exported and removed."""
-        if self._head(ROOT) is not None or self.exported() is not None:
-            return
-        objects = dict(store_objects(self.dataset()))
-        names = [f"{ZARR}/{key}" for key in objects]
-        root = objects.pop("zarr.json")
-        with self._confirmed(names):
-            items = ((f"{ZARR}/{key}", content) for key, content in objects.items())
-            list(self.blobs.each(lambda item: self._put(*item), items))
-            self._put(ROOT, root)
+    def has_zarr(self) -> bool:
+        """Return whether there is a Zarr store."""
+        return self._find(ROOT) is not None
+
+    def create_zarr(self) -> bool:
+        """Create the Zarr store, and return whether there was none."""
+        if self.exported() is not None:
+            return False
+        exists = self.has_zarr()
+        objects = {f"{ZARR}/{key}": content for key, content in store_objects(self.dataset())}
+        if exists:
+            expected = self.metadata()
+            found = self.blobs.each(self._find, [each.key for each in expected])
+            intact = {each.key for each, is_ in zip(expected, found, strict=True) if each == is_}
+            objects = {key: content for key, content in objects.items() if key not in intact}
+        root = objects.pop(ROOT, None)
+        with self._confirmed([*objects, ROOT]):
+            list(self.blobs.each(lambda item: self._put(*item), objects.items()))
+            if root is not None:
+                self._put(ROOT, root)
+        return not exists
 
     def write_step(
         self, member: int, time_index: int, fields: NDArray[np.float32]
     ) -> list[StoredObject]:
         """Write one time step of one member."""
-        index = field_index(self.plan, member, time_index)
-        names = [f"{ZARR}/{chunk_key(variable, index)}" for variable in self.plan.variables]
+        keys = self.chunk_keys(member, time_index)
 
         def write(item: tuple[str, NDArray[np.float32]]) -> StoredObject:
-            name, field = item
+            key, field = item
             content = chunk_content(self.plan, field).data.cast("B")
-            # The chunks of a NetCDF request are not delivered and need no checksum.
-            return self._put(name, content, is_delivered=self.plan.output_format == "zarr")
+            md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            return replace(self._put(key, content), md5=md5)
 
-        with self._confirmed(names):
-            return list(self.blobs.each(write, zip(names, fields, strict=True)))
+        with self._confirmed(keys):
+            return list(self.blobs.each(write, zip(keys, fields, strict=True)))
 
-    def read_field(self, variable: str, member: int, time_index: int) -> NDArray[np.float32]:
-        """Return one map as it is stored; FileNotFoundError if it does not exist."""
-        key = chunk_key(variable, field_index(self.plan, member, time_index))
-        content = self.blobs.get(f"{self.folder}/{ZARR}/{key}")
-        return np.frombuffer(content, FIELD_DTYPE).reshape(self.plan.grid.shape)
+    def _read(self, key: str) -> NDArray[np.uint8]:
+        return np.frombuffer(self.blobs.get(f"{self.folder}/{key}"), np.uint8)
 
-    def read_step(self, member: int, time_index: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield the maps of one time step, by variable; later ones are read ahead."""
-
-        def read(variable: str) -> tuple[str, NDArray[np.float32]]:
-            return variable, self.read_field(variable, member, time_index)
-
-        yield from self.blobs.each(read, self.plan.variables, READ_AHEAD)
+    def _each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return self.blobs.each(call, items, AHEAD)
 
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
@@ -96,6 +94,9 @@ class BlobResult(Result):
         """
         if self.exported() is not None:
             return
+        if self._find(NETCDF) is not None:
+            # Not an export, which would not overwrite it.
+            self.discard_export()
         with scratch_folder(self.scratch_dir) as scratch:
             path = scratch / NETCDF
             sha256 = write(path)
@@ -110,32 +111,26 @@ class BlobResult(Result):
         with self._confirmed([name]):
             self._put(name, content)
 
-    def describe_file(self, name: str) -> StoredObject:
-        """Return size and SHA-256 of a file; StageFailed if it is missing."""
-        blob = self._head(name)
-        if blob is None:
-            raise StageFailed(Stage.PACKAGE, f"{name} of the result is missing")
-        return blob
+    def check_steps(self, steps: Iterable[Step]) -> Iterator[list[StoredObject] | Damaged]:
+        """Compare the chunks of time steps with a listing, which has what arrived."""
+        blobs = self.blobs.describe(f"{self.folder}/{ZARR}")
 
-    def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
-        """Yield all delivered files except the fields' chunks and the checksums."""
-        names = list(extra)
-        if self.plan.output_format == "netcdf4":
-            yield self.describe_dataset()
-        else:
-            names = [*(f"{ZARR}/{key}" for key, _ in store_objects(self.dataset())), *names]
-        yield from self.blobs.each(self.describe_file, names)
+        def check(step: Step) -> list[StoredObject] | Damaged:
+            try:
+                chunks = self.recorded(*step)
+            except Damaged as damage:
+                return damage
+            for chunk in chunks:
+                found = blobs.get(f"{self.folder}/{chunk.key}")
+                if found is None:
+                    return Damaged(chunk.key)
+                md5 = found.md5.hex() if found.md5 else None
+                if not chunk.agrees(found.size, found.sha256, md5):
+                    return Damaged(chunk.key)
+            return chunks
 
-    def chunks(self) -> Iterator[StoredObject]:
-        """Yield the fields' chunks as they were recorded."""
-        steps = [(m, t) for m in self.plan.members for t in range(self.plan.n_times)]
-        are_complete = self._count_complete_chunks() == len(steps) * len(self.plan.variables)
-        for objects in self.blobs.each(lambda step: self.work.step_objects(*step), steps):
-            for chunk in objects:
-                # One listing has the sizes of all chunks. Finding a wrong one takes a request each.
-                if not are_complete and self.describe_file(chunk.key).size != chunk.size:
-                    raise StageFailed(Stage.PACKAGE, f"{chunk.key} of the result is damaged")
-                yield chunk
+        # With all threads: the records take a request each.
+        yield from self.blobs.each(check, steps)
 
     @contextmanager
     def checksums(self) -> Iterator[Path]:
@@ -150,27 +145,22 @@ class BlobResult(Result):
         self.blobs.delete(f"{self.folder}/{ROOT}")
         self.blobs.remove(f"{self.folder}/{ZARR}")
 
-    def _count_complete_chunks(self) -> int:
-        """Count, with one listing, the fields' chunks that have their full size."""
-        start = len(f"{self.folder}/{ZARR}/")
-        fields = {f"{variable}/c" for variable in self.plan.variables}
-        return sum(
-            size == self.plan.field_bytes and key[start:].partition(".")[0] in fields
-            for key, size in self.blobs.list(f"{self.folder}/{ZARR}")
-        )
+    def discard_export(self) -> None:
+        """Remove the NetCDF file, so that it is exported again."""
+        self.blobs.delete(f"{self.folder}/{NETCDF}")
 
     def exported(self) -> StoredObject | None:
         """Return the NetCDF file; None if it is not complete."""
-        return self._head(NETCDF)
+        found = self._find(NETCDF)
+        # One without a checksum was not written here.
+        return None if found is None or found.sha256 is None else found
 
-    def _head(self, name: str) -> StoredObject | None:
+    def _find(self, name: str) -> StoredObject | None:
         blob = self.blobs.head(f"{self.folder}/{name}")
         return None if blob is None else StoredObject(name, blob.size, blob.sha256)
 
-    def _put(
-        self, name: str, content: bytes | memoryview, *, is_delivered: bool = True
-    ) -> StoredObject:
-        sha256 = hashlib.sha256(content).hexdigest() if is_delivered else None
+    def _put(self, name: str, content: bytes | memoryview) -> StoredObject:
+        sha256 = hashlib.sha256(content).hexdigest()
         self.blobs.put(f"{self.folder}/{name}", content, media_type(name), sha256)
         return StoredObject(name, len(content), sha256)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from deployments.results.disk_work import DiskWork
 from deployments.results.manifest import hash_file
-from deployments.results.protocols import Result
+from deployments.results.protocols import Damaged, R, Result, Step, T
 from deployments.results.work import StoredObject
-from deployments.results.zarr import chunk_content, chunk_key, store_objects
-from deployments.runtime.files import background_flush, remove_tree
-from workflows.dataset import FIELD_DTYPE, field_index
-from workflows.errors import StageFailed
-from workflows.execution import Stage
+from deployments.results.zarr import chunk_content, store_objects
+from deployments.runtime.files import background_flush, flush, remove_tree
+from deployments.runtime.threads import map_ahead
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 _SMALL_FIELD_BYTES = 1 << 16
 """Passing a smaller field to a thread costs more than writing it."""
+_AHEAD = 4
+"""Fields that are written or read concurrently."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,24 @@ class DiskResult(Result):
         """Path of the complete NetCDF4 file."""
         return self.folder / NETCDF
 
-    def create_zarr(self) -> None:
-        """Create the Zarr store atomically, unless it exists or has been exported and removed."""
+    def has_zarr(self) -> bool:
+        """Return whether there is a Zarr store."""
+        return self.zarr.exists()
+
+    def create_zarr(self) -> bool:
+        """Create the Zarr store atomically, and return whether there was none."""
         self.partial.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.zarr.exists() or self.work.exported() is not None:
-            return
+        if self.work.exported() is not None:
+            return False
+        if self.has_zarr():
+            for expected, (key, content) in zip(
+                self.metadata(), store_objects(self.dataset()), strict=True
+            ):
+                (self.zarr / key).parent.mkdir(parents=True, exist_ok=True)
+                if self._find(expected.key) != expected:
+                    self.add_file(expected.key, content)
+            return False
         draft = self._new_partial()
         for key, content in store_objects(self.dataset()):
             path = draft / key
@@ -73,41 +85,38 @@ class DiskResult(Result):
             if not self.zarr.exists():
                 raise
             remove_tree(draft)
+            return False
+        return True
 
     def write_step(
         self, member: int, time_index: int, fields: NDArray[np.float32]
     ) -> list[StoredObject]:
         """Write one time step of one member."""
+        keys = self.chunk_keys(member, time_index)
+        return list(self._each(self._write_chunk, zip(keys, fields, strict=True)))
 
-        def write(variable: str, field: NDArray[np.float32]) -> StoredObject:
-            return self._write_chunk(variable, member, time_index, field)
-
-        mapped = map if self.plan.field_bytes < _SMALL_FIELD_BYTES else self.pool.map
-        return list(mapped(write, self.plan.variables, fields))
-
-    def _write_chunk(
-        self, variable: str, member: int, time_index: int, field: NDArray[np.float32]
-    ) -> StoredObject:
-        key = chunk_key(variable, field_index(self.plan, member, time_index))
+    def _write_chunk(self, item: tuple[str, NDArray[np.float32]]) -> StoredObject:
+        key, field = item
         content = chunk_content(self.plan, field)
         partial = self._new_partial()
         try:
             with partial.open("xb") as file:
                 file.write(content.data)
-            # The chunks of a NetCDF request are not delivered and need no checksum.
-            is_delivered = self.plan.output_format == "zarr"
-            sha256 = hashlib.sha256(content.data).hexdigest() if is_delivered else None
+            sha256 = hashlib.sha256(content.data).hexdigest()
             # No folder is created here: a result that was purged must not come back.
-            partial.replace(self.zarr / key)
+            partial.replace(self.folder / key)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        return StoredObject(f"{ZARR}/{key}", content.nbytes, sha256)
+        return StoredObject(key, content.nbytes, sha256)
 
-    def read_field(self, variable: str, member: int, time_index: int) -> NDArray[np.float32]:
-        """Return one map as it is stored; FileNotFoundError if it does not exist."""
-        key = chunk_key(variable, field_index(self.plan, member, time_index))
-        return np.fromfile(self.zarr / key, FIELD_DTYPE).reshape(self.plan.grid.shape)
+    def _read(self, key: str) -> NDArray[np.uint8]:
+        return np.fromfile(self.folder / key, np.uint8)
+
+    def _each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        if self.plan.field_bytes < _SMALL_FIELD_BYTES:
+            return map(call, items)
+        return map_ahead(self.pool, call, items, _AHEAD)
 
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
@@ -137,50 +146,51 @@ class DiskResult(Result):
         partial.write_bytes(content)
         partial.replace(self.folder / name)
 
-    def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
-        """Yield all delivered files except the fields' chunks and the checksums."""
-        if self.plan.output_format == "netcdf4":
-            yield self._checked(self.describe_dataset())
-        else:
-            for key, _ in store_objects(self.dataset()):
-                yield self.describe_file(f"{ZARR}/{key}")
-        for name in extra:
-            yield self.describe_file(name)
-
     def exported(self) -> StoredObject | None:
         """Return the NetCDF file; None if it is not complete."""
         return self.work.exported()
 
-    def chunks(self) -> Iterator[StoredObject]:
-        """Yield the fields' chunks as they were recorded."""
-        for member in self.plan.members:
-            for time_index in range(self.plan.n_times):
-                for chunk in self.work.step_objects(member, time_index):
-                    yield self._checked(chunk)
+    def check_steps(self, steps: Iterable[Step]) -> Iterator[list[StoredObject] | Damaged]:
+        """Read the chunks of time steps, and compare them with what was written."""
+        for step in steps:
+            found: list[StoredObject] | Damaged
+            try:
+                found = self.recorded(*step)
+                list(self._each(self._check_chunk, found))
+            except Damaged as damage:
+                found = damage
+            yield found
 
-    def describe_file(self, name: str) -> StoredObject:
-        """Return size and SHA-256 of a file; StageFailed if it is missing."""
+    def _check_chunk(self, chunk: StoredObject) -> None:
+        found = self._find(chunk.key)
+        if found is None or not chunk.agrees(found.size, found.sha256):
+            raise Damaged(chunk.key)
+
+    def _find(self, name: str) -> StoredObject | None:
         try:
+            # Most of it was written through long ago.
+            flush(self.folder / name)
             return hash_file(self.folder / name, name)
         except FileNotFoundError:
-            raise StageFailed(Stage.PACKAGE, f"{name} of the result is missing") from None
+            return None
 
-    def _checked(self, file: StoredObject) -> StoredObject:
-        """Return the file if it has the size with which it was written."""
-        try:
-            size = (self.folder / file.key).stat().st_size
-        except FileNotFoundError:
-            raise StageFailed(Stage.PACKAGE, f"{file.key} of the result is missing") from None
-        if size != file.size:
-            raise StageFailed(Stage.PACKAGE, f"{file.key} of the result is damaged")
-        return file
+    def discard_export(self) -> None:
+        """Remove the NetCDF file, so that it is exported again."""
+        self.work.forget_export()
+        self.netcdf.unlink(missing_ok=True)
 
     @contextmanager
     def checksums(self) -> Iterator[Path]:
         """Return a path for the checksums file; the file appears when the block succeeds."""
         partial = self._new_partial()
         yield partial
+        flush(partial)
         partial.replace(self.folder / CHECKSUMS)
+        folders = {self.folder.parent, self.folder}
+        if self.plan.output_format == "zarr":
+            folders |= {(self.folder / each.key).parent for each in self.metadata()}
+        for folder in folders:
+            flush(folder)
 
     def remove_zarr(self) -> None:
         """Move the Zarr store away at once; it is removed with the working files."""

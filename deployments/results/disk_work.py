@@ -35,10 +35,12 @@ from deployments.results.work import (
     encode_plan,
     not_being_written,
 )
+from deployments.runtime.files import flush
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import ExecutionCancelled, StaleConductor
 
+EXPORT = "export.json"
 LOCK_POLL_S = 0.05
 
 
@@ -66,7 +68,8 @@ class DiskWork(Work):
         try:
             recorded_plan, recorded_provenance = self.read_plan()
         except FileNotFoundError:
-            self._write(PLAN, encode_plan(plan, provenance))
+            record = encode_plan(plan, provenance)
+            self._save(PLAN, lambda file: file.write(record))
             return provenance
         self._check_same_plan(recorded_plan, plan)
         return recorded_provenance
@@ -89,12 +92,16 @@ class DiskWork(Work):
     def record_export(self, exported: StoredObject) -> None:
         """Record that the exported file is complete."""
         document = [exported.key, exported.size, exported.sha256]
-        self._write("export.json", json.dumps(document).encode())
+        self._save(EXPORT, lambda file: file.write(json.dumps(document).encode()))
+
+    def forget_export(self) -> None:
+        """Remove the record that the exported file is complete."""
+        self._remove(EXPORT)
 
     def exported(self) -> StoredObject | None:
         """Return the exported file; None if it is not complete."""
         try:
-            return StoredObject(*json.loads(self._read("export.json")))
+            return StoredObject(*self._load(EXPORT))
         except FileNotFoundError:
             return None
 
@@ -157,13 +164,9 @@ class DiskWork(Work):
                 # On a full disk, others need the space.
                 partial.unlink(missing_ok=True)
                 raise
-            folder = os.open(path.parent, os.O_RDONLY)
+            flush(path.parent)
         except FileNotFoundError:
             raise not_being_written(self.execution_id) from None
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

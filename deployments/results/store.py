@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +14,13 @@ from deployments.results.manifest import MAX_LISTED, Listing, list_files
 from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.names import check_name
 from deployments.results.netcdf import export_steps
-from deployments.results.protocols import Result, Storage
+from deployments.results.protocols import Damaged, Result, Storage
 from deployments.results.work import StoredObject, Work, not_being_written
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
 from workflows.execution import Stage
+from workflows.manifest import NETCDF
 
 MAX_OPEN_RESULTS = 64
 
@@ -71,11 +72,16 @@ class ResultsStore:
         work = self._work(execution_id)
         check_name(plan.workflow)
         recorded = work.create(plan, provenance, fence)
-        written = work.written_steps()
+        written = set(work.filter_written(work.written_steps()))
         if written and recorded.origins != provenance.origins:
             self.purge(plan.workflow, execution_id)
             recorded, written = work.create(plan, provenance, fence), set()
-        self._cache(self._storage.result(execution_id, plan, recorded)).create_zarr()
+        result = self._cache(self._storage.result(execution_id, plan, recorded))
+        if result.create_zarr() and written:
+            # The store was lost, and what was written with it.
+            for step in written:
+                work.forget_step(*step)
+            written = set()
         conditioning = work.conditioning_steps() if plan.conditioning is not None else set()
         return CompletedMembers(
             members=_completed(written, plan.n_times),
@@ -120,14 +126,18 @@ class ResultsStore:
     ) -> NDArray[np.float32] | None:
         """Return one map before `describe`: shape (lat, lon), longitudes from -180, or (y, x).
 
-        Returns None if it is not written yet, or has been removed.
+        Returns None if it is not written yet, or has been removed. Raises StageFailed if it is
+        damaged; see `describe`.
         """
         if not self._work(execution_id).is_written(member, time_index):
             return None
+        result = self._open(execution_id)
         try:
-            return self._open(execution_id).read_field(variable, member, time_index)
-        except FileNotFoundError:
-            return None
+            return result.read_field(variable, member, time_index)
+        except Damaged as damage:
+            if not result.has_zarr():
+                return None
+            raise self._discard_damaged(execution_id, damage) from None
 
     def export_netcdf(
         self,
@@ -152,6 +162,8 @@ class ResultsStore:
             )
         except FileNotFoundError:
             raise not_being_written(execution_id) from None
+        except Damaged as damage:
+            raise self._discard_damaged(execution_id, damage) from None
 
     def add_file(self, execution_id: str, fence: int, name: str, content: bytes) -> None:
         """Add a further file, such as a map, to the result; it appears complete."""
@@ -179,7 +191,9 @@ class ResultsStore:
     def describe(self, execution_id: str, fence: int, *, extra: Sequence[str] = ()) -> Listing:
         """Check that the result is complete, write its checksums and return the list of its files.
 
-        Removes the Zarr store from which a NetCDF4 file was exported.
+        All that was written before is compared with what is there. What is lost or damaged is no
+        longer recorded as written, so that a retry writes it again. What is listed survives a power
+        failure. Removes the Zarr store from which a NetCDF4 file was exported.
 
         Parameters
         ----------
@@ -202,16 +216,37 @@ class ResultsStore:
             with result.checksums() as checksums:
                 listing = list_files(
                     result.files([check_name(name) for name in extra]),
-                    result.chunks() if plan.output_format == "zarr" else (),
+                    _checked_chunks(result) if plan.output_format == "zarr" else (),
                     checksums,
                     execution_id,
                     self._max_listed,
                 )
         except FileNotFoundError:
             raise not_being_written(execution_id) from None
+        except Damaged as damage:
+            raise self._discard_damaged(execution_id, damage) from None
         if plan.output_format == "netcdf4":
             result.remove_zarr()
         return listing
+
+    def _discard_damaged(self, execution_id: str, first: Damaged) -> StageFailed:
+        """Discard all that is damaged, so that a retry writes it again, and return the error.
+
+        Metadata are restored whenever a result is created.
+        """
+        # Raises if the execution was removed, which is no damage.
+        result = self._open(execution_id, reload=True)
+        if first.key == NETCDF:
+            result.discard_export()
+        steps = sorted(result.work.written_steps()) if result.has_zarr() else []
+        checked = zip(steps, result.check_steps(steps), strict=True)
+        damaged = [step for step, found in checked if isinstance(found, Damaged)]
+        for step in damaged:
+            result.work.forget_step(*step)
+        reason = f"{first.key} of the result is missing or damaged"
+        if damaged:
+            reason += f", in all {len(damaged)} of {len(steps)} time steps"
+        return StageFailed(Stage.PACKAGE, f"{reason}; a retry writes again what was lost")
 
     def clean(self, execution_id: str) -> None:
         """Remove an execution's working files; its results are kept and cannot change any more."""
@@ -261,6 +296,16 @@ class ResultsStore:
     def _evict(self, execution_id: str) -> None:
         with self._lock:
             self._open_results.pop(execution_id, None)
+
+
+def _checked_chunks(result: Result) -> Iterator[StoredObject]:
+    """Yield the fields' chunks as they were written; Damaged if one is missing or another."""
+    plan = result.plan
+    steps = ((member, time) for member in plan.members for time in range(plan.n_times))
+    for chunks in result.check_steps(steps):
+        if isinstance(chunks, Damaged):
+            raise chunks
+        yield from chunks
 
 
 def _completed(written: set[tuple[int, int]], steps_per_member: int) -> tuple[int, ...]:

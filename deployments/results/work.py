@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import IO, ClassVar
+from dataclasses import astuple, dataclass
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,20 @@ class StoredObject:
     size: int
     """Bytes."""
     sha256: str | None
-    """Hexadecimal; None for an object that is not delivered."""
+    """Hexadecimal; None for a whole Zarr store."""
+    md5: str | None = None
+    """Hexadecimal; only of blobs, of which a listing has it."""
+
+    def agrees(self, size: int, sha256: str | None, md5: str | None = None) -> bool:
+        """Return whether what was found is what was written, as far as both are known.
+
+        Earlier releases recorded no checksums of chunks that they did not deliver.
+        """
+        return (
+            size == self.size
+            and (self.sha256 is None or sha256 == self.sha256)
+            and (self.md5 is None or md5 is None or md5 == self.md5)
+        )
 
 
 def not_being_written(execution_id: str) -> StageFailed:
@@ -70,7 +83,7 @@ class Work(ABC):
 
     def read_plan(self) -> tuple[Plan, Provenance]:
         """Return what was recorded; FileNotFoundError if there is no record."""
-        record = json.loads(self._read(self.plan_record))
+        record = self._load(self.plan_record)
         return Plan.model_validate(record["plan"]), Provenance.model_validate(record["provenance"])
 
     @abstractmethod
@@ -83,19 +96,26 @@ class Work(ABC):
 
     def record_step(self, member: int, time_index: int, objects: Sequence[StoredObject]) -> None:
         """Record that one time step of one member is written."""
-        rows = [[stored.key, stored.size, stored.sha256] for stored in objects]
-        self._write(_step(member, time_index), json.dumps(rows).encode())
+        self._write(_step(member, time_index), json.dumps(list(map(astuple, objects))).encode())
+
+    def forget_step(self, member: int, time_index: int) -> None:
+        """Remove the record that a time step is written: its objects are lost or damaged."""
+        self._remove(_step(member, time_index))
 
     def is_written(self, member: int, time_index: int) -> bool:
         """Return whether one time step of one member is written."""
-        return self._exists(_step(member, time_index))
+        try:
+            self.step_objects(member, time_index)
+        except FileNotFoundError:
+            return False
+        return True
 
     def step_objects(self, member: int, time_index: int) -> list[StoredObject]:
-        """Return the objects of one time step of one member."""
-        return [StoredObject(*row) for row in json.loads(self._read(_step(member, time_index)))]
+        """Return the objects of one time step of one member; FileNotFoundError if not written."""
+        return [StoredObject(*row) for row in self._load(_step(member, time_index))]
 
     def written_steps(self) -> set[tuple[int, int]]:
-        """Return all (member, time index) that are written."""
+        """Return all (member, time index) that have a record, which may be cut."""
         return self._numbers(STEPS)
 
     def filter_written(self, steps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -122,6 +142,12 @@ class Work(ABC):
             if not self._exists(self.witness):
                 raise not_being_written(self.execution_id) from None
             return None
+        except (ValueError, EOFError):
+            # A retry finds that it is not written, and computes it again.
+            self._remove(_conditioning_field(member, step))
+            raise StageFailed(
+                Stage.INFERENCE, f"conditioning field {step} of member {member} was damaged"
+            ) from None
         return field
 
     def conditioning_steps(self) -> set[tuple[int, int]]:
@@ -151,9 +177,16 @@ class Work(ABC):
             reason = f"{self.execution_id} was created with a different plan"
             raise StageFailed(Stage.PACKAGE, reason)
 
-    def _read(self, name: str) -> bytes:
+    def _load(self, name: str) -> Any:
+        """Return a JSON record; FileNotFoundError if it does not exist.
+
+        A power failure can leave one empty or cut: that counts as none.
+        """
         with self._open(name) as file:
-            return file.read()
+            try:
+                return json.load(file)
+            except ValueError:
+                raise FileNotFoundError(name) from None
 
     def _numbers(self, folder: str) -> set[tuple[int, int]]:
         """Return the numbers of all records ``{member}-{number}``, with any suffix."""

@@ -16,9 +16,12 @@ REMOVE_PAUSE_S = 0.01
 
 
 def flush(path: Path) -> None:
-    """Write a file's data and metadata through to the disk."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    """Write a file, or the names in a folder, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

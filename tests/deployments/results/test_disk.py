@@ -21,6 +21,7 @@ from tests.deployments.results.samples import (
     assert_complete,
     complete,
     make_plan,
+    write_steps,
 )
 from workflows.errors import StageFailed
 
@@ -134,6 +135,23 @@ def test_processes_may_write_the_same_result_concurrently(tmp_path: Path) -> Non
                 os._exit(status)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert_complete(backend.folder(plan.workflow, ID), plan)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"plan": {"workf'])
+def test_cut_records_of_plan_and_export_count_as_none(tmp_path: Path, content: bytes) -> None:
+    plan, backend = make_plan(output_format="netcdf4"), DiskBackend(tmp_path)
+    backend.store().create(plan, ID, PROVENANCE, 1)
+    (tmp_path / "work" / ID / "plan.json").write_bytes(content)
+    with pytest.raises(StageFailed, match="not being written"):
+        backend.store().export_netcdf(ID, 1)
+    store = backend.store()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    store.export_netcdf(ID, 1)
+    (tmp_path / "work" / ID / "export.json").write_bytes(content)
+    store.export_netcdf(ID, 1)
+    store.describe(ID, 1)
     assert_complete(backend.folder(plan.workflow, ID), plan)
 
 

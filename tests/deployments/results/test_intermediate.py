@@ -9,7 +9,7 @@ from deployments.results.checkpoint import Checkpoint
 from deployments.results.intermediate import IntermediateStore
 from deployments.results.store import ResultsStore
 from tests.deployments.results.backends import Backend
-from tests.deployments.results.samples import ID, PROVENANCE, fields, make_plan
+from tests.deployments.results.samples import ID, PROVENANCE, fields, make_nowcast_plan, make_plan
 from workflows.errors import StageFailed, StaleConductor
 
 PLAN = make_plan(seeds=(1, 2), n_steps=5)
@@ -37,6 +37,22 @@ def test_conditioning_field_is_read_as_it_was_written(
     found = backend.intermediate().read_conditioning(ID, 0, 0)
     assert found is not None
     np.testing.assert_array_equal(found, field)
+
+
+@pytest.mark.parametrize("length", [0, 100, 140])
+def test_damaged_conditioning_field_is_computed_again(
+    backend: Backend, store: ResultsStore, intermediate: IntermediateStore, length: int
+) -> None:
+    plan = make_nowcast_plan(n_steps=1)
+    store.create(plan, ID, PROVENANCE, 1)
+    file = io.BytesIO()
+    np.save(file, np.zeros((4, 8), np.float32))
+    for member in (0, 1):
+        intermediate.write_conditioning(ID, 1, member, 0, np.zeros((4, 8), np.float32))
+    backend.write(f"work/{ID}/conditioning/0-0.npy", file.getvalue()[:length])
+    with pytest.raises(StageFailed, match="field 0 of member 0 was damaged"):
+        intermediate.read_conditioning(ID, 0, 0)
+    assert backend.store().create(plan, ID, PROVENANCE, 1).conditioning == (1,)
 
 
 def test_checkpoint_is_read_when_all_steps_up_to_it_are_written(

@@ -1,6 +1,8 @@
 """The conformance suite of the results store, on disk and on Blob Storage."""
 
 import hashlib
+import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import zarr
 
 from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.store import ResultsStore
-from tests.deployments.results.backends import Backend
+from deployments.results.zarr import chunk_key
+from tests.deployments.results.backends import Backend, DiskBackend
 from tests.deployments.results.samples import (
     ID,
     PROVENANCE,
@@ -27,7 +30,7 @@ from tests.deployments.results.samples import (
     write_steps,
 )
 from workflows.base import Plan
-from workflows.dataset import Origin
+from workflows.dataset import Origin, field_index
 from workflows.errors import StageFailed, StaleConductor
 from workflows.grids import Grid
 from workflows.manifest import Totals
@@ -419,6 +422,152 @@ def test_listing_of_many_files_is_bounded(backend: Backend) -> None:
     )
     checksums = (folder / "checksums.sha256").read_text().splitlines()
     assert len(checksums) == len(files) - 1
+
+
+# Damage, such as by a power failure: the next attempt writes again what was lost, no more.
+
+
+def chunk(plan: Plan, variable: str, member: int, time_index: int) -> str:
+    key = chunk_key(variable, field_index(plan, member, time_index))
+    return f"results/{plan.workflow}/{ID}/results.zarr/{key}"
+
+
+def damage(backend: Backend, key: str, how: str) -> None:
+    if how == "lost":
+        backend.remove(key)
+        return
+    content = (backend.folder(key.split("/")[1], ID) / key.split("/", 3)[3]).read_bytes()
+    backend.write(key, content[: len(content) // 2] if how == "cut" else bytes(len(content)))
+
+
+def attempt_again(backend: Backend, plan: Plan, completed: tuple[int, ...] = ()) -> None:
+    """Complete a result in another process."""
+    store = backend.store()
+    assert store.create(plan, ID, PROVENANCE, 2).members == completed
+    write_steps(store, plan, 2)
+    if plan.output_format == "netcdf4":
+        store.export_netcdf(ID, 2)
+    listing = store.describe(ID, 2)
+    folder = backend.folder(plan.workflow, ID)
+    assert_complete(folder, plan)
+    check = ["sha256sum", "--strict", "--quiet", "-c", "checksums.sha256"]
+    assert subprocess.run(check, cwd=folder).returncode == 0
+    # A map that an earlier attempt has drawn is not among the files to describe.
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "preview.png"]
+    assert listing.totals.files == len(files)
+
+
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+@pytest.mark.parametrize("how", ["lost", "cut", "other bytes"])
+def test_damaged_chunks_are_written_again(
+    backend: Backend, store: ResultsStore, output_format: str, how: str
+) -> None:
+    plan = make_plan(output_format=output_format, seeds=(7, 8, 9))
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    intact = chunk(plan, "t2m", 1, 1)
+    before = backend.version(intact)
+    for member, time_index in ((0, 1), (2, 2)):
+        damage(backend, chunk(plan, "z500", member, time_index), how)
+    with pytest.raises(StageFailed, match="z500.* in all 2 of 9 time steps") as failed:
+        if output_format == "netcdf4":
+            store.export_netcdf(ID, 1)
+        store.describe(ID, 1)
+    assert failed.value.stage == "package"
+    assert backend.version(intact) == before
+    attempt_again(backend, plan, completed=(1,))
+
+
+def test_map_of_a_damaged_chunk_is_not_returned(backend: Backend, store: ResultsStore) -> None:
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    damage(backend, chunk(plan, "t2m", 0, 2), "other bytes")
+    with pytest.raises(StageFailed, match="t2m"):
+        store.read_field(ID, "t2m", 0, 2)
+    attempt_again(backend, plan, completed=(1,))
+
+
+@pytest.mark.parametrize("how", ["lost", "cut", "other bytes"])
+def test_damaged_export_is_written_again(backend: Backend, store: ResultsStore, how: str) -> None:
+    plan = make_plan(output_format="netcdf4")
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    store.export_netcdf(ID, 1)
+    damage(backend, f"results/{plan.workflow}/{ID}/results.nc", how)
+    with pytest.raises(StageFailed, match=r"results\.nc|NetCDF"):
+        store.describe(ID, 1)
+    attempt_again(backend, plan, completed=(0, 1))
+
+
+def test_damaged_export_without_its_chunks_is_computed_again(
+    backend: Backend, store: ResultsStore
+) -> None:
+    plan = make_plan(output_format="netcdf4")
+    complete(store, plan)
+    damage(backend, f"results/{plan.workflow}/{ID}/results.nc", "other bytes")
+    with pytest.raises(StageFailed, match=r"results\.nc|NetCDF"):
+        store.describe(ID, 1)
+    attempt_again(backend, plan)
+
+
+@pytest.mark.parametrize("how", ["lost", "cut", "other bytes"])
+@pytest.mark.parametrize("name", ["zarr.json", "t2m/zarr.json", "lat/zarr.json"])
+def test_damaged_metadata_are_written_again(
+    backend: Backend, store: ResultsStore, name: str, how: str
+) -> None:
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    damage(backend, f"results/{plan.workflow}/{ID}/results.zarr/{name}", how)
+    with pytest.raises(StageFailed, match=name):
+        store.describe(ID, 1)
+    # A container has no store without its root: then everything is written again.
+    is_gone = name == "zarr.json" and how == "lost" and not isinstance(backend, DiskBackend)
+    attempt_again(backend, plan, completed=() if is_gone else (0, 1))
+
+
+def test_lost_store_is_written_again(backend: Backend, store: ResultsStore) -> None:
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    if isinstance(backend, DiskBackend):
+        shutil.rmtree(backend.folder(plan.workflow, ID) / "results.zarr")
+    else:
+        for key in backend.keys(ID):
+            if "/results.zarr/" in key:
+                backend.remove(key)
+    with pytest.raises(StageFailed, match="missing"):
+        store.describe(ID, 1)
+    attempt_again(backend, plan)
+
+
+@pytest.mark.parametrize("content", [b"", b'[["results.zarr/t2m', b"\0" * 40])
+@pytest.mark.parametrize("is_described", [False, True])
+def test_cut_record_counts_as_none(
+    backend: Backend, store: ResultsStore, content: bytes, is_described: bool
+) -> None:
+    plan = make_plan()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    backend.write(f"work/{ID}/steps/0-1", content)
+    if is_described:
+        with pytest.raises(StageFailed, match="1 of 6 time steps"):
+            store.describe(ID, 1)
+    else:
+        assert store.read_field(ID, "t2m", 0, 1) is None
+    if isinstance(backend, DiskBackend) or is_described:
+        attempt_again(backend, plan, completed=(1,))
+
+
+def test_records_of_earlier_releases_are_read(backend: Backend, store: ResultsStore) -> None:
+    plan = make_plan(output_format="netcdf4", seeds=(1,), n_steps=0)
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    keys = [chunk(plan, variable, 0, 0).split("/", 3)[3] for variable in plan.variables]
+    record = [[key, plan.field_bytes, None] for key in keys]
+    backend.write(f"work/{ID}/steps/0-0", json.dumps(record).encode())
+    attempt_again(backend, plan, completed=(0,))
 
 
 @pytest.mark.parametrize(
