@@ -61,6 +61,8 @@ class GeoCatalogClient:
         self._clock = clock
         self._http = GeoCatalogHttp(self.url, credential, options, transport=transport, sleep=sleep)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._ingesting: dict[str, tuple[Mapping[str, Any], httpx.Response]] = {}
+        """Items by path, with the responses that started operations which have not ended."""
 
     def collection_url(self, collection_id: str) -> str:
         """Return the URL of a collection."""
@@ -126,6 +128,8 @@ class GeoCatalogClient:
     async def put_item(self, collection_id: str, item: Mapping[str, Any]) -> str:
         """Create an item, or replace the one with its id.
 
+        A call that follows one that was interrupted waits for the operation which that has started.
+
         Returns
         -------
         str
@@ -141,6 +145,25 @@ class GeoCatalogClient:
         deadline = self._deadline()
         items = f"{_collection_path(collection_id)}/items"
         path = f"{items}/{quote(item['id'], safe='')}"
+        if path not in self._ingesting or self._ingesting[path][0] != item:
+            self._ingesting[path] = item, await self._send_item(items, path, item, deadline)
+        try:
+            await self._wait_for_operation(self._ingesting[path][1], deadline)
+        except IngestionFailed:
+            self._ingesting.pop(path, None)
+            raise
+        self._ingesting.pop(path, None)
+        found = await self._wait_until_found(path, deadline)
+        if found.get("id") != item["id"]:
+            raise IngestionFailed(
+                Stage.REGISTER, f"the catalogue returned another item than {item['id']}"
+            )
+        return f"{self.url}{path}"
+
+    async def _send_item(
+        self, items: str, path: str, item: Mapping[str, Any], deadline: Deadline
+    ) -> httpx.Response:
+        """Send an item until the service accepts it, and return its response."""
         exists = await self._read(path, deadline) is not None
         backoff = deadline.backoff(REPLACEMENT)
         while True:
@@ -149,7 +172,7 @@ class GeoCatalogClient:
             else:
                 response = await self._http.send("POST", items, deadline, item, expected=(409,))
             if response.is_success:
-                break
+                return response
             # The service is ingesting or removing an item of this id, such as that of a killed
             # attempt. A PUT may not find an item that is not complete yet.
             exists = response.status_code == 409
@@ -161,13 +184,6 @@ class GeoCatalogClient:
                     f"{deadline.used_s:.0f} s: {describe_response(response)}",
                 )
             await self._sleep(delay_s)
-        await self._wait_for_operation(response, deadline)
-        found = await self._wait_until_found(path, deadline)
-        if found.get("id") != item["id"]:
-            raise IngestionFailed(
-                Stage.REGISTER, f"the catalogue returned another item than {item['id']}"
-            )
-        return f"{self.url}{path}"
 
     async def _wait_for_operation(self, response: httpx.Response, deadline: Deadline) -> None:
         """Wait until the operation that a response started has ended; 202 is the only one."""

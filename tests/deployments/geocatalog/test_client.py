@@ -277,6 +277,28 @@ async def test_an_ingestion_that_outlives_its_client(
     assert len(created) == 1
 
 
+@pytest.mark.parametrize("interruption", ["outage", "kill"])
+async def test_an_interrupted_poll_is_resumed(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, interruption: str
+) -> None:
+    """Polling is only reading: the item must not be sent again."""
+    emulator.run_next(Course(polls=8))
+    if interruption == "outage":
+        emulator.fail_next("GET", "/inma/", times=6, status=503)
+        await reason_of(ready.put_item(COLLECTION, small_item()), TransientFailure)
+    else:
+        emulator.fail_next("GET", "/inma/", delay_s=60)
+        killed = asyncio.create_task(ready.put_item(COLLECTION, small_item()))
+        await until(lambda: bool(emulator.calls("GET", "/inma/")))
+        killed.cancel()
+        await asyncio.gather(killed, return_exceptions=True)
+    await ready.put_item(COLLECTION, small_item())
+    assert len(emulator.calls("POST", "/items")) + len(emulator.calls("PUT", "/items")) == 1
+    # Nothing is left of it: the next registration sends its item.
+    await ready.put_item(COLLECTION, small_item())
+    assert len(emulator.calls("PUT", "/items")) == 1
+
+
 async def test_a_lost_response_to_the_creation_of_an_item(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
