@@ -42,7 +42,12 @@ UPLOADS = 8
 """Concurrent calls of one replica that upload or sign; the settings add those that upload ahead."""
 
 
-@serve.deployment(name="BlobUploader", max_ongoing_requests=UPLOADS)
+@serve.deployment(
+    name="BlobUploader",
+    max_ongoing_requests=UPLOADS,
+    health_check_period_s=5,
+    health_check_timeout_s=15,
+)
 class BlobUploader:
     """Upload results.
 

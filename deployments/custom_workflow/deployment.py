@@ -38,6 +38,9 @@ RELOAD = RetryPolicy(initial_delay_s=10.0, max_delay_s=300.0)
     name="CustomWorkflow",
     # The worker's lock admits one run at a time; the other calls are short and must not wait.
     max_ongoing_requests=32,
+    # Users' code may call a library that keeps the interpreter for minutes: not a reason to end it.
+    health_check_period_s=10,
+    health_check_timeout_s=120,
 )
 class CustomWorkflow:
     """Serves a user's workflow class.

@@ -23,7 +23,12 @@ from workflows.stac.renders import render_options
 logger = logging.getLogger("ray.serve")
 
 
-@serve.deployment(name="GeoCatalog", max_ongoing_requests=16)
+@serve.deployment(
+    name="GeoCatalog",
+    max_ongoing_requests=16,
+    health_check_period_s=5,
+    health_check_timeout_s=15,
+)
 class GeoCatalog:
     """Registers results as items; a registration may be repeated."""
 

@@ -35,7 +35,13 @@ from workflows.readiness import ComponentStatus, NotReady, Ready
 logger = logging.getLogger("ray.serve")
 
 
-@serve.deployment(name="InitialConditions", max_ongoing_requests=4)
+@serve.deployment(
+    name="InitialConditions",
+    max_ongoing_requests=4,
+    # Users' data sources run here, and may keep the interpreter for seconds.
+    health_check_period_s=5,
+    health_check_timeout_s=30,
+)
 class InitialConditions:
     """Fetches initial conditions, so that no GPU waits for a download.
 

@@ -78,6 +78,9 @@ class LoadedModels:
     name="FCN3",
     max_ongoing_requests=MAX_CALLS_PER_REPLICA,
     request_router_config={"request_router_class": ROUTER},
+    # Loading and compiling a model may keep the interpreter for half a minute.
+    health_check_period_s=10,
+    health_check_timeout_s=30,
 )
 class FCN3:
     """Serves an FCN3 model, real or synthetic.

@@ -47,7 +47,13 @@ CONDITIONING_POLL_S, CONDITIONING_POLL_IN_BLOB_S = 0.02, 0.1
 """Pause between two reads; in Blob Storage each takes two requests."""
 
 
-@serve.deployment(name="Packager", max_ongoing_requests=WRITERS + EXPORTS)
+@serve.deployment(
+    name="Packager",
+    max_ongoing_requests=WRITERS + EXPORTS,
+    # Files are written in threads, but on a busy machine their turn at the interpreter comes late.
+    health_check_period_s=5,
+    health_check_timeout_s=15,
+)
 class Packager:
     """Owns the folders with results and working files.
 

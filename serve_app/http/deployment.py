@@ -22,6 +22,8 @@ from workflows.errors import Problem
     name="Ingress",
     # Long polls and downloads stay open; the queue in the store is what limits the load.
     max_ongoing_requests=1000,
+    health_check_period_s=5,
+    health_check_timeout_s=15,
     ray_actor_options={"num_cpus": 0.1, "num_gpus": 0},
 )
 @serve.ingress()

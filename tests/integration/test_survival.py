@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +97,26 @@ def assert_same(dataset: xr.Dataset, expected: xr.Dataset) -> None:
     for name in expected.data_vars:
         np.testing.assert_array_equal(dataset[name].values, expected[name].values)
         assert np.isfinite(dataset[name].values).all()
+
+
+@pytest.mark.slow
+def test_a_conductor_that_hangs_is_replaced(
+    server: Server, setup: Setup, undisturbed: xr.Dataset
+) -> None:
+    execution_id = submit(server)
+    until_written(server, execution_id)
+    (hanging,) = server.pids("Conductor")
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 40
+        while len(server.replicas("Conductor")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    server.completed(execution_id)
+    assert_same(setup.dataset(execution_id), undisturbed)
+    assert hanging not in server.pids("Conductor")
 
 
 def test_a_killed_conductor_is_replaced_without_repeating_recorded_members(
