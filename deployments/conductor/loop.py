@@ -28,6 +28,7 @@ from deployments.conductor.queue import ExecutionQueue
 from deployments.conductor.readiness import ReadinessWatch
 from deployments.conductor.records import ExecutionRecords
 from deployments.conductor.retention import Retention
+from deployments.conductor.steady_clock import SteadyClock
 from deployments.conductor.steps import ExecutionSteps
 from deployments.conductor.workflow import ExecutionWorkflow
 from deployments.store.conductor_view import ConductorStore
@@ -111,7 +112,8 @@ class ConductorLoop:
         workflow = ExecutionWorkflow(context, progress, steps)
         queue = ExecutionQueue(records, context, workflow, metrics)
         purges = Purges(records, context, packager)
-        retention = Retention(records, context, packager, options.retention)
+        clock = SteadyClock(options.retention.settle_s)
+        retention = Retention(records, context, packager, options.retention, clock)
         readiness = ReadinessWatch(
             self._components, deployments, self._store, records.write, origins, self._scaled_to_zero
         )

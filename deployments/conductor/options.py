@@ -20,6 +20,9 @@ class RetentionOptions(BaseModel):
     """Seconds between two searches for expired executions."""
     sweep_s: float = 3600.0
     """Seconds between two searches for leftovers of crashes; the first is at startup."""
+    settle_s: float = 3600.0
+    """How long the wall clock must run steadily before anything is removed for its age. Less for
+    what is kept for less."""
     grace_s: float = 900.0
     """How long after an execution's end its files are not yet leftovers."""
 

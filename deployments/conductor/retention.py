@@ -23,8 +23,10 @@ from deployments.conductor.attempts import ended_attempts, execution_id_of, remo
 from deployments.conductor.context import ExecutionContext
 from deployments.conductor.options import RetentionOptions
 from deployments.conductor.records import ExecutionRecords
+from deployments.conductor.steady_clock import SteadyClock
 from deployments.results.messages import StoredExecution
 from deployments.runtime.log_context import execution_bound
+from deployments.store.executions import IDEMPOTENCY_WINDOW
 from deployments.store.retention_view import RetentionView
 from workflows.errors import ExecutionNotFound
 from workflows.execution import FINISHED, Execution, Status
@@ -50,6 +52,7 @@ class Retention:
     context: ExecutionContext
     packager: DeploymentHandle[Any]
     options: RetentionOptions
+    clock: SteadyClock
     _retry_at: dict[str, float] = field(default_factory=dict, init=False)
     """Executions that could not be removed, and when to try again."""
 
@@ -80,15 +83,17 @@ class Retention:
         await _in_batches(self._delete_batch)
 
     async def _delete_batch(self) -> int:
-        if self.options.keep_record_s is None:
+        keep_s = self.options.keep_record_s
+        if keep_s is None or (removed_before := self.clock.ago(keep_s)) is None:
             return 0
-        limit = _ago(self.options.keep_record_s)
-        return await self.records.write(self.view.delete_expired, limit, BATCH)
+        created_before = removed_before + timedelta(seconds=keep_s) - IDEMPOTENCY_WINDOW
+        delete = self.view.delete_expired
+        return await self.records.write(delete, removed_before, created_before, BATCH)
 
     async def _expire_batch(self) -> int:
         ids: Sequence[str] = ()
-        if self.options.keep_s is not None:
-            limit = _ago(self.options.keep_s)
+        limit = None if self.options.keep_s is None else self.clock.ago(self.options.keep_s)
+        if limit is not None:
             ids = await asyncio.to_thread(self.view.expirable, limit, BATCH)
             for execution_id in ids:
                 try:
@@ -122,11 +127,12 @@ class Retention:
         without a row belongs to a deleted execution or to another store. Folders of executions
         that this store never had are kept: with a wrong `store_url` that would be all results.
         """
-        started = datetime.now(UTC)
+        limit = self.clock.ago(KEEP_DELETED_IDS.total_seconds())
         await self._sweep_folders()
         await self._sweep_attempts()
-        # This sweep has searched for the folders of all these ids.
-        await self.records.write(self.view.delete_ids, started - KEEP_DELETED_IDS)
+        if limit is not None:
+            # This sweep has searched for the folders of all these ids.
+            await self.records.write(self.view.delete_ids, limit)
 
     async def _sweep_folders(self) -> None:
         after, unknown = "", 0
@@ -181,12 +187,13 @@ class Retention:
             return None
 
     def _is_kept_for_retry(self, execution: Execution) -> bool:
+        limit = self.clock.ago(self.options.keep_failed_s)
         return (
             execution.status == Status.FAILED
             and execution.has_complete_members
             and execution.results is None
             and execution.ended_at is not None
-            and execution.ended_at >= _ago(self.options.keep_failed_s)
+            and (limit is None or execution.ended_at >= limit)
         )
 
     def _is_over(self, execution: Execution) -> bool:
@@ -221,4 +228,5 @@ async def _in_batches(batch: Callable[[], Awaitable[int]]) -> None:
 
 
 def _ago(seconds: float) -> datetime:
+    """Return a time by a clock that may be wrong: only for what is not worth keeping anyway."""
     return datetime.now(UTC) - timedelta(seconds=seconds)

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.disk_usage import NO_USAGE
-from deployments.store.executions import IDEMPOTENCY_WINDOW
 from deployments.store.rows import (
     EXECUTION_COLUMNS,
     delete_executions,
@@ -75,16 +74,18 @@ class RetentionView:
                 .values(removed_at=datetime.now(UTC), **NO_USAGE)
             )
 
-    def delete_expired(self, fence: int, removed_before: datetime, limit: int) -> int:
+    def delete_expired(
+        self, fence: int, removed_before: datetime, created_before: datetime, limit: int
+    ) -> int:
         """Delete rows of expired executions, and return how many.
 
         A row is kept while its Idempotency-Key is valid: a client that repeats the request must
-        get the execution that it was used for.
+        get the execution that it was used for. Keys of rows that were `created_before` are not.
         """
         ids = self._ids(
             executions.c.status == Status.EXPIRED,
             executions.c.removed_at < removed_before,
-            executions.c.created_at < datetime.now(UTC) - IDEMPOTENCY_WINDOW,
+            executions.c.created_at < created_before,
             order=executions.c.removed_at,
             limit=limit,
         )

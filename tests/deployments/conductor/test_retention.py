@@ -17,6 +17,7 @@ from deployments.packager.deployment import Packager
 from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.options import StorageOptions
 from deployments.store.conductor_view import ConductorStore
+from deployments.store.disk_usage import Demand
 from deployments.store.retention_view import RetentionView
 from deployments.store.schema import deleted_executions, executions
 from tests.deployments.conductor.harness import (
@@ -34,7 +35,7 @@ from workflows.errors import DiskFull, StageFailed
 
 WORKFLOW = "foundry_fcn3_workflow"
 EXPIRING = RetentionOptions(keep_s=0.3, look_s=0.05, sweep_s=3600)
-SWEEPING = RetentionOptions(look_s=0.05, sweep_s=0.1, grace_s=0, keep_failed_s=0)
+SWEEPING = RetentionOptions(look_s=0.05, sweep_s=0.1, grace_s=0, keep_failed_s=0, settle_s=0)
 
 
 class WithFolders(StandIns):
@@ -341,6 +342,36 @@ async def test_completed_members_of_a_failed_execution_are_kept_for_a_retry(
             assert not folders.files_of(execution_id)
 
 
+@pytest.mark.parametrize(("settle_s", "kept"), [(0.0, False), (3600.0, True)])
+async def test_completed_members_are_kept_until_the_clock_is_known_to_be_right(
+    store: ConductorStore,
+    store_url: str,
+    journal: Journal,
+    tmp_path: Path,
+    settle_s: float,
+    kept: bool,
+) -> None:
+    async def fail(_: str) -> None:
+        raise StageFailed("package", "the catalogue is incomplete")
+
+    execution_id = submit(store)
+    folders = WithFolders(journal, tmp_path, before={"describe_result": fail})
+    options = SWEEPING.model_copy(update={"keep_failed_s": 86_400.0, "settle_s": settle_s})
+    async with conductor_loop(store_url, folders, retention=options):
+        await until(store, execution_id, finished)
+        with store.engine.begin() as connection:
+            # By a clock that is ahead, it failed long ago.
+            connection.execute(
+                sa.update(executions).values(ended_at=datetime(2020, 1, 1, tzinfo=UTC))
+            )
+        if kept:
+            seen = folders.sweeps
+            await eventually(lambda: folders.sweeps > seen + 2)
+            assert folders.files_of(execution_id)
+        else:
+            await eventually(lambda: not folders.files_of(execution_id))
+
+
 async def test_execution_that_has_just_ended_is_not_swept(
     store: ConductorStore, store_url: str, folders: WithFolders
 ) -> None:
@@ -397,6 +428,30 @@ def test_retry_begins_after_the_sweep_of_its_leftovers(
     assert folders.files_of(execution_id) == {
         f"results/{WORKFLOW}/{execution_id}/results.zarr/planted"
     }
+
+
+def test_cancel_of_a_retry_that_waits_removes_its_files_at_once(
+    store: ConductorStore, store_url: str, journal: Journal, tmp_path: Path
+) -> None:
+    async def fail(_: str) -> None:
+        raise StageFailed("package", "the catalogue is incomplete")
+
+    execution_id = submit(store)
+    folders = WithFolders(journal, tmp_path, before={"describe_result": fail})
+    asyncio.run(run_executions(store_url, folders, store, execution_id))
+    store.request_retry(WORKFLOW, execution_id, max_queued=9, demand=Demand(needed=80, free=None))
+    store.request_cancel(WORKFLOW, execution_id)
+    # Counted as long as they exist.
+    assert folders.files_of(execution_id) and disk_bytes(store, execution_id) == 80
+
+    async def cancel() -> None:
+        async with conductor_loop(store_url, folders):
+            await until(store, execution_id, finished)
+            assert not folders.files_of(execution_id)
+
+    asyncio.run(cancel())
+    assert store.read(execution_id).status == Status.CANCELLED
+    assert disk_bytes(store, execution_id) == 0
 
 
 async def test_ids_of_deleted_executions_are_deleted_later(

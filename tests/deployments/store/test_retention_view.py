@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from deployments.store.conductor_view import ConductorStore
-from deployments.store.executions import Idempotency
+from deployments.store.executions import IDEMPOTENCY_WINDOW, Idempotency
 from deployments.store.retention_view import RetentionView
 from deployments.store.schema import executions
 from tests.deployments.store.records import (
@@ -48,13 +48,14 @@ def test_deleted_execution_frees_its_key_and_stays_known(store: ConductorStore) 
     RetentionView(store).expire(fence, old.execution_id, limit)
     RetentionView(store).mark_only_row_left(fence, old.execution_id)
     # Its key is still valid.
-    assert RetentionView(store).delete_expired(fence, limit, 9) == 0
+    invalid = datetime.now(UTC) - IDEMPOTENCY_WINDOW
+    assert RetentionView(store).delete_expired(fence, limit, invalid, 9) == 0
     with pytest.raises(IdempotencyConflict):
         store.submit(new(), max_queued=9, idempotency=Idempotency("key", "another"))
     with store.engine.begin() as connection:
         earlier = datetime.now(UTC) - timedelta(hours=25)
         connection.execute(sa.update(executions).values(created_at=earlier))
-    assert RetentionView(store).delete_expired(fence, limit, 9) == 1
+    assert RetentionView(store).delete_expired(fence, limit, invalid, 9) == 1
     with pytest.raises(ExecutionNotFound):
         store.read(old.execution_id)
     assert RetentionView(store).known([old.execution_id, "exec_1_00000000"]) == {old.execution_id}
