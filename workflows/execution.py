@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from workflows.errors import IllegalTransition
-from workflows.manifest import Manifest
+from workflows.manifest import Manifest, ResultsSummary
 
 
 class Status(StrEnum):
@@ -113,7 +113,8 @@ class Execution(BaseModel):
     cancel_requested: bool = False
     purge_requested: bool = False
     retries: int = 0
-    results: Manifest | None = None
+    results: ResultsSummary | None = None
+    """What it delivers, in short; the store has the manifest."""
     revision: int = 0
     """Increases with every change; long polls wait for it."""
 

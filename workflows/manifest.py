@@ -1,6 +1,6 @@
 """The manifest: what an execution delivers, and its location.
 
-One model for the store's ``results`` column, for messages between deployments and for the HTTP
+One model for the store's table of manifests, for messages between deployments and for the HTTP
 response. Keys are those of Earth2Studio's serve module, as far as it has them.
 """
 
@@ -69,6 +69,20 @@ class UploadTotals(BaseModel):
 
     files: int
     bytes: int
+
+
+class ResultsSummary(BaseModel):
+    """What the record of an execution says of its results: a manifest has thousands of files."""
+
+    model_config = ConfigDict(frozen=True)
+
+    output_files: int
+    """Number of listed files."""
+    total_bytes: int
+    """Size of the listed files."""
+    storage_type: str
+    is_uploaded: bool
+    """Whether they were copied into a container."""
 
 
 class CustomProvenance(BaseModel):
@@ -146,6 +160,10 @@ class Manifest(BaseModel):
             return self.totals.bytes
         return sum(file.size for file in self.output_files)
 
+    def summary(self) -> ResultsSummary:
+        """Return what the record of an execution says of this manifest."""
+        return summarize(self.model_dump())
+
     def in_container(self, container: Container, folder: str) -> Manifest:
         """Return this manifest with the location of the files in Blob Storage.
 
@@ -170,3 +188,14 @@ class Manifest(BaseModel):
         stores = [key.partition(".zarr/")[0] + ".zarr" for key in keys if ".zarr/" in key]
         files = [key for key in keys if key.endswith(".nc")]
         return next(iter((*stores, *files)), None)
+
+
+def summarize(manifest: Mapping[str, Any]) -> ResultsSummary:
+    """Return what the record of an execution says of a serialized manifest."""
+    files = manifest["output_files"]
+    return ResultsSummary(
+        output_files=len(files),
+        total_bytes=sum(file["size"] for file in files),
+        storage_type=manifest.get("storage_type", "server"),
+        is_uploaded=manifest.get("uploaded") is not None,
+    )

@@ -35,7 +35,7 @@ class UploadJob(BaseModel):
         delivery = Delivery.model_validate(execution.plan.get("delivery") or {})
         # An expired execution no longer has results, which would say what was uploaded.
         passed = execution.stage is not None and Stage.UPLOAD.is_before(execution.stage)
-        is_uploaded = execution.results is not None and execution.results.uploaded is not None
+        is_uploaded = execution.results is not None and execution.results.is_uploaded
         if delivery.container is None or passed or is_uploaded:
             return None
         return cls(

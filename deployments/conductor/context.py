@@ -32,6 +32,8 @@ from workflows.manifest import Manifest
 
 logger = logging.getLogger("ray.serve")
 
+CANCEL_RETRY_S = 10.0
+
 
 @dataclass(eq=False)
 class ExecutionContext:
@@ -46,6 +48,8 @@ class ExecutionContext:
     active: dict[str, ActiveExecution] = field(default_factory=dict, init=False)
     """The executions that run in this process, by id."""
     _held_back: dict[str, asyncio.Event] = field(default_factory=dict, init=False)
+    _withdrawn: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    """Executions that are cancelled while they do not run, by id."""
     _is_closed: bool = field(default=False, init=False)
 
     @asynccontextmanager
@@ -105,6 +109,24 @@ class ExecutionContext:
             self.scheduler.remove_execution(execution_id)
             self.capacity.remove(execution_id)
 
+    def start_end_cancelled(self, execution_id: str) -> None:
+        """Begin to end a cancelled execution that does not run, such as one that waits for a retry.
+
+        Not awaited by the loop: removing a million files takes minutes.
+        """
+        if execution_id not in self._withdrawn:
+            task = asyncio.create_task(self._end_cancelled_or_retry(execution_id))
+            self._withdrawn[execution_id] = task
+
+    async def _end_cancelled_or_retry(self, execution_id: str) -> None:
+        try:
+            await self.end_cancelled(execution_id)
+        except Exception:
+            logger.exception("%s not cancelled, retrying later", execution_id)
+            await asyncio.sleep(CANCEL_RETRY_S)
+        finally:
+            del self._withdrawn[execution_id]
+
     async def end_cancelled(self, execution_id: str) -> None:
         """Remove the files of an execution and record that it was cancelled.
 
@@ -115,11 +137,14 @@ class ExecutionContext:
         if not execution.cancel_requested or execution.status in FINISHED:
             return
         with execution_bound(execution_id, execution.workflow, execution.stage):
-            await self._purge(execution)
+            is_removed = await self._purge(execution)
             # Before the record: after it no successor would repeat the withdrawal.
             await self.withdrawals.start_and_wait(execution)
             cancelled = await self.records.write(
-                self.records.store.update, execution_id, status=Status.CANCELLED
+                self.records.store.update,
+                execution_id,
+                status=Status.CANCELLED,
+                keeps_files=not is_removed,
             )
             self.metrics.record_update(cancelled)
             logger.info("%s cancelled", execution_id)
@@ -186,6 +211,8 @@ class ExecutionContext:
         These stay pending in DBOS.
         """
         self._is_closed = True
+        for task in self._withdrawn.values():
+            task.cancel()
         unfinished = {execution.task for execution in self.active.values()}
         if unfinished:
             _, unfinished = await asyncio.wait(unfinished, timeout=drain_s)

@@ -78,7 +78,10 @@ class ExecutionQueue:
 
     async def _start(self, execution: Execution) -> None:
         self.context.capacity.take(execution)
-        packaged = execution.results if execution.is_packaged else None
+        packaged = None
+        if execution.is_packaged:
+            find = self.records.store.manifest
+            packaged = await asyncio.to_thread(find, execution.execution_id)
         with SetWorkflowID(attempt_id(execution)):
             await DBOS.start_workflow_async(
                 self.workflow.execute, execution.execution_id, execution.retries, packaged
@@ -119,6 +122,6 @@ class ExecutionQueue:
                 await DBOS.cancel_workflow_async(attempt_id(execution))
                 active.task.cancel()
             elif active is None and execution_id not in self.context.capacity:
-                # It may have finished since the request was read.
-                await self.context.end_cancelled(execution_id)
+                # It waits for a retry, or has finished since the request was read.
+                self.context.start_end_cancelled(execution_id)
             # Otherwise it is about to begin, and checks for a request first.

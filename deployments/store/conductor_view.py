@@ -103,6 +103,7 @@ class ConductorStore(ExecutionStore):
                 sa.select(*EXECUTION_COLUMNS)
                 .where(
                     executions.c.status == Status.QUEUED,
+                    executions.c.cancel_requested.is_(False),
                     executions.c.workflow.notin_(full),
                     executions.c.execution_id.notin_(ending),
                 )
@@ -119,7 +120,7 @@ class ConductorStore(ExecutionStore):
                 execution,
                 status=Status.RUNNING,
                 stage=execution.stage or first_stage,
-                started_at=datetime.now(UTC),
+                started_at=max(datetime.now(UTC), execution.created_at),
             )
 
     def queued(self) -> list[QueuedExecution]:
@@ -135,8 +136,8 @@ class ConductorStore(ExecutionStore):
         return self._where(_IS_RUNNING)
 
     def cancel_requests(self) -> list[Execution]:
-        """Return the running executions whose cancellation was requested."""
-        return self._where(executions.c.cancel_requested, _IS_RUNNING)
+        """Return the unfinished executions whose cancellation was requested."""
+        return self._where(executions.c.cancel_requested, executions.c.status.in_(_UNFINISHED))
 
     def purge_requests(self) -> list[Execution]:
         """Return the finished executions whose removal was requested."""
@@ -157,8 +158,14 @@ class ConductorStore(ExecutionStore):
         progress: Progress | None = None,
         error_message: str | None = None,
         results: Manifest | None = None,
+        keeps_files: bool = False,
     ) -> Execution:
         """Update an execution's record; a finished status also sets the time of the end.
+
+        Parameters
+        ----------
+        keeps_files : bool
+            Whether files of a cancelled execution are still to be removed.
 
         Raises
         ------
@@ -170,14 +177,18 @@ class ConductorStore(ExecutionStore):
             "stage": stage,
             "progress": progress and progress.model_dump(mode="json"),
             "error_message": error_message,
-            "results": results and results.model_dump(mode="json"),
+            "results": results,
         }
         values: dict[str, Any] = {name: v for name, v in arguments.items() if v is not None}
         with self.fenced(fence) as connection:
             execution = read_execution(connection, execution_id)
             if status in FINISHED and execution.status not in FINISHED:
-                values["ended_at"] = datetime.now(UTC)
+                # Expiry counts from here: a clock that is behind must not make it older than it is.
+                began = execution.started_at or execution.created_at
+                values["ended_at"] = max(datetime.now(UTC), began)
             values |= disk_usage.after_update(execution, status, progress, results)
+            if status == Status.CANCELLED and not keeps_files:
+                values |= disk_usage.NO_USAGE
             return update_execution(connection, execution, **values)
 
     def count_attempt(self, fence: int, execution_id: str) -> Execution:
@@ -187,11 +198,12 @@ class ConductorStore(ExecutionStore):
             return update_execution(connection, execution, retries=execution.retries + 1)
 
     def mark_files_removed(self, fence: int, execution_id: str) -> None:
-        """Record that a failed execution no longer has files, unless it is being retried."""
+        """Record that a failed or cancelled execution no longer has files, unless retried."""
         with self.fenced(fence) as connection:
             with suppress(ExecutionNotFound):  # purged meanwhile
                 execution = read_execution(connection, execution_id)
-                if execution.status == Status.FAILED and execution.results is None:
+                has_ended = execution.status in (Status.FAILED, Status.CANCELLED)
+                if has_ended and execution.results is None:
                     row = executions.c.execution_id == execution_id
                     update = sa.update(executions).where(row)
                     connection.execute(update.values(disk_usage.NO_USAGE))
@@ -202,4 +214,6 @@ class ConductorStore(ExecutionStore):
             delete_executions(connection, [execution_id])
 
 
-_IS_RUNNING = executions.c.status.in_([str(Status.RUNNING), str(Status.PENDING_RESULTS)])
+_RUNNING = [str(Status.RUNNING), str(Status.PENDING_RESULTS)]
+_IS_RUNNING = executions.c.status.in_(_RUNNING)
+_UNFINISHED = [*_RUNNING, str(Status.QUEUED)]

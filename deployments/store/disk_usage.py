@@ -73,16 +73,16 @@ def after_update(
     execution: Execution, status: Status | None, progress: Progress | None, results: Manifest | None
 ) -> dict[str, Any]:
     """Return the columns that change with an update of an execution."""
+    # What is written may be kept for a retry.
+    written = executions.c.disk_bytes - executions.c.unwritten_bytes
     if status == Status.CANCELLED:
         # Complete results are removed as well, and must no longer be offered.
-        return {**NO_USAGE, "results": None}
+        return {"disk_bytes": written, "unwritten_bytes": 0, "results": None}
     if results is not None:
         return {"disk_bytes": results.bytes, "unwritten_bytes": 0}
     if execution.results is not None:
         return {}
     if status in FINISHED:
-        # What is written may be kept for a retry.
-        written = executions.c.disk_bytes - executions.c.unwritten_bytes
         return {"disk_bytes": written, "unwritten_bytes": 0}
     if progress is not None and progress.total_steps:
         remaining = 1 - progress.current_step / progress.total_steps

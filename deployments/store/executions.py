@@ -80,6 +80,13 @@ class ExecutionStore(ExecutionReader):
         IdempotencyConflict
             If the key was used with another body in the last 24 hours.
         """
+        # Before the lock: large parameters take a while.
+        row = {
+            **row_of(execution),
+            **disk_usage.reserve(demand),
+            "idempotency_key": idempotency and idempotency.key,
+            "body_digest": idempotency and idempotency.body_digest,
+        }
         with self.writing() as connection:
             if idempotency is not None:
                 earlier = _replay(connection, execution.workflow, idempotency)
@@ -88,15 +95,7 @@ class ExecutionStore(ExecutionReader):
             if demand is not None:
                 disk_usage.check_fits(connection, demand)
             queued = _check_queue(connection, max_queued)
-            connection.execute(
-                _INSERT,
-                {
-                    **row_of(execution),
-                    **disk_usage.reserve(demand),
-                    "idempotency_key": idempotency and idempotency.key,
-                    "body_digest": idempotency and idempotency.body_digest,
-                },
-            )
+            connection.execute(_INSERT, row)
         return Submitted(execution, queued, replayed=False)
 
     def replay(self, workflow: str, idempotency: Idempotency) -> Submitted | None:
@@ -111,7 +110,10 @@ class ExecutionStore(ExecutionReader):
             return _replay(connection, workflow, idempotency)
 
     def request_cancel(self, workflow: str, execution_id: str) -> Execution:
-        """Request the cancellation of an execution; a queued one is cancelled at once.
+        """Request the cancellation of an execution.
+
+        One that has never run is cancelled at once. One that waits for a retry has files, which the
+        Conductor removes first.
 
         Raises
         ------
@@ -122,14 +124,13 @@ class ExecutionStore(ExecutionReader):
             execution = read_execution(connection, execution_id, workflow)
             if execution.status in FINISHED:
                 raise IllegalTransition(f"the execution is {execution.status} already")
-            if execution.status == Status.QUEUED:
+            if execution.status == Status.QUEUED and not execution.retries:
                 return update_execution(
                     connection,
                     execution,
                     status=Status.CANCELLED,
-                    ended_at=datetime.now(UTC),
+                    ended_at=max(datetime.now(UTC), execution.created_at),
                     cancel_requested=True,
-                    results=None,
                     **disk_usage.NO_USAGE,
                 )
             return update_execution(connection, execution, cancel_requested=True)

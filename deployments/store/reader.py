@@ -16,10 +16,12 @@ from deployments.store.schema import (
     deleted_executions,
     descriptions,
     executions,
+    manifests,
     readiness,
 )
 from workflows.errors import ExecutionNotFound
 from workflows.execution import Execution, Status
+from workflows.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,20 @@ class ExecutionReader(Database):
         with self.engine.connect() as connection:
             return connection.scalar(query) is not None
 
+    def manifest(self, execution_id: str) -> Manifest | None:
+        """Return the manifest of an execution's results; None if it has none."""
+        query = sa.select(manifests.c.manifest).where(manifests.c.execution_id == execution_id)
+        with self.engine.connect() as connection:
+            document = connection.scalar(query)
+        return None if document is None else Manifest.model_validate(document)
+
     def position(self, execution: Execution) -> int | None:
         """Return the number of queued executions ahead in the same workflow; None if not queued.
 
         Those of other workflows do not delay it: each workflow has its own replicas.
         """
+        if execution.status != Status.QUEUED:
+            return None
         with self.engine.connect() as connection:
             return queue_position(connection, execution)
 

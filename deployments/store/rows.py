@@ -9,9 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from deployments.store.schema import deleted_executions, executions
+from deployments.store.schema import deleted_executions, executions, manifests
 from workflows.errors import ExecutionNotFound
 from workflows.execution import Execution, check_transition
+from workflows.manifest import Manifest, summarize
 
 EXECUTION_COLUMNS = [
     column
@@ -22,6 +23,7 @@ EXECUTION_COLUMNS = [
         *("disk_bytes", "unwritten_bytes", "removed_at"),
     }
 ]
+_FIELDS = [column.key for column in EXECUTION_COLUMNS]
 _SELECT_ONE = sa.select(*EXECUTION_COLUMNS).where(executions.c.execution_id == sa.bindparam("id"))
 
 
@@ -34,11 +36,9 @@ def row_of(execution: Execution) -> dict[str, Any]:
 
 
 def execution_of(row: Any) -> Execution:
-    """Return the record in a row."""
+    """Return the record in a row, which begins with `EXECUTION_COLUMNS`."""
     # Rows were validated when they were written, but `model_construct` would leave enums as text.
-    return Execution.model_validate(
-        {column.name: getattr(row, column.name) for column in EXECUTION_COLUMNS}
-    )
+    return Execution.model_validate(dict(zip(_FIELDS, row, strict=False)))
 
 
 def read_execution(
@@ -65,6 +65,8 @@ def list_executions(connection: sa.Connection, query: sa.Select[Any]) -> list[Ex
 def update_execution(connection: sa.Connection, execution: Execution, **values: Any) -> Execution:
     """Set columns of an execution, raise its revision, and return the new record.
 
+    ``results`` is a manifest, of which the row has a summary only, or None.
+
     Raises
     ------
     IllegalTransition
@@ -72,6 +74,8 @@ def update_execution(connection: sa.Connection, execution: Execution, **values: 
     """
     if "status" in values:
         check_transition(execution.status, values["status"])
+    if "results" in values:
+        values["results"] = _replace_manifest(connection, execution, values["results"])
     values["revision"] = execution.revision + 1
     connection.execute(
         sa.update(executions)
@@ -79,6 +83,21 @@ def update_execution(connection: sa.Connection, execution: Execution, **values: 
         .values(**values)
     )
     return Execution.model_validate({**execution.model_dump(), **values})
+
+
+def _replace_manifest(
+    connection: sa.Connection, execution: Execution, manifest: Manifest | None
+) -> dict[str, Any] | None:
+    """Store the manifest of an execution in place of an earlier one, and return its summary."""
+    own = manifests.c.execution_id == execution.execution_id
+    connection.execute(sa.delete(manifests).where(own))
+    if manifest is None:
+        return None
+    document = manifest.model_dump(mode="json")
+    connection.execute(
+        sa.insert(manifests).values(execution_id=execution.execution_id, manifest=document)
+    )
+    return summarize(document).model_dump()
 
 
 def delete_executions(connection: sa.Connection, execution_ids: Sequence[str]) -> None:
@@ -89,4 +108,5 @@ def delete_executions(connection: sa.Connection, execution_ids: Sequence[str]) -
         insert(deleted_executions).on_conflict_do_nothing(),
         [{"execution_id": each, "deleted_at": now} for each in execution_ids],
     )
-    connection.execute(sa.delete(executions).where(executions.c.execution_id.in_(execution_ids)))
+    for table in (executions, manifests):
+        connection.execute(sa.delete(table).where(table.c.execution_id.in_(execution_ids)))

@@ -143,8 +143,8 @@ def status_body(execution: Execution, position: int | None) -> dict[str, Any]:
     results = execution.results
     if results is not None and execution.status in FINISHED:
         metadata["results_summary"] = {
-            "output_files": len(results.output_files),
-            "total_bytes": sum(file.size for file in results.output_files),
+            "output_files": results.output_files,
+            "total_bytes": results.total_bytes,
             "storage_type": results.storage_type,
         }
     return {
@@ -171,14 +171,14 @@ def status_body(execution: Execution, position: int | None) -> dict[str, Any]:
     }
 
 
-def results_body(execution: Execution) -> dict[str, Any]:
+def results_body(execution: Execution, manifest: Manifest) -> dict[str, Any]:
     """Return the results of an execution: its manifest and how it ended."""
     return {
         "request_id": execution.execution_id,
         "workflow_name": execution.workflow,
         "created_at": execution.created_at.isoformat(),
         "parameters": execution.parameters,
-        **(execution.results or Manifest(output_files=())).model_dump(mode="json"),
+        **manifest.model_dump(mode="json"),
         "status": execution.status,
         "completion_time": execution.ended_at and execution.ended_at.isoformat(),
         "execution_time_seconds": _seconds(execution),

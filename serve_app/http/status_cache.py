@@ -1,6 +1,6 @@
 """Cache of status responses, so that polling is cheap.
 
-Between two changes of an execution, a poll reads its revision only, however large its manifest.
+Between two changes of an execution, a poll reads its revision only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ class StatusSnapshot(NamedTuple):
     """Status of an execution at one revision."""
 
     execution: Execution
-    """Without its results, which can be large."""
     position: int | None
     body: bytes
     """JSON body of the status response."""
@@ -56,9 +55,7 @@ class StatusCache:
         execution = self._store.get(workflow, execution_id)
         position = self._store.position(execution)
         body = json.dumps(status_body(execution, position), separators=(",", ":")).encode()
-        has_results = execution.results is not None
-        without_results = execution.model_copy(update={"results": None})
-        snapshot = StatusSnapshot(without_results, position, body, has_results)
+        snapshot = StatusSnapshot(execution, position, body, execution.results is not None)
         with self._lock:
             self._snapshots.pop(key, None)
             self._snapshots[key] = snapshot

@@ -20,6 +20,7 @@ from serve_app.http.status_cache import StatusSnapshot
 from workflows.delivery import Container
 from workflows.errors import ExecutionNotFound, ResultsNotFound, WorkflowNotFound
 from workflows.execution import FINISHED, Execution, Status
+from workflows.manifest import Manifest
 
 logger = logging.getLogger("ray.serve")
 
@@ -47,8 +48,10 @@ async def results(request: Request, workflow: str, execution_id: str) -> Respons
             "timestamp": schemas.now(),
         }
         return json_response({"detail": pending}, 202)
-    _check_available(execution, has_results=execution.results is not None)
-    return json_response(schemas.results_body(execution) | await _signed_url(context, execution))
+    manifest = await context.read(context.store.manifest, execution_id)
+    _check_available(execution, has_results=manifest is not None)
+    body = schemas.results_body(execution, manifest or Manifest(output_files=()))
+    return json_response(body | await _signed_url(context, execution))
 
 
 @get(
@@ -144,7 +147,7 @@ def _container_of(context: Context, execution: Execution) -> Container | None:
     storage = context.options.storage
     if storage.blob is not None:
         return storage.blob.container
-    if execution.results is None or execution.results.uploaded is None:
+    if execution.results is None or not execution.results.is_uploaded:
         return None
     return Container.model_validate(execution.plan["delivery"]["container"])
 

@@ -9,8 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from deployments.store.conductor_view import ConductorStore
+from deployments.store.schema import executions
 from tests.deployments.conductor.harness import WORKFLOW, make_context
 from tests.deployments.conductor.stand_ins import Handle, Journal, StandIns
+from tests.deployments.store.records import usage
 from workflows import Execution
 from workflows.execution import Status
 
@@ -75,6 +77,26 @@ async def test_no_execution_begins_once_the_context_is_closed(
         async with context.running(execution_id, 0):
             pytest.fail("it began")
     assert store.read(execution_id).stage is None
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+async def test_files_of_a_cancelled_execution_count_until_they_are_removed(
+    store: ConductorStore, journal: Journal, claimed: tuple[str, int], is_removed: bool
+) -> None:
+    async def refuse(_: str) -> None:
+        raise OSError("Read-only file system")
+
+    execution_id, fence = claimed
+    stand_ins = StandIns(journal, before={} if is_removed else {"purge": refuse})
+    context, _ = make_context(store, fence, Handle(stand_ins))
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(executions).values(disk_bytes=80, unwritten_bytes=30))
+    store.request_cancel(WORKFLOW.name, execution_id)
+    await context.end_cancelled(execution_id)
+    assert store.read(execution_id).status == Status.CANCELLED
+    assert usage(store) == ((0, 0) if is_removed else (50, 0))
+    store.mark_files_removed(fence, execution_id)
+    assert usage(store) == (0, 0)
 
 
 async def test_failure_that_is_recorded_already_does_not_fail_the_next_attempt(

@@ -32,9 +32,10 @@ async def test_stages_follow_in_order(
     async with conductor_loop(store_url, StandIns(journal)):
         done = await until(store, execution_id, finished)
     assert done.status == Status.COMPLETED
-    assert done.results is not None
-    assert done.results.status == "completed"
-    assert done.results.completion_time is not None
+    manifest = store.manifest(execution_id)
+    assert manifest is not None and done.results == manifest.summary()
+    assert manifest.status == "completed"
+    assert manifest.completion_time is not None
     assert done.progress is not None
     assert done.progress.members == (3, 3, 3)
     assert done.progress.current_step == done.progress.total_steps == 9

@@ -75,7 +75,7 @@ async def test_results_are_uploaded_then_registered(
     assert registration.files == {"results.zarr": (1, None)}
     assert registration.collection_id is None
 
-    assert done.results is not None
+    assert done.results is not None and done.results.is_uploaded
     expected = {
         "storage_type": "server",
         "remote_path": f"azure://data/forecasts/{WORKFLOW.name}/{execution_id}",
@@ -87,7 +87,9 @@ async def test_results_are_uploaded_then_registered(
         "geocatalog_collection_id": "collection",
         "geocatalog_stac_feature_id": f"item-{execution_id}",
     }
-    assert expected.items() <= done.results.model_dump(mode="json").items()
+    manifest = store.manifest(execution_id)
+    assert manifest is not None
+    assert expected.items() <= manifest.model_dump(mode="json").items()
 
 
 @pytest.mark.parametrize(

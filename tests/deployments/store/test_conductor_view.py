@@ -76,7 +76,8 @@ def test_completed_execution_has_its_results(store: ConductorStore) -> None:
     assert done.ended_at is not None and done.started_at is not None
     assert done.started_at <= done.ended_at
     assert store.get(WORKFLOW, execution.execution_id) == done
-    assert done.results == MANIFEST
+    assert done.results == MANIFEST.summary()
+    assert store.manifest(execution.execution_id) == MANIFEST
     assert store.running() == []
 
 
@@ -108,6 +109,7 @@ def test_cancel_during_a_delivery_drops_the_results(store: ConductorStore) -> No
     cancelled = store.update(fence, execution.execution_id, status=Status.CANCELLED)
     assert cancelled.results is None
     assert store.read(execution.execution_id).results is None
+    assert store.manifest(execution.execution_id) is None
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.EXPIRED, Status.PENDING_RESULTS])

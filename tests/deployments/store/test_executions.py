@@ -163,6 +163,17 @@ def test_running_execution_is_cancelled_by_the_conductor(store: ConductorStore) 
     assert store.cancel_requests() == []
 
 
+def test_clock_that_is_behind_makes_no_execution_older_than_it_is(store: ConductorStore) -> None:
+    fence = store.issue_fence()
+    ahead = datetime.now(UTC) + timedelta(days=31)
+    queued, running = submit(store, new(created_at=ahead), new(created_at=ahead))
+    store.request_cancel(WORKFLOW, queued.execution_id)
+    store.claim_next(fence)
+    store.update(fence, running.execution_id, status=Status.COMPLETED)
+    ends = [store.read(each.execution_id).ended_at for each in (queued, running)]
+    assert ends == [store.read(queued.execution_id).created_at] * 2
+
+
 def test_concurrent_cancels_and_claims_have_one_outcome(store: ConductorStore) -> None:
     fence = store.issue_fence()
     submitted = submit(store, *(new() for _ in range(10)))
@@ -194,9 +205,8 @@ def test_finished_execution_cannot_be_cancelled(store: ConductorStore) -> None:
         store.request_cancel("another_workflow", execution.execution_id)
 
 
-def test_cancel_of_a_queued_delivery_drops_the_results(
-    store: ConductorStore,
-) -> None:
+def test_cancel_of_a_retry_that_waits_is_left_to_the_conductor(store: ConductorStore) -> None:
+    """It has files, which the Conductor removes before it records the end."""
     [execution] = submit(store, new())
     fence = store.issue_fence()
     store.claim_next(fence)
@@ -209,8 +219,13 @@ def test_cancel_of_a_queued_delivery_drops_the_results(
     )
     store.update(fence, execution.execution_id, status=Status.FAILED, error_message="no route")
     assert store.request_retry(WORKFLOW, execution.execution_id, max_queued=9).results is not None
-    assert store.request_cancel(WORKFLOW, execution.execution_id).results is None
+    requested = store.request_cancel(WORKFLOW, execution.execution_id)
+    assert (requested.status, requested.cancel_requested) == (Status.QUEUED, True)
+    assert [each.execution_id for each in store.cancel_requests()] == [execution.execution_id]
+    assert store.claim_next(fence) is None
+    store.update(fence, execution.execution_id, status=Status.CANCELLED)
     assert store.read(execution.execution_id).results is None
+    assert store.cancel_requests() == []
 
 
 def test_only_finished_executions_can_be_purged(store: ConductorStore) -> None:
@@ -239,7 +254,12 @@ def test_retry_of_a_failed_delivery_keeps_the_results(store: ConductorStore) -> 
     fail(store, fence, execution.execution_id, stage=Stage.REGISTER, results=MANIFEST)
     queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
     assert (queued.status, queued.stage, queued.retries) == (Status.QUEUED, Stage.REGISTER, 1)
-    assert (queued.error_message, queued.ended_at, queued.results) == (None, None, MANIFEST)
+    assert (queued.error_message, queued.ended_at, queued.results) == (
+        None,
+        None,
+        MANIFEST.summary(),
+    )
+    assert store.manifest(execution.execution_id) == MANIFEST
     claimed = store.claim_next(fence)
     assert claimed is not None and claimed.is_packaged
     assert (claimed.status, claimed.stage) == (Status.RUNNING, Stage.REGISTER)
@@ -252,6 +272,7 @@ def test_retry_of_an_earlier_failure_begins_anew(store: ConductorStore) -> None:
     fail(store, fence, execution.execution_id, stage=Stage.PACKAGE, results=MANIFEST)
     queued = store.request_retry(WORKFLOW, execution.execution_id, max_queued=1)
     assert (queued.stage, queued.results, queued.progress) == (None, None, None)
+    assert store.manifest(execution.execution_id) is None
     claimed = store.claim_next(fence)
     assert claimed is not None and not claimed.is_packaged
 

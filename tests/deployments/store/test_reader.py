@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from deployments.store.conductor_view import ConductorStore
 from tests.deployments.store.records import (
@@ -18,6 +20,7 @@ from workflows.errors import (
     ExecutionNotFound,
 )
 from workflows.execution import Progress, Status
+from workflows.manifest import Manifest, OutputFile
 
 pytestmark = on_both_databases
 
@@ -54,6 +57,32 @@ def test_position_counts_the_queued_executions_ahead(store: ConductorStore) -> N
     assert claimed is not None
     assert store.position(claimed) is None
     assert store.position(third) == 0
+
+
+def test_rows_are_read_without_their_manifests(store: ConductorStore) -> None:
+    """A manifest has a line per file: a page of large results would take a gigabyte."""
+    files = tuple(OutputFile(path=f"x/t2m/c.{n}", size=1, sha256="0" * 64) for n in range(9_900))
+    fence = store.issue_fence()
+    (execution,) = submit(store, new())
+    store.claim_next(fence)
+    manifest = Manifest(output_files=files)
+    store.update(fence, execution.execution_id, status=Status.COMPLETED, results=manifest)
+    store.request_purge(WORKFLOW, execution.execution_id)
+    reads_manifests: list[bool] = []
+
+    @sa.event.listens_for(store.engine, "after_cursor_execute")
+    def _note(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        reads_manifests.append("manifest" in statement.lower())
+
+    (listed,) = store.list_executions(WORKFLOW)
+    (to_purge,) = store.purge_requests()
+    store.get(WORKFLOW, execution.execution_id)
+    assert reads_manifests and not any(reads_manifests)
+    for read in (listed, to_purge):
+        assert len(read.model_dump_json()) < 1000
+        assert read.results is not None
+        assert (read.results.output_files, read.results.total_bytes) == (9_900, 9_900)
+    assert store.manifest(execution.execution_id) == manifest
 
 
 def test_pages_show_every_execution_once_newest_first(store: ConductorStore) -> None:

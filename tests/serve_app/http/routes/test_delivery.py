@@ -144,6 +144,7 @@ async def test_a_signed_link_is_in_the_response_but_not_in_the_store(serve, stor
     assert body["signed_url"] == f"{DATA}/x?sig=secret"
     assert calls == [(parse_container(DATA), WORKFLOW, execution_id, 600.0)]
     assert "secret" not in store.read(execution_id).model_dump_json()
+    assert "secret" not in store.manifest(execution_id).model_dump_json()
     # A failure to sign does not fail the response.
     again = await signing.client.get(f"{URL}/{execution_id}/results")
     assert again.status_code == 200 and "signed_url" not in again.json()
