@@ -178,7 +178,9 @@ def move_manifests(connection: sa.Connection, limit: int = 20) -> bool:
     ids = connection.scalars(query).all()
     for execution_id in ids:
         own = table.c.execution_id == execution_id
-        document = connection.scalar(sa.select(table.c.results).where(own))
+        document: dict[str, Any] = connection.execute(
+            sa.select(table.c.results).where(own)
+        ).scalar_one()
         connection.execute(sa.delete(manifests).where(manifests.c.execution_id == execution_id))
         copied = sa.select(table.c.execution_id, table.c.results).where(own)
         connection.execute(sa.insert(manifests).from_select(["execution_id", "manifest"], copied))
