@@ -25,6 +25,10 @@ SEED_BOUND = 2**32
 """Seeds are in [0, 2**32), which every random number generator involved accepts."""
 
 
+MAX_UNKNOWN = 100
+"""Unknown parameters of one request that are reported."""
+
+
 class Parameters(BaseModel):
     """Base of all request parameters: unknown names are refused, numeric strings are accepted."""
 
@@ -207,13 +211,28 @@ class Workflow(ABC):
     def validate(self, values: Mapping[str, Any]) -> Parameters:
         """Validate a request's parameters, decoded from JSON.
 
-        Raises InvalidParameters with a problem for every invalid field.
+        Raises InvalidParameters with a problem for every invalid field, and for up to `MAX_UNKNOWN`
+        unknown ones.
         """
         try:
-            return self.parameters.model_validate(dict(values))
+            return self.parameters.model_validate(_without_most_unknown(values, self.parameters))
         except ValidationError as error:
             problems = to_problems(error, "parameters", list(self.parameters.model_fields))
             raise InvalidParameters(problems) from None
+
+
+def _without_most_unknown(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return values with at most `MAX_UNKNOWN` names that a model refuses.
+
+    pydantic reports each of them. For the names that fit into a body of 1 MB that takes seconds,
+    in which it holds the interpreter's lock.
+    """
+    if model.model_config.get("extra") != "forbid":
+        return dict(values)
+    known = {key for name, field in model.model_fields.items() for key in (name, field.alias)}
+    unknown = [name for name in values if name not in known]
+    left_out = set(unknown[MAX_UNKNOWN:])
+    return {name: value for name, value in values.items() if name not in left_out}
 
 
 def to_problems(error: ValidationError, prefix: str, names: Sequence[str]) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,24 @@ SIZE_PARAMETERS = (
 """Parameters that determine the size of a result."""
 
 
-def submit(
+@dataclass(frozen=True)
+class Admitted:
+    """A checked request, which only queue and disk can still refuse."""
+
+    execution: Execution
+    plan: BaseModel
+    given: dict[str, Any]
+    """The parameters of the request as JSON, without defaults."""
+    idempotency: Idempotency | None
+
+
+def check(
     context: Context, workflow: Workflow, body: RequestBody, idempotency_key: str | None
-) -> Submitted:
-    """Check a request and queue it; blocks on the disk and the store.
+) -> Admitted | Submitted:
+    """Check a request; return an earlier execution if its Idempotency-Key is known.
+
+    A large request takes tenths of a second, so this must run neither on the event loop nor in the
+    thread that writes.
 
     Raises
     ------
@@ -43,23 +58,19 @@ def submit(
         If it can never run, or its result is too large.
     DeliveryForbidden
         If it asks for a delivery to a place that is not allowed.
-    QueueFullForNow
-    StorageFullForNow
-        If its result does not fit beside what exists or will be written.
     IdempotencyConflict
         If the key was used with another body.
     """
-    store, options = context.store, context.options
+    options = context.options
     idempotency = Idempotency(idempotency_key, body.digest) if idempotency_key else None
     # First, so that a repeated request is answered even if a new one would be refused.
-    if idempotency is not None and (known := store.replay(workflow.name, idempotency)):
+    if idempotency is not None and (known := context.store.replay(workflow.name, idempotency)):
         return known
     parameters = workflow.validate(body.parameters)
+    given = parameters.model_dump(mode="json", exclude_unset=True)
     plan = workflow.plan(parameters)
     delivery = options.delivery.resolve(
-        workflow.name,
-        parameters.model_dump(mode="json", exclude_unset=True),
-        can_be_registered=isinstance(plan, Plan),
+        workflow.name, given, can_be_registered=isinstance(plan, Plan)
     )
     drawn: dict[str, Any] = {}
     if isinstance(plan, Plan):
@@ -75,11 +86,28 @@ def submit(
         plan=plan.model_copy(update={"delivery": delivery}).model_dump(mode="json"),
         created_at=datetime.now(UTC),
     )
+    return Admitted(execution, plan, given, idempotency)
+
+
+def submit(context: Context, workflow: Workflow, admitted: Admitted) -> Submitted:
+    """Queue a checked request; blocks on the disk and the store.
+
+    Raises
+    ------
+    QueueFullForNow
+    StorageFullForNow
+        If its result does not fit beside what exists or will be written.
+    InvalidParameters
+        If its result could never fit.
+    IdempotencyConflict
+        If the key was used with another body.
+    """
+    store, options, plan = context.store, context.options, admitted.plan
     try:
         return store.submit(
-            execution,
+            admitted.execution,
             max_queued=options.queue.max_size,
-            idempotency=idempotency,
+            idempotency=admitted.idempotency,
             demand=_demand(options, plan),
         )
     except QueueFull as error:

@@ -72,6 +72,10 @@ class UnsupportedMediaType(Earth2ServeError):
     """A request body is declared to be something other than JSON."""
 
 
+class UnsupportedEncoding(UnsupportedMediaType):
+    """A request body is compressed."""
+
+
 class ResultsPending(Earth2ServeError):
     """A result file is requested of an execution that has not finished."""
 
@@ -201,6 +205,8 @@ def _headers(error: Exception) -> dict[str, str] | None:
     match error:
         case QueueFullForNow() | StorageFullForNow():
             return {"Retry-After": str(error.retry_after_s)}
+        case UnsupportedEncoding():
+            return {"Accept-Encoding": "identity"}  # RFC 9110, section 15.5.16
         case (
             ResultsPending()
             | ResultsUnavailable()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.http.errors import InvalidHeader, UnsupportedMediaType
+from serve_app.http.errors import InvalidHeader, UnsupportedEncoding, UnsupportedMediaType
 from workflows.errors import InvalidParameters, Problem
 
 MAX_KEY_LENGTH = 255
@@ -36,18 +36,26 @@ class RequestBody:
     """SHA-256 of its canonical JSON, equal for equivalent bodies."""
 
 
-def parse_submit(raw: bytes, content_type: str | None) -> RequestBody:
+def parse_submit(
+    raw: bytes, content_type: str | None, content_encoding: str | None = None
+) -> RequestBody:
     """Decode the body of a submit, ``{"parameters": {…}}``; without a declared type it is JSON.
 
     Raises
     ------
     UnsupportedMediaType
         If it is declared to be something other than JSON.
+    UnsupportedEncoding
+        If it is declared to be compressed.
     InvalidParameters
         If it is not strict JSON or has another structure.
     """
     if content_type is not None and not _is_json(content_type):
         raise UnsupportedMediaType("the body must be JSON, with Content-Type: application/json")
+    if content_encoding is not None and content_encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedEncoding(
+            f"Content-Encoding {content_encoding[:50]!r} is not supported; send plain JSON"
+        )
     body, canonical = _decode(raw)
     if not isinstance(body, dict):
         raise _refusal("", 'must be a JSON object, as in {"parameters": {}}', "dict_type")
@@ -81,18 +89,23 @@ def parse_idempotency_key(values: list[str]) -> str | None:
 
 def _decode(raw: bytes) -> tuple[Any, bytes]:
     """Return the value of a strict JSON text, and its canonical form."""
-    if not raw.strip():
+    # UTF-8, -16 or -32, with or without a byte order mark: Windows PowerShell writes UTF-16.
+    encoding = json.detect_encoding(raw)
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        raise _refusal("", f"invalid {name} at byte {error.start}", "json_invalid") from None
+    if not text.strip():
         raise _refusal("", 'a JSON body is required, as in {"parameters": {}}', "missing")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
         canonical = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
         encoded = canonical.encode("utf-8")
     except json.JSONDecodeError as error:
         raise _refusal("", f"invalid JSON: {error}", "json_invalid") from None
-    except UnicodeDecodeError as error:
-        raise _refusal("", f"invalid UTF-8 at byte {error.start}", "json_invalid") from None
     except RecursionError:
         raise _refusal("", "nested too deeply", "json_invalid") from None
     except _DuplicateKey as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from workflows import FCN3Workflow, Grid
-from workflows.base import SEED_BOUND, Plan
+from workflows.base import MAX_UNKNOWN, SEED_BOUND, Plan
 from workflows.errors import InvalidParameters
 from workflows.fcn3 import VARIABLES
 
@@ -82,6 +82,16 @@ def test_invalid_values_are_refused_by_field(
     [problem] = refused.value.problems
     assert problem.field == ".".join(filter(None, ["parameters", field]))
     assert words in problem.message
+
+
+def test_only_some_unknown_parameters_are_reported_but_all_invalid_ones() -> None:
+    many = {f"unknown{i}": i for i in range(2 * MAX_UNKNOWN)}
+    with pytest.raises(InvalidParameters) as caught:
+        WORKFLOW.validate({**many, "n_steps": "many", "n_samples": 0})
+    kinds = [problem.kind for problem in caught.value.problems]
+    assert kinds.count("extra_forbidden") == MAX_UNKNOWN
+    fields = {problem.field for problem in caught.value.problems}
+    assert {"parameters.n_steps", "parameters.n_samples"} <= fields
 
 
 def test_the_number_of_seeds_is_the_number_of_members() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
 from deployments.runtime.log_context import bind_execution
-from deployments.store.executions import Idempotency
+from deployments.store.executions import Submitted
 from serve_app.http import admission, schemas
+from serve_app.http.admission import Admitted
 from serve_app.http.context import Context, context_of
 from serve_app.http.errors import NoWorkflowExposed, SeveralWorkflowsExposed
-from serve_app.http.json_body import RequestBody, parse_idempotency_key, parse_submit
+from serve_app.http.json_body import parse_idempotency_key, parse_submit
 from serve_app.http.responses import json_response
 from serve_app.http.routes import documented, get
 from workflows.custom import CustomWorkflow
@@ -82,10 +84,19 @@ async def submit(
 async def _submit(context: Context, name: str, request: Request) -> Response:
     workflow = await context.workflow(name)
     key = parse_idempotency_key(request.headers.getlist("idempotency-key"))
-    body = parse_submit(await request.body(), request.headers.get("content-type"))
-    if isinstance(workflow, CustomWorkflow):
-        await _validate_in_class(context, workflow, body, key)
-    submitted = await context.write(admission.submit, context, workflow, body, key)
+    raw = await request.body()
+
+    def check() -> Admitted | Submitted:
+        body = parse_submit(
+            raw, request.headers.get("content-type"), request.headers.get("content-encoding")
+        )
+        return admission.check(context, workflow, body, key)
+
+    submitted = await asyncio.to_thread(check)
+    if isinstance(submitted, Admitted):
+        if isinstance(workflow, CustomWorkflow):
+            await context.custom.check(workflow, submitted.given)
+        submitted = await context.write(admission.submit, context, workflow, submitted)
     execution = submitted.execution
     if not submitted.replayed:
         # Executions ahead were nudged for, and the Conductor claims until the queue is empty.
@@ -104,15 +115,3 @@ async def _submit(context: Context, name: str, request: Request) -> Response:
         },
         headers={"Idempotency-Replayed": "true"} if submitted.replayed else None,
     )
-
-
-async def _validate_in_class(
-    context: Context, workflow: CustomWorkflow, body: RequestBody, key: str | None
-) -> None:
-    """Have a user's class check a request, unless the request is a replay."""
-    if key is not None:
-        idempotency = Idempotency(key, body.digest)
-        if await context.read(context.store.replay, workflow.name, idempotency):
-            return
-    values = workflow.validate(body.parameters).model_dump(mode="json", exclude_unset=True)
-    await context.custom.check(workflow, values)

@@ -14,7 +14,7 @@ from schemathesis.checks import CHECKS, load_all_checks, not_a_server_error
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.executions import Submitted
 from deployments.store.schema import conductors
-from serve_app.http.admission import submit
+from serve_app.http.admission import Admitted, check, submit
 from serve_app.http.context import Context
 from serve_app.http.create_app import create_app
 from serve_app.http.json_body import parse_submit
@@ -65,7 +65,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
 
 
 def _submit(context: Context) -> Submitted:
-    return submit(context, context.workflows[WORKFLOW], parse_submit(b"{}", None), None)
+    workflow = context.workflows[WORKFLOW]
+    admitted = check(context, workflow, parse_submit(b"{}", None), None)
+    assert isinstance(admitted, Admitted)
+    return submit(context, workflow, admitted)
 
 
 @pytest.mark.slow

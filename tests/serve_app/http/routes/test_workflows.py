@@ -1,6 +1,9 @@
 """Routes of workflows: lists, schemas and submits."""
 
+import asyncio
+import gzip
 import sqlite3
+import threading
 
 import pytest
 
@@ -141,6 +144,38 @@ async def test_invalid_bodies(service):
     assert locations(response) == [["body", "parameters", "n_steps"]]
     response = await service.client.post(URL, data={"parameters": "{}"})
     assert response.status_code == 415
+
+
+async def test_a_compressed_body_is_refused_with_what_is_accepted(service):
+    headers = {"Content-Encoding": "gzip"}
+    response = await service.client.post(URL, content=gzip.compress(b"{}"), headers=headers)
+    assert response.status_code == 415
+    assert response.headers["accept-encoding"] == "identity"
+    assert "gzip" in response.json()["detail"]
+
+
+async def test_a_slow_validation_delays_no_other_request(serve):
+    validating, go_on = threading.Event(), threading.Event()
+
+    class SlowWorkflow(FCN3Workflow):
+        name = "slow"
+
+        def validate(self, values):
+            validating.set()
+            assert go_on.wait(10)
+            return super().validate(values)
+
+    service = serve(
+        catalogue={WORKFLOW: FCN3Workflow, "slow": SlowWorkflow}, exposed=(WORKFLOW, "slow")
+    )
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        slow = tasks.create_task(service.client.post("/v1/infer/slow", json={}))
+        assert await asyncio.to_thread(validating.wait, 5)
+        cancelled = await service.client.delete(f"{URL}/{await service.submit()}")
+        assert cancelled.status_code == 200
+        assert not slow.done()
+        go_on.set()
+    assert slow.result().status_code == 200
 
 
 async def test_a_result_above_the_limit_is_refused(serve):
