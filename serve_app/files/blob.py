@@ -26,6 +26,7 @@ class BlobFile:
     """A blob, in the state in which it was opened; without `content` it is read in parts."""
 
     read_ahead = 2
+    reads_are_cheap = False
 
     def __init__(self, blobs: Blobs, blob: Blob, content: bytes | None, relative: str) -> None:
         self._blobs = blobs

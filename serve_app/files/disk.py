@@ -14,6 +14,7 @@ class DiskFile:
     """An open file, independent of what happens to its name; messages name the client's path."""
 
     read_ahead = 0
+    reads_are_cheap = True
 
     def __init__(self, file: FileIO, relative: str) -> None:
         self._file = file

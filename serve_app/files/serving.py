@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from secrets import token_hex
 from typing import Protocol
 from urllib.parse import quote
@@ -16,14 +17,18 @@ from urllib.parse import quote
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from deployments.results.media_types import media_type
+from serve_app.files.buffers import UNCOUNTED, share_of, split_tail
+from serve_app.files.paths import ResultsUnavailable
 from serve_app.files.preconditions import Validators, failed_precondition, range_applies
 from serve_app.files.ranges import requested_ranges
 
 CHUNK_SIZE = 4 << 20
 """Bytes per read: 64 KiB reaches 79 MB/s through Serve, 4 MiB 1.1 GB/s, 16 MiB less."""
+SMALL_CHUNK_SIZE = 128 << 10
+"""Bytes per read while clients that read slowly hold all the memory for larger ones."""
 SMALL = CHUNK_SIZE
 """Size up to which a body is read when the file is opened, and sent as one message, bytes. A Zarr
 chunk, which holds one map at 0.25 degrees, is just below."""
@@ -56,6 +61,10 @@ class OpenedFile(Protocol):
     def read_ahead(self) -> int:
         """Number of chunks to read while one is sent."""
 
+    @property
+    def reads_are_cheap(self) -> bool:
+        """Whether two reads take no longer than one of both."""
+
     def read(self, part: range) -> bytes:
         """Return the bytes of a range; raises ResultsUnavailable if they no longer exist."""
 
@@ -85,15 +94,18 @@ Results = Callable[[str, str], Folder]
 class ResultFile(Response):
     """Response to a GET or HEAD of a result file, created by `open`.
 
-    Bodies up to `SMALL` are in memory. Longer ones are read while they are sent, from the file that
-    was opened and checked, whatever happens to its name in the meantime.
+    Bodies up to `SMALL` are in memory, if there is room. Others are read while they are sent, from
+    the file that was opened and checked, whatever happens to its name in the meantime.
     """
 
     @classmethod
     async def open(
         cls, folder: Folder, relative: str, request: Request, count: CountBytes = lambda _: None
     ) -> ResultFile:
-        """Open a file and return the response; raises as `Folder.open` does."""
+        """Open a file and return the response; raises as `Folder.open` does.
+
+        Also raises ResultsUnavailable if there is no memory for one more download.
+        """
         # One call in a thread for all disk access, because most files are small Zarr chunks.
         return await anyio.to_thread.run_sync(cls._open, folder, relative, request, count)
 
@@ -114,18 +126,42 @@ class ResultFile(Response):
     ) -> None:
         self._file = file
         self._count = count
+        self._share = share_of(request.scope)
+        self._share.covers_response = True
         code, headers, parts = _respond(file, relative, request)
         if request.method == "HEAD":
             parts = []
-        is_small = sum(map(len, parts)) <= SMALL
-        body = b"".join(self._read(part) for part in parts) if is_small else b""
-        self._parts: list[Part] = [] if is_small else parts
-        if is_small:
+        self._parts = parts
+        self._whole: list[bytes] = []
+        if self._fits(sum(map(len, parts))):
+            self._whole = [piece for part in parts for piece in self._read(part)]
+            self._parts = []
             file.close()
-        super().__init__(body, code, headers)
+        super().__init__(b"", code, headers)
+        if sum(map(len, self._whole)) <= UNCOUNTED:
+            self.body = b"".join(self._whole)
+            self._whole = []
 
-    def _read(self, part: Part) -> bytes:
-        return part if isinstance(part, bytes) else self._file.read(part)
+    def _fits(self, size: int) -> bool:
+        """Return whether to read a body at once; hold what the response needs in either case."""
+        share, bounds = self._share, self._share.buffers
+        if size <= UNCOUNTED or (size <= SMALL and share.hold(size, bounds.large_chunks)):
+            return True
+        if not share.hold(SMALL_CHUNK_SIZE, bounds.downloads):
+            raise ResultsUnavailable("too many slow downloads at the moment; try again")
+        return False
+
+    def _read(self, part: Part) -> list[bytes]:
+        """Return the bytes of a part, the last of them in an object of their own.
+
+        `send` does not wait for the last bytes, and uvloop keeps the whole object that they are in.
+        """
+        if isinstance(part, bytes):
+            return [part]
+        if self._file.reads_are_cheap:
+            head, tail = part[:-UNCOUNTED], part[-UNCOUNTED:]
+            return [self._file.read(each) for each in (head, tail) if each]
+        return split_tail(self._file.read(part))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; stop reading when the client disconnects.
@@ -136,7 +172,7 @@ class ResultFile(Response):
             If the file became shorter. The server then closes the connection, the only way left to
             show the client that the body is incomplete.
         """
-        if not self._parts:
+        if not self._parts and not self._whole:
             await super().__call__(scope, receive, send)
             self._count(len(self.body))
             return
@@ -155,26 +191,50 @@ class ResultFile(Response):
                     async for chunk in chunks:
                         if disconnect.done():
                             return
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                        self._count(len(chunk))
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                        size = sum(map(len, chunk))
+                        # No reference is kept: the frame of a cancelled task can live on in its
+                        # exception.
+                        while chunk:
+                            await send(_body(chunk.pop(0)))
+                        # Servers wait until the client has read what was sent before.
+                        await send(_body(b""))
+                        self._count(size)
+                await send(_body(b"", more=False))
         finally:
             disconnect.cancel()
             self._file.close()
 
-    async def _chunks(self) -> AsyncGenerator[bytes]:
-        """Yield the chunks of the body in order, while the next ones are read ahead."""
-        reads: deque[asyncio.Future[bytes]] = deque()
+    async def _chunks(self) -> AsyncGenerator[list[bytes]]:
+        """Yield the chunks of the body in order, while the next ones are read ahead.
+
+        Who asks for the next chunk has sent the previous one, which is then no longer held.
+        """
+        if self._whole:
+            yield self._whole
+        reads: deque[asyncio.Future[list[bytes]]] = deque()
+        held: deque[int] = deque()
         try:
-            for part in _split(self._parts):
+            for part in _split(self._parts, partial(self._next_size, held)):
                 reads.append(asyncio.ensure_future(anyio.to_thread.run_sync(self._read, part)))
                 if len(reads) > self._file.read_ahead:
                     yield await reads.popleft()
+                    self._share.release(held.popleft())
             while reads:
                 yield await reads.popleft()
+                self._share.release(held.popleft())
         finally:
             for read in reads:
                 read.cancel()
+
+    def _next_size(self, held: deque[int]) -> int:
+        """Return the size of the next chunk; append the bytes held for it."""
+        large = self._share.hold(CHUNK_SIZE, self._share.buffers.large_chunks)
+        held.append(CHUNK_SIZE if large else 0)
+        return CHUNK_SIZE if large else SMALL_CHUNK_SIZE
+
+
+def _body(content: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more}
 
 
 async def wait_disconnected(receive: Receive) -> None:
@@ -183,11 +243,14 @@ async def wait_disconnected(receive: Receive) -> None:
         pass
 
 
-def _split(parts: Sequence[Part]) -> Iterator[Part]:
-    """Split parts into parts of at most `CHUNK_SIZE`."""
+def _split(parts: Sequence[Part], next_size: Callable[[], int]) -> Iterator[Part]:
+    """Split parts into parts of at most the sizes that `next_size` returns."""
     for part in parts:
-        for start in range(0, len(part), CHUNK_SIZE):
-            yield part[start : start + CHUNK_SIZE]
+        start = 0
+        while start < len(part):
+            stop = start + next_size()
+            yield part[start:stop]
+            start = stop
 
 
 def _respond(

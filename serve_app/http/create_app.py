@@ -15,21 +15,17 @@ from deployments.results.blob_links import BlobLinks
 from deployments.runtime.metrics import RAY, Recorder
 from deployments.store.executions import ExecutionStore
 from serve_app.files.blob import BlobResults
+from serve_app.files.buffers import Buffers
 from serve_app.files.disk import DiskResults
+from serve_app.http.access import BearerAuth, KnownHosts, SameSiteWrites
 from serve_app.http.context import Context, Sign
 from serve_app.http.custom_workflows import CustomWorkflows, Validate
 from serve_app.http.errors import add_exception_handlers
 from serve_app.http.long_poll import ChangeWatcher, read_states
-from serve_app.http.middleware import (
-    BearerAuth,
-    BodyLimit,
-    HeadWithoutBody,
-    SameSiteWrites,
-    UnexpectedErrors,
-)
+from serve_app.http.middleware import BodyLimit, BoundedBuffers, HeadWithoutBody, UnexpectedErrors
 from serve_app.http.nudger import Nudge, Nudger
 from serve_app.http.openapi import describe
-from serve_app.http.options import IngressOptions
+from serve_app.http.options import AuthOptions, IngressOptions
 from serve_app.http.routes import executions, health, results, workflows
 from serve_app.http.status_cache import StatusCache
 from serve_app.http.tokens import Tokens
@@ -51,6 +47,7 @@ def create_app(
     catalogue: Catalogue = BUILT_IN,
     sign: Sign | None = None,
     metrics: Recorder = RAY,
+    buffers: Buffers | None = None,
 ) -> FastAPI:
     """Return the HTTP API as an ASGI application.
 
@@ -67,6 +64,8 @@ def create_app(
     sign : callable, optional
         Signs links to blobs. If results are stored in a container, the default signs them in this
         process.
+    buffers : Buffers, optional
+        Bounds the memory for slow clients.
 
     Raises
     ------
@@ -107,7 +106,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        middleware=_middleware(options),
+        middleware=_middleware(options, buffers or Buffers()),
     )
     app.state.context = context
     add_exception_handlers(app)
@@ -120,7 +119,7 @@ def create_app(
     return app
 
 
-def _middleware(options: IngressOptions) -> list[Middleware]:
+def _middleware(options: IngressOptions, buffers: Buffers) -> list[Middleware]:
     """Return the middleware, outermost first."""
     cors = Middleware(
         CORSMiddleware,
@@ -144,13 +143,20 @@ def _middleware(options: IngressOptions) -> list[Middleware]:
             "Retry-After",
         ],
     )
-    tokens_file = options.auth.tokens_file
     return [
         # Outside authentication: browsers send no token with a preflight.
         *([cors] if options.cors.allow_origins else []),
         Middleware(UnexpectedErrors),
         Middleware(HeadWithoutBody),
-        *([Middleware(BearerAuth, Tokens(tokens_file))] if tokens_file else []),
+        *_access(options.auth),
         Middleware(SameSiteWrites, options.cors.allow_origins),
+        Middleware(BoundedBuffers, buffers),
         Middleware(BodyLimit, options.limits.max_body_bytes),
     ]
+
+
+def _access(auth: AuthOptions) -> list[Middleware]:
+    """Return what decides who may call: tokens or, without them, the name that is called."""
+    if auth.tokens_file is not None:
+        return [Middleware(BearerAuth, Tokens(auth.tokens_file))]
+    return [] if "*" in auth.allowed_hosts else [Middleware(KnownHosts, auth.allowed_hosts)]

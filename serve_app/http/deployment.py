@@ -20,8 +20,9 @@ from workflows.errors import Problem
 
 @serve.deployment(
     name="Ingress",
-    # Long polls and downloads stay open; the queue in the store is what limits the load.
-    max_ongoing_requests=1000,
+    # Never reached: requests above it would wait, and probes with them. What requests hold is
+    # bounded by kind, see `ChangeWatcher` and `serve_app.files.buffers`.
+    max_ongoing_requests=100_000,
     health_check_period_s=5,
     health_check_timeout_s=15,
     ray_actor_options={"num_cpus": 0.1, "num_gpus": 0},

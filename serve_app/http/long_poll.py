@@ -18,6 +18,10 @@ from serve_app.files.serving import wait_disconnected
 from workflows.execution import FINISHED, Execution
 
 INTERVAL_S = 0.02
+MAX_PENDING = 2000
+"""Requests of one replica that wait as long as they ask for."""
+CROWDED_WAIT_S = 1.0
+"""Seconds that further ones wait; without a pause, their clients would keep the replica busy."""
 
 
 class ExecutionState(NamedTuple):
@@ -66,15 +70,21 @@ class ChangeWatcher:
     read : callable
         Returns the states of executions by id, see `read_states`. An error is raised in every
         waiting request.
+    max_pending : int
+        Number of waiting requests from which further ones wait only `crowded_wait_s`.
     """
 
     def __init__(
         self,
         read: Callable[[Sequence[Execution]], Awaitable[Mapping[str, ExecutionState]]],
         interval_s: float = INTERVAL_S,
+        max_pending: int = MAX_PENDING,
+        crowded_wait_s: float = CROWDED_WAIT_S,
     ) -> None:
         self._read = read
         self._interval_s = interval_s
+        self._max_pending = max_pending
+        self._crowded_wait_s = crowded_wait_s
         self._pending: set[_PendingRequest] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -93,6 +103,8 @@ class ChangeWatcher:
         position : int or None
             Its position in the queue as the caller knows it; None ignores changes of the position.
         """
+        if self.pending >= self._max_pending:
+            timeout_s = min(timeout_s, self._crowded_wait_s)
         request = _PendingRequest(execution, position)
         self._pending.add(request)
         if self._task is None or self._task.done():

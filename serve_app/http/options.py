@@ -73,6 +73,12 @@ class DiskOptions(_Options):
         return int(self.min_free_gb * _GB)
 
 
+def _host(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", value):
+        raise ValueError('must be a name such as "weather.example.org", without a port, or "*"')
+    return value
+
+
 class AuthOptions(_Options):
     """Authentication."""
 
@@ -80,6 +86,11 @@ class AuthOptions(_Options):
         default=None,
         description="File of bearer tokens, with one line name:sha256 per caller, as printed by "
         "`python -m serve_app.auth NAME`. Null requires none.",
+    )
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+        default=(),
+        description="Public names by which a server without tokens may be called, besides IP "
+        'addresses and private names, or "*" for any.',
     )
 
 

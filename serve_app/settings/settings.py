@@ -254,7 +254,9 @@ class Settings(Section):
                 "store_url": SecretStr(_sqlite_url(_absolute(base, Path(store.database or ""))))
                 if store and store.drivername.startswith("sqlite")
                 else self.store_url,
-                "auth": AuthOptions(tokens_file=tokens and _absolute(base, tokens)),
+                "auth": self.auth.model_copy(
+                    update={"tokens_file": tokens and _absolute(base, tokens)}
+                ),
                 "azure": self.azure.model_copy(
                     update={"ca_file": ca_file and _absolute(base, ca_file)}
                 ),

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from deployments.runtime.metrics import RAY, Recorder
 from deployments.store.conductor_view import ConductorStore
+from serve_app.files.buffers import Buffers
 from serve_app.http.create_app import create_app
 from serve_app.http.options import IngressOptions
 from workflows.execution import Execution, Progress, Stage, Status
@@ -121,6 +122,7 @@ async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
         nudge: Callable[[], Awaitable[None]] = no_nudge,
         catalogue: dict[str, Any] | None = None,
         metrics: Recorder = RAY,
+        buffers: Buffers | None = None,
         **changes: Any,
     ) -> Service:
         options = IngressOptions(
@@ -135,7 +137,7 @@ async def serve(store: ConductorStore, tmp_path: Path) -> AsyncIterator[Serve]:
             }
         )
         more = {} if catalogue is None else {"catalogue": catalogue}
-        app = create_app(options, store, nudge, metrics=metrics, **more)
+        app = create_app(options, store, nudge, metrics=metrics, buffers=buffers, **more)
         service = Service(app, options, store)
         made.append(service)
         return service

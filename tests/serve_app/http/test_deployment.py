@@ -28,6 +28,11 @@ async def test_the_deployment_builds_the_application_and_hides_gpus(tmp_path, mo
     assert isinstance(replica.__serve_build_asgi_app__(), FastAPI)
 
 
+def test_serve_never_makes_a_request_wait_for_those_that_are_held():
+    # HAProxy, by default, accepts 4096 connections on each node.
+    assert Ingress.max_ongoing_requests > 10 * 4096
+
+
 def test_the_ingress_does_not_import_torch():
     code = "import sys, serve_app.http.deployment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

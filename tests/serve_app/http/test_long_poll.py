@@ -116,3 +116,17 @@ async def test_a_cancelled_request_is_forgotten(states, watcher):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert watcher.pending == 0
+
+
+async def test_requests_beyond_the_limit_wait_only_briefly(states):
+    states.set(execution(), 0)
+    watcher = ChangeWatcher(states.read, max_pending=1, crowded_wait_s=0.0)
+    async with asyncio.timeout(10):
+        first = asyncio.create_task(watcher.wait(execution(), None, 60))
+        await asyncio.sleep(0)
+        assert watcher.pending == 1
+        await watcher.wait(execution(), None, 60)
+        assert not first.done()
+        states.set(execution(), 1)
+        await first
+    await watcher.close()
