@@ -81,7 +81,7 @@ class Run:
             # An empty dataset is the result of a class that found nothing to write.
             is_alone = self._folder.is_empty
             self._known_files = output.finish(keep_empty=is_alone)
-            if is_alone and not output.coverage.fractions:
+            if is_alone and not output.coverage.fractions and not len(output):
                 self._warnings.append("the workflow wrote no variables")
             self._required = tuple(getattr(instance, "required_variables", ()))
         except Earth2ServeError:

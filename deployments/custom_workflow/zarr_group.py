@@ -62,6 +62,12 @@ class RootGroup(_NetCDFAttributes, zarr.Group):
             options = self._array_options(path, options["dtype"], options)
         return self.adopt(name, super().create_array(name, **options))
 
+    def create_group(self, name: str, **options: Any) -> Any:
+        """Create a group of such arrays."""
+        created = super().create_group(name, **options)
+        group = self._known[name] = RootGroup(created._async_group, self._array_options)
+        return group
+
     def adopt(self, path: str, created: zarr.Array[Any]) -> zarr.Array[Any]:
         """Return the object that represents a newly created array from now on."""
         array = self._known[path] = _Array(created._async_array)

@@ -239,6 +239,32 @@ def test_a_process_that_writes_zeros_stores_them(runner: Runner) -> None:
     assert runner.run(write).results.coverage == {"rain": 1.0}
 
 
+def test_an_array_of_a_group_counts(runner: Runner) -> None:
+    def write(workflow: Any, io: Any) -> None:
+        group = io.root.create_group("levels")
+        group.create_array("t", shape=(4,), dtype="f8")[:1] = 0.0
+        io.root["levels/t"][1] = 2.0
+        io.root["levels"].create_array("q", shape=(4,), dtype="f4")[...] = 1.0
+
+    assert runner.run(write).results.coverage == {"levels/q": 1.0, "levels/t": 0.5}
+
+
+def test_a_scalar_is_a_result(runner: Runner) -> None:
+    result = runner.run(lambda workflow, io: io.add_array({}, "mean", data=tensor({})))
+    assert (result.results.coverage, result.results.warnings) == ({}, ())
+
+
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_a_class_may_close_the_file_and_write_it_with_xarray(mode: Any, runner: Runner) -> None:
+    def write(workflow: Any, io: Any) -> None:
+        io.add_array(MAP, "first", data=tensor(MAP))
+        io.close()
+        labelled().to_netcdf(workflow.get_output_path() / "results.nc", mode=mode)
+
+    coverage = runner.run(write, "netcdf4").results.coverage
+    assert coverage == ({"first": 1.0} if mode == "a" else {}) | {"t2m": 1.0}
+
+
 def test_half_a_map_is_told(runner: Runner) -> None:
     def write(workflow: Any, io: Any) -> None:
         io.add_array(MAP, "t2m")
