@@ -138,9 +138,12 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         headers = Headers(scope=scope)
         announced = headers.get("content-length", "0")
-        if scope["type"] != "http" or (announced == "0" and "transfer-encoding" not in headers):
+        if announced == "0" and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
             return
         if announced.isdecimal() and int(announced[:20]) > self._limit:

@@ -102,3 +102,17 @@ def test_options_refuse_relative_paths_and_unknown_names():
         values = {"store_url": "sqlite://", "storage": folders, "exposed": ()}
         with pytest.raises(ValueError, match="absolute path|Extra inputs"):
             IngressOptions.model_validate({**values, **changes})
+
+
+async def test_the_lifespan_passes_every_middleware(service):
+    messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message["type"])
+
+    await service.app({"type": "lifespan", "state": {}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
