@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,8 @@ def find_in_file(values: Mapping[str, Any]) -> list[Finding]:
     """Return the problems of the contents of a configuration file."""
     if unusable := findings.find_unusable(values, ()):
         return unusable
-    problems = findings.find(values, ServeDeploySchema, (), known_places(Settings))
+    problems = list(_not_json(values, (), (), set()))
+    problems += findings.find(values, ServeDeploySchema, (), known_places(Settings))
     problems += _find_large_numbers(values)
     applications = values.get("applications")
     if applications == []:
@@ -103,6 +105,30 @@ def _find_large_numbers(values: Mapping[str, Any]) -> Iterator[Finding]:
             low, high = (0, 65_535) if path[-1] == "port" else (-high, high)
             if not low <= value <= high:
                 yield Finding(path, f"must be between {low} and {high}")
+
+
+def _not_json(
+    value: object, path: findings.Path, enclosing: tuple[int, ...], seen: set[int]
+) -> Iterator[Finding]:
+    """Yield the values that YAML knows and JSON does not: Serve could not deploy them."""
+    if id(value) in enclosing:
+        yield Finding(path, "refers to a mapping or list that contains it")
+    elif isinstance(value, dict | list | tuple):
+        if id(value) in seen:  # an alias
+            return
+        seen.add(id(value))
+        try:
+            if isinstance(value, dict):
+                json.dumps(dict.fromkeys(value), sort_keys=True)
+        except TypeError:
+            yield Finding(path, "keys must be text; put the others in quotes")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            part = key if isinstance(key, int) else str(key)
+            yield from _not_json(item, (*path, part), (*enclosing, id(value)), seen)
+    elif value is not None and not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        text = f"a {kind}, which Serve cannot deploy; put it in quotes to make it text"
+        yield Finding(path, text)
 
 
 def _find_in_application(application: Mapping[str, Any], path: findings.Path) -> Iterator[Finding]:

@@ -173,6 +173,36 @@ def test_problems_are_reported_with_their_lines(
     assert found.startswith(finding)
 
 
+CONFIG_OF_A_CLASS = (
+    "    args:\n      workflows:\n        custom:\n          - class: a:B\n            config:\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "finding"),
+    [
+        ("since: 2024-01-01", ".since: a date, which Serve cannot deploy; put it in quotes"),
+        ("at: [2024-01-01 00:00:00]", ".at[0]: a datetime, which Serve cannot deploy; "),
+        ("names: !!set {a, b}", ".names: a set, which Serve cannot deploy; "),
+        ("blob: !!binary aGk=", ".blob: a bytes, which Serve cannot deploy; "),
+        ("by_day: {2024-01-01: 1}", ".by_day: keys must be text; put the others in quotes"),
+        ("mixed: {1: a, b: c}", ".mixed: keys must be text; put the others in quotes"),
+        ("loop: &l [*l]", ".loop[0]: refers to a mapping or list that contains it"),
+    ],
+)
+def test_values_that_serve_cannot_deploy_are_refused(
+    tmp_path: Path, value: str, finding: str
+) -> None:
+    (found,) = check(tmp_path, APPLICATION + CONFIG_OF_A_CLASS + f"              {value}\n")
+    place = "11: applications[0].args.workflows.custom[0].config"
+    assert found.startswith(place + finding)
+
+
+def test_what_json_can_hold_is_accepted(tmp_path: Path) -> None:
+    config = "              a: [1, 2.5, .nan, yes, null, 2024, {1: a, 2: b}, &x [], *x]\n"
+    assert check(tmp_path, APPLICATION + CONFIG_OF_A_CLASS + config) == []
+
+
 def test_problems_are_reported_in_order_of_lines(tmp_path: Path) -> None:
     found = check(tmp_path, "prot: 1\n" + APPLICATION + "    a: 1\n    args: {b: 1}\n")
     assert [line.split(":")[0] for line in found] == ["1", "7", "8"]
