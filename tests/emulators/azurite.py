@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
+from serve_app.ports import free_port
 from tests.emulators.certificates import make_certificate
 from workflows.delivery import Container
 
@@ -57,8 +58,7 @@ class Azurite:
         self.folder = Path(tempfile.mkdtemp(prefix="e2s-azurite-"))
         self.certificate = make_certificate(self.folder)
         self.ca_file = self.certificate[0]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.endpoint = f"https://127.0.0.1:{port}/{ACCOUNT}"
         place = [f"--location={self.folder}"] if self._on_disk else ["--inMemoryPersistence"]
         with (self.folder / "log").open("w") as log:

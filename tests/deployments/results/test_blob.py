@@ -1,7 +1,6 @@
 """What only results on Blob Storage can get wrong: killed and late writers, faults, media types."""
 
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from deployments.results.intermediate import IntermediateStore
 from deployments.results.options import BlobResultsOptions
 from deployments.results.store import ResultsStore
 from deployments.runtime.failures import TransientFailure, is_transient
+from serve_app.ports import free_port
 from tests.deployments.results.backends import BlobBackend, options_for
 from tests.deployments.results.samples import (
     ID,
@@ -283,8 +283,7 @@ def failing_storage(backend: BlobBackend, tmp_path: Path, fault: str) -> BlobSto
     if fault == "no container":
         container = container.model_copy(update={"name": "never-created"})
     elif fault == "unreachable":
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         url = f"https://127.0.0.1:{port}/{container.account}"
         container = container.model_copy(update={"account_url": url})
     elif fault == "no token":
