@@ -36,6 +36,9 @@ WORKDIR /app
 # config/kuberay/base/environment.yaml, for pods with another image. RAY_AUTH_MODE is set by whatever
 # starts Ray: `python -m serve_app` creates its own token, KubeRay one for each cluster.
 ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
+    RAY_SERVE_HAPROXY_BINARY_PATH=/app/serve_app/haproxy/haproxy \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.serve_layer:middlewares \
+    RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=2 \
     RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD=0 \
     RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 \
     RAY_DEDUP_LOGS=0 \

@@ -12,18 +12,25 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import NoReturn
 
 import yaml
 
+import serve_app.haproxy
 from serve_app.ports import base_url, describe_taken_ports, ports_and_sockets
 
 ENVIRONMENT = {
     # 3 to 4 times the requests per second of the Python proxy.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # Serve's own configuration of HAProxy answers 404 while replicas start, and in plain text.
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(serve_app.haproxy.__file__).with_name("haproxy")),
+    # The same for what Serve itself answers, in its own proxy and in ingress replicas.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.serve_layer:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # HAProxy is restarted after three failed checks: its death is noticed in 6 s, not 30.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # With user code in its own thread, `send` never waits, so that a whole download would be
     # buffered for a slow client. Every request would also cost two hops between threads.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -51,7 +58,7 @@ def main() -> int:
 
 
 def _serve(arguments: argparse.Namespace, folder: Path) -> int:
-    os.environ.update(ENVIRONMENT | os.environ)
+    os.environ.update(ENVIRONMENT | {"EARTH2SERVE_PYTHON": sys.executable} | os.environ)
     if _starts_ray(os.environ):
         os.environ.update(ports_and_sockets(folder) | os.environ)
     token = _protect_ray(os.environ)
@@ -68,9 +75,11 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     if check([arguments.config]):
         return 1
     values = yaml.safe_load(Path(arguments.config).read_text(encoding="utf-8"))
+    route_prefix = "/"
     try:
         for application in values["applications"]:
             if application["import_path"] == BUILD:
+                route_prefix = application.get("route_prefix", "/")
                 # The file is valid, but the environment may not be.
                 settings = parse_settings(application.get("args", {}), os.environ)
                 check_installed(settings)
@@ -88,17 +97,14 @@ def _serve(arguments: argparse.Namespace, folder: Path) -> int:
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"), namespace="serve")
     if token is not None:
         print(f"token for Ray's dashboard: {token}", file=sys.stderr)
-    # After Ray has installed its own handlers. A shell starts background jobs with SIGINT ignored.
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
-    announce(base_url(http_options), lambda text: print(text, file=sys.stderr, flush=True))
+    url = base_url(http_options, route_prefix)
+    announce(url, lambda text: print(text, file=sys.stderr, flush=True))
     config = arguments.config
     if arguments.port is not None:
         config = str(folder / Path(config).name)
         changed = values | {"http_options": http_options}
         Path(config).write_text(yaml.safe_dump(changed), encoding="utf-8")
-    cli.main(["run", config], prog_name="serve")
-    return 0
+    return run_until_interrupted(lambda: cli.main(["run", config], prog_name="serve"))
 
 
 def _starts_ray(environment: Mapping[str, str]) -> bool:
@@ -115,6 +121,22 @@ def _protect_ray(environment: MutableMapping[str, str]) -> str | None:
         return None
     environment["RAY_AUTH_MODE"] = "token"
     return environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def run_until_interrupted(serve: Callable[[], object]) -> int:
+    """Call ``serve run``, and return the exit status: 0 only after SIGINT or SIGTERM.
+
+    ``serve run`` itself exits with 0 after errors, too.
+    """
+    # After Ray has installed its own handlers. A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        serve()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    return 0 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else 1
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

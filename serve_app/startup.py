@@ -1,4 +1,7 @@
-"""Announces that a starting server is ready, as ``ready: URL``, or why it is not ready yet."""
+"""Announces that a starting server is ready, as ``ready: URL``, or why it is not ready yet.
+
+If callers need a token, only ``answering: URL`` is known.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 POLL_S = 0.5
 PATIENCE_S = 10.0
 """Time after which a reason is printed; every start is unready for a moment."""
+
+# The server is on this machine, whatever proxy leads to others.
+_opener = build_opener(ProxyHandler({}))
+
+
+class TokenRequired(Exception):
+    """The server answers, but tells only callers with a token whether workflows are ready."""
 
 
 def announce(
@@ -32,7 +42,12 @@ def announce(
 def _watch(url: str, write: Callable[[str], None], poll_s: float, patience_s: float) -> None:
     reason, since, written = "", time.monotonic(), ""
     while True:
-        current = _unready_reason(url)
+        try:
+            current = _unready_reason(url)
+        except TokenRequired:
+            return write(
+                f"answering: {url}; GET {url}/readiness with a token shows when models are ready"
+            )
         if current is None:
             return write(f"ready: {url}")
         if current != reason:
@@ -44,13 +59,18 @@ def _watch(url: str, write: Callable[[str], None], poll_s: float, patience_s: fl
 
 
 def _unready_reason(url: str) -> str | None:
-    """Return why the server is not ready; None if it is, empty if the reason is unknown."""
+    """Return why the server is not ready; None if it is, empty if the reason is unknown.
+
+    Raises
+    ------
+    TokenRequired
+    """
     try:
-        with urlopen(f"{url}/readiness", timeout=5):  # noqa: S310
+        with _opener.open(f"{url}/readiness", timeout=5):
             return None
     except HTTPError as error:
-        if error.code == 401:  # it requires a token, so it serves requests
-            return None
+        if error.code == 401:
+            raise TokenRequired from None
         try:
             workflows = json.loads(error.read())["detail"]["workflows"].values()
             return "; ".join(sorted({state["reason"] for state in workflows if state["reason"]}))

@@ -39,6 +39,7 @@ FOLDERS = (
     "serve_app.files",
     "serve_app.http",
     "serve_app.settings",
+    "serve_app.haproxy",
     "serve_app",
 )
 """From the bottom up: each may import itself and what stands before it."""

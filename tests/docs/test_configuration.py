@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from serve_app.haproxy.launch import MAX_CONNECTIONS, TIMEOUTS, timeout_variable
 from serve_app.settings.settings import Settings
 from serve_app.settings.workflows import CustomWorkflowSettings
 from tests.docs.pages import DOCS
@@ -34,6 +35,15 @@ def test_every_setting_is_listed_with_its_default() -> None:
     rows = re.findall(r"^\| `([a-z][\w.]*)` \| `([^`]*)` \|", page, re.MULTILINE)
     assert len(rows) == len(dict(rows))
     assert dict(rows) == {name: as_written(value) for name, value in settings(Settings())}
+
+
+def test_the_limits_of_haproxy_are_those_of_the_code() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    rows = re.findall(r"^\| .* \| (\d+) \| `(RAY_SERVE_HAPROXY_\w+)` \|$", page, re.MULTILINE)
+    assert {variable: int(value) for value, variable in rows} == {
+        **{timeout_variable(name): seconds for name, seconds in TIMEOUTS.items()},
+        "RAY_SERVE_HAPROXY_MAXCONN": MAX_CONNECTIONS,
+    }
 
 
 def test_every_setting_of_a_custom_workflow_is_listed_with_its_default() -> None:

@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from serve_app.__main__ import ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "config" / "kuberay"
 OVERLAYS = sorted(path.parent.name for path in KUBERAY.glob("overlays/*/kustomization.yaml"))
+
+IN_IMAGE = {name: value.replace(str(ROOT), "/app") for name, value in ENVIRONMENT.items()}
+"""What `python -m serve_app` sets, with the paths of the image."""
 
 Manifest = dict[str, Any]
 

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from serve_app.__main__ import ENVIRONMENT
 from serve_app.check import check_file
+from tests.kuberay.rendering import IN_IMAGE
 
 ROOT = Path(__file__).parents[2]
 FINAL = ("cpu", "gpu")
@@ -100,7 +100,9 @@ def test_models_have_the_documented_versions() -> None:
 @pytest.mark.parametrize("target", FINAL)
 def test_the_environment_is_set(target: str) -> None:
     variables = environment(target)
-    assert variables.items() >= ENVIRONMENT.items()
+    assert variables.items() >= IN_IMAGE.items()
+    # Git and COPY keep its mode.
+    assert os.access(ROOT / "serve_app" / "haproxy" / "haproxy", os.X_OK)
     assert variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
     # Authentication of Ray is configured where it is started.
     assert not [name for name in variables if name.startswith("RAY_AUTH")]

@@ -19,12 +19,12 @@ from ray._private import ray_constants
 from ray.serve._private.constants import RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
 from ray.serve.schema import EncodingType, ServeDeploySchema
 
-from serve_app.__main__ import ENVIRONMENT
 from serve_app.check import check_file
 from serve_app.settings.parsing import parse_settings
 from serve_app.settings.preflight import check_nodes
 from tests.kuberay.ray_service_schema import RAY_SERVICE
 from tests.kuberay.rendering import (
+    IN_IMAGE,
     KUBERAY,
     OVERLAYS,
     ROOT,
@@ -170,9 +170,9 @@ def test_every_pod_has_the_environment_that_serves_configuration_cannot_set(over
     (values,) = (each["data"] for each in rendered(overlay) if each["kind"] == "ConfigMap")
     # A pod is removed from its Service late.
     late = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
-    assert int(values.pop(late)) > int(ENVIRONMENT[late])
+    assert int(values.pop(late)) > int(IN_IMAGE[late])
     assert values.pop("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO") == "1"
-    assert values == {name: value for name, value in ENVIRONMENT.items() if name != late}
+    assert values == {name: value for name, value in IN_IMAGE.items() if name != late}
     for container in containers(overlay).values():
         assert container["envFrom"] == [{"configMapRef": {"name": "earth2serve-environment"}}]
 

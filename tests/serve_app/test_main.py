@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 
 APPLICATION = """\
@@ -76,13 +78,30 @@ def test_a_port_in_use_is_refused_at_startup(tmp_path: Path) -> None:
     ]
 
 
+def test_serve_ends_with_an_error_unless_it_is_interrupted() -> None:
+    # In a process of its own, whose signal handlers it may set.
+    code = (
+        "import os, signal, sys\n"
+        "from serve_app.__main__ import run_until_interrupted\n"
+        "def interrupted():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit()\n"
+        "print(run_until_interrupted(sys.exit), run_until_interrupted(interrupted))\n"
+        "run_until_interrupted(lambda: sys.exit(3))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("1 0\n", 3)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_server_runs_on_the_port_until_terminated(tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text(APPLICATION)
     (tmp_path / "hello.yaml").write_text(CONFIG)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = start(tmp_path, "hello.yaml", "--port", str(port))
     try:
         deadline = time.monotonic() + 120

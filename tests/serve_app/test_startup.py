@@ -5,6 +5,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import pytest
+
 from serve_app.ports import free_port
 from serve_app.startup import announce
 
@@ -42,8 +44,17 @@ def test_a_short_reason_is_not_announced() -> None:
     assert announced([(404, {}), unready("fcn3: not checked yet"), (200, {})]) == ["ready: URL"]
 
 
-def test_a_server_that_requires_a_token_is_ready() -> None:
-    assert announced([(401, {"detail": "no token"})]) == ["ready: URL"]
+def test_a_server_that_requires_a_token_is_not_called_ready() -> None:
+    assert announced([(503, {}), (401, {"detail": "no token"})]) == [
+        "answering: URL; GET URL/readiness with a token shows when models are ready"
+    ]
+
+
+def test_a_proxy_for_other_machines_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # urllib reads these variables itself.
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert announced([(200, {})]) == ["ready: URL"]
 
 
 def test_a_lasting_reason_is_announced_once() -> None:
