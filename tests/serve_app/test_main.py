@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -110,6 +111,9 @@ def test_the_server_runs_on_the_port_until_terminated(tmp_path: Path) -> None:
             time.sleep(0.3)
             try:
                 answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
+            except urllib.error.HTTPError as error:
+                # Serve's own proxy answers 404 until it knows the route.
+                assert error.code == 503 and error.headers["Retry-After"]
             except OSError:
                 continue
         assert answer == b"hello"
