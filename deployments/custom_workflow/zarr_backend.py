@@ -32,10 +32,8 @@ from deployments.custom_workflow.write_behind import WriteBehind
 from deployments.custom_workflow.zarr_group import RootGroup
 from deployments.custom_workflow.zarr_store import ObservedStore, store_empty_chunks, unmark
 from deployments.results.work import StoredObject
+from deployments.results.zarr import make_chunk_folders, missing_value
 from deployments.runtime.files import remove_tree
-
-_SEPARATOR = {"name": "default", "separator": "."}
-"""All chunks of an array are files of one folder, as in `deployments.results.zarr`."""
 
 
 class ZarrOutput(Output):
@@ -188,7 +186,8 @@ class ZarrOutput(Output):
 
     def _create_coordinate(self, array: OutputArray, values: NDArray[Any]) -> None:
         chunks = tuple(max(size, 1) for size in array.shape)
-        self._create_array(array, chunks, fill_value=None, compressors=None)[...] = values
+        fill_value = missing_value(array.dtype)
+        self._create_array(array, chunks, fill_value=fill_value, compressors=None)[...] = values
 
     def _create_array(
         self, array: OutputArray, chunks: tuple[int, ...], **options: Any
@@ -204,7 +203,6 @@ class ZarrOutput(Output):
         with warnings.catch_warnings():
             # Zarr v3 has no stable data type for times; Earth2Studio stores them like this, too.
             warnings.simplefilter("ignore", UnstableSpecificationWarning)
-            options = {"chunk_key_encoding": _SEPARATOR, **options}
             created = self._group.create_array(array.name, **layout, **options)
         array.handle = adopted = self._root.adopt(array.name, created)
         return adopted
@@ -231,8 +229,13 @@ class ZarrOutput(Output):
     def _write_file(self, array: OutputArray, index: Index, values: NDArray[Any]) -> None:
         key = f"{array.name}/{array.handle.metadata.encode_chunk_key(index)}"
         path = self.path / key
+        try:
+            file = path.open("wb")
+        except FileNotFoundError:
+            make_chunk_folders(self.path, key)
+            file = path.open("wb")
         # Buffered: on a full disk an unbuffered write stores a part and only returns its size.
-        with path.open("wb") as file:
+        with file:
             file.write(values.data)
         written = StoredObject(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
         self._files[key] = array.name, written, path.stat().st_mtime_ns

@@ -52,9 +52,9 @@ class BlobStorage:
 
     def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> BlobResult:
         """Return the result of an execution."""
-        return BlobResult(
-            self.work(execution_id), plan, provenance, self._blobs, self._options.scratch_dir
-        )
+        work = self.work(execution_id)
+        separator = work.chunk_separator()
+        return BlobResult(work, plan, provenance, separator, self._blobs, self._options.scratch_dir)
 
     def clean(self, execution_id: str) -> None:
         """Remove the working records of an execution; its results are kept."""

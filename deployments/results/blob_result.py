@@ -18,7 +18,7 @@ from deployments.results.names import result_folder
 from deployments.results.protocols import Damaged, R, Result, Step, T
 from deployments.results.scratch import scratch_folder
 from deployments.results.work import StoredObject
-from deployments.results.zarr import chunk_content, store_objects
+from deployments.results.zarr import chunk_content
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
 ROOT = f"{ZARR}/zarr.json"
@@ -50,7 +50,7 @@ class BlobResult(Result):
         if self.exported() is not None:
             return False
         exists = self.has_zarr()
-        objects = {f"{ZARR}/{key}": content for key, content in store_objects(self.dataset())}
+        objects = {f"{ZARR}/{key}": content for key, content in self.store_objects()}
         if exists:
             expected = self.metadata()
             found = self.blobs.each(self._find, [each.key for each in expected])

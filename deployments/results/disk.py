@@ -59,10 +59,12 @@ class DiskStorage:
 
     def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> DiskResult:
         """Return the result of an execution."""
+        work = self.work(execution_id)
         return DiskResult(
-            self.work(execution_id),
+            work,
             plan,
             provenance,
+            work.chunk_separator(),
             self.folder(plan.workflow, execution_id),
             self._partial(execution_id),
             self._pool,

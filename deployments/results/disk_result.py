@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -17,7 +18,7 @@ from deployments.results.disk_work import DiskWork
 from deployments.results.manifest import hash_file
 from deployments.results.protocols import Damaged, R, Result, Step, T
 from deployments.results.work import StoredObject
-from deployments.results.zarr import chunk_content, store_objects
+from deployments.results.zarr import chunk_content, make_chunk_folders
 from deployments.runtime.files import background_flush, flush, remove_tree
 from deployments.runtime.threads import map_ahead
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
@@ -63,20 +64,18 @@ class DiskResult(Result):
         if self.work.exported() is not None:
             return False
         if self.has_zarr():
-            for expected, (key, content) in zip(
-                self.metadata(), store_objects(self.dataset()), strict=True
-            ):
+            for expected, (key, content) in zip(self.metadata(), self.store_objects(), strict=True):
                 (self.zarr / key).parent.mkdir(parents=True, exist_ok=True)
                 if self._find(expected.key) != expected:
                     self.add_file(expected.key, content)
             return False
         draft = self._new_partial()
-        for key, content in store_objects(self.dataset()):
+        for key, content in self.store_objects():
             path = draft / key
             try:
                 path.write_bytes(content)
             except FileNotFoundError:
-                path.parent.mkdir(parents=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
         try:
             draft.rename(self.zarr)
@@ -103,8 +102,11 @@ class DiskResult(Result):
             with partial.open("xb") as file:
                 file.write(content.data)
             sha256 = hashlib.sha256(content.data).hexdigest()
-            # No folder is created here: a result that was purged must not come back.
-            partial.replace(self.folder / key)
+            try:
+                partial.replace(self.folder / key)
+            except FileNotFoundError:
+                make_chunk_folders(self.zarr, key.removeprefix(f"{ZARR}/"))
+                partial.replace(self.folder / key)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -188,7 +190,7 @@ class DiskResult(Result):
         partial.replace(self.folder / CHECKSUMS)
         folders = {self.folder.parent, self.folder}
         if self.plan.output_format == "zarr":
-            folders |= {(self.folder / each.key).parent for each in self.metadata()}
+            folders |= {Path(folder) for folder, _, _ in os.walk(self.zarr)}
         for folder in folders:
             flush(folder)
 

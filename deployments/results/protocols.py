@@ -50,10 +50,16 @@ class Result(ABC):
     work: Work
     plan: Plan
     provenance: Provenance
+    separator: str
+    """Between the numbers in keys of chunks, see `Work.chunk_separator`."""
 
     def dataset(self) -> Dataset:
         """Return the description of the dataset."""
         return describe(self.plan, self.work.execution_id, self.provenance)
+
+    def store_objects(self) -> Iterator[tuple[str, bytes]]:
+        """Yield key and content of the Zarr store's objects, without the fields' chunks."""
+        return store_objects(self.dataset(), self.separator)
 
     @abstractmethod
     def create_zarr(self) -> bool:
@@ -75,7 +81,8 @@ class Result(ABC):
     def chunk_keys(self, member: int, time_index: int) -> list[str]:
         """Return the keys of the chunks of one time step, in the order of the variables."""
         index = field_index(self.plan, member, time_index)
-        return [f"{ZARR}/{chunk_key(variable, index)}" for variable in self.plan.variables]
+        keys = (chunk_key(variable, index, self.separator) for variable in self.plan.variables)
+        return [f"{ZARR}/{key}" for key in keys]
 
     def recorded(self, member: int, time_index: int) -> list[StoredObject]:
         """Return the chunks of one time step as they were written, in the order of the variables.
@@ -152,7 +159,7 @@ class Result(ABC):
         Raises StageFailed if the NetCDF file was not written.
         """
         if self.plan.output_format == "zarr":
-            metadata_size = sum(len(content) for _, content in store_objects(self.dataset()))
+            metadata_size = sum(len(content) for _, content in self.store_objects())
             return StoredObject(ZARR, metadata_size + self.plan.output_bytes, None)
         netcdf = self.exported()
         if netcdf is None:
@@ -178,7 +185,7 @@ class Result(ABC):
         """Return all objects of the Zarr store except the fields' chunks, as they must be."""
         return [
             StoredObject(f"{ZARR}/{key}", len(content), hashlib.sha256(content).hexdigest())
-            for key, content in store_objects(self.dataset())
+            for key, content in self.store_objects()
         ]
 
     def _check_file(self, expected: StoredObject) -> StoredObject:
@@ -225,7 +232,7 @@ class Storage(Protocol):
         """Return the working records of an execution."""
 
     def result(self, execution_id: str, plan: Plan, provenance: Provenance) -> Result:
-        """Return the result of an execution."""
+        """Return the result of an execution that is being written."""
 
     def clean(self, execution_id: str) -> None:
         """Remove the working records of an execution; its results are kept."""

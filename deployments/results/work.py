@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.results.checkpoint import Checkpoint
+from deployments.results.zarr import EARLIER_SEPARATOR, SEPARATOR
 from workflows.base import Plan
 from workflows.dataset import Provenance
 from workflows.errors import StageFailed
@@ -85,6 +86,10 @@ class Work(ABC):
         """Return what was recorded; FileNotFoundError if there is no record."""
         record = self._load(self.plan_record)
         return Plan.model_validate(record["plan"]), Provenance.model_validate(record["provenance"])
+
+    def chunk_separator(self) -> str:
+        """Return what separates the numbers in keys of chunks; FileNotFoundError as `read_plan`."""
+        return str(self._load(self.plan_record).get("chunk_separator", EARLIER_SEPARATOR))
 
     @abstractmethod
     def check_fence(self, fence: int) -> None:
@@ -222,6 +227,7 @@ def encode_plan(plan: Plan, provenance: Provenance) -> bytes:
     record = {
         "plan": plan.model_dump(mode="json"),
         "provenance": provenance.model_dump(mode="json"),
+        "chunk_separator": SEPARATOR,
     }
     return json.dumps(record).encode()
 

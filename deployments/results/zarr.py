@@ -3,8 +3,8 @@
 The metadata documents are composed here because zarr-python creates arrays one by one and rewrites
 the group for each: 13 ms for four arrays, where a whole store can be written in 1 ms.
 
-Chunk keys are separated by dots: with slashes every chunk would have a folder of its own, two more
-inodes each, and removing a result would take ten times as long.
+The numbers in keys of chunks are separated by slashes, as zarr-python and Earth2Studio do; readers
+that overlook the setting find no chunks otherwise. Results that an earlier release began have dots.
 
 References
 ----------
@@ -17,6 +17,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +29,29 @@ from workflows.coordinates import Variable
 from workflows.dataset import FIELD_DTYPE, Dataset
 from workflows.grids import Grid
 
+SEPARATOR = "/"
+EARLIER_SEPARATOR = "."
+
 _buffers = threading.local()
 
 
-def chunk_key(variable: str, index: tuple[int, ...]) -> str:
+def chunk_key(variable: str, index: tuple[int, ...], separator: str) -> str:
     """Return the key of the chunk with one map; `index` is without lat and lon."""
-    return f"{variable}/{'.'.join(['c', *map(str, index), '0', '0'])}"
+    return f"{variable}/{separator.join(['c', *map(str, index), '0', '0'])}"
+
+
+def make_chunk_folders(store: Path, key: str) -> None:
+    """Create the folders of a chunk below that of its array.
+
+    Raises FileNotFoundError if the array has no folder: a result that was removed must not come
+    back.
+    """
+    array, *folders, _ = key.split("/")
+    path = store / array
+    for folder in folders:
+        path /= folder
+        with suppress(FileExistsError):
+            path.mkdir()
 
 
 def chunk_content(plan: Plan, field: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -58,10 +77,10 @@ def _roll_to_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
     return rolled
 
 
-def store_objects(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
+def store_objects(dataset: Dataset, separator: str) -> Iterator[tuple[str, bytes]]:
     """Yield key and content of all objects except fields' chunks, the root's metadata first."""
     arrays = {
-        variable.name: _array(dataset, variable)
+        variable.name: _array(dataset, variable, separator)
         for variable in (*dataset.coordinates, *dataset.fields)
     }
     root = {
@@ -79,11 +98,11 @@ def store_objects(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
         yield f"{name}/zarr.json", _encoded(array)
     for variable in dataset.coordinates:
         if variable.values is not None:
-            key = ".".join(["c", *("0" for _ in variable.dims)])
+            key = separator.join(["c", *("0" for _ in variable.dims)])
             yield f"{variable.name}/{key}", variable.values.tobytes()
 
 
-def _array(dataset: Dataset, variable: Variable) -> dict[str, Any]:
+def _array(dataset: Dataset, variable: Variable, separator: str) -> dict[str, Any]:
     shape = list(dataset.shape(variable))
     chunk, dtype = shape, FIELD_DTYPE
     if variable.values is None:
@@ -97,7 +116,7 @@ def _array(dataset: Dataset, variable: Variable) -> dict[str, Any]:
         "shape": shape,
         "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
         "fill_value": "NaN" if np.isnan(fill_value) else int(fill_value),
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         "attributes": dict(variable.attributes),

@@ -26,7 +26,7 @@ def test_the_configuration_differs_only_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_dataset_and_map_are_found_in_the_manifest() -> None:
-    files = ["zarr.json", "t2m/zarr.json", "t2m/c.0.0.0.0"]
+    files = ["zarr.json", "t2m/zarr.json", "t2m/c/0/0/0/0"]
     paths = [f"exec_1/results.zarr/{name}" for name in files]
     paths += ["exec_1/checksums.sha256", "exec_1/preview.png"]
     manifest = {"output_files": [{"path": path} for path in paths]}

@@ -66,7 +66,7 @@ class Place:
 
     def chunks(self) -> set[str]:
         folder = self.results_dir / FOLDER
-        paths = (folder / "results.zarr").glob("*/c.*.0.0")
+        paths = (folder / "results.zarr").glob("*/c/*/*/0/0")
         names = {str(path.relative_to(folder)) for path in paths}
         return {name for name in names if name.split("/")[1] in PLAN.variables}
 
@@ -233,7 +233,7 @@ async def test_a_chunk_damaged_on_its_way_is_sent_again(
     place: Place, azurite: Azurite, proxied_container: Container, proxy: FlakyProxy
 ) -> None:
     # Azure's code for a body with another MD5; Azurite has another one.
-    proxy.answer(400, "Md5Mismatch", meant="PUT .*c.0.0.0", times=1)
+    proxy.answer(400, "Md5Mismatch", meant="PUT .*c/0/0/0", times=1)
     place.write(*ALL)
     await asyncio.wait_for(following(place, proxied_container), LIMIT_S)
     place.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_checksums_of_whole_chunks_are_known(tmp_path: Path) -> None:
     known = io.finish()
 
     assert {str(path.relative_to(io.path)) for path in known} == {
-        f"{name}/c.{member}.{step}.0.0"
+        f"{name}/c/{member}/{step}/0/0"
         for name in VARIABLES
         for member in range(2)
         for step in range(3)
@@ -112,7 +113,7 @@ def test_checksums_of_changed_chunks_are_not_known(io: Output) -> None:
     io.add_array(FORECAST, names)
     io.write([tensor(FORECAST, seed) for seed in range(5)], FORECAST, names)
     io.flush()
-    paths = {name: io.path / name / "c.0.1.0.0" for name in names}
+    paths = {name: io.path / name / "c/0/1/0/0" for name in names}
     with unchanged_clock(paths["by hand"]):
         io.root["by hand"][0, 1, 2] = 5.0
     with unchanged_clock(paths["in part"]):
@@ -127,7 +128,7 @@ def test_checksums_of_changed_chunks_are_not_known(io: Output) -> None:
     assert set(paths.values()) & set(known) == {paths["untouched"]}
     # Their other steps are unchanged.
     for name in ("untouched", "in part", "by others", "removed"):
-        assert io.path / name / "c.0.0.0.0" in known
+        assert io.path / name / "c/0/0/0/0" in known
     assert all(written.sha256 == sha256(path) for path, written in known.items())
 
 
@@ -138,8 +139,8 @@ def test_the_checksum_of_a_rewritten_chunk_is_known(io: Output) -> None:
     step = at(FORECAST, lead_time=[1])
     io.write(tensor(step), step, "t2m")
     known = io.finish()
-    assert {path.name: written.sha256 for path, written in known.items()} == {
-        "c.0.1.0.0": hashlib.sha256(tensor(step).numpy().data).hexdigest()
+    assert {path: written.sha256 for path, written in known.items()} == {
+        io.path / "t2m/c/0/1/0/0": hashlib.sha256(tensor(step).numpy().data).hexdigest()
     }
 
 
@@ -185,6 +186,23 @@ def test_a_chunk_is_a_map(io: Output) -> None:
     assert np.isnan(io["t2m"].fill_value)
 
 
+def test_no_coordinate_has_the_fill_value(io: Output) -> None:
+    """Readers that know no CF take it for missing."""
+    io.add_array(ENSEMBLE, "t2m")
+    for name in ENSEMBLE:
+        coordinate = io.root[name]
+        assert not (coordinate[...] == coordinate.fill_value).any(), name
+
+
+def test_a_chunk_in_folders_of_a_removed_array_is_not_written(io: Output) -> None:
+    io.add_array(FORECAST, "t2m")
+    shutil.rmtree(io.path / "t2m")
+    io.write(tensor(FORECAST), FORECAST, "t2m")
+    with pytest.raises(FileNotFoundError):
+        io.flush()
+    assert not (io.path / "t2m").exists()
+
+
 def test_a_chunk_of_nan_has_a_file(io: Output) -> None:
     import torch
 
@@ -195,7 +213,7 @@ def test_a_chunk_of_nan_has_a_file(io: Output) -> None:
     io.write(nothing[:, :, :1], band, "z500")
     io.finish()
     for name in VARIABLES:
-        assert (io.path / name / "c.0.2.0.0").stat().st_size == 5 * 8 * 4
+        assert (io.path / name / "c/0/2/0/0").stat().st_size == 5 * 8 * 4
 
 
 def test_a_scalar_is_written(io: Output) -> None:
@@ -220,7 +238,7 @@ def test_an_array_is_replaced_on_request(tmp_path: Path) -> None:
     step = at(FORECAST, lead_time=[1])
     io.write(tensor(step), step, "t2m")
     known = io.finish()
-    assert [path.name for path in known] == ["c.0.1.0.0"]
+    assert list(known) == [io.path / "t2m/c/0/1/0/0"]
     assert io.coverage.fractions == {"t2m": 1 / 3}
     np.testing.assert_array_equal(dataset(io.path).t2m[:, [1]], tensor(step))
 

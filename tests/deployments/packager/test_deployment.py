@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from deployments.results.options import StorageOptions
 from deployments.runtime.metrics import PACKAGER_BYTES, STEPS_WRITTEN
 from tests.deployments.results.samples import PROVENANCE, make_plan
 from tests.measured import Measured
+from workflows.stac.item import COLLECTION, ITEM
 
 EXECUTION = "exec_0123"
 
@@ -29,7 +31,7 @@ def packager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Measu
 
 
 async def test_step_that_is_written_twice_counts_once(
-    packager: Callable[[Measured], Any],
+    packager: Callable[[Measured], Any], tmp_path: Path
 ) -> None:
     measured = Measured()
     replica = packager(measured)
@@ -44,6 +46,11 @@ async def test_step_that_is_written_twice_counts_once(
     assert measured.total(STEPS_WRITTEN, workflow=plan.workflow) == steps
     assert measured.total(PACKAGER_BYTES, kind="step") == steps * fields.nbytes
     manifest = await replica.describe_result(EXECUTION, 1)
+    folder = tmp_path / "results" / plan.workflow / EXECUTION
+    for name in (ITEM, COLLECTION):
+        assert f"{EXECUTION}/{name}" in {file.path for file in manifest.output_files}
+        for link in json.loads((folder / name).read_text())["links"]:
+            assert (folder / link["href"]).is_file()
     sizes = [size for key, (size, _) in manifest.assets.items() if key != "results.zarr"]
     assert len(sizes) == 2
     assert measured.total(PACKAGER_BYTES, kind="file") == sum(sizes)

@@ -153,7 +153,7 @@ def test_another_process_continues_after_a_kill(backend: BlobBackend) -> None:
             assert writer.stdout.readline()
         writer.kill()
     assert 6 <= len(backend.written_steps(ID)) < 122
-    chunk = f"results/{plan.workflow}/{ID}/results.zarr/t2m/c.0.0.0.0"
+    chunk = f"results/{plan.workflow}/{ID}/results.zarr/t2m/c/0/0/0/0"
     before = backend.version(chunk)
     complete(backend.store(), plan, 2)
     assert backend.version(chunk) == before
@@ -267,9 +267,10 @@ def test_late_write_leaves_a_complete_result_as_it_is(backend: BlobBackend, what
         store.clean(ID)
 
     call_late(backend, what, plan, complete_and_clean)
-    names = {key.rpartition("/")[2] for key in backend.keys(ID)}
-    assert {"checksums.sha256", "preview.png"} < names
-    assert ("c.0.0.0.0" if what == "chunk" else "results.nc") in names
+    folder = f"results/{plan.workflow}/{ID}"
+    written = "results.zarr/t2m/c/0/0/0/0" if what == "chunk" else "results.nc"
+    names = ("checksums.sha256", "preview.png", written)
+    assert {f"{folder}/{name}" for name in names} <= backend.keys(ID)
     assert not any(key.startswith("work/") for key in backend.keys(ID))
 
 
@@ -333,7 +334,7 @@ def test_blobs_have_media_types_and_checksums(backend: BlobBackend) -> None:
     complete(backend.store(), plan)
     for name, media_type in [
         ("results.zarr/zarr.json", "application/json"),
-        ("results.zarr/t2m/c.0.0.0.0", "application/octet-stream"),
+        ("results.zarr/t2m/c/0/0/0/0", "application/octet-stream"),
         ("preview.png", "image/png"),
         ("checksums.sha256", "text/plain; charset=utf-8"),
     ]:

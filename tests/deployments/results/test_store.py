@@ -15,7 +15,8 @@ import zarr
 
 from deployments.results.messages import CompletedMembers, StoredExecution
 from deployments.results.store import ResultsStore
-from deployments.results.zarr import chunk_key
+from deployments.results.work import encode_plan
+from deployments.results.zarr import SEPARATOR, chunk_key
 from tests.deployments.results.backends import Backend, DiskBackend
 from tests.deployments.results.samples import (
     ID,
@@ -209,7 +210,7 @@ def test_members_of_another_model_or_source_are_removed(
 def test_every_call_may_be_repeated(backend: Backend, store: ResultsStore) -> None:
     plan = make_plan()
     complete(store, plan)
-    chunk = f"results/{plan.workflow}/{ID}/results.zarr/t2m/c.0.0.0.0"
+    chunk = f"results/{plan.workflow}/{ID}/results.zarr/t2m/c/0/0/0/0"
     before = backend.version(chunk)
     first = store.describe(ID, 1)
     store.create(plan, ID, PROVENANCE, 1)
@@ -222,11 +223,34 @@ def test_step_without_record_is_written_again(backend: Backend, store: ResultsSt
     plan = make_plan()
     complete(store, plan)
     backend.remove(f"work/{ID}/steps/1-1")
-    backend.write(f"results/{plan.workflow}/{ID}/results.zarr/z500/c.1.1.0.0", b"torn")
+    backend.write(f"results/{plan.workflow}/{ID}/results.zarr/z500/c/1/1/0/0", b"torn")
     assert (1, 1) not in backend.written_steps(ID)
     with pytest.raises(StageFailed, match="1 steps"):
         store.describe(ID, 1)
     store.write_step(ID, 1, 1, 1, fields(plan, 1, 1))
+    store.describe(ID, 1)
+    assert_complete(backend.folder(plan.workflow, ID), plan)
+
+
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+def test_result_of_an_earlier_release_keeps_the_names_of_its_chunks(
+    backend: Backend, output_format: str
+) -> None:
+    plan = make_plan(output_format=output_format)
+    work = backend.storage().work(ID)
+    work.create(plan, PROVENANCE, 1)
+    record = json.loads(encode_plan(plan, PROVENANCE))
+    del record["chunk_separator"]
+    work._write(work.plan_record, json.dumps(record).encode())
+    store = backend.store()
+    store.create(plan, ID, PROVENANCE, 1)
+    write_steps(store, plan)
+    zarr_keys = {key for key in backend.keys(ID) if "results.zarr/" in key}
+    assert {key.rpartition("/")[2] for key in zarr_keys if "/t2m/c" in key} == {
+        f"c.{member}.{time_index}.0.0" for member in plan.members for time_index in range(3)
+    }
+    if output_format == "netcdf4":
+        store.export_netcdf(ID, 1)
     store.describe(ID, 1)
     assert_complete(backend.folder(plan.workflow, ID), plan)
 
@@ -411,7 +435,7 @@ def test_listing_of_many_files_is_bounded(backend: Backend) -> None:
     paths = [file.path for file in listing.output_files]
     assert f"{ID}/results.zarr/t2m/zarr.json" in paths
     assert f"{ID}/checksums.sha256" in paths
-    assert not any("/t2m/c." in path for path in paths)
+    assert not any("/t2m/c/" in path for path in paths)
     folder = backend.folder(plan.workflow, ID)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert listing.totals == Totals(
@@ -428,7 +452,7 @@ def test_listing_of_many_files_is_bounded(backend: Backend) -> None:
 
 
 def chunk(plan: Plan, variable: str, member: int, time_index: int) -> str:
-    key = chunk_key(variable, field_index(plan, member, time_index))
+    key = chunk_key(variable, field_index(plan, member, time_index), SEPARATOR)
     return f"results/{plan.workflow}/{ID}/results.zarr/{key}"
 
 
@@ -572,7 +596,7 @@ def test_records_of_earlier_releases_are_read(backend: Backend, store: ResultsSt
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("t2m/c.1.2.0.0", b""), ("t2m/c.1.2.0.0", None), ("lat/zarr.json", None)],
+    [("t2m/c/1/2/0/0", b""), ("t2m/c/1/2/0/0", None), ("lat/zarr.json", None)],
 )
 def test_damaged_result_is_not_described(
     backend: Backend, store: ResultsStore, tmp_path: Path, name: str, content: bytes | None
