@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sleeping_models import load_interpolation
 from deployments.synthetic.fcn3 import SyntheticFCN3
 from deployments.synthetic.stormscope import SyntheticGOES, SyntheticInterpolation
 from workflows.grids import LambertGrid
@@ -89,23 +90,28 @@ def load_slow_fcn3(device: str, **options: Any) -> SlowFCN3:
     return SlowFCN3(**options)
 
 
-def load_interpolation_if_allowed(
-    device: str, *, px_model: Any, allowed: str
+def load_sleeping_interpolation_if_allowed(
+    device: str, *, px_model: Any, allowed: str, **options: Any
 ) -> SyntheticInterpolation:
-    """Load the synthetic interpolation if a file exists."""
+    """Load the interpolation that takes its time if a file exists."""
     if not Path(allowed).exists():
         raise FileNotFoundError(f"no weights at {allowed}")
-    return SyntheticInterpolation(px_model)
+    return load_interpolation(device, px_model=px_model, **options)
 
 
 class GappyGOES(SyntheticGOES):
-    """The synthetic satellite with pixels missing in the middle of its view."""
+    """The synthetic satellite with pixels missing in the middle of its view until a file exists."""
+
+    def __init__(self, satellite: str, grid: LambertGrid, complete: str) -> None:
+        super().__init__(satellite, grid)
+        self._complete = Path(complete)
 
     def __call__(self, time: Any, variable: Any) -> Any:
         images = super().__call__(time, variable)
-        images[:, 2, 4:6, 8:10] = float("nan")
+        if not self._complete.exists():
+            images[:, 2, 4:6, 8:10] = float("nan")
         return images
 
 
-def load_gappy_goes(*, satellite: str, **grid: Any) -> GappyGOES:
-    return GappyGOES(satellite, LambertGrid(**grid))
+def load_gappy_goes(*, satellite: str, complete: str, **grid: Any) -> GappyGOES:
+    return GappyGOES(satellite, LambertGrid(**grid), complete)

@@ -40,6 +40,7 @@ class Setup:
         self.data_dir = folder / "var"
         self.journal = folder / "journal"
         self.weights = folder / "weights"
+        self.complete = folder / "complete"
         slow = {"step_s": STEP_S, "journal": str(self.journal)}
         self.args: dict[str, Any] = {
             "data_dir": str(self.data_dir),
@@ -62,7 +63,8 @@ class Setup:
 
     def steps(self) -> list[tuple[str, float, float]]:
         """Return model, start and end of each time step, by start."""
-        lines = [line.split() for line in self.journal.read_text().splitlines()]
+        text = self.journal.read_text() if self.journal.exists() else ""
+        lines = [line.split() for line in text.splitlines()]
         steps = [(model, float(start), float(end)) for model, _, start, end in lines]
         return sorted(steps, key=lambda step: step[1])
 
@@ -152,45 +154,68 @@ def test_a_cancel_stops_both_models(
     xr.testing.assert_equal(setup.image(next_id), undisturbed)
 
 
-def test_forecasts_run_without_the_interpolation_that_nowcasts_need(
-    http_port: int, tmp_path: Path
-) -> None:
-    setup = Setup(tmp_path)
-    setup.args["models"]["interpolation"] = {
-        "loader": "tests.integration.standins:load_interpolation_if_allowed",
-        "options": {"allowed": str(setup.weights)},
-    }
+@pytest.fixture(scope="module")
+def one_gpu_setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """Both models take turns on one GPU; interpolation and images can be taken away."""
+    setup = Setup(tmp_path_factory.mktemp("one-gpu"), in_turn=True)
+    interpolation = setup.args["models"]["interpolation"]
+    interpolation["loader"] = "tests.integration.standins:load_sleeping_interpolation_if_allowed"
+    interpolation["options"] = {**interpolation["options"], "allowed": str(setup.weights)}
     setup.args["data_sources"] = {
-        "goes": {"loader": "tests.integration.standins:load_gappy_goes", "options": REGION}
+        "goes": {
+            "loader": "tests.integration.standins:load_gappy_goes",
+            "options": {**REGION, "complete": str(setup.complete)},
+        }
     }
-    with served(setup.args, "without-interpolation", http_port, ready=FORECAST) as server:
-        nowcasts = server.client_of(WORKFLOW)
-        state = server.http.get("/readiness").json()["detail"]["workflows"][WORKFLOW]
-        assert not state["ready"]
-        reason = f"interpolation could not be loaded: FileNotFoundError: no weights at {tmp_path}"
-        assert reason in state["reason"]
-        server.completed(server.submit(n_steps=1, n_samples=1, output_format="zarr"))
-        failed = nowcasts.finished(nowcasts.submit(**PARAMETERS))
-        assert failed["status"] == "failed"
-        assert "no weights at" in failed["error_message"]
-
-        setup.weights.touch()
-        nowcasts.until_ready(WORKFLOW)
-        failed = nowcasts.finished(nowcasts.submit(**PARAMETERS))
-        assert failed["status"] == "failed"
-        assert "goes19 has gaps at 2025-06-01T14:00:00: abi03c at 4 of" in failed["error_message"]
+    return setup
 
 
-def test_models_that_share_a_gpu_compute_one_at_a_time(http_port: int, tmp_path: Path) -> None:
-    setup = Setup(tmp_path, in_turn=True)
-    with served(setup.args, "one-gpu", http_port) as server:
-        nowcasts = server.client_of(WORKFLOW)
-        executions = [nowcasts.submit(**PARAMETERS, output_format="zarr") for _ in range(2)]
-        forecast = server.submit(n_steps=1, n_samples=1, output_format="zarr")
-        for execution_id in executions:
-            nowcasts.completed(execution_id)
-        server.completed(forecast)
-    steps = setup.steps()
+@pytest.fixture(scope="module")
+def one_gpu(http_port: int, one_gpu_setup: Setup) -> Iterator[Server]:
+    with served(one_gpu_setup.args, "one-gpu", http_port, ready=FORECAST) as server:
+        yield server
+
+
+def test_forecasts_run_without_the_interpolation_that_nowcasts_need(
+    one_gpu: Server, one_gpu_setup: Setup
+) -> None:
+    nowcasts = one_gpu.client_of(WORKFLOW)
+    weights = one_gpu_setup.weights
+    state = one_gpu.http.get("/readiness").json()["detail"]["workflows"][WORKFLOW]
+    assert not state["ready"]
+    reason = f"interpolation could not be loaded: FileNotFoundError: no weights at {weights}"
+    assert reason in state["reason"]
+    one_gpu.completed(one_gpu.submit(n_steps=1, n_samples=1, output_format="zarr"))
+    failed = nowcasts.finished(nowcasts.submit(**PARAMETERS))
+    assert failed["status"] == "failed"
+    assert "no weights at" in failed["error_message"]
+    weights.touch()
+    nowcasts.until_ready(WORKFLOW)
+
+
+def test_images_with_gaps_are_refused(one_gpu: Server, one_gpu_setup: Setup) -> None:
+    one_gpu_setup.weights.touch()
+    nowcasts = one_gpu.client_of(WORKFLOW)
+    nowcasts.until_ready(WORKFLOW)
+    failed = nowcasts.finished(nowcasts.submit(**PARAMETERS))
+    assert failed["status"] == "failed"
+    assert "goes19 has gaps at 2025-06-01T14:00:00: abi03c at 4 of" in failed["error_message"]
+
+
+def test_models_that_share_a_gpu_compute_one_at_a_time(
+    one_gpu: Server, one_gpu_setup: Setup
+) -> None:
+    one_gpu_setup.weights.touch()
+    one_gpu_setup.complete.touch()
+    nowcasts = one_gpu.client_of(WORKFLOW)
+    nowcasts.until_ready(WORKFLOW)
+    before = len(one_gpu_setup.steps())
+    executions = [nowcasts.submit(**PARAMETERS, output_format="zarr") for _ in range(2)]
+    forecast = one_gpu.submit(n_steps=1, n_samples=1, output_format="zarr")
+    for execution_id in executions:
+        nowcasts.completed(execution_id)
+    one_gpu.completed(forecast)
+    steps = one_gpu_setup.steps()[before:]
     assert len(steps) == 2 * (2 * (2 + STEPS) + 4 * STEPS)
     for (_, _, end), (_, next_start, _) in zip(steps, steps[1:], strict=False):
         assert next_start >= end
