@@ -141,6 +141,9 @@ def _find_in_application(application: Mapping[str, Any], path: findings.Path) ->
         ):
             yield Finding((*path, "import_path"), f"unknown import path; did you mean {BUILD}?")
         return
+    if application.get("route_prefix", "/") is None:
+        reason = "must be a path, such as /: without one, nobody could call the HTTP API"
+        yield Finding((*path, "route_prefix"), reason)
     args = application.get("args", {})
     known: tuple[str, ...] = DEPLOYMENTS
     args_are_valid = False

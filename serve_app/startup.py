@@ -72,7 +72,11 @@ def _unready_reason(url: str) -> str | None:
         if error.code == 401:
             raise TokenRequired from None
         try:
-            workflows = json.loads(error.read())["detail"]["workflows"].values()
+            detail = json.loads(error.read())["detail"]
+            # With 503, the text is from a proxy: the application is still starting.
+            if isinstance(detail, str):
+                return detail if error.code < 500 else ""
+            workflows = detail["workflows"].values()
             return "; ".join(sorted({state["reason"] for state in workflows if state["reason"]}))
         except (ValueError, KeyError, TypeError, AttributeError):
             return ""

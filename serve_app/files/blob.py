@@ -23,7 +23,7 @@ RETRY_LIMIT_S = 15.0
 
 
 class BlobFile:
-    """A blob, in the state in which it was opened; without `content` it is read in parts."""
+    """A blob, in the state in which it was opened; without `content` it is read from the store."""
 
     read_ahead = 2
     reads_are_cheap = False
@@ -39,16 +39,22 @@ class BlobFile:
 
     def read(self, part: range) -> bytes:
         """Return the bytes of a range."""
-        if self._content is not None:
-            return self._content[part.start : part.stop]
+        content = self._content
+        if content is not None:
+            return content[part.start : part.stop]
         with _translate_blob_errors(self._relative):
             try:
                 return self._blobs.read(self._blob, part)
             except FileNotFoundError:
                 raise ResultsUnavailable(f"{self._relative!r} changed while it was read") from None
 
+    def free(self) -> None:
+        """Drop the content."""
+        self._content = None
+
     def close(self) -> None:
-        """Do nothing: no connection is held."""
+        """Drop the content; no connection is held."""
+        self._content = None
 
 
 class BlobFolder:

@@ -40,6 +40,9 @@ class DiskFile:
                 content += more
         return content
 
+    def free(self) -> None:
+        """Do nothing: opening a file reads none of it."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

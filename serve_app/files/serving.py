@@ -68,8 +68,11 @@ class OpenedFile(Protocol):
     def read(self, part: range) -> bytes:
         """Return the bytes of a range; raises ResultsUnavailable if they no longer exist."""
 
+    def free(self) -> None:
+        """Drop what was read when the file was opened, for which there is no memory."""
+
     def close(self) -> None:
-        """Close the file; a read in another thread is not disturbed."""
+        """Close the file and keep none of it; a read in another thread is not disturbed."""
 
 
 class Folder(Protocol):
@@ -147,8 +150,10 @@ class ResultFile(Response):
         share, bounds = self._share, self._share.buffers
         if size <= UNCOUNTED or (size <= SMALL and share.hold(size, bounds.large_chunks)):
             return True
-        if not share.hold(SMALL_CHUNK_SIZE, bounds.downloads):
+        chunks = 1 + self._file.read_ahead
+        if not share.hold(chunks * SMALL_CHUNK_SIZE, bounds.downloads):
             raise ResultsUnavailable("too many slow downloads at the moment; try again")
+        self._file.free()
         return False
 
     def _read(self, part: Part) -> list[bytes]:

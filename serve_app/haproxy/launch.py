@@ -159,15 +159,25 @@ def write_errors(folder: Path) -> None:
 def protect(folder: Path) -> None:
     """Close a folder to other users of the machine.
 
+    Where others could replace it, they lose the right to write; Ray creates both folders, with the
+    umask of its user.
+
     Raises
     ------
     PermissionError
         If another user owns it, or could replace it.
     """
-    for each in (folder, folder.parent):
+    user = os.geteuid()
+    for each in (folder.parent, folder):
         status = each.lstat()
         replaceable = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-        if status.st_uid not in (0, os.geteuid()) or (each != folder and replaceable):
+        is_safe = status.st_uid in (0, user)
+        if is_safe and each != folder and replaceable:
+            # All links have mode 777, and a change would be one of another folder.
+            is_safe = status.st_uid == user and stat.S_ISDIR(status.st_mode)
+            if is_safe:
+                each.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
+        if not is_safe:
             raise PermissionError(
                 f"{each} belongs to another user, or others may write there: name another folder "
                 "in RAY_SERVE_HAPROXY_CONFIG_FILE_LOC, RAY_SERVE_HAPROXY_SOCKET_PATH, "
@@ -182,11 +192,13 @@ def prepare(file: Path, environment: Mapping[str, str]) -> None:
 
     Serve recognizes its HAProxy processes by the path of that file.
     """
+    # First, because another user could have put a file there that seems to be corrected.
+    protect(file.parent)
     config = file.read_text(encoding="utf-8")
     if config.startswith(CORRECTED):
         return
     sockets = re.findall(r"(?m)^ +stats socket (\S+) ", config)
-    for folder in {file.parent, *(Path(path).parent for path in sockets)}:
+    for folder in {Path(path).parent for path in sockets}:
         protect(folder)
     write_errors(file.parent)
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

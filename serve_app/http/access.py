@@ -20,6 +20,12 @@ PRIVATE_DOMAINS = frozenset({"localhost", "local", "internal", "svc"})
 """Last labels of names that public DNS does not resolve: RFC 6761, RFC 6762, ICANN, Kubernetes."""
 
 
+def _is_open(scope: Scope) -> bool:
+    """Return whether a path is open; Serve leaves the route prefix in it, as ASGI requires."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) in OPEN_PATHS
+
+
 class BearerAuth:
     """Answers 401 to requests without a valid token, except on `OPEN_PATHS`."""
 
@@ -29,7 +35,7 @@ class BearerAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
@@ -93,7 +99,7 @@ class KnownHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not _is_open(scope):
             for host in Headers(scope=scope).getlist("host"):
                 name = _name_of(host)
                 if name not in self._allowed and not _is_private(name):

@@ -15,6 +15,7 @@ from fastapi import Request
 from deployments.runtime.log_context import bind_execution
 from deployments.runtime.metrics import Recorder
 from deployments.store.executions import ExecutionStore
+from serve_app.files.absence import Listings
 from serve_app.files.serving import Results
 from serve_app.http.custom_workflows import CustomWorkflows
 from serve_app.http.long_poll import ChangeWatcher
@@ -53,6 +54,8 @@ class Context:
     nudge: Callable[[], None]
     """Asks the Conductor to look at the queue; returns at once and never raises."""
     metrics: Recorder
+    listings: Listings = field(default_factory=Listings)
+    """Knows which files a result had."""
     _writer: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "store-writes"), init=False, repr=False
     )
@@ -114,6 +117,15 @@ class Context:
         if not _EXECUTION_ID.fullmatch(execution_id):
             raise ExecutionNotFound(execution_id)
         bind_execution(execution_id, workflow)
+
+    async def was_deleted(self, execution_id: str) -> bool:
+        """Return whether an execution was removed not long ago; False if its id is malformed.
+
+        PostgreSQL refuses some malformed ids, such as those with NUL, with an error.
+        """
+        if not _EXECUTION_ID.fullmatch(execution_id):
+            return False
+        return await self.read(self.store.was_deleted, execution_id)
 
     async def execution(self, workflow: str, execution_id: str) -> Execution:
         """Return the full record of an execution; raises as `check` does."""

@@ -148,6 +148,10 @@ def test_keys_of_serve_are_valid(tmp_path: Path) -> None:
         ),
         ("  - {name: b}", "6: applications[1].import_path: Field required"),
         (
+            "  - {name: b, import_path: serve_app.app:build, route_prefix: null}",
+            "6: applications[1].route_prefix: must be a path, such as /",
+        ),
+        (
             "  - {name: b, import_path: serve_app.app:build, route_prefix: /b, args: {a: 1}}",
             "6: applications[1].args.a: unknown key; ",
         ),

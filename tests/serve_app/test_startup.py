@@ -62,6 +62,15 @@ def test_a_lasting_reason_is_announced_once() -> None:
     assert announced([*slow, (200, {})]) == ["not ready yet: ifs: no network", "ready: URL"]
 
 
+def test_a_refusal_is_a_reason_and_a_start_is_none() -> None:
+    starting = [(503, {"detail": "the server is starting"})] * 40
+    refused = [(421, {"detail": "not known as 'x'; see args.auth.allowed_hosts"})] * 40
+    assert announced([*starting, *refused, (200, {})]) == [
+        "not ready yet: not known as 'x'; see args.auth.allowed_hosts",
+        "ready: URL",
+    ]
+
+
 def test_the_announcement_waits_for_a_server_at_the_port() -> None:
     lines: list[str] = []
     thread = announce(f"http://127.0.0.1:{free_port()}", lines.append, poll_s=0.01)

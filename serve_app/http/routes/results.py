@@ -9,7 +9,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
 from deployments.runtime.metrics import DOWNLOADED_BYTES
-from serve_app.files.absence import is_listed, may_be_chunk
+from serve_app.files.absence import may_be_chunk
 from serve_app.files.serving import ResultFile
 from serve_app.http import schemas
 from serve_app.http.context import Context, context_of
@@ -36,11 +36,13 @@ router = APIRouter(prefix="/v1/infer", tags=["results"])
 async def results(request: Request, workflow: str, execution_id: str) -> Response:
     """Return the manifest: the result files and their provenance."""
     context = context_of(request)
-    try:
-        execution = await context.execution(workflow, execution_id)
-    except ExecutionNotFound:
-        await _check_not_deleted(context, execution_id)
-        raise
+    execution = await _execution(context, workflow, execution_id)
+    manifest = None
+    if execution.results is not None:
+        manifest = await context.read(context.store.manifest, execution_id)
+        if manifest is None:
+            # The results were removed after the record was read.
+            execution = await _execution(context, workflow, execution_id)
     if execution.status not in FINISHED:
         pending = {
             "message": f"the execution is {execution.status}; try again later",
@@ -48,7 +50,6 @@ async def results(request: Request, workflow: str, execution_id: str) -> Respons
             "timestamp": schemas.now(),
         }
         return json_response({"detail": pending}, 202)
-    manifest = await context.read(context.store.manifest, execution_id)
     _check_available(execution, has_results=manifest is not None)
     body = schemas.results_body(execution, manifest or Manifest(output_files=()))
     return json_response(body | await _signed_url(context, execution))
@@ -81,6 +82,15 @@ async def result_file(request: Request, workflow: str, execution_id: str, path: 
         raise
 
 
+async def _execution(context: Context, workflow: str, execution_id: str) -> Execution:
+    """Return the record of an execution; raise ResultsGone if it was removed not long ago."""
+    try:
+        return await context.execution(workflow, execution_id)
+    except ExecutionNotFound:
+        await _check_not_deleted(context, execution_id)
+        raise
+
+
 async def _available(context: Context, workflow: str, execution_id: str) -> StatusSnapshot:
     """Return the status of an execution whose results can be read; raise if it has none."""
     try:
@@ -98,7 +108,7 @@ async def _available(context: Context, workflow: str, execution_id: str) -> Stat
 
 async def _check_not_deleted(context: Context, execution_id: str) -> None:
     """Raise ResultsGone if an execution was removed not long ago."""
-    if await context.read(context.store.was_deleted, execution_id):
+    if await context.was_deleted(execution_id):
         raise ResultsGone("the execution was removed, with its results")
 
 
@@ -123,7 +133,8 @@ async def _check_never_written(
     except (ExecutionNotFound, ResultsNotFound) as changed:
         raise ResultsGone(str(changed)) from None
     folder = context.results(workflow, execution_id)
-    if not await anyio.to_thread.run_sync(is_listed, folder, relative):
+    result = workflow, execution_id
+    if not await anyio.to_thread.run_sync(context.listings.contain, result, folder, relative):
         return
     raise ResultsGone(f"{relative!r} is part of the result but was lost")
 

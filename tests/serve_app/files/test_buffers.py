@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
+from deployments.azure.blobs import Blob, Blobs
+from serve_app.files.blob import BlobFolder
 from serve_app.files.buffers import TRIM_FROM, Buffers, Share
 from serve_app.files.disk import DiskFolder
 from serve_app.files.paths import ResultsUnavailable
-from serve_app.files.serving import CHUNK_SIZE, SMALL_CHUNK_SIZE, ResultFile
+from serve_app.files.serving import CHUNK_SIZE, SMALL_CHUNK_SIZE, Folder, ResultFile
 from tests.serve_app.files.conftest import LARGE
 
 HALF = LARGE[: len(LARGE) // 4]
@@ -77,7 +82,7 @@ def folder(tmp_path: Path) -> DiskFolder:
 class Reader:
     """A client that takes one chunk with each of its `reads`."""
 
-    def __init__(self, folder: DiskFolder, buffers: Buffers, name: str) -> None:
+    def __init__(self, folder: Folder, buffers: Buffers, name: str) -> None:
         self.buffers = buffers
         self.folder = folder
         self.name = name
@@ -165,3 +170,54 @@ async def test_a_download_for_which_there_is_no_room_is_refused(folder: DiskFold
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert b"".join(await received(Reader(folder, buffers, "large"))) == LARGE
+
+
+class InMemory(Blobs):
+    """A container whose blobs all have the same content; each read returns a copy."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = bytearray(content)
+        self.parts: list[range] = []
+
+    def open(self, key: str, at_most: int) -> tuple[Blob, bytes | None]:
+        size = len(self.content)
+        blob = Blob(key, size, None, '"1"', datetime.now(UTC), is_folder=False)
+        return blob, bytes(self.content) if size <= at_most else None
+
+    def read(self, blob: Blob, part: range) -> bytes:
+        self.parts.append(part)
+        return bytes(self.content[part.start : part.stop])
+
+
+@pytest.mark.parametrize("large_chunks", [0, 64 << 20], ids=["without room", "with room"])
+async def test_waiting_downloads_of_blobs_hold_what_is_counted(large_chunks: int) -> None:
+    buffers = Buffers(large_chunks=large_chunks)
+    folder = BlobFolder(InMemory(bytes(CHUNK_SIZE)), "workflow/exec_1")
+    responses = []
+    with ExitStack() as shares:
+        tracemalloc.start()
+        shares.callback(tracemalloc.stop)
+        for _ in range(4):
+            scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            shares.enter_context(buffers.share(scope))
+            responses.append(await ResultFile.open(folder, "chunk", Request(scope)))
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < buffers.held + (1 << 20)
+
+
+async def test_a_blob_for_which_there_is_no_room_is_read_in_counted_parts() -> None:
+    buffers = Buffers(large_chunks=0)
+    blobs = InMemory(HALF)
+    reader = Reader(BlobFolder(blobs, "workflow/exec_1"), buffers, "small")
+    async with asyncio.timeout(30):
+        task = asyncio.create_task(reader())
+        body = [await reader.sent.get()]
+        # One is sent, and others are read ahead.
+        assert buffers.held >= sum(map(len, blobs.parts)) >= SMALL_CHUNK_SIZE
+        reader.reads.release()
+        while sum(map(len, body)) < len(HALF):
+            body.append(await reader.sent.get())
+            reader.reads.release()
+        await task
+    assert b"".join(body) == HALF
+    assert max(map(len, blobs.parts)) == SMALL_CHUNK_SIZE

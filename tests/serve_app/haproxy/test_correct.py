@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.haproxy.launch import (
+    CORRECTED,
     ERRORS,
     RETRY_AFTER_S,
     TIMEOUTS,
@@ -112,14 +113,30 @@ def test_the_folder_is_closed_to_other_users(tmp_path: Path) -> None:
     assert file.read_text() == once
 
 
-def test_a_folder_that_others_can_replace_is_refused(tmp_path: Path) -> None:
+def test_the_folder_is_closed_before_a_corrected_file_is_trusted(tmp_path: Path) -> None:
+    file = Generated(tmp_path / "node").file
+    file.write_text(CORRECTED)
+    file.parent.chmod(0o777)
+    prepare(file, {})
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("created", "protected"), [(0o775, 0o755), (0o1777, 0o1777)])
+def test_others_cannot_replace_the_folder(tmp_path: Path, created: int, protected: int) -> None:
     folder = tmp_path / "node"
     folder.mkdir()
-    tmp_path.chmod(0o777)
-    with pytest.raises(PermissionError, match="RAY_SERVE_HAPROXY_SOCKET_PATH"):
-        protect(folder)
-    tmp_path.chmod(0o1777)
+    tmp_path.chmod(created)
     protect(folder)
+    assert tmp_path.stat().st_mode & 0o7777 == protected
+
+
+def test_a_link_to_the_folder_around_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared" / "node").mkdir(parents=True)
+    (tmp_path / "shared").chmod(0o1777)
+    (tmp_path / "link").symlink_to("shared")
+    with pytest.raises(PermissionError, match="RAY_SERVE_HAPROXY_SOCKET_PATH"):
+        protect(tmp_path / "link" / "node")
+    assert (tmp_path / "shared").stat().st_mode & 0o7777 == 0o1777
 
 
 @pytest.mark.privileged
@@ -130,6 +147,16 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     with pytest.raises(PermissionError, match="another user"):
         protect(folder)
+
+
+@pytest.mark.privileged
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_corrected_file_in_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    file = Generated(tmp_path / "node").file
+    file.write_text(CORRECTED)
+    os.chown(file.parent, 12345, 12345)
+    with pytest.raises(PermissionError, match="another user"):
+        prepare(file, {})
 
 
 @pytest.mark.parametrize(

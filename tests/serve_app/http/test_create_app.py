@@ -82,6 +82,9 @@ async def test_postgresql_serves_the_same_api(postgres_database, tmp_path):
     response = (await service.client.get(f"{URL}/{execution_id}/status")).json()
     assert response["status"] == "running"
     assert len((await service.client.get(URL)).json()["executions"]) == 2
+    # NUL is no text for PostgreSQL.
+    for path, code in [("status", 404), ("results", 404), ("results/a", 404), ("results/c/0", 410)]:
+        assert (await service.client.get(f"{URL}/a%00b/{path}")).status_code == code
     await service.app.state.context.changes.close()
     await service.client.aclose()
     store.close()

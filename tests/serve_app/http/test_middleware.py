@@ -279,6 +279,18 @@ async def test_a_name_that_anybody_may_own_is_not_answered_without_tokens(serve,
     assert (await protected.get(URL, headers=headers)).status_code == 401
 
 
+async def test_liveness_is_open_below_a_route_prefix(serve, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a:" + "0" * 64)
+    for auth, refused in [({"tokens_file": tokens}, 401), ({}, 421)]:
+        # Serve passes on the whole path, and the prefix besides.
+        transport = httpx.ASGITransport(serve(auth=auth).app, root_path="/earth2")
+        async with httpx.AsyncClient(transport=transport, base_url="http://evil.example") as client:
+            assert (await client.get("/earth2/liveness")).status_code == 200
+            assert (await client.get("/earth2/health")).status_code == refused
+            assert (await client.get("/other/liveness")).status_code == refused
+
+
 async def test_cors_is_disabled_by_default(service):
     preflight = {"Origin": "https://any.example", "Access-Control-Request-Method": "POST"}
     response = await service.client.options(URL, headers=preflight)

@@ -294,3 +294,30 @@ async def test_a_chunk_that_was_never_written_is_missing(service, key):
     execution_id = await service.completed(STORE)
     response = await service.client.get(f"{URL}/{execution_id}/results/results.zarr/t2m/{key}")
     assert response.status_code == 404
+
+
+def expire_with_manifest(service, execution_id):
+    later = datetime.now(UTC) + timedelta(days=1)
+    view = RetentionView(service.conductor.store)
+    view.expire(service.conductor.fence, execution_id, later)
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"), [(expire_with_manifest, "have expired"), (delete, "was removed")]
+)
+async def test_results_removed_between_record_and_manifest_are_gone(service, happens, reason):
+    execution_id = await service.completed(FILES)
+    context = service.app.state.context
+
+    class Removing:
+        def __getattr__(self, name):
+            return getattr(service.store, name)
+
+        def manifest(self, execution_id):
+            happens(service, execution_id)
+            return service.store.manifest(execution_id)
+
+    service.app.state.context = replace(context, store=Removing())
+    response = await service.client.get(f"{URL}/{execution_id}/results")
+    service.app.state.context = context
+    assert (response.status_code, reason in response.text) == (410, True)
