@@ -8,9 +8,10 @@ Microsoft Planetary Computer Pro, data plane REST API, 2026-04-15.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -31,11 +32,22 @@ if TYPE_CHECKING:
     import httpx
     from azure.core.credentials_async import AsyncTokenCredential
 
+logger = logging.getLogger("ray.serve")
+
 TILE_SETTINGS = {"minZoom": 0, "maxItemsPerTile": 35}
 """A forecast covers much of the Earth, so it is visible at all zoom levels."""
 POLL = RetryPolicy(initial_delay_s=1.0, factor=1.5, max_delay_s=10.0)
 REPLACEMENT = RetryPolicy(initial_delay_s=1.0, max_delay_s=10.0)
 UNFINISHED = frozenset({"pending", "running", "canceling"})
+
+
+class _Ingestion(NamedTuple):
+    """An operation of the service that has not ended."""
+
+    item: Mapping[str, Any]
+    response: httpx.Response
+    """The response that started it."""
+    deadline: Deadline
 
 
 class GeoCatalogClient:
@@ -61,8 +73,8 @@ class GeoCatalogClient:
         self._clock = clock
         self._http = GeoCatalogHttp(self.url, credential, options, transport=transport, sleep=sleep)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._ingesting: dict[str, tuple[Mapping[str, Any], httpx.Response]] = {}
-        """Items by path, with the responses that started operations which have not ended."""
+        self._ingesting: dict[str, _Ingestion] = {}
+        """Operations by path of the item, until they end or the call that sent it would have."""
 
     def collection_url(self, collection_id: str) -> str:
         """Return the URL of a collection."""
@@ -128,7 +140,8 @@ class GeoCatalogClient:
     async def put_item(self, collection_id: str, item: Mapping[str, Any]) -> str:
         """Create an item, or replace the one with its id.
 
-        A call that follows one that was interrupted waits for the operation which that has started.
+        The operation of a call that was interrupted is resumed for as long as its time limit. If it
+        has failed, or the service no longer knows it, the item is sent again.
 
         Returns
         -------
@@ -145,20 +158,42 @@ class GeoCatalogClient:
         deadline = self._deadline()
         items = f"{_collection_path(collection_id)}/items"
         path = f"{items}/{quote(item['id'], safe='')}"
-        if path not in self._ingesting or self._ingesting[path][0] != item:
-            self._ingesting[path] = item, await self._send_item(items, path, item, deadline)
-        try:
-            await self._wait_for_operation(self._ingesting[path][1], deadline)
-        except IngestionFailed:
-            self._ingesting.pop(path, None)
-            raise
-        self._ingesting.pop(path, None)
+        if not await self._resume(path, item, deadline):
+            response = await self._send_item(items, path, item, deadline)
+            self._ingesting[path] = ingestion = _Ingestion(item, response, deadline)
+            await self._wait_for_item(path, ingestion, deadline)
         found = await self._wait_until_found(path, deadline)
         if found.get("id") != item["id"]:
             raise IngestionFailed(
                 Stage.REGISTER, f"the catalogue returned another item than {item['id']}"
             )
         return f"{self.url}{path}"
+
+    async def _resume(self, path: str, item: Mapping[str, Any], deadline: Deadline) -> bool:
+        """Wait for the operation that an interrupted call has started; return whether it succeeded.
+
+        False also if there is none for this item.
+        """
+        for old in [path for path, each in self._ingesting.items() if each.deadline.is_over]:
+            del self._ingesting[old]
+        ingestion = self._ingesting.get(path)
+        if ingestion is None or ingestion.item != item:
+            return False
+        try:
+            await self._wait_for_item(path, ingestion, deadline)
+        except IngestionFailed as error:
+            logger.warning("%s is sent again: %s", item["id"], error)
+            return False
+        return True
+
+    async def _wait_for_item(self, path: str, ingestion: _Ingestion, deadline: Deadline) -> None:
+        """Wait until an item is ingested; an interruption leaves the operation to the next call."""
+        try:
+            await self._wait_for_operation(ingestion.response, deadline)
+        except IngestionFailed:
+            self._ingesting.pop(path, None)
+            raise
+        self._ingesting.pop(path, None)
 
     async def _send_item(
         self, items: str, path: str, item: Mapping[str, Any], deadline: Deadline

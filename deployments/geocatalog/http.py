@@ -44,6 +44,11 @@ class Deadline:
         """Seconds since the start."""
         return self._clock() - self._started
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the time limit has passed."""
+        return self.used_s > self._limit_s
+
     def backoff(self, policy: RetryPolicy) -> Backoff:
         """Return the delays of a policy, which ends at this deadline."""
         return Backoff(replace(policy, deadline_s=self._limit_s - self.used_s), clock=self._clock)

@@ -299,6 +299,47 @@ async def test_an_interrupted_poll_is_resumed(
     assert len(emulator.calls("PUT", "/items")) == 1
 
 
+async def interrupt(client: GeoCatalogClient, emulator: GeoCatalogEmulator) -> None:
+    """Let a call start an operation, and fail before it ends."""
+    emulator.fail_next("GET", "/inma/", times=6, status=503)
+    await reason_of(client.put_item(COLLECTION, small_item()), TransientFailure)
+
+
+@pytest.mark.parametrize("outcome", ["failed", "forgotten", "failed twice"])
+async def test_a_resumed_operation_that_failed_is_started_again(
+    ready: GeoCatalogClient, emulator: GeoCatalogEmulator, outcome: str
+) -> None:
+    failure = Course(polls=1, ends="Failed", code="Busy", message="restarted")
+    emulator.run_next(*[failure] * (2 if outcome == "failed twice" else 1))
+    await interrupt(ready, emulator)
+    if outcome == "forgotten":
+        emulator.operations.clear()
+    again = ready.put_item(COLLECTION, small_item())
+    if outcome == "failed twice":
+        assert "restarted" in await reason_of(again)
+    else:
+        await again
+        assert set(emulator.items) == {(COLLECTION, ITEM)}
+    assert len(emulator.calls("POST", "/items")) + len(emulator.calls("PUT", "/items")) == 2
+
+
+async def test_an_operation_is_not_resumed_after_its_time_limit(
+    new_client: NewClient, emulator: GeoCatalogEmulator, clock: Clock
+) -> None:
+    client = new_client(time_limit_s=100.0)
+    await client.ensure_collection(small_collection(), [])
+    emulator.run_next(Course(polls=8))
+    await interrupt(client, emulator)
+    operation = next(reversed(emulator.operations))
+    clock.now += 100
+    emulator.requests.clear()
+    # Whichever item comes next: executions that are never retried must not accumulate.
+    await client.put_item(COLLECTION, small_item("other"))
+    await client.put_item(COLLECTION, small_item())
+    assert not emulator.calls("GET", operation)
+    assert len(emulator.items) == 2
+
+
 async def test_a_lost_response_to_the_creation_of_an_item(
     ready: GeoCatalogClient, emulator: GeoCatalogEmulator
 ) -> None:
