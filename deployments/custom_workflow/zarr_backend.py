@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,11 @@ from deployments.results.work import StoredObject
 from deployments.results.zarr import make_chunk_folders, missing_value
 from deployments.runtime.files import remove_tree
 
+_FileState = tuple[int, int, int]
+"""Inode, size and modification time in nanoseconds: they show that a file was changed."""
+_BACKDATED_NS = 2_000_000_000
+"""How much older than they are files are made to look: longer than the tick of any file system."""
+
 
 class ZarrOutput(Output):
     """An Earth2Studio ``ZarrBackend`` that writes behind the workflow's loop; see `Output`.
@@ -53,8 +59,8 @@ class ZarrOutput(Output):
         self._writer = writer
         self._marked: set[str] = set()
         self._is_shared = False
-        self._files: dict[str, tuple[str, StoredObject, int]] = {}
-        """Chunks written here by key: array, content, modification time in nanoseconds."""
+        self._files: dict[str, tuple[str, StoredObject, _FileState]] = {}
+        """Chunks written here by key: array, content, state of the file."""
         self._store = ObservedStore(LocalStore(path), self)
         self.zarr_codecs = None
         zarr.create_group(LocalStore(path), overwrite=True)
@@ -110,8 +116,8 @@ class ZarrOutput(Output):
             return {}
         known = {
             key: (name, written)
-            for key, (name, written, mtime_ns) in self._files.items()
-            if (self.path / key).is_file() and (self.path / key).stat().st_mtime_ns == mtime_ns
+            for key, (name, written, state) in self._files.items()
+            if (self.path / key).is_file() and _state(self.path / key) == state
         }
         counts = Counter(name for name, _ in known.values())
         for name in sorted(members, key=[*self._arrays, *sorted(members)].index):
@@ -238,7 +244,11 @@ class ZarrOutput(Output):
         with file:
             file.write(values.data)
         written = StoredObject(key, values.nbytes, hashlib.sha256(values.data).hexdigest())
-        self._files[key] = array.name, written, path.stat().st_mtime_ns
+        # The time of files advances in ticks of milliseconds: another change in this one must show.
+        inode, size, mtime_ns = _state(path)
+        backdated_ns = mtime_ns - _BACKDATED_NS
+        os.utime(path, ns=(backdated_ns, backdated_ns))
+        self._files[key] = array.name, written, (inode, size, backdated_ns)
 
     def _write_part(self, array: OutputArray, selection: Selection, values: NDArray[Any]) -> None:
         array.handle[_selector(selection)] = values
@@ -266,6 +276,11 @@ class ZarrOutput(Output):
                 yield Found(int(np.prod([w.stop - w.start for w in where])), has_values)
             elif (self.path / key).is_file():
                 yield look_at(np.asarray(array[where]), fill)
+
+
+def _state(path: Path) -> _FileState:
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _dims(array: zarr.Array[Any]) -> tuple[str, ...]:

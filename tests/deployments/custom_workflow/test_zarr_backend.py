@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,41 @@ def test_checksums_of_changed_chunks_are_not_known(io: Output) -> None:
     for name in ("untouched", "in part", "by others", "removed"):
         assert io.path / name / "c/0/0/0/0" in known
     assert all(written.sha256 == sha256(path) for path, written in known.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root, step: np.copyto(np.memmap(root / f"t2m/c/{step}/0/0", "<f4", "r+"), 1.0),
+        lambda root, step: zarr.open_array(root / "t2m").__setitem__(step, 1.0),
+    ],
+    ids=["in place", "by replacing the file"],
+)
+def test_a_change_right_after_a_write_is_noticed(io: Output, change: Any) -> None:
+    coords = {"lead_time": np.arange(20), **MAP}
+    io.add_array(coords, "t2m")
+    root = io.store.root
+    for step in range(20):
+        here = at(coords, lead_time=[step])
+        start_ns = time.time_ns()
+        io.write(tensor(here), here, "t2m")
+        # On many kernels the change would have the same time as the write.
+        assert (root / f"t2m/c/{step}/0/0").stat().st_mtime_ns < start_ns - 1_000_000_000
+        change(root, step)
+    assert io.finish() == {}
+    assert (dataset(io.path).t2m == 1).all()
+
+
+def test_a_file_with_the_time_of_the_one_that_it_replaces_is_noticed(io: Output) -> None:
+    io.add_array(MAP, "t2m")
+    io.write(tensor(MAP), MAP, "t2m")
+    root = io.store.root
+    chunk = root / "t2m/c/0/0"
+    shutil.copy2(chunk, root.parent / "copy")
+    with unchanged_clock(root.parent / "copy"):
+        (root.parent / "copy").write_bytes(bytes(5 * 8 * 4))
+    (root.parent / "copy").replace(chunk)
+    assert io.finish() == {}
 
 
 def test_the_checksum_of_a_rewritten_chunk_is_known(io: Output) -> None:
