@@ -33,7 +33,7 @@ def middlewares() -> list[Middleware]:
 
 
 class ServeResponses:
-    """Gives Serve's own error responses the form of our API, and the status 503 while it starts.
+    """Converts Serve's own error responses to the form of our API, with 503 while it starts.
 
     Serve answers in plain text, with 404 until it knows the routes. Clients would take that for a
     missing execution, and a Zarr reader for a chunk of NaN. Responses of applications in JSON pass.

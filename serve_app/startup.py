@@ -21,7 +21,7 @@ _opener = build_opener(ProxyHandler({}))
 
 
 class TokenRequired(Exception):
-    """The server answers, but tells only callers with a token whether workflows are ready."""
+    """The server responds, but reports whether workflows are ready only to callers with a token."""
 
 
 def announce(

@@ -263,7 +263,7 @@ def parse_catalog(url: str) -> str:
     host = split.hostname
     if not host or not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*/?", url):
         raise ValueError("must be an https:// URL without credentials, query or escapes")
-    if ":" in host:  # `hostname` has no brackets, which tell an IPv6 address from its port
+    if ":" in host:  # `hostname` has no brackets, which separate an IPv6 address from its port
         host = f"[{host}]"
     port = f":{split.port}" if split.port not in (None, 443) else ""
     return f"{split.scheme}://{host}{port}{split.path}".removesuffix("/")

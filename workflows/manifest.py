@@ -72,7 +72,7 @@ class UploadTotals(BaseModel):
 
 
 class ResultsSummary(BaseModel):
-    """What the record of an execution says of its results: a manifest has thousands of files."""
+    """Summary of a manifest, for the record of its execution: manifests list thousands of files."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -161,7 +161,7 @@ class Manifest(BaseModel):
         return sum(file.size for file in self.output_files)
 
     def summary(self) -> ResultsSummary:
-        """Return what the record of an execution says of this manifest."""
+        """Return the summary of this manifest."""
         return summarize(self.model_dump())
 
     def in_container(self, container: Container, folder: str) -> Manifest:
@@ -191,7 +191,7 @@ class Manifest(BaseModel):
 
 
 def summarize(manifest: Mapping[str, Any]) -> ResultsSummary:
-    """Return what the record of an execution says of a serialized manifest."""
+    """Return the summary of a serialized manifest."""
     files = manifest["output_files"]
     return ResultsSummary(
         output_files=len(files),

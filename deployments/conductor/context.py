@@ -48,7 +48,7 @@ class ExecutionContext:
     active: dict[str, ActiveExecution] = field(default_factory=dict, init=False)
     """The executions that run in this process, by id."""
     _held_back: dict[str, asyncio.Event] = field(default_factory=dict, init=False)
-    _withdrawn: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    _cancelling: dict[str, asyncio.Task[None]] = field(default_factory=dict, init=False)
     """Executions that are cancelled while they do not run, by id."""
     _is_closed: bool = field(default=False, init=False)
 
@@ -114,9 +114,9 @@ class ExecutionContext:
 
         Not awaited by the loop: removing a million files takes minutes.
         """
-        if execution_id not in self._withdrawn:
+        if execution_id not in self._cancelling:
             task = asyncio.create_task(self._end_cancelled_or_retry(execution_id))
-            self._withdrawn[execution_id] = task
+            self._cancelling[execution_id] = task
 
     async def _end_cancelled_or_retry(self, execution_id: str) -> None:
         try:
@@ -125,7 +125,7 @@ class ExecutionContext:
             logger.exception("%s not cancelled, retrying later", execution_id)
             await asyncio.sleep(CANCEL_RETRY_S)
         finally:
-            del self._withdrawn[execution_id]
+            del self._cancelling[execution_id]
 
     async def end_cancelled(self, execution_id: str) -> None:
         """Remove the files of an execution and record that it was cancelled.
@@ -211,7 +211,7 @@ class ExecutionContext:
         These stay pending in DBOS.
         """
         self._is_closed = True
-        for task in self._withdrawn.values():
+        for task in self._cancelling.values():
             task.cancel()
         unfinished = {execution.task for execution in self.active.values()}
         if unfinished:

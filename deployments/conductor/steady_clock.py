@@ -23,7 +23,7 @@ class SteadyClock:
     Parameters
     ----------
     settle_s : float
-        How long it must have run steadily before it is believed.
+        How long it must have run steadily before it is trusted.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SteadyClock:
         self._offset = wall() - self._steady_since
 
     def ago(self, seconds: float) -> datetime | None:
-        """Return the time so many seconds ago, or None if the clock is not to be relied on.
+        """Return the time so many seconds ago, or None while the clock may be wrong.
 
         That is as long as it has not run steadily for as many seconds, `settle_s` at most.
         """

@@ -3,8 +3,8 @@
 `add_array` and `write` behave as in Earth2Studio's ``ZarrBackend`` and ``NetCDF4Backend``, and
 an output is an instance of one of them (see `run_output.as_backend`). In addition
 
-- arrays are NaN where nothing was written, and `Output.coverage` tells how much of each is written,
-  whichever way the class wrote it;
+- arrays are NaN where nothing was written, and `Output.coverage` has the fraction of each that is
+  written, however the class wrote it;
 - the size of the output is bounded;
 - attributes that are set on ``io.root[name]`` are kept in both formats.
 """

@@ -1,7 +1,7 @@
 """Accounts for how much of a user's workflow's output was written.
 
 While the class runs, `OutputArray` keeps what was written through the backend, for progress. What
-counts at the end is what the store holds, whoever wrote it: see `Coverage.record`.
+counts at the end is what the store holds, however it was written: see `Coverage.record`.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def blocks(
 def unwritten(dtype: np.dtype[Any]) -> Any:
     """Return the fill value of an array: for floats a NaN that no computation produces.
 
-    It tells elements that were never written from NaN that was written on purpose, whoever wrote
-    the rest of the chunk.
+    It distinguishes elements that were never written from NaN that was written on purpose, also
+    within one chunk.
     """
     if dtype.kind != "f":
         return np.zeros((), dtype)[()]

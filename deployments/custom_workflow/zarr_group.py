@@ -1,4 +1,4 @@
-"""The Zarr group that a class sees: it takes attributes as netCDF4 does."""
+"""The Zarr group that a class uses: it takes attributes as netCDF4 does."""
 
 from __future__ import annotations
 

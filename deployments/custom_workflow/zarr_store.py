@@ -1,8 +1,8 @@
-"""The Zarr store that a class sees: no access misses pending writes, or passes unnoticed.
+"""The Zarr store that a class uses: every access waits for pending writes and is observed.
 
 A class may write by any way that leads to the store: ``io.root``, ``io.store``, xarray, or another
 process. Pending chunks must be on disk before that, and the account of what the backend itself
-wrote must know of it.
+wrote must include it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNWRITTEN = {
 
 
 class Observer(Protocol):
-    """Is told what happens to a store."""
+    """Observes changes to a store."""
 
     def flush(self) -> None:
         """Write everything that is pending."""
@@ -43,7 +43,7 @@ class Observer(Protocol):
         """Note that everything below a folder is removed."""
 
     def share(self) -> None:
-        """Have the folder contain what was written, from now on."""
+        """Note that the folder may be used directly, and must contain what was written."""
 
     def is_marked(self, name: str) -> bool:
         """Return whether an array has the fill value `unwritten`."""

@@ -67,7 +67,7 @@ class Buffers:
 
     @contextmanager
     def share(self, scope: Scope) -> Iterator[Share]:
-        """Return the share of one request, found by `share_of`; it is given back at the end."""
+        """Return the share of one request, found by `share_of`; it is released at the end."""
         share = scope[_SCOPE_KEY] = Share(self)
         try:
             yield share
@@ -113,21 +113,21 @@ class Share:
     def hold(self, size: int, bound: int) -> bool:
         """Hold more bytes, unless all requests together would exceed a bound."""
         with self._lock:
-            # A thread can outlive its request, and nobody would give back what it holds then.
+            # A thread can outlive its request, and nothing would release what it holds then.
             if self._closed or not self.buffers.hold(size, bound):
                 return False
             self.held += size
             return True
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Release bytes."""
         with self._lock:
             if not self._closed:
                 self.held -= size
                 self.buffers.release(size)
 
     def close(self) -> None:
-        """Give everything back, for good."""
+        """Release everything and hold nothing more."""
         with self._lock:
             self.buffers.release(self.held)
             self.held = 0

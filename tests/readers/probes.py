@@ -111,7 +111,7 @@ def _names(url: str) -> list[str]:
 
 
 def zarrita(url: str, variable: str) -> Iterator[Read]:
-    """Run zarrita in Node, where it speaks as `main` does."""
+    """Run zarrita in Node, with the same protocol as `main`."""
     with subprocess.Popen(
         ["node", os.environ["NODE_SCRIPT"], url, variable],
         stdin=subprocess.PIPE,

@@ -34,7 +34,7 @@ class Clocks:
         return SteadyClock(HOUR_S, lambda: self.wall, lambda: self.monotonic)
 
 
-def test_age_is_believed_after_an_hour_without_steps() -> None:
+def test_age_is_trusted_after_an_hour_without_steps() -> None:
     clocks = Clocks()
     clock = clocks.new_process()
     assert clock.ago(DAY_S) is None
@@ -46,7 +46,7 @@ def test_age_is_believed_after_an_hour_without_steps() -> None:
 
 
 @pytest.mark.parametrize("step_s", [31 * DAY_S, -31 * DAY_S, 60.0])
-def test_no_age_is_believed_after_a_step(step_s: float) -> None:
+def test_no_age_is_trusted_after_a_step(step_s: float) -> None:
     clocks = Clocks()
     clock = clocks.new_process()
     clocks.pass_by(2 * HOUR_S)

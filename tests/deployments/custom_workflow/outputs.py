@@ -648,7 +648,7 @@ class OutputContract:
         assert io.coverage.fractions == {"t2m": (5 + 3) / 15}
         np.testing.assert_array_equal(dataset(io.path).t2m, expected)
 
-    # Coverage: what is written of each variable, element by element, whoever wrote it.
+    # Coverage: what is written of each variable, element by element, however it was written.
 
     def test_coverage_counts_elements(self, io: Output) -> None:
         io.add_array({}, "crs")
