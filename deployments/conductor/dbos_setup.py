@@ -19,13 +19,15 @@ from dbos import DBOS
 from deployments.conductor.dbos_log import capture_dbos_log
 
 EXECUTOR_ID = "conductor"
-APPLICATION_VERSION = "2"
+APPLICATION_VERSION = "3"
 """DBOS recovers only workflows of its own version. Its default is a hash of the code, so that any
 edit would orphan what runs.
 
 Recorded outcomes of steps are pickled by the path of their class: a release that moves or changes
-one of these classes, or the order of the steps, needs the next version. In 2, the workflow became a
-method and the classes moved into the folders of their deployments.
+one of these classes, or the order of the steps, needs the next version. So does one that writes
+other metadata of datasets: only `create_result`, which a new attempt repeats, brings those of a
+result that was begun up to date. In 2, the workflow became a method and the classes moved into the
+folders of their deployments. In 3, the metadata of Zarr stores changed.
 """
 
 POOL_SIZE, POOL_TIMEOUT_S, CONNECT_TIMEOUT_S = 20, 30, 10

@@ -38,6 +38,7 @@ logger = logging.getLogger("ray.serve")
 HEARTBEAT_S = 1.0
 """Also how long a request can wait if its nudge was lost."""
 LEASE_POLL_S = 0.25
+COPIED_AT_ONCE = 20
 
 
 class ConductorLoop:
@@ -125,7 +126,8 @@ class ConductorLoop:
         async with dbos_launched(options.store_url):
             try:
                 await queue.reconcile(claimed)
-                background += map(asyncio.create_task, (readiness.run(), retention.run()))
+                duties = (readiness.run(), retention.run(), self._copy_former_manifests(records))
+                background += map(asyncio.create_task, duties)
                 await self._serve(queue, purges, records, background)
             finally:
                 for task in background:
@@ -133,6 +135,17 @@ class ConductorLoop:
                 purges.stop()
                 await context.close(options.drain_s)
                 withdrawals.stop()
+
+    async def _copy_former_manifests(self, records: ExecutionRecords) -> None:
+        """Copy manifests of an earlier release, which can write no more: its token is superseded.
+
+        In several transactions: many large ones take longer than others wait for the write lock.
+        """
+        store = self._store
+        ids = await asyncio.to_thread(store.with_former_manifests)
+        for start in range(0, len(ids), COPIED_AT_ONCE):
+            batch = ids[start : start + COPIED_AT_ONCE]
+            await records.write(store.copy_former_manifests, batch)
 
     async def _serve(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -14,11 +14,13 @@ from deployments.store.database import upsert
 from deployments.store.executions import ExecutionStore
 from deployments.store.rows import (
     EXECUTION_COLUMNS,
+    copy_former_manifests,
     delete_executions,
     execution_of,
     list_executions,
     read_execution,
     update_execution,
+    with_former_manifests,
 )
 from deployments.store.schema import conductors, descriptions, executions, readiness
 from workflows.custom import is_custom
@@ -207,6 +209,16 @@ class ConductorStore(ExecutionStore):
                     row = executions.c.execution_id == execution_id
                     update = sa.update(executions).where(row)
                     connection.execute(update.values(disk_usage.NO_USAGE))
+
+    def with_former_manifests(self) -> list[str]:
+        """Return the executions whose manifest only an earlier release has written."""
+        with self.engine.connect() as connection:
+            return with_former_manifests(connection)
+
+    def copy_former_manifests(self, fence: int, execution_ids: Sequence[str]) -> None:
+        """Copy manifests of an earlier release to where this one has them."""
+        with self.fenced(fence) as connection:
+            copy_former_manifests(connection, execution_ids)
 
     def delete(self, fence: int, execution_id: str) -> None:
         """Delete an execution's row."""

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from deployments.store.schema import create_tables, move_manifests
+from deployments.store.schema import create_tables
 
 LOCK_WAIT_S = 30.0
 _POSTGRES_WRITE_LOCK = 0x6561727468327376  # "earth2sv"
@@ -36,11 +36,6 @@ class Database:
         )
         with self.writing() as connection:
             create_tables(connection)
-        # In several transactions: many large ones take longer than others wait for the lock.
-        has_more = True
-        while has_more:
-            with self.writing() as connection:
-                has_more = move_manifests(connection)
 
     def close(self) -> None:
         """Close all connections."""

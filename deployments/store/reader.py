@@ -10,13 +10,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from deployments.store.database import Database
-from deployments.store.rows import EXECUTION_COLUMNS, list_executions, read_execution
+from deployments.store.rows import (
+    EXECUTION_COLUMNS,
+    list_executions,
+    read_execution,
+    read_manifest,
+)
 from deployments.store.schema import (
     conductors,
     deleted_executions,
     descriptions,
     executions,
-    manifests,
     readiness,
 )
 from workflows.errors import ExecutionNotFound
@@ -66,10 +70,8 @@ class ExecutionReader(Database):
 
     def manifest(self, execution_id: str) -> Manifest | None:
         """Return the manifest of an execution's results; None if it has none."""
-        query = sa.select(manifests.c.manifest).where(manifests.c.execution_id == execution_id)
         with self.engine.connect() as connection:
-            document = connection.scalar(query)
-        return None if document is None else Manifest.model_validate(document)
+            return read_manifest(connection, execution_id)
 
     def position(self, execution: Execution) -> int | None:
         """Return the number of queued executions ahead in the same workflow; None if not queued.

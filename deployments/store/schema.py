@@ -7,8 +7,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from workflows.manifest import summarize
-
 metadata = sa.MetaData()
 _json = sa.JSON()
 
@@ -49,7 +47,13 @@ executions = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
     sa.Column("purge_requested", sa.Boolean, nullable=False, default=False),
-    sa.Column("results_summary", _json, key="results"),
+    sa.Column("results_summary", sa.JSON(none_as_null=True), key="results"),
+    sa.Column(
+        "results",
+        _json,
+        key="former_results",
+        comment="manifest that an earlier release wrote; counts while there is no summary",
+    ),
     sa.Column("retries", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Column("revision", sa.BigInteger, nullable=False, default=0),
     sa.Column("idempotency_key", sa.String(255)),
@@ -113,14 +117,6 @@ manifests = sa.Table(
     sa.Column("manifest", _json, nullable=False),
 )
 
-_before_manifests = sa.table(
-    executions.name,
-    sa.column("execution_id", sa.String),
-    sa.column("results", _json),
-    sa.column("disk_bytes", sa.BigInteger),
-)
-"""The executions of releases that kept manifests in their rows."""
-
 conductors = sa.Table(
     "conductors",
     metadata,
@@ -154,40 +150,9 @@ def create_tables(connection: sa.Connection) -> None:
         definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
         connection.exec_driver_sql(f"ALTER TABLE {executions.name} ADD COLUMN {definition}")
     if executions.c.disk_bytes in missing:
-        size = _before_manifests.c.results[("totals", "bytes")].as_string()
+        size = executions.c.former_results[("totals", "bytes")].as_string()
         disk_bytes = sa.func.coalesce(sa.cast(size, sa.BigInteger), 0)
-        connection.execute(sa.update(_before_manifests).values(disk_bytes=disk_bytes))
+        connection.execute(sa.update(executions).values(disk_bytes=disk_bytes))
     if missing:
         for index in executions.indexes:
             index.create(connection, checkfirst=True)
-
-
-def move_manifests(connection: sa.Connection, limit: int = 20) -> bool:
-    """Move some manifests out of rows of an earlier release; return whether there may be more.
-
-    The column stays, for replicas of that release that run during an update.
-    """
-    table = _before_manifests
-    columns = sa.inspect(connection).get_columns(executions.name)
-    if table.c.results.name not in {column["name"] for column in columns}:
-        return False
-    has_manifest = sa.and_(
-        table.c.results.is_not(sa.null()), sa.cast(table.c.results, sa.Text) != "null"
-    )
-    query = sa.select(table.c.execution_id).where(has_manifest).limit(limit)
-    ids = connection.scalars(query).all()
-    for execution_id in ids:
-        own = table.c.execution_id == execution_id
-        document: dict[str, Any] = connection.execute(
-            sa.select(table.c.results).where(own)
-        ).scalar_one()
-        connection.execute(sa.delete(manifests).where(manifests.c.execution_id == execution_id))
-        copied = sa.select(table.c.execution_id, table.c.results).where(own)
-        connection.execute(sa.insert(manifests).from_select(["execution_id", "manifest"], copied))
-        connection.execute(
-            sa.update(executions)
-            .where(executions.c.execution_id == execution_id)
-            .values(results=summarize(document).model_dump())
-        )
-        connection.execute(sa.update(table).where(own).values(results=sa.null()))
-    return len(ids) == limit

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from deployments.conductor.loop import COPIED_AT_ONCE
 from deployments.store.conductor_view import ConductorStore
-from deployments.store.schema import conductors
+from deployments.store.schema import conductors, executions, manifests
 from tests.deployments.conductor.conductor_process import make_loop
 from tests.deployments.conductor.harness import (
     TIMEOUT_S,
+    conductor_loop,
     eventually,
     finished,
     has_progress,
@@ -24,7 +26,7 @@ from tests.deployments.conductor.harness import (
     until,
 )
 from tests.deployments.conductor.stand_ins import Journal, StandIns
-from tests.deployments.store.records import on_both_databases_slowly
+from tests.deployments.store.records import MANIFEST, on_both_databases_slowly
 from workflows import Status
 
 
@@ -90,6 +92,20 @@ def spawned(
     finally:
         process.kill()
         process.wait()
+
+
+async def test_leader_copies_the_manifests_of_an_earlier_release(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    ids = {submit(store) for _ in range(COPIED_AT_ONCE + 1)}
+    row = {"status": Status.COMPLETED, "former_results": MANIFEST.model_dump(mode="json")}
+    with store.writing() as connection:
+        connection.execute(sa.update(executions).values(row))
+    async with conductor_loop(store_url, StandIns(journal)):
+        await eventually(lambda: store.with_former_manifests() == [])
+    with store.engine.connect() as connection:
+        assert set(connection.scalars(sa.select(manifests.c.execution_id))) == ids
+    assert all(store.manifest(execution_id) == MANIFEST for execution_id in ids)
 
 
 async def test_loop_ends_when_a_background_task_fails(store_url: str, journal: Journal) -> None:

@@ -175,7 +175,7 @@ async def test_execution_of_another_version_is_restarted_and_can_be_cancelled(
         # The loop stops without waiting for them.
     # DBOS has replaced the event loop's executor by its own, and shut that down.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-    begun_by_version(store_url, "1")
+    begun_by_version(store_url, "2")
     if cancel:
         store.request_cancel(WORKFLOW.name, late)
     before = len(journal.lines())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 import shutil
 import subprocess
 import threading
@@ -232,11 +233,8 @@ def test_step_without_record_is_written_again(backend: Backend, store: ResultsSt
     assert_complete(backend.folder(plan.workflow, ID), plan)
 
 
-@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
-def test_result_of_an_earlier_release_keeps_the_names_of_its_chunks(
-    backend: Backend, output_format: str
-) -> None:
-    plan = make_plan(output_format=output_format)
+def begin_with_dots(backend: Backend, plan: Plan) -> ResultsStore:
+    """Create a result as earlier releases did, whose chunks have dots in their names."""
     work = backend.storage().work(ID)
     work.create(plan, PROVENANCE, 1)
     record = json.loads(encode_plan(plan, PROVENANCE))
@@ -244,6 +242,15 @@ def test_result_of_an_earlier_release_keeps_the_names_of_its_chunks(
     work._write(work.plan_record, json.dumps(record).encode())
     store = backend.store()
     store.create(plan, ID, PROVENANCE, 1)
+    return store
+
+
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+def test_result_of_an_earlier_release_keeps_the_names_of_its_chunks(
+    backend: Backend, output_format: str
+) -> None:
+    plan = make_plan(output_format=output_format)
+    store = begin_with_dots(backend, plan)
     write_steps(store, plan)
     zarr_keys = {key for key in backend.keys(ID) if "results.zarr/" in key}
     assert {key.rpartition("/")[2] for key in zarr_keys if "/t2m/c" in key} == {
@@ -252,6 +259,35 @@ def test_result_of_an_earlier_release_keeps_the_names_of_its_chunks(
     if output_format == "netcdf4":
         store.export_netcdf(ID, 1)
     store.describe(ID, 1)
+    assert_complete(backend.folder(plan.workflow, ID), plan)
+
+
+@pytest.mark.parametrize("output_format", ["zarr", "netcdf4"])
+def test_result_that_an_earlier_release_began_is_completed(
+    backend: Backend, output_format: str
+) -> None:
+    """Its metadata are others; a new attempt, which begins with `create`, replaces them."""
+    plan = make_plan(output_format=output_format)
+    earlier = begin_with_dots(backend, plan)
+    zarr = backend.folder(plan.workflow, ID) / "results.zarr"
+    root = json.loads((zarr / "zarr.json").read_text())
+    arrays = root["consolidated_metadata"]["metadata"]
+    for name in ("lat", "lon", "crs", "time"):
+        arrays[name]["fill_value"] = 0
+        arrays[name]["attributes"].pop("crs_wkt", None)
+    folder = f"results/{plan.workflow}/{ID}/results.zarr"
+    for name, document in [*arrays.items(), (".", root)]:
+        backend.write(
+            posixpath.normpath(f"{folder}/{name}/zarr.json"), json.dumps(document).encode()
+        )
+    for time_index in range(plan.n_times):
+        earlier.write_step(ID, 1, 0, time_index, fields(plan, 0, time_index))
+    store = backend.store()
+    assert store.create(plan, ID, PROVENANCE, 2).members == (0,)
+    write_steps(store, plan, fence=2)
+    if output_format == "netcdf4":
+        store.export_netcdf(ID, 2)
+    store.describe(ID, 2)
     assert_complete(backend.folder(plan.workflow, ID), plan)
 
 
