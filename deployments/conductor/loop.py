@@ -38,7 +38,8 @@ logger = logging.getLogger("ray.serve")
 HEARTBEAT_S = 1.0
 """Also how long a request can wait if its nudge was lost."""
 LEASE_POLL_S = 0.25
-COPIED_AT_ONCE = 20
+COPIED_AT_ONCE = 5
+"""Manifests, which may have megabytes, that are copied in one transaction."""
 
 
 class ConductorLoop:

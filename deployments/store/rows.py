@@ -9,7 +9,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from deployments.store.database import upsert
 from deployments.store.schema import deleted_executions, executions, manifests
 from workflows.errors import ExecutionNotFound
 from workflows.execution import Execution, Status, check_transition
@@ -153,7 +152,8 @@ def copy_former_manifests(connection: sa.Connection, execution_ids: Sequence[str
         document = connection.scalar(sa.select(executions.c.former_results).where(is_former))
         if document is None:
             continue  # removed or retried meanwhile
-        upsert(connection, manifests, "execution_id", execution_id=execution_id, manifest=document)
+        copied = sa.select(executions.c.execution_id, executions.c.former_results).where(own)
+        connection.execute(sa.insert(manifests).from_select(["execution_id", "manifest"], copied))
         summary = summarize(document).model_dump()
         connection.execute(sa.update(executions).where(own).values(results=summary))
 
