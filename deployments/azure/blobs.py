@@ -182,12 +182,18 @@ class Blobs:
                 for entry in page:
                     yield entry["path"], entry["size"]
 
-    def describe(self, folder: str) -> dict[str, Stored]:
-        """Return sizes and checksums of all blobs below a folder, by key.
+    def describe(self, *folders: str) -> dict[str, Stored]:
+        """Return sizes and checksums of all blobs below folders, by key.
 
         Must not be called from an event loop.
         """
-        return asyncio.run(self.rest.list_all(folder, self._calls()))
+
+        async def describe() -> dict[str, Stored]:
+            call = self._calls()
+            listings = await asyncio.gather(*(self.rest.list_all(each, call) for each in folders))
+            return {key: stored for listing in listings for key, stored in listing.items()}
+
+        return asyncio.run(describe())
 
     def _calls(self) -> RetriedCalls:
         policy = replace(BLOB_CALL, deadline_s=self._options.retry_limit_s)

@@ -91,6 +91,8 @@ class ExecutionWorkflow(DBOSConfiguredInstance):
                 *([steps.export_netcdf(execution_id)] if plan.output_format == "netcdf4" else []),
                 *self._compute_members(execution_id, plan, remaining, *states),
             )
+        # The models are idle while the result is read and compared.
+        self._context.capacity.release(execution_id)
         await self._records.enter_stage(execution_id, Stage.PACKAGE, Status.PENDING_RESULTS)
         return await steps.describe_result(execution_id)
 

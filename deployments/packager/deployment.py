@@ -41,6 +41,8 @@ WRITERS = 16
 """Concurrent calls of one replica that write; the settings add those that export."""
 EXPORTS = 16
 """Concurrent exports. Others wait: the time steps can be read later."""
+PROOFS = 4
+"""Results that are read and compared at once. Others wait: models write meanwhile."""
 CONDITIONING_WAIT_S = 0.5
 """How long a call waits for a field; it occupies a slot that other calls may need."""
 CONDITIONING_POLL_S, CONDITIONING_POLL_IN_BLOB_S = 0.02, 0.1
@@ -80,6 +82,8 @@ class Packager:
         self._intermediate = IntermediateStore(storage)
         # Threads of their own: exports wait for time steps, which other threads must write.
         self._exports = ContextThreadPool(EXPORTS, "export")
+        # Likewise: models must not wait for proofs of results.
+        self._proofs = ContextThreadPool(PROOFS, "proof")
 
     async def check_readiness(self, name: str) -> ComponentStatus:
         """Return whether results can be stored; `name` identifies their location."""
@@ -205,7 +209,9 @@ class Packager:
             If a time step is missing.
         """
         self._bind_execution(execution_id, Stage.PACKAGE)
-        return await asyncio.to_thread(self._describe_result, execution_id, fence)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._proofs, self._describe_result, execution_id, fence
+        )
 
     def _describe_result(self, execution_id: str, fence: int) -> Manifest:
         plan, provenance = self._results.origin(execution_id)

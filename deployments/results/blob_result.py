@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.azure.blobs import Blobs
+from deployments.azure.blobs import THREADS, Blobs
+from deployments.azure.rest import Stored
 from deployments.results.blob_work import BlobWork
 from deployments.results.media_types import media_type
 from deployments.results.names import result_folder
@@ -25,6 +27,8 @@ ROOT = f"{ZARR}/zarr.json"
 """Metadata of the root group. The store exists only with it: written last, removed first."""
 AHEAD = 4
 """Blobs that are read while an earlier one is processed."""
+CHECKED = THREADS // 2
+"""Time steps that are checked concurrently: the records take a request each, and models write."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,21 @@ class BlobResult(Result):
             self._put(name, content)
 
     def check_steps(self, steps: Iterable[Step]) -> Iterator[list[StoredObject] | Damaged]:
-        """Compare the chunks of time steps with a listing, which has what arrived."""
-        blobs = self.blobs.describe(f"{self.folder}/{ZARR}")
+        """Compare the chunks of time steps with listings, which have what arrived.
 
+        Only the listings of one member are in memory.
+        """
+        for folders, group in groupby(steps, self._chunk_folders):
+            yield from self._check_listed(self.blobs.describe(*folders), group)
+
+    def _chunk_folders(self, step: Step) -> list[str]:
+        """Return the folders with the chunks of a member, or of all if names have dots."""
+        parts = (key.split("/") for key in self.chunk_keys(*step))
+        return ["/".join([self.folder, *path[: 4 if len(path) > 3 else 2]]) for path in parts]
+
+    def _check_listed(
+        self, blobs: Mapping[str, Stored], steps: Iterable[Step]
+    ) -> Iterator[list[StoredObject] | Damaged]:
         def check(step: Step) -> list[StoredObject] | Damaged:
             try:
                 chunks = self.recorded(*step)
@@ -129,8 +145,7 @@ class BlobResult(Result):
                     return Damaged(chunk.key)
             return chunks
 
-        # With all threads: the records take a request each.
-        yield from self.blobs.each(check, steps)
+        return self.blobs.each(check, steps, CHECKED)
 
     @contextmanager
     def checksums(self) -> Iterator[Path]:

@@ -43,8 +43,9 @@ class DiskStorage:
     def __init__(self, results_dir: Path, work_dir: Path) -> None:
         self._results_dir = Path(results_dir)
         self._work_dir = Path(work_dir)
-        # Writes the fields of one time step.
-        self._pool = ContextThreadPool(min(4, os.cpu_count() or 1), "results-store")
+        threads = min(4, os.cpu_count() or 1)
+        self._writers = ContextThreadPool(threads, "results-writer")
+        self._readers = ContextThreadPool(threads, "results-reader")
 
     def check_available(self) -> None:
         """Do nothing: folders are created when they are needed."""
@@ -67,7 +68,8 @@ class DiskStorage:
             work.chunk_separator(),
             self.folder(plan.workflow, execution_id),
             self._partial(execution_id),
-            self._pool,
+            self._writers,
+            self._readers,
         )
 
     def clean(self, execution_id: str) -> None:

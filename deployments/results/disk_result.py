@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -19,7 +18,7 @@ from deployments.results.manifest import hash_file
 from deployments.results.protocols import Damaged, R, Result, Step, T
 from deployments.results.work import StoredObject
 from deployments.results.zarr import chunk_content, make_chunk_folders
-from deployments.runtime.files import background_flush, flush, remove_tree
+from deployments.runtime.files import background_flush, flush, flush_file_system, remove_tree
 from deployments.runtime.threads import map_ahead
 from workflows.manifest import CHECKSUMS, NETCDF, ZARR
 
@@ -40,8 +39,10 @@ class DiskResult(Result):
     work: DiskWork
     folder: Path
     partial: Path
-    pool: Executor
+    writers: Executor
     """Writes the fields of a time step concurrently."""
+    readers: Executor
+    """Reads files concurrently: not the same, or a model would wait for another one's result."""
 
     @property
     def zarr(self) -> Path:
@@ -61,7 +62,7 @@ class DiskResult(Result):
         """Create the Zarr store atomically, and return whether there was none."""
         self.partial.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.work.exported() is not None:
+        if self._is_exported():
             return False
         if self.has_zarr():
             for expected, (key, content) in zip(self.metadata(), self.store_objects(), strict=True):
@@ -92,7 +93,8 @@ class DiskResult(Result):
     ) -> list[StoredObject]:
         """Write one time step of one member."""
         keys = self.chunk_keys(member, time_index)
-        return list(self._each(self._write_chunk, zip(keys, fields, strict=True)))
+        items = zip(keys, fields, strict=True)
+        return list(self._map(self.writers, self._write_chunk, items))
 
     def _write_chunk(self, item: tuple[str, NDArray[np.float32]]) -> StoredObject:
         key, field = item
@@ -116,9 +118,12 @@ class DiskResult(Result):
         return np.fromfile(self.folder / key, np.uint8)
 
     def _each(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        return self._map(self.readers, call, items)
+
+    def _map(self, pool: Executor, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         if self.plan.field_bytes < _SMALL_FIELD_BYTES:
             return map(call, items)
-        return map_ahead(self.pool, call, items, _AHEAD)
+        return map_ahead(pool, call, items, _AHEAD)
 
     def export(
         self, fence: int, should_stop: Callable[[], bool], write: Callable[[Path], str]
@@ -129,18 +134,16 @@ class DiskResult(Result):
         starts again.
         """
         with self.work.export_lock(should_stop):
-            if self.work.exported() is not None:
-                return
-            if self.netcdf.exists():
-                self.work.record_export(hash_file(self.netcdf, NETCDF))
+            if self._is_exported():
                 return
             # Named by fence, so that two exports on a mount without locks use different files.
             partial = self.partial / f"{fence}.nc"
             with background_flush(partial):
                 sha256 = write(partial)
             self.work.check_fence(fence)
+            # Before the file appears: without a record nobody knows what was written.
+            self.work.record_export(StoredObject(NETCDF, partial.stat().st_size, sha256))
             partial.replace(self.netcdf)
-            self.work.record_export(StoredObject(NETCDF, self.netcdf.stat().st_size, sha256))
 
     def add_file(self, name: str, content: bytes) -> None:
         """Add a further file; it appears complete."""
@@ -149,8 +152,11 @@ class DiskResult(Result):
         partial.replace(self.folder / name)
 
     def exported(self) -> StoredObject | None:
-        """Return the NetCDF file; None if it is not complete."""
+        """Return the NetCDF file as it was written, even if it is lost; None if it never was."""
         return self.work.exported()
+
+    def _is_exported(self) -> bool:
+        return self.exported() is not None and self.netcdf.exists()
 
     def check_steps(self, steps: Iterable[Step]) -> Iterator[list[StoredObject] | Damaged]:
         """Read the chunks of time steps, and compare them with what was written."""
@@ -170,29 +176,25 @@ class DiskResult(Result):
 
     def _find(self, name: str) -> StoredObject | None:
         try:
-            # Most of it was written through long ago.
-            flush(self.folder / name)
             return hash_file(self.folder / name, name)
         except FileNotFoundError:
             return None
 
     def discard_export(self) -> None:
         """Remove the NetCDF file, so that it is exported again."""
-        self.work.forget_export()
         self.netcdf.unlink(missing_ok=True)
+        self.work.forget_export()
 
     @contextmanager
     def checksums(self) -> Iterator[Path]:
         """Return a path for the checksums file; the file appears when the block succeeds."""
+        # One call, since a file system commits once for each file or folder that is flushed alone.
+        flush_file_system(self.folder)
         partial = self._new_partial()
         yield partial
         flush(partial)
         partial.replace(self.folder / CHECKSUMS)
-        folders = {self.folder.parent, self.folder}
-        if self.plan.output_format == "zarr":
-            folders |= {Path(folder) for folder, _, _ in os.walk(self.zarr)}
-        for folder in folders:
-            flush(folder)
+        flush(self.folder)
 
     def remove_zarr(self) -> None:
         """Move the Zarr store away at once; it is removed with the working files."""

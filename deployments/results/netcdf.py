@@ -133,6 +133,8 @@ def export_steps(
     except (RuntimeError, OSError) as error:
         # HDF5 reports a full disk as a RuntimeError, "HDF error".
         if isinstance(error, OSError) and error.errno not in _DISK_FULL:
+            # netCDF4 refuses permission where a purge has removed the folder.
+            result.work.check_fence(fence)
             raise
         # The space of the unfinished file is free again by now.
         free = shutil.disk_usage(path.parent.parent).free

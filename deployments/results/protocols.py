@@ -151,7 +151,7 @@ class Result(ABC):
 
     @abstractmethod
     def _find(self, name: str) -> StoredObject | None:
-        """Return size and SHA-256 of a file, which survives a power failure; None if missing."""
+        """Return size and SHA-256 of a file; None if it is missing."""
 
     def describe_dataset(self) -> StoredObject:
         """Return the NetCDF file, or the Zarr store with its total size.
@@ -168,7 +168,7 @@ class Result(ABC):
 
     @abstractmethod
     def exported(self) -> StoredObject | None:
-        """Return the NetCDF file; None if it is not complete."""
+        """Return the NetCDF file as it was written; None if it is not complete."""
 
     def files(self, extra: Sequence[str]) -> Iterator[StoredObject]:
         """Yield all delivered files except the fields' chunks and the checksums.
@@ -197,8 +197,8 @@ class Result(ABC):
     def check_steps(self, steps: Iterable[Step]) -> Iterator[list[StoredObject] | Damaged]:
         """Compare the chunks of time steps with what was written.
 
-        Yields the chunks of each step, or the first damage to it. What is yielded survives a power
-        failure.
+        Steps of one member follow each other. Yields the chunks of each step, or the first damage
+        to it.
         """
 
     @abstractmethod
@@ -211,7 +211,10 @@ class Result(ABC):
 
     @abstractmethod
     def checksums(self) -> AbstractContextManager[Path]:
-        """Return a path for the checksums file; the file appears when the block succeeds."""
+        """Return a path for the checksums file; the file appears when the block succeeds.
+
+        It and all that was written before the block survive a power failure.
+        """
 
     @abstractmethod
     def remove_zarr(self) -> None:

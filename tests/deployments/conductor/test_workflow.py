@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from deployments.results.messages import CompletedMembers
 from deployments.store.conductor_view import ConductorStore
 from tests.deployments.conductor.harness import (
+    TIMEOUT_S,
     WORKFLOW,
     conductor_loop,
     finished,
@@ -110,6 +112,29 @@ async def test_retry_computes_only_members_that_are_not_complete(
     assert done.progress is not None and done.progress.members == (3, 3, 3)
     begun = [line for line in journal.lines() if line.startswith("begin")]
     assert sorted(begun[3:]) == (["begin 1"] if kept else ["begin 0", "begin 1", "begin 2"])
+
+
+async def test_next_execution_computes_while_a_result_is_proved(
+    store: ConductorStore, store_url: str, journal: Journal
+) -> None:
+    first = submit(store, n_samples=1)
+    second = submit(store, n_samples=1)
+    begun = asyncio.Event()
+
+    async def note(job: Any, written: int) -> None:
+        if job.execution_id == second:
+            begun.set()
+
+    async def wait(execution_id: str) -> None:
+        if execution_id == first:
+            async with asyncio.timeout(TIMEOUT_S):
+                await begun.wait()
+
+    stand_ins = StandIns(journal, before={"step": note, "describe_result": wait})
+    async with conductor_loop(store_url, stand_ins, max_running={WORKFLOW.name: 1}):
+        for execution_id in (first, second):
+            done = await until(store, execution_id, finished)
+            assert done.status == Status.COMPLETED, done.error_message
 
 
 async def test_failure_reveals_no_path_of_the_server(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,12 @@ from deployments.results.options import StorageOptions
 from deployments.runtime.metrics import PACKAGER_BYTES, STEPS_WRITTEN
 from tests.deployments.results.samples import PROVENANCE, make_plan
 from tests.measured import Measured
+from workflows.grids import Grid
 from workflows.stac.item import COLLECTION, ITEM
 
 EXECUTION = "exec_0123"
+TIMEOUT_S = 30.0
+"""How long a failure takes; it delays no success."""
 
 
 @pytest.fixture
@@ -54,3 +60,45 @@ async def test_step_that_is_written_twice_counts_once(
     sizes = [size for key, (size, _) in manifest.assets.items() if key != "results.zarr"]
     assert len(sizes) == 2
     assert measured.total(PACKAGER_BYTES, kind="file") == sum(sizes)
+
+
+async def test_models_do_not_wait_for_proofs_of_results(
+    packager: Callable[[Measured], Any], tmp_path: Path
+) -> None:
+    replica = packager(Measured())
+    # Fields of this size are written and read by threads of the storage.
+    plan = make_plan(n_steps=0, seeds=(7,), grid=Grid(n_lat=181, n_lon=360))
+    fields = np.ones((len(plan.variables), *plan.grid.shape), np.float32)
+    # As many as the threads of the event loop.
+    executions = [f"exec_{number}" for number in range(min(32, (os.cpu_count() or 1) + 4))]
+    chunks = []
+    for execution_id in [*executions, EXECUTION]:
+        await replica.create(plan, execution_id, PROVENANCE, 1)
+        if execution_id != EXECUTION:
+            await replica.write_step(execution_id, 1, 0, 0, fields)
+            folder = tmp_path / "results" / plan.workflow / execution_id
+            # Reading it takes until another process writes it.
+            chunk = folder / "results.zarr" / plan.variables[1] / "c" / "0" / "0" / "0" / "0"
+            chunk.unlink()
+            os.mkfifo(chunk)
+            chunks.append(chunk)
+    proofs = [asyncio.create_task(replica.describe_result(each, 1)) for each in executions]
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(len(chunks)) as pool:
+        # Each returns once a proof has begun to read the chunk, which then waits for its content.
+        opened = [loop.run_in_executor(pool, os.open, chunk, os.O_WRONLY) for chunk in chunks]
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                reading = asyncio.as_completed(opened)
+                for _ in range(min(4, os.cpu_count() or 1)):
+                    await next(reading)
+                await replica.write_step(EXECUTION, 1, 0, 0, fields)
+            assert not any(proof.done() for proof in proofs)
+        finally:
+            # Proofs that read find an empty file, and those that have not begun find none.
+            held = [os.open(chunk, os.O_RDWR) for chunk in chunks]
+            for chunk in chunks:
+                chunk.unlink()
+            for descriptor in [*held, *await asyncio.gather(*opened)]:
+                os.close(descriptor)
+            await asyncio.gather(*proofs, return_exceptions=True)

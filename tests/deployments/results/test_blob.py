@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from deployments.azure.blobs import Blobs
+from deployments.azure.rest import Stored
 from deployments.results.blob import BlobStorage
 from deployments.results.checkpoint import Checkpoint
 from deployments.results.intermediate import IntermediateStore
@@ -327,6 +329,42 @@ def test_failure_names_the_remedy_and_no_secret(
         for text in (str(unpickled), repr(unpickled), repr(error.__cause__)):
             assert "https://" not in text and SECRET not in text and "127.0.0.1" not in text
         assert error.__suppress_context__
+
+
+class CountedListings(Blobs):
+    """Notes how many blobs each listing has."""
+
+    def __init__(self, options: BlobResultsOptions) -> None:
+        super().__init__(options, threads=2)
+        self.listed: list[int] = []
+
+    def describe(self, *folders: str) -> dict[str, Stored]:
+        found = super().describe(*folders)
+        self.listed.append(len(found))
+        return found
+
+
+@pytest.mark.parametrize("layout", ["time", "lead_time"])
+@pytest.mark.parametrize("separator", ["/", "."])
+def test_a_proof_holds_the_listing_of_one_member(
+    backend: BlobBackend, layout: str, separator: str
+) -> None:
+    plan = make_plan(seeds=(7, 8, 9), time_layout=layout)
+    blobs = CountedListings(backend.options)
+    storage = BlobStorage(backend.options, blobs)
+    store = ResultsStore(storage)
+    store.create(plan, ID, PROVENANCE, 1)
+    result = replace(storage.result(ID, plan, PROVENANCE), separator=separator)
+    steps = [(member, time) for member in plan.members for time in range(plan.n_times)]
+    for step in steps:
+        result.work.record_step(*step, result.write_step(*step, fields(plan, *step)))
+    assert list(result.check_steps(steps)) == [result.recorded(*step) for step in steps]
+    of_member = plan.n_times * len(plan.variables)
+    if separator == "/":
+        assert blobs.listed == [of_member] * 3
+    else:
+        # Of an earlier release, without folders; with the metadata of both variables.
+        assert blobs.listed == [3 * of_member + 2]
 
 
 def test_blobs_have_media_types_and_checksums(backend: BlobBackend) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -118,6 +119,33 @@ def test_next_purge_completes_one_that_was_killed_at_any_line(tmp_path: Path) ->
         assert run_killed(lambda backend=backend: purge(backend), at) == KILLED  # type: ignore[misc]
         purge(backend)
         assert backend.keys(ID) == set()
+
+
+def test_damaged_export_is_never_accepted_after_a_kill_at_any_line_of_its_removal(
+    tmp_path: Path,
+) -> None:
+    plan = make_plan(output_format="netcdf4", n_steps=0)
+
+    def discard(backend: DiskBackend) -> None:
+        backend.storage().result(ID, plan, PROVENANCE).discard_export()
+
+    def damaged(name: str) -> DiskBackend:
+        backend = DiskBackend(tmp_path / name)
+        store = backend.store()
+        store.create(plan, ID, PROVENANCE, 1)
+        write_steps(store, plan)
+        store.export_netcdf(ID, 1)
+        backend.write(f"results/{plan.workflow}/{ID}/results.nc", b"damaged")
+        return backend
+
+    whole = damaged("whole")
+    for at in range(1, count_lines(lambda: discard(whole)) + 1):
+        backend = damaged(str(at))
+        assert run_killed(lambda backend=backend: discard(backend), at) == KILLED  # type: ignore[misc]
+        with suppress(StageFailed):
+            complete(backend.store(), plan, 2)
+        complete(backend.store(), plan, 2)
+        assert_complete(backend.folder(plan.workflow, ID), plan)
 
 
 def test_processes_may_write_the_same_result_concurrently(tmp_path: Path) -> None:

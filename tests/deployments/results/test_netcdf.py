@@ -14,6 +14,7 @@ import netCDF4
 import numpy as np
 import pytest
 
+from deployments.results.netcdf import export_steps
 from deployments.results.store import ResultsStore
 from tests.deployments.results.backends import Backend, DiskBackend
 from tests.deployments.results.samples import (
@@ -236,12 +237,40 @@ def test_partial_file_of_a_killed_export_is_replaced(backend: Backend, store: Re
 
 
 @only_on_disk
-def test_complete_file_without_record_is_kept(backend: Backend, store: ResultsStore) -> None:
+def test_file_without_record_is_not_taken_for_what_was_written(
+    backend: Backend, store: ResultsStore
+) -> None:
     write_steps(store, PLAN)
     store.export_netcdf(ID, 1)
-    key = f"results/{PLAN.workflow}/{ID}/results.nc"
-    before = backend.version(key)
+    backend.write(f"results/{PLAN.workflow}/{ID}/results.nc", b"damaged")
     backend.remove(f"work/{ID}/export.json")
     store.export_netcdf(ID, 1)
-    assert backend.version(key) == before
     store.describe(ID, 1)
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
+
+
+@only_on_disk
+def test_record_without_file_is_damage_that_a_retry_mends(
+    backend: Backend, store: ResultsStore
+) -> None:
+    write_steps(store, PLAN)
+    store.export_netcdf(ID, 1)
+    backend.remove(f"results/{PLAN.workflow}/{ID}/results.nc")
+    with pytest.raises(StageFailed, match=r"results\.nc of the result is missing or damaged"):
+        store.describe(ID, 1)
+    store.export_netcdf(ID, 1)
+    store.describe(ID, 1)
+    assert_complete(backend.folder(PLAN.workflow, ID), PLAN)
+
+
+def test_file_that_cannot_be_created_tells_of_the_purge(
+    backend: Backend, store: ResultsStore, tmp_path: Path
+) -> None:
+    """A purge may remove the folder just before netCDF4 creates the file."""
+    result = backend.storage().result(ID, PLAN, PROVENANCE)
+    path = tmp_path / "removed" / "1.nc"
+    with pytest.raises(PermissionError):
+        export_steps(path, result, 1, lambda: False, backend.poll_s)
+    store.purge(PLAN.workflow, ID)
+    with pytest.raises(StageFailed, match="not being written"):
+        export_steps(path, result, 1, lambda: False, backend.poll_s)
