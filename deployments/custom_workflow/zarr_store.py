@@ -37,13 +37,13 @@ class Observer(Protocol):
         """Write everything that is pending."""
 
     def note_change(self, key: str) -> None:
-        """Note that a chunk is written or removed."""
+        """Handle the write or removal of a chunk."""
 
     def note_removal(self, folder: str) -> None:
-        """Note that everything below a folder is removed."""
+        """Handle the removal of everything below a folder."""
 
     def share(self) -> None:
-        """Note that the folder may be used directly, and must contain what was written."""
+        """Write what is pending, and write at once from now on: the folder may be used directly."""
 
     def is_marked(self, name: str) -> bool:
         """Return whether an array has the fill value `unwritten`."""
