@@ -15,7 +15,7 @@ from typing import Any
 
 from deployments.runtime.busy_clock import Activity, BusyClock
 from deployments.runtime.failures import describe_error
-from deployments.runtime.gpus import has_gpu, hide_gpus
+from deployments.runtime.gpus import gpu_failure, has_gpu, hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bridge_loguru
 from deployments.runtime.metrics import RAY, Recorder
 from deployments.runtime.worker_job import WorkerJob
@@ -27,6 +27,8 @@ logger = logging.getLogger("ray.serve")
 PROGRESS_INTERVAL_S = 0.25
 TICK_S = 1.0
 """How often a lasting activity is counted."""
+GRACE_S = 600.0
+"""Longer than any step of a model: a thread that has not returned by then hangs in it."""
 
 
 class ModelWorker:
@@ -44,7 +46,11 @@ class ModelWorker:
         What is loaded, for messages.
     grace_s : float, optional
         Seconds that a stopped job may take to return. A thread cannot be killed, so after that
-        the process exits, and Serve starts another replica. None waits without limit.
+        the process exits, and Serve starts another replica.
+    gpu_failure : callable, optional
+        Returns why the GPU can no longer be used by this process; called when a job has failed.
+    end_process : callable, optional
+        Ends this process with a status.
     """
 
     def __init__(
@@ -53,13 +59,17 @@ class ModelWorker:
         load: Callable[[], Any],
         *,
         kind: str = "model",
-        grace_s: float | None = None,
+        grace_s: float = GRACE_S,
         recorder: Recorder = RAY,
+        gpu_failure: Callable[[], str | None] = gpu_failure,
+        end_process: Callable[[int], Any] = os._exit,
     ) -> None:
         self._name = name
         self._kind = kind
         self._load = load
         self._grace_s = grace_s
+        self._gpu_failure = gpu_failure
+        self._end_process = end_process
         self.device = "cuda" if has_gpu() else "cpu"
         if self.device == "cpu":
             hide_gpus()
@@ -193,7 +203,12 @@ class ModelWorker:
     def _run_in_thread(self, work: Callable[[Any], None], model: Any) -> None:
         bridge_loguru()
         with self.clock.during(Activity.BUSY):
-            work(model)
+            try:
+                work(model)
+            except Exception:
+                if (failure := self._gpu_failure()) is not None:
+                    self._exit(f"can no longer use its GPU: {failure}")
+                raise
 
     async def _progress_until_done(
         self, future: asyncio.Future[Any], job: WorkerJob
@@ -224,11 +239,10 @@ class ModelWorker:
             raise asyncio.CancelledError
 
     def _exit_if_overdue(self, job: WorkerJob) -> None:
-        if self._grace_s is not None and job.overdue_s > self._grace_s:
-            logger.critical(
-                "%s %s did not stop within %g s; this process exits",
-                self._kind,
-                self._name,
-                self._grace_s,
-            )
-            os._exit(1)
+        if job.overdue_s > self._grace_s:
+            self._exit(f"did not stop within {self._grace_s:g} s")
+
+    def _exit(self, reason: str) -> None:
+        """End this process; callers see a dead replica, and Serve starts another one."""
+        logger.critical("%s %s %s; this process exits", self._kind, self._name, reason)
+        self._end_process(1)

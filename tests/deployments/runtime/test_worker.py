@@ -252,3 +252,54 @@ async def test_loading_is_counted_while_it_lasts() -> None:
     await worker.start()
     assert worker.failure is None
     assert 1.5 <= measured.total(MODEL_SECONDS, state=Activity.LOADING)
+
+
+async def test_the_process_ends_if_its_gpu_is_lost() -> None:
+    ended: list[int] = []
+    lost: list[str] = []
+    worker = ModelWorker(
+        "fcn3",
+        lambda: MODEL,
+        gpu_failure=lambda: lost[-1] if lost else None,
+        end_process=ended.append,
+    )
+    await worker.start()
+
+    def diverge(model: Any) -> None:
+        raise RuntimeError("the model has diverged")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="diverged"):
+            await outcome(worker.run(WorkerJob(1), diverge, nothing))
+    assert ended == []
+
+    lost.append("AcceleratorError: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="diverged"):
+        await outcome(worker.run(WorkerJob(1), diverge, nothing))
+    assert ended == [1]
+
+
+async def test_the_process_ends_if_a_stopped_job_hangs() -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def end(status: int) -> None:
+        loop.call_soon_threadsafe(ended.set)
+
+    worker = ModelWorker("fcn3", lambda: MODEL, grace_s=0.1, end_process=end)
+    await worker.start()
+    job, released = WorkerJob(1), threading.Event()
+    entered = threading.Event()
+
+    def hang(model: Any) -> None:
+        entered.set()
+        released.wait()
+
+    task = asyncio.create_task(outcome(worker.run(job, hang, nothing)))
+    assert await asyncio.to_thread(entered.wait, 5)
+    assert not ended.is_set()
+    task.cancel()
+    await asyncio.wait_for(ended.wait(), 10)
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
