@@ -28,6 +28,7 @@ from benchmarks.durability import measure_durability
 from benchmarks.fan_out import measure_fairness, measure_fan_out
 from benchmarks.forecasts import measure_forecasts
 from benchmarks.gpu_overlap import measure_gpu_overlap
+from benchmarks.hostile import measure_hostile
 from benchmarks.overlap import measure_overlap
 from benchmarks.pipeline import measure_pipeline
 from benchmarks.report import Report
@@ -51,6 +52,7 @@ STANDALONE = {
     "gpu": measure_gpu_overlap,
     "durability": measure_durability,
     "crowd": measure_crowd,
+    "hostile": measure_hostile,
 }
 """Benchmarks that start their own servers."""
 NAMES = (*SMALL, *LARGE, *STANDALONE)

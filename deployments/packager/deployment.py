@@ -27,6 +27,7 @@ from deployments.results.store import ResultsStore
 from deployments.runtime.gpus import hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bind_execution
 from deployments.runtime.metrics import PACKAGER_BYTES, RAY, STEPS_WRITTEN, Recorder
+from deployments.runtime.priority import lower_priority
 from workflows.base import Plan
 from workflows.dataset import Origin, Provenance, variable_attributes
 from workflows.errors import StageFailed
@@ -67,6 +68,7 @@ class Packager:
 
     def __init__(self, options: StorageOptions, metrics: Recorder = RAY) -> None:
         hide_gpus()
+        lower_priority()
         self._metrics = metrics
         self._blob = options.blob
         self._catalog: CatalogUpdater | None = None

@@ -18,6 +18,7 @@ from deployments.runtime.failures import describe_error
 from deployments.runtime.gpus import gpu_failure, has_gpu, hide_gpus
 from deployments.runtime.log_context import ContextThreadPool, bridge_loguru
 from deployments.runtime.metrics import RAY, Recorder
+from deployments.runtime.priority import lower_priority
 from deployments.runtime.worker_job import WorkerJob
 from workflows.errors import ModelUnavailable, StaleConductor
 from workflows.execution import Stage
@@ -73,6 +74,7 @@ class ModelWorker:
         self.device = "cuda" if has_gpu() else "cpu"
         if self.device == "cpu":
             hide_gpus()
+            lower_priority()
         self.clock = BusyClock(name, self.device, recorder)
         self._ticking: asyncio.Task[None] | None = None
         self._thread = ContextThreadPool(1, name, libraries=True)

@@ -6,6 +6,7 @@ keeps its request here. Bounds per request multiply with the number of clients.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ class Buffers:
         Bytes up to which downloads start; the rest is for request bodies and JSON.
     total : int
         Bytes up to which anything is held.
+    senders : int
+        Downloads that read and send a chunk at once. The event loop serves every one that is ready
+        before it comes to a short call.
     trim : callable
         Returns freed memory to the system. Called `trim_after_s` after `TRIM_FROM` bytes or more
         were released.
@@ -52,12 +56,14 @@ class Buffers:
         large_chunks: int = 256 << 20,
         downloads: int = 384 << 20,
         total: int = 512 << 20,
+        senders: int = 8,
         trim: Callable[[], None] = trim_malloc,
         trim_after_s: float = 5.0,
     ) -> None:
         self.large_chunks = large_chunks
         self.downloads = downloads
         self.total = total
+        self.turns = asyncio.Semaphore(senders)
         self.held = 0
         self._peak = 0
         self._trim = trim

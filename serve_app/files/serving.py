@@ -11,15 +11,15 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from secrets import token_hex
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 from urllib.parse import quote
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from deployments.results.media_types import media_type
+from deployments.runtime.log_context import ContextThreadPool
 from serve_app.files.buffers import UNCOUNTED, share_of, split_tail
 from serve_app.files.paths import ResultsUnavailable
 from serve_app.files.preconditions import Validators, failed_precondition, range_applies
@@ -33,6 +33,13 @@ SMALL = CHUNK_SIZE
 """Size up to which a body is read when the file is opened, and sent as one message, bytes. A Zarr
 chunk, which holds one map at 0.25 degrees, is just below."""
 
+THREADS = 40
+"""Files that are opened or read at once; reads from a container mostly wait."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_threads = ContextThreadPool(THREADS, "files")
 _INLINE = {"image/png"}
 
 _PARTIAL = {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
@@ -110,7 +117,7 @@ class ResultFile(Response):
         Also raises ResultsUnavailable if there is no memory for one more download.
         """
         # One call in a thread for all disk access, because most files are small Zarr chunks.
-        return await anyio.to_thread.run_sync(cls._open, folder, relative, request, count)
+        return await in_thread(cls._open, folder, relative, request, count)
 
     @classmethod
     def _open(
@@ -192,13 +199,20 @@ class ResultFile(Response):
                         "headers": self.raw_headers,
                     }
                 )
+                turns = self._share.buffers.turns
                 async with aclosing(self._chunks()) as chunks:
-                    async for chunk in chunks:
-                        if disconnect.done():
-                            return
-                        size = sum(map(len, chunk))
-                        # No reference is kept: the frame of a cancelled task can live on in its
-                        # exception.
+                    while True:
+                        # Sent before are all earlier chunks, so `send` does not wait in the block.
+                        async with turns:
+                            chunk = await anext(chunks, None)
+                            if chunk is None:
+                                break
+                            if disconnect.done():
+                                return
+                            size = sum(map(len, chunk))
+                            # No reference is kept: the frame of a cancelled task can live on in
+                            # its exception.
+                            await send(_body(chunk.pop(0)))
                         while chunk:
                             await send(_body(chunk.pop(0)))
                         # Servers wait until the client has read what was sent before.
@@ -220,7 +234,7 @@ class ResultFile(Response):
         held: deque[int] = deque()
         try:
             for part in _split(self._parts, partial(self._next_size, held)):
-                reads.append(asyncio.ensure_future(anyio.to_thread.run_sync(self._read, part)))
+                reads.append(in_thread(self._read, part))
                 if len(reads) > self._file.read_ahead:
                     yield await reads.popleft()
                     self._share.release(held.popleft())
@@ -236,6 +250,15 @@ class ResultFile(Response):
         large = self._share.hold(CHUNK_SIZE, self._share.buffers.large_chunks)
         held.append(CHUNK_SIZE if large else 0)
         return CHUNK_SIZE if large else SMALL_CHUNK_SIZE
+
+
+def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Return the future result of a call that accesses the disk, made in a thread.
+
+    anyio's function for it searches all tasks of the event loop at each call: with 500 downloads,
+    that took longer than the reads.
+    """
+    return asyncio.get_running_loop().run_in_executor(_threads, partial(call, *args, **kwargs))
 
 
 def _body(content: bytes, *, more: bool = True) -> Message:

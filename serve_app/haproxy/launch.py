@@ -38,6 +38,10 @@ allows no more."""
 BUFFER = 65_536
 """Bytes of a buffer, which holds all headers of a request. HAProxy 2.8 answers 400 to larger ones,
 and to requests that it cannot parse, in HTML that no setting replaces."""
+SOCKET_BUFFERS = {"rcvbuf.server": 256 << 10, "sndbuf.client": 512 << 10}
+"""Bytes that the system buffers of a response on its way from the ingress, and to the client: the
+system's own limits let 500 clients that read nothing take 5 GB from the ingress at once. The second
+allows 10 MB/s over a connection with a round trip of 50 ms."""
 RETRY_AFTER_S = 5
 ERRORS = {
     400: (400, "Bad Request", "the request is malformed"),
@@ -85,7 +89,8 @@ def correct(config: str, folder: Path, maxconn: int, environment: Mapping[str, s
     if not separator:
         raise UnexpectedConfiguration("there is no frontend 'prometheus'")
     general = _replace(general, r"^ +maxconn \d+$", f"    maxconn {maxconn}")
-    general = _replace(general, r"^ +tune.bufsize \d+$", f"    tune.bufsize {BUFFER}")
+    tuned = [f"tune.bufsize {BUFFER}", *(f"tune.{k} {v}" for k, v in SOCKET_BUFFERS.items())]
+    general = _replace(general, r"^ +tune.bufsize \d+$", "    " + "\n    ".join(tuned))
     general = _replace(general, r"^( +stats socket .*) mode 666 ", r"\1 mode 600 ")
     general = _replace(general, r"^ +timeout client \d+s\n", "")
     general = re.sub(r"(?m)^ +timeout (server|http-request) \d+s\n", "", general)

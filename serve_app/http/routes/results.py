@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
 from deployments.runtime.metrics import DOWNLOADED_BYTES
 from serve_app.files.absence import may_be_chunk
-from serve_app.files.serving import ResultFile
+from serve_app.files.serving import ResultFile, in_thread
 from serve_app.http import schemas
 from serve_app.http.context import Context, context_of
 from serve_app.http.errors import ResultsGone, ResultsPending
@@ -134,7 +133,7 @@ async def _check_never_written(
         raise ResultsGone(str(changed)) from None
     folder = context.results(workflow, execution_id)
     result = workflow, execution_id
-    if not await anyio.to_thread.run_sync(context.listings.contain, result, folder, relative):
+    if not await in_thread(context.listings.contain, result, folder, relative):
         return
     raise ResultsGone(f"{relative!r} is part of the result but was lost")
 

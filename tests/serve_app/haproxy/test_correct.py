@@ -39,6 +39,8 @@ def test_each_line_is_corrected_once(tmp_path: Path) -> None:
     config = correction(tmp_path, generated)
     assert lines_with(config, "maxconn ") == ["maxconn 77"]
     assert lines_with(config, "tune.bufsize ") == ["tune.bufsize 65536"]
+    assert lines_with(config, "tune.rcvbuf.") == ["tune.rcvbuf.server 262144"]
+    assert lines_with(config, "tune.sndbuf.") == ["tune.sndbuf.client 524288"]
     assert re.fullmatch(r"stats socket \S+ mode 600 .*", *lines_with(config, "stats socket"))
     assert lines_with(config, "timeout client") == ["timeout client 120s"]
     assert lines_with(config, "timeout server") == ["timeout server 120s"]

@@ -130,3 +130,29 @@ async def test_requests_beyond_the_limit_wait_only_briefly(states):
         states.set(execution(), 1)
         await first
     await watcher.close()
+
+
+async def test_a_crowd_is_woken_little_by_little(states):
+    """Their answers and next requests must not keep the replica from everything else."""
+    states.set(execution(), 0)
+    ended: list[int] = []
+    reads: list[int] = []
+
+    async def read(awaited):
+        reads.append(len(ended))
+        return await states.read(awaited)
+
+    watcher = ChangeWatcher(read, interval_s=0.0, max_woken=2)
+
+    async def wait_for_change(number: int) -> None:
+        await watcher.wait(execution(), None, 60)
+        ended.append(number)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for number in range(6):
+            group.create_task(wait_for_change(number))
+        await asyncio.sleep(0)
+        states.set(execution(), 1)
+    assert ended == [0, 1, 2, 3, 4, 5]
+    assert all(after - before <= 2 for before, after in zip(reads, reads[1:], strict=False))
+    await watcher.close()
