@@ -131,7 +131,10 @@ def main() -> int:
             postgres = stack.enter_context(PostgresServer())
             verdict, table, load = CAMPAIGNS[name](Setting(folder, azurite, postgres, arguments))
         print(f"\n{name}: {verdict}\n{table}")
-        print(f"failed requests: {dict(load.errors)}", flush=True)
+        longest = {kind: f"{seconds:.1f} s" for kind, seconds in load.outages.items()}
+        print(
+            f"failed requests: {dict(load.errors)}, until the answer at most {longest}", flush=True
+        )
         clean = clean and verdict.is_clean and not load.refused
         print("\n".join(load.refused))
     return 0 if clean else 1

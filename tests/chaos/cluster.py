@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ import httpx
 
 from benchmarks.machine import tree
 from serve_app.__main__ import ENVIRONMENT
-from serve_app.ports import free_port
+from serve_app.ports import free_port, free_ports, ports_and_sockets
 
 ROOT = Path(__file__).parents[2]
 APPLICATION = "earth2serve"
@@ -53,6 +55,10 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._environment = _environment() | dict(environment or {})
+        # Not in `folder`: a socket's path has at most 97 characters, and Serve adds 57.
+        self._sockets = Path(tempfile.mkdtemp(prefix="h-"))
+        if not n_workers:
+            self._environment |= _haproxy(self._sockets)
         self._args = args
         self._folder = folder
         self._n_workers = n_workers
@@ -72,6 +78,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.kill_all()
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
     def start(self) -> None:
         """Start all nodes and deploy the application."""
@@ -161,6 +168,19 @@ class Cluster:
                     found[pid] = title.strip("\0 ")
         return found
 
+    def processes(self, command: str) -> list[int]:
+        """Return the ids of the processes of a command."""
+        found = []
+        for node in self._nodes.values():
+            for pid in tree(node.pid):
+                try:
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if name == command:
+                    found.append(pid)
+        return found
+
     def deployments(self) -> set[str]:
         """Return the names of the deployments that have a replica."""
         titles = self.pids(REPLICA).values()
@@ -173,25 +193,12 @@ class Cluster:
                 if node.poll() is not None:
                     log = (self._folder / f"node-{number}.log").read_text()
                     raise RuntimeError(f"node {number} ended: {log[-2000:]}")
-            raylets = self.pids_of_raylets()
+            raylets = self.processes("raylet")
             if len(raylets) >= len(self._nodes):
                 return
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{len(raylets)} of {len(self._nodes)} nodes have started")
             time.sleep(0.2)
-
-    def pids_of_raylets(self) -> list[int]:
-        """Return the process id of each node's raylet."""
-        found = []
-        for node in self._nodes.values():
-            for pid in tree(node.pid):
-                try:
-                    name = Path(f"/proc/{pid}/comm").read_text().strip()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                if name == "raylet":
-                    found.append(pid)
-        return found
 
     def _deploy(self) -> None:
         """Deploy in a separate process; the application outlives it."""
@@ -225,6 +232,7 @@ def _environment() -> dict[str, str]:
         **os.environ,
         **ENVIRONMENT,
         "RAY_AUTH_MODE": "disabled",
+        # It would listen on the same ports on every node.
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -234,6 +242,18 @@ def _environment() -> dict[str, str]:
     # Other tests construct CPU deployments in this process, which hides its GPUs.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     return environment
+
+
+def _haproxy(folder: Path) -> dict[str, str]:
+    """Return variables for HAProxy in front of a single node, with its files in a folder."""
+    metrics, stats = free_ports(2)
+    return {
+        **ports_and_sockets(folder),
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "EARTH2SERVE_PYTHON": sys.executable,
+    }
 
 
 def _kill(pids: list[int]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.chaos.cluster import CONTROLLER, REPLICA, Cluster
 
 CONTROLLER_OF_SERVE, NODE, EVERYTHING = "Serve controller", "worker node", "whole cluster"
+HAPROXY = "HAProxy"
 PROGRESS_LIMIT_S = 120.0
 NODE_AWAY_S = 3.0
 
@@ -114,7 +115,8 @@ class Kills:
             time.sleep(self._random.uniform(0, pause_s))
 
     def _choose(self) -> str:
-        choices = [*self.deployments, CONTROLLER_OF_SERVE, *([NODE] if self.n_workers else [])]
+        # Nodes have no HAProxy, see `Cluster`.
+        choices = [*self.deployments, CONTROLLER_OF_SERVE, NODE if self.n_workers else HAPROXY]
         return self._random.choice(choices)
 
     def _kill(self, target: str) -> bool:
@@ -128,8 +130,11 @@ class Kills:
             time.sleep(NODE_AWAY_S)
             self.cluster.start_node(number)
             return True
-        title = CONTROLLER if target == CONTROLLER_OF_SERVE else f"{REPLICA}{target}"
-        pids = list(self.cluster.pids(title))
+        if target == HAPROXY:
+            pids = self.cluster.processes("haproxy")
+        else:
+            title = CONTROLLER if target == CONTROLLER_OF_SERVE else f"{REPLICA}{target}"
+            pids = list(self.cluster.pids(title))
         if not pids:
             return False
         # All replicas of a deployment, or one of them.

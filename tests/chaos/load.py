@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from workflows.stormscope import StormScopeWorkflow
 FORECAST, NOWCAST = FCN3Workflow.name, StormScopeWorkflow.name
 START = "2025-01-01T00:00:00"
 PAUSE_S = 0.3
+READ_PAUSE_S = 0.05
+DENIALS = (404, 409, 410)
+"""Statuses that say that something does not exist. Clients ask only for what does."""
 GIVE_UP_S = 600.0
 
 
@@ -57,8 +60,12 @@ class Load:
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
     """Number of failed requests, by kind."""
+    outages: dict[str, float] = field(default_factory=dict)
+    """Longest time from a request's first failure to its answer, seconds, by kind of failure."""
     refused: list[str] = field(default_factory=list)
     """Final refusals, of which there should be none."""
+    denied: list[str] = field(default_factory=list)
+    """Answers that deny what exists, of which there should be none."""
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -68,6 +75,7 @@ class Load:
         self._threads = [
             threading.Thread(target=self._work, name=f"client-{n}") for n in range(self.in_flight)
         ]
+        self._threads.append(threading.Thread(target=self._read, name="reader"))
 
     def start(self) -> None:
         """Start the clients."""
@@ -94,6 +102,23 @@ class Load:
                 status = self._follow(http, workflow, execution_id)
                 with self._lock:
                     self.ended[execution_id] = status
+
+    def _read(self) -> None:
+        """Read statuses and results of accepted executions, whatever happens to the server."""
+        chance = random.Random(self.seed)  # noqa: S311
+        with httpx.Client(timeout=30) as http:
+            while not self._stop.wait(READ_PAUSE_S):
+                with self._lock:
+                    one = chance.choice(self.accepted) if self.accepted else None
+                    ended = one and self.ended.get(one.execution_id, {})
+                if one is None:
+                    continue
+                path = "results" if ended and ended["status"] == "completed" else "status"
+                url = f"/v1/infer/{one.workflow}/{one.execution_id}/{path}"
+                self._retry(
+                    lambda url=url: http.get(f"{self.base_url}{url}"),  # type: ignore[misc]
+                    lambda response: response.status_code == 200,
+                )
 
     def _request(self, number: int) -> tuple[str, dict[str, Any]]:
         output_format = self._random.choice(["zarr", "netcdf4"])
@@ -145,22 +170,36 @@ class Load:
     def _retry(
         self, request: Callable[[], httpx.Response], is_final: Callable[[httpx.Response], bool]
     ) -> httpx.Response:
-        deadline = time.monotonic() + GIVE_UP_S
+        started = time.monotonic()
+        deadline = started + GIVE_UP_S
+        failed: dict[str, None] = {}
         while True:
             try:
                 response = request()
                 # Serve itself responds before the application is deployed and without a replica.
                 ours = response.headers.get("content-type", "").startswith("application/json")
+                if response.status_code in DENIALS:
+                    with self._lock:
+                        self.denied.append(
+                            f"{response.status_code} {response.url}: {response.text}"
+                        )
                 if ours and is_final(response):
+                    self._note_outages(failed, time.monotonic() - started)
                     return response
                 kind = f"{response.status_code}{'' if ours else ' of Serve'}"
             except httpx.TransportError as error:
                 kind = type(error).__name__
+            failed[kind] = None
             with self._lock:
                 self.errors[kind] += 1
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no response for {GIVE_UP_S:g} s, last failure: {kind}")
             time.sleep(PAUSE_S)
+
+    def _note_outages(self, kinds: Iterable[str], seconds: float) -> None:
+        with self._lock:
+            for kind in kinds:
+                self.outages[kind] = max(self.outages.get(kind, 0.0), seconds)
 
 
 def nowcast(common: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -67,19 +67,25 @@ class Verdict:
     """Executions with members computed again after they were recorded, or not exactly one item."""
     wrong: list[str] = field(default_factory=list)
     """Executions with arrays that differ from those without faults."""
+    denied: Sequence[str] = ()
+    """Answers that denied what exists."""
 
     def __str__(self) -> str:
         counts = (
             f"{self.accepted} accepted, {self.right} right, {len(self.lost)} lost, "
-            f"{len(self.doubled)} doubled, {len(self.wrong)} with wrong arrays; "
+            f"{len(self.doubled)} doubled, {len(self.wrong)} with wrong arrays, "
+            f"{len(self.denied)} answers that deny what exists; "
             f"{self.resumed} members continued from a checkpoint"
         )
-        return "\n".join([counts, *self.lost[:10], *self.doubled[:10], *self.wrong[:10]])
+        return "\n".join(
+            [counts, *self.lost[:10], *self.doubled[:10], *self.wrong[:10], *self.denied[:10]]
+        )
 
     @property
     def is_clean(self) -> bool:
-        """Return whether there were executions, and all are right."""
-        return 0 < self.right == self.accepted
+        """Return whether there were executions, all are right, and none was denied."""
+        """Return whether there were executions, all are right, and none was denied."""
+        return 0 < self.right == self.accepted and not self.denied
 
 
 def judge(
@@ -111,7 +117,7 @@ def judge(
     reference : Dataset or None
         Result of the nowcast without faults.
     """
-    verdict = Verdict(len(load.accepted), resumed=_resumed(journal))
+    verdict = Verdict(len(load.accepted), resumed=_resumed(journal), denied=load.denied)
     computed = _computed(journal)
     if records is not None:
         records.read()
