@@ -1,0 +1,1 @@
+"""Mutated HTTP requests, byte by byte, and what may be answered to them."""
