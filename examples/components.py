@@ -30,11 +30,18 @@ def load_component(path: str, **options: Any) -> Any:
     return found.load_model(Package(package), **options)
 
 
-def persistence(variables: list[str], n_lat: int = 181, n_lon: int = 360) -> Any:
+def persistence(
+    variables: list[str],
+    n_lat: int = 181,
+    n_lon: int = 360,
+    history: int = 1,
+    step_hours: int = 6,
+) -> Any:
     """Return a model that forecasts no change, to try a workflow without weights."""
     from earth2studio.models.px import Persistence
 
-    return Persistence(variables, _grid(n_lat, n_lon))
+    step = np.timedelta64(step_hours, "h")
+    return Persistence(variables, _grid(n_lat, n_lon), history, step)
 
 
 def noise(n_lat: int = 181, n_lon: int = 360) -> Any:

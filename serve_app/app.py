@@ -21,11 +21,14 @@ from deployments.geocatalog.options import GeoCatalogOptions
 from deployments.initial_conditions.deployment import InitialConditions
 from deployments.initial_conditions.options import SourceOptions
 from deployments.models.fcn3 import FCN3
-from deployments.models.options import FCN3Options, StormScopeOptions
+from deployments.models.options import FCN3Options, ModelOptions, StormScopeOptions
+from deployments.models.prognostic import Prognostic
 from deployments.models.stormscope import StormScope
 from deployments.packager.deployment import WRITERS, Packager
+from deployments.runtime.import_path import LoaderOptions
 from serve_app.http.deployment import Ingress
 from serve_app.http.options import IngressOptions
+from serve_app.settings.data_sources import DataSourceSettings
 from serve_app.settings.models import ModelSettings
 from serve_app.settings.parsing import parse_settings
 from serve_app.settings.preflight import (
@@ -49,6 +52,8 @@ MODEL_CPUS = 0.2
 CUSTOM_CPUS = 0.01
 """Almost none: the class computes on a GPU, and a small machine must be able to hold many."""
 
+MODEL = "Model-"
+"""Prefix of the names of the deployments that run models of the operator."""
 INTERPOLATION = "interpolation"
 SERVED_BY = {INTERPOLATION: "fcn3"}
 """Models without a deployment of their own, and the one that runs them."""
@@ -81,9 +86,8 @@ def build(args: dict[str, Any]) -> Application:
     for finding in find_missing(settings):
         logger.warning("args.%s", finding)
     logger.info("settings: %s", settings.summary())
-    built_in = settings.built_in_workflows
-    models = sorted({name for workflow in built_in for name in workflow.models})
-    sources = sorted({name for workflow in built_in for name in workflow.data_sources})
+    built_in, forecasts = settings.built_in_workflows, settings.forecasts
+    models, sources = settings.used_models, settings.used_data_sources
     storage = settings.storage
 
     packager = _bind(
@@ -102,6 +106,9 @@ def build(args: dict[str, Any]) -> Application:
             # The nodes may share no disk, so models fetch the states through a handle.
             handles.append(deployments["initial_conditions"])
     deployments |= {name: MODELS[name](settings, *handles) for name in models if name in MODELS}
+    deployments |= {
+        name: _own_model(name, settings, *handles) for name in models if name in settings.models.own
+    }
     custom = {
         workflow.resolved_name: _custom_workflow(workflow, settings)
         for workflow in settings.custom_workflows
@@ -140,7 +147,9 @@ def build(args: dict[str, Any]) -> Application:
         regional_grid=settings.models.stormscope.grid,
         delivery=settings.delivery_rules,
         signed_url_s=settings.azure.blob.signed_url_s,
+        forecasts=forecasts,
         components={w.name: (*w.models, *w.data_sources, *results) for w in built_in}
+        | {each.name: (each.model, *each.data_sources, *results) for each in forecasts}
         | {name: (name,) for name in custom},
     )
     uploader = delivery.get("blob_uploader")
@@ -177,12 +186,44 @@ def _initial_conditions(sources: Sequence[str], settings: Settings) -> Applicati
 
 def _source(name: str, settings: Settings) -> SourceOptions:
     models, sources = settings.models, settings.data_sources
-    if name == "ifs":
+    section: DataSourceSettings
+    if name in sources.own:
+        section = sources.own[name]
+        loader = section.loader_options(name)
+    elif name == "ifs":
         section, loader = sources.ifs, sources.ifs.loader_options(name, models.fcn3.grid)
     else:
         section = sources.goes
         loader = section.loader_options(name, models.stormscope.grid, satellite=name)
     return section.to_options(SourceOptions, **loader.model_dump())
+
+
+def _own_model(name: str, settings: Settings, *handles: Application) -> Application:
+    model = settings.models.own[name]
+    options = model.to_options(
+        ModelOptions,
+        loader=model.loader_options(name),
+        window_steps=settings.packager.window_steps,
+        gpu_locks=settings.gpu_locks,
+        **_forecast_parts(name, settings),
+    )
+    resources = {"num_cpus": MODEL_CPUS, "num_gpus": model.resolved_num_gpus}
+    return _bind(Prognostic, resources, model.replicas, options, *handles, name=f"{MODEL}{name}")
+
+
+def _forecast_parts(model: str, settings: Settings) -> dict[str, Any]:
+    """Return what a model's replicas load besides it: diagnostics and perturbations."""
+    forecasts = [each for each in settings.forecasts if each.model == model]
+    return {
+        "diagnostics": {
+            each.name: tuple(
+                LoaderOptions(name="", loader=part.loader, options=part.options)
+                for part in each.diagnostics
+            )
+            for each in forecasts
+        },
+        "perturbations": tuple(each.perturbation for each in forecasts if each.perturbation),
+    }
 
 
 def _fcn3(settings: Settings, *handles: Application) -> Application:
@@ -196,6 +237,7 @@ def _fcn3(settings: Settings, *handles: Application) -> Application:
         if conditions
         else None,
         gpu_locks=settings.gpu_locks,
+        **_forecast_parts("fcn3", settings),
     )
     return _bind_model(FCN3, model, options, *handles)
 

@@ -106,7 +106,7 @@ def test_imports_point_down() -> None:
 
 def test_only_the_builder_imports_deployments() -> None:
     deployments = {name for name, tree in SOURCES.items() if defines_deployment(tree)}
-    assert len(deployments) == 9
+    assert len(deployments) == 10
     importers = {name for name, tree in SOURCES.items() if deployments & set(imported(tree))}
     assert importers == {BUILDER}
 

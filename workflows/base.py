@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workflows.delivery import Delivery
 from workflows.errors import InvalidParameters, Problem
-from workflows.grids import Grid, LambertGrid
+from workflows.grids import AnyGrid, Grid
 
 OutputFormat = Literal["zarr", "netcdf4"]
 TimeLayout = Literal["time", "lead_time"]
@@ -33,6 +33,17 @@ class Parameters(BaseModel):
     """Base of all request parameters: unknown names are refused, numeric strings are accepted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Component(BaseModel):
+    """A part of a forecast that a replica of its model loads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loader: str
+    """``module:callable``."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the callable."""
 
 
 class Conditioning(BaseModel):
@@ -87,10 +98,16 @@ class Plan(BaseModel):
     """Variables of the initial conditions, in the order of the model."""
     variables: tuple[str, ...]
     """Variables of the result."""
-    grid: Grid | LambertGrid
+    grid: AnyGrid
     output_format: OutputFormat
     time_layout: TimeLayout = "time"
     """Time dimensions of the result: valid ``time``, or a single ``time`` and ``lead_time``."""
+    history_hours: tuple[int, ...] = (0,)
+    """Times of the initial conditions relative to the start, ascending; the last is 0."""
+    input_grid: AnyGrid | None = None
+    """Grid of the initial conditions; None if it is that of the result."""
+    perturbation: Component | None = None
+    """Perturbs the initial conditions of each member, seeded by its seed."""
     conditioning: Conditioning | None = None
     """The forecast on which this one is conditioned, if any."""
     delivery: Delivery | None = None
@@ -133,7 +150,8 @@ class Plan(BaseModel):
         """Size of intermediate data, bytes: the global initial state and conditioning fields."""
         conditioning = self.conditioning
         if conditioning is None:
-            return len(self.input_variables) * self.field_bytes
+            n_fields = len(self.input_variables) * len(self.history_hours)
+            return n_fields * 4 * math.prod((self.input_grid or self.grid).shape)
         n_fields = len(conditioning.input_variables) + len(conditioning.seeds) * self.n_steps
         return n_fields * 4 * math.prod(conditioning.grid.shape)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workflows.base import Plan
 from workflows.crs import well_known_text
-from workflows.grids import Grid, LambertGrid
+from workflows.grids import AnyGrid, Grid, LambertGrid, LatLonGrid, RegularGrid
 
 CRS = "crs"
 
@@ -110,12 +110,12 @@ def time_coordinates(plan: Plan) -> tuple[Variable, ...]:
     )
 
 
-def output_longitudes(grid: Grid | LambertGrid) -> NDArray[np.float64]:
-    """Return longitudes as they are stored, -180 to 180."""
-    return grid.output_longitudes() if isinstance(grid, Grid) else grid.longitudes()
+def output_longitudes(grid: AnyGrid) -> NDArray[np.float64]:
+    """Return longitudes as they are stored."""
+    return grid.output_longitudes() if isinstance(grid, RegularGrid) else grid.longitudes()
 
 
-def map_coordinates(grid: Grid | LambertGrid) -> tuple[Variable, ...]:
+def map_coordinates(grid: AnyGrid) -> tuple[Variable, ...]:
     """Return the spatial coordinates of a grid and, last, its grid mapping."""
     return _lambert(grid) if isinstance(grid, LambertGrid) else _regular(grid)
 
@@ -124,12 +124,10 @@ _LATITUDE = {"standard_name": "latitude", "long_name": "Latitude", "units": "deg
 _LONGITUDE = {"standard_name": "longitude", "long_name": "Longitude", "units": "degrees_east"}
 
 
-def _regular(grid: Grid) -> tuple[Variable, ...]:
+def _regular(grid: Grid | LatLonGrid) -> tuple[Variable, ...]:
     return (
-        Variable("lat", ("lat",), _LATITUDE | {"axis": "Y"}, grid.latitudes().astype("<f8")),
-        Variable(
-            "lon", ("lon",), _LONGITUDE | {"axis": "X"}, grid.output_longitudes().astype("<f8")
-        ),
+        Variable("lat", ("lat",), _LATITUDE | {"axis": "Y"}, _stored(grid.output_latitudes())),
+        Variable("lon", ("lon",), _LONGITUDE | {"axis": "X"}, _stored(grid.output_longitudes())),
         _crs(
             grid,
             {
@@ -140,6 +138,10 @@ def _regular(grid: Grid) -> tuple[Variable, ...]:
             },
         ),
     )
+
+
+def _stored(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.ascontiguousarray(values, "<f8")
 
 
 def _lambert(grid: LambertGrid) -> tuple[Variable, ...]:
@@ -174,7 +176,7 @@ def _projected(name: str, direction: str) -> dict[str, str]:
     }
 
 
-def _crs(grid: Grid | LambertGrid, attributes: Mapping[str, str | float]) -> Variable:
+def _crs(grid: AnyGrid, attributes: Mapping[str, str | float]) -> Variable:
     wkt = well_known_text(grid)
     named = {
         "long_name": "Coordinate reference system",

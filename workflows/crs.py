@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from workflows.grids import Grid, LambertGrid
+from workflows.grids import AnyGrid, LambertGrid, RegularGrid
 
 EPSG: Final = 4326
 """Code of regular grids: WGS 84, latitude before longitude."""
@@ -31,9 +31,9 @@ _WGS84 = (
 )
 
 
-def well_known_text(grid: Grid | LambertGrid) -> str:
+def well_known_text(grid: AnyGrid) -> str:
     """Return the WKT (2019) of a grid."""
-    if isinstance(grid, Grid):
+    if isinstance(grid, RegularGrid):
         return _WGS84
     sphere = _sphere(grid)
     parameters = ",".join(

@@ -45,7 +45,7 @@ UtcTime = Annotated[datetime, BeforeValidator(_utc_time)]
 HourlyTime = Annotated[UtcTime, AfterValidator(_hourly)]
 SixHourlyTime = Annotated[UtcTime, AfterValidator(_six_hourly)]
 NotBool = BeforeValidator(reject_bool)
-Seed = Annotated[int, NotBool, Field(ge=0, lt=SEED_BOUND)]
+Seed = Annotated[int, Field(ge=0, lt=SEED_BOUND), NotBool]
 
 
 class ForecastParameters(Parameters):

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from workflows.custom import WorkflowDescription
 from workflows.dataset import Origin
+from workflows.model_description import ModelDescription
 
 
 class Ready(BaseModel):
@@ -15,8 +16,8 @@ class Ready(BaseModel):
 
     origin: Origin
     """What it is, for the provenance of results."""
-    description: WorkflowDescription | None = None
-    """Description of a user's workflow class; None for all other components."""
+    description: WorkflowDescription | ModelDescription | None = None
+    """Description of a user's workflow class or of a model; None for all other components."""
 
 
 class NotReady(BaseModel):

@@ -17,6 +17,7 @@ from deployments.conductor.origins import Origins
 from deployments.runtime.failures import as_stage_failure
 from deployments.store.conductor_view import ConductorStore
 from workflows.custom import WorkflowDescription
+from workflows.model_description import ModelDescription
 from workflows.readiness import ComponentStatus, NotReady
 
 logger = logging.getLogger("ray.serve")
@@ -57,7 +58,7 @@ class ReadinessWatch:
         self._write = write
         self._origins = origins
         self._scaled_to_zero = scaled_to_zero
-        self._descriptions: dict[str, WorkflowDescription] = {}
+        self._descriptions: dict[str, WorkflowDescription | ModelDescription] = {}
 
     async def run(self) -> None:
         """Check all components periodically, until cancelled."""
@@ -90,7 +91,9 @@ class ReadinessWatch:
         try:
             if status.description not in (None, self._descriptions.get(component)):
                 description = status.description
-                await self._write(self._store.set_description, component, description.model_dump())
+                await self._write(
+                    self._store.set_description, component, description.model_dump(mode="json")
+                )
                 self._descriptions[component] = description
             await self._write(self._store.set_readiness, component, status)
         except sa.exc.SQLAlchemyError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,21 +31,28 @@ from deployments.runtime.log_context import ContextThreadPool, bind_execution, b
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
-from workflows.grids import Grid
 from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
 
+FETCHES = 4
+"""Fetches at once."""
+REMEMBERED = 64
+"""States whose files other executions may share."""
+
 
 @serve.deployment(
     name="InitialConditions",
-    max_ongoing_requests=4,
+    # Most of them wait for a state that another execution fetches.
+    max_ongoing_requests=100,
     # Users' data sources run here, and may keep the interpreter for seconds.
     health_check_period_s=5,
     health_check_timeout_s=30,
 )
 class InitialConditions:
     """Fetches initial conditions, so that no GPU waits for a download.
+
+    Executions that start from the same state share one fetch.
 
     Parameters
     ----------
@@ -65,6 +74,10 @@ class InitialConditions:
         self._work_dir = work_dir
         self._sources: dict[str, Any] = {}
         self._failures: dict[str, str] = {}
+        self._fetches = asyncio.Semaphore(FETCHES)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._fetched: dict[str, Path] = {}
+        """Files of states, which may have been removed since; the latest are last."""
         for name in self._options:
             await asyncio.to_thread(self._load, name)
 
@@ -105,9 +118,10 @@ class InitialConditions:
         Returns
         -------
         str
-            Path of a ``.npy`` file, float32, shape (variable, lat, lon), in the order of
-            ``plan.input_variables``. For a model with a regional grid the fields are those of the
-            source, shape (variable, y, x); `source_grid` is the file with their coordinates.
+            Path of a ``.npy`` file, float32, shape (variable, *space), in the order of
+            ``plan.input_variables``; with a dimension of times before it if the model needs
+            several. For a nowcast the fields are those of the source, shape (variable, y, x);
+            `source_grid` is the file with their coordinates.
 
         Raises
         ------
@@ -118,25 +132,37 @@ class InitialConditions:
         bind_execution(execution_id, workflow, Stage.INITIAL_CONDITIONS)
         source = await self._source(plan.data_source)
         target = self._work_dir / execution_id / f"{plan.data_source}.npy"
-        if not await asyncio.to_thread(target.exists):
-            # A thread of its own: a source that hangs blocks its thread forever, and the event loop
-            # has few threads.
-            limit_s = self._options[plan.data_source].timeout_s
-            thread = ContextThreadPool(1, plan.data_source, libraries=True)
-            fetched = asyncio.get_running_loop().run_in_executor(
-                thread, _fetch, source, plan, target
-            )
-            thread.shutdown(wait=False)
-            try:
-                await asyncio.wait_for(fetched, limit_s)
-            except TimeoutError:
-                raise StageFailed(
-                    Stage.INITIAL_CONDITIONS,
-                    f"{plan.data_source} returned no data for {plan.start()} within {limit_s:g} s",
-                ) from None
+        state = _state_of(plan)
+        async with self._locks.setdefault(state, asyncio.Lock()):
+            if not await asyncio.to_thread(_exists, target, self._fetched.get(state)):
+                async with self._fetches:
+                    await self._fetch(source, plan, target)
+            self._remember(state, target)
             if self._keep is not None:
                 await asyncio.to_thread(_keep_newest, self._work_dir, self._keep)
         return str(target)
+
+    def _remember(self, state: str, target: Path) -> None:
+        self._fetched.pop(state, None)
+        self._fetched[state] = target
+        while len(self._fetched) > REMEMBERED:
+            del self._fetched[next(iter(self._fetched))]
+
+    async def _fetch(self, source: Any, plan: Plan | Conditioning, target: Path) -> None:
+        """Fetch a state into a file, within the time limit of its source."""
+        # A thread of its own: a source that hangs blocks its thread forever, and the event loop has
+        # few threads.
+        limit_s = self._options[plan.data_source].timeout_s
+        thread = ContextThreadPool(1, plan.data_source, libraries=True)
+        fetched = asyncio.get_running_loop().run_in_executor(thread, _fetch, source, plan, target)
+        thread.shutdown(wait=False)
+        try:
+            await asyncio.wait_for(fetched, limit_s)
+        except TimeoutError:
+            raise StageFailed(
+                Stage.INITIAL_CONDITIONS,
+                f"{plan.data_source} returned no data for {plan.start()} within {limit_s:g} s",
+            ) from None
 
     async def read(
         self, plan: Plan | Conditioning, execution_id: str
@@ -160,14 +186,44 @@ class InitialConditions:
         return analysis.fields, analysis.points
 
 
+def _state_of(plan: Plan | Conditioning) -> str:
+    """Identify the state from which a plan starts, as a model receives it."""
+    own = {"data_source", "start_time", "input_variables"}
+    if isinstance(plan, Plan):
+        own |= {"history_hours", "input_grid"}
+    # A nowcast's image is on the grid of its source.
+    regridded = None if isinstance(plan, Plan) and plan.conditioning else plan.grid
+    return json.dumps(
+        [plan.model_dump(mode="json", include=own), regridded and regridded.model_dump(mode="json")]
+    )
+
+
+def _exists(target: Path, other: Path | None) -> bool:
+    """Return whether a state's file exists, or has been linked to that of another execution."""
+    if target.exists():
+        return True
+    if other is None:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if source_grid(other).exists():
+            with suppress(FileExistsError):
+                source_grid(target).hardlink_to(source_grid(other))
+        with suppress(FileExistsError):
+            target.hardlink_to(other)
+    except OSError:
+        return False  # removed since, or on a file system without links
+    return True
+
+
 def _fetch(source: Any, plan: Plan | Conditioning, target: Path) -> None:
     bridge_loguru()
     # Before the download: afterwards it could recreate the folder of an execution that has ended.
     target.parent.mkdir(parents=True, exist_ok=True)
+    hours = plan.history_hours if isinstance(plan, Plan) else (0,)
+    times = [plan.start() + np.timedelta64(hour, "h") for hour in hours]
     try:
-        source_fields = source(
-            np.array([plan.start()]).astype("datetime64[ns]"), list(plan.input_variables)
-        )
+        source_fields = source(np.array(times).astype("datetime64[ns]"), list(plan.input_variables))
     except (Exception, SystemExit) as error:
         raise (TransientFailure if is_network_error(error) else StageFailed)(
             Stage.INITIAL_CONDITIONS,
@@ -176,11 +232,14 @@ def _fetch(source: Any, plan: Plan | Conditioning, target: Path) -> None:
         ) from error
     points: NDArray[np.float64] | None = None
     try:
-        selected = select_variables(plan, source_fields)
-        if isinstance(plan.grid, Grid):
-            fields = on_model_grid(plan, plan.grid, selected)
+        selected = [select_variables(plan, source_fields, time) for time in times]
+        if isinstance(plan, Plan) and plan.conditioning is not None:
+            # The model of a nowcast regrids the image itself.
+            fields, points = on_source_grid(plan, selected[-1])
         else:
-            fields, points = on_source_grid(plan, selected)
+            grid = plan.input_grid or plan.grid if isinstance(plan, Plan) else plan.grid
+            fields = np.stack([on_model_grid(plan, grid, each) for each in selected])
+            fields = fields[0] if len(fields) == 1 else fields
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise StageFailed(
             Stage.INITIAL_CONDITIONS,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from workflows.base import Conditioning, Plan
 from workflows.errors import StageFailed
 from workflows.execution import Stage
-from workflows.grids import Grid
+from workflows.grids import AnyGrid, RegularGrid
 
 Floats = NDArray[np.float32]
 
@@ -18,8 +18,8 @@ COORDINATE_TOLERANCE = 1e-4
 """Allowed difference of a source's grid, degrees: its coordinates may be float32."""
 
 
-def select_variables(plan: Plan | Conditioning, source_fields: Any) -> Any:
-    """Return the fields of the start time, in the order of the plan's variables.
+def select_variables(plan: Plan | Conditioning, source_fields: Any, time: np.datetime64) -> Any:
+    """Return the fields of one time, in the order of the plan's variables.
 
     Parameters
     ----------
@@ -29,36 +29,45 @@ def select_variables(plan: Plan | Conditioning, source_fields: Any) -> Any:
     Raises
     ------
     StageFailed
-        If a variable is missing.
+        If a variable or the time is missing.
     """
-    for dim in ("lead_time", "time"):
-        if dim in source_fields.dims:
-            source_fields = source_fields.isel({dim: 0})
+    if "lead_time" in source_fields.dims:
+        source_fields = source_fields.isel(lead_time=0)
+    if "time" in source_fields.dims:
+        source_fields = source_fields.isel(time=_index_of(plan, source_fields, time))
     fields = source_fields.transpose("variable", ...)
     names = [str(name) for name in fields["variable"].values]
     missing = [name for name in plan.input_variables if name not in names]
     if missing:
-        raise _failed(f"{plan.data_source} returned no {_some(missing)} at {plan.start()}")
+        raise _failed(f"{plan.data_source} returned no {_some(missing)} at {time}")
     if names != list(plan.input_variables):
         fields = fields.sel(variable=list(plan.input_variables))
     return fields
 
 
-def on_model_grid(plan: Plan | Conditioning, grid: Grid, fields: Any) -> Floats:
-    """Return fields of shape (variable, lat, lon).
+def _index_of(plan: Plan | Conditioning, fields: Any, time: np.datetime64) -> int:
+    if fields.sizes["time"] == 1:
+        return 0
+    found = np.flatnonzero(fields["time"].values.astype("datetime64[s]") == time)
+    if not found.size:
+        raise _failed(f"{plan.data_source} returned no fields at {time}")
+    return int(found[0])
 
-    Raises StageFailed if the fields are on another grid, or have missing values.
+
+def on_model_grid(plan: Plan | Conditioning, grid: AnyGrid, fields: Any) -> Floats:
+    """Return fields of shape (variable, lat, lon) or (variable, y, x) on the grid of a model.
+
+    A source that has the model's points is not interpolated; one that has others is, linearly, by
+    Earth2Studio.
+
+    Raises
+    ------
+    StageFailed
+        If the fields do not cover the grid, or have missing values.
     """
-    fields = fields.transpose("variable", "lat", "lon")
-    for name, expected in (("lat", grid.latitudes()), ("lon", grid.longitudes())):
-        found = np.asarray(fields[name], dtype=np.float64)
-        if found.shape != expected.shape or np.abs(found - expected).max() > COORDINATE_TOLERANCE:
-            raise _failed(
-                f"{plan.data_source} has {found.size} values of {name} from {found[0]:g} to "
-                f"{found[-1]:g}, the model needs {expected.size} from {expected[0]:g} to "
-                f"{expected[-1]:g}"
-            )
-    values = np.ascontiguousarray(fields.values, dtype=np.float32)
+    selected = _same_points(grid, fields) if isinstance(grid, RegularGrid) else None
+    values = _interpolated(grid, fields) if selected is None else selected.values
+    values = np.ascontiguousarray(values, dtype=np.float32)
     incomplete = [
         name
         for name, field in zip(plan.input_variables, values, strict=True)
@@ -66,9 +75,69 @@ def on_model_grid(plan: Plan | Conditioning, grid: Grid, fields: Any) -> Floats:
     ]
     if incomplete:
         raise _failed(
-            f"{plan.data_source} has missing values in {_some(incomplete)} at {plan.start()}"
+            f"{plan.data_source} has missing values in {_some(incomplete)} at {plan.start()} on "
+            "the grid of the model"
         )
     return values
+
+
+def _same_points(grid: RegularGrid, fields: Any) -> Any | None:
+    """Return the fields at a grid's points; None if the source does not have all of them."""
+    if not {"lat", "lon"} <= set(fields.dims):
+        return None
+    indices = {}
+    for name, wanted in (("lat", grid.latitudes()), ("lon", grid.longitudes() % 360.0)):
+        found = np.asarray(fields[name], dtype=np.float64)
+        if name == "lon":
+            # A point just west of 360 degrees may be meant for 0.
+            found = (found + COORDINATE_TOLERANCE) % 360.0 - COORDINATE_TOLERANCE
+        order = np.argsort(found)
+        places = np.searchsorted(found[order], wanted - COORDINATE_TOLERANCE)
+        nearest = order[np.minimum(places, found.size - 1)]
+        # Also true of NaN.
+        if not np.abs(found[nearest] - wanted).max() <= COORDINATE_TOLERANCE:
+            return None
+        indices[name] = nearest
+    fields = fields.transpose("variable", "lat", "lon")
+    unchanged = all(np.array_equal(i, np.arange(fields.sizes[n])) for n, i in indices.items())
+    return fields if unchanged else fields.isel(indices)
+
+
+def _interpolated(grid: AnyGrid, fields: Any) -> Floats:
+    from earth2studio.data import prep_data_array
+
+    if "lon" in fields.dims:
+        fields = _closed(fields)
+    latitudes, longitudes = grid.latitudes(), grid.longitudes() % 360.0
+    values, _ = prep_data_array(
+        fields, interp_to={"_lat": latitudes, "_lon": longitudes}, interp_method="linear"
+    )
+    interpolated: Floats = values.numpy()
+    return interpolated
+
+
+def _closed(fields: Any) -> Any:
+    """Return global fields from 0 to 360 degrees east inclusive, so that they can be interpolated.
+
+    Regional fields are returned with longitudes from 0 to 360.
+    """
+    import xarray as xr
+
+    fields = fields.assign_coords(lon=fields["lon"] % 360.0).sortby("lon")
+    longitudes = fields["lon"].values
+    gap = 360.0 - (longitudes[-1] - longitudes[0])
+    if gap > 1.5 * np.diff(longitudes).max():
+        return fields
+    first = fields.isel(lon=[0])
+    last = fields.isel(lon=[-1])
+    return xr.concat(
+        [
+            last.assign_coords(lon=last["lon"] - 360.0),
+            fields,
+            first.assign_coords(lon=first["lon"] + 360.0),
+        ],
+        "lon",
+    )
 
 
 def on_source_grid(plan: Plan | Conditioning, fields: Any) -> tuple[Floats, NDArray[np.float64]]:

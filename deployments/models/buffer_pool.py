@@ -29,21 +29,33 @@ class BufferPool:
 
         Parameters
         ----------
-        fields : array or tensor, shape (variable, lat, lon)
+        fields : array or tensor, shape (variable, *space)
             On the CPU or a GPU.
         variables : sequence of int
             Indices into `fields`.
         """
-        shape = (len(variables), *fields.shape[1:])
+        return self.gather([fields[index] for index in variables], fields.shape[1:])
+
+    def gather(self, fields: Sequence[Any], shape: tuple[int, ...]) -> Floats:
+        """Return copies of fields of one shape, in memory of the pool.
+
+        Parameters
+        ----------
+        fields : sequence of array, tensor or None
+            Each of `shape`, on the CPU or a GPU. None becomes NaN.
+        """
         # Copies from a GPU are faster into pinned memory.
-        buffer = self._borrow(shape, pinned=getattr(fields, "is_cuda", False))
-        for target, index in enumerate(variables):
-            if isinstance(fields, np.ndarray):
-                np.copyto(buffer[target], fields[index], casting="same_kind")
+        pinned = any(getattr(field, "is_cuda", False) for field in fields)
+        buffer = self._borrow((len(fields), *shape), pinned=pinned)
+        for target, field in zip(buffer, fields, strict=True):
+            if field is None:
+                target.fill(np.nan)
+            elif isinstance(field, np.ndarray):
+                np.copyto(target, field, casting="same_kind")
             else:
                 import torch
 
-                torch.from_numpy(buffer[target]).copy_(fields[index].detach())
+                torch.from_numpy(target).copy_(field.detach())
         return buffer
 
     def release(self, buffer: Floats) -> None:

@@ -10,8 +10,11 @@ import asyncio
 import logging
 from typing import Any
 
-from deployments.models.buffer_pool import BufferPool
+import numpy as np
+
+from deployments.models.buffer_pool import BufferPool, Floats
 from deployments.models.messages import MemberJob
+from deployments.models.random_numbers import RandomNumbers
 from deployments.models.state import internal_state
 from deployments.models.write_window import PACKAGER_CALL, WriteWindow
 from deployments.results.checkpoint import Checkpoint
@@ -44,6 +47,8 @@ class Checkpoints:
         self._buffers = buffers
         self._loop = asyncio.get_running_loop()
         self._may_exist = False
+        self._history = len(job.plan.history_hours)
+        self._latest: list[Floats] = []
 
     async def find(self) -> Checkpoint | None:
         """Return the latest checkpoint; None if the member must start from the beginning."""
@@ -71,27 +76,44 @@ class Checkpoints:
         logger.info("member %d resumes after step %d", job.member, checkpoint.step)
         return checkpoint
 
-    def save(self, model: Any, step: int, fields: Any, window: WriteWindow) -> None:
+    def save(
+        self, model: Any, step: int, fields: Any, numbers: RandomNumbers, window: WriteWindow
+    ) -> None:
         """Save the state after a step if a checkpoint is due; called in the model's thread.
 
         Parameters
         ----------
-        fields : array or tensor, shape (variable, lat, lon)
+        fields : array or tensor, shape (variable, *space)
             The model's whole output at that step, its latest.
+        numbers : RandomNumbers
+            Those of the member.
         window : WriteWindow
             Writes the steps. The checkpoint is written after them, this one included.
         """
-        if self._every is None or step == 0 or step % self._every:
+        if self._every is None or step == 0:
             return
+        ahead = -step % self._every
+        if ahead >= self._history:
+            return
+        if ahead or self._latest:
+            self._keep(fields)
+        if ahead:
+            return
+        latest, self._latest = self._latest, []
         if window.has_deferred:
             # Writing is slower than the model; the previous checkpoint must suffice.
             logger.warning("no checkpoint at step %d: the previous one is still pending", step)
             return
         try:
-            internal = internal_state(model)
+            internal = internal_state(model, numbers)
             if internal is None:
                 return
-            state = self._buffers.copy(fields, range(len(fields)))
+            if self._history == 1:
+                state = self._buffers.copy(fields, range(len(fields)))
+            elif len(latest) == self._history:
+                state = np.stack(latest)
+            else:
+                return  # a member that has just resumed
         except Exception:
             # Another version of makani, or no memory left.
             logger.warning(
@@ -101,6 +123,10 @@ class Checkpoints:
         checkpoint = Checkpoint(step, self._origin, state, internal)
         deferred = window.defer(lambda: self._write(checkpoint))
         asyncio.run_coroutine_threadsafe(deferred, self._loop)
+
+    def _keep(self, fields: Any) -> None:
+        kept = BufferPool().copy(fields, range(len(fields)))
+        self._latest = [*self._latest, kept][-self._history :]
 
     async def _write(self, checkpoint: Checkpoint) -> None:
         job = self._job

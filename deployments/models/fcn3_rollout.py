@@ -1,4 +1,4 @@
-"""The time steps of FCN3 for one member: a forecast, or the fields that condition a nowcast."""
+"""The fields that condition a nowcast: steps of FCN3, interpolated to hours."""
 
 from __future__ import annotations
 
@@ -10,71 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.models.buffer_pool import BufferPool, Floats
-from deployments.models.messages import ConditioningJob, MemberJob
-from deployments.models.state import UnusableCheckpoint, set_internal_state
-from deployments.results.checkpoint import Checkpoint
-from deployments.runtime.failures import describe_error
-from workflows.base import Conditioning, Plan
+from deployments.models.messages import ConditioningJob
+from workflows.base import Conditioning
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
 from workflows.grids import Grid
-
-
-def forecast(
-    model: Any,
-    job: MemberJob,
-    start: Floats | Checkpoint,
-    buffers: BufferPool,
-    save: Callable[[int, Any], None],
-) -> Generator[Floats]:
-    """Roll out one member.
-
-    Parameters
-    ----------
-    model : PrognosticModel
-        FCN3, or a model with its interface.
-    start : ndarray, shape (variable, lat, lon), or Checkpoint
-        Initial conditions, or where to resume.
-    buffers : BufferPool
-        Memory for the fields that are yielded.
-    save : callable
-        Called after each step but the last, before the model continues, with its time index and
-        all fields of the model, shape (variable, lat, lon).
-
-    Yields
-    ------
-    ndarray, shape (variable, lat, lon)
-        The plan's variables at each time, from the initial conditions, or from the first step
-        after the checkpoint; longitudes 0 to 360. A copy: models overwrite their output.
-
-    Raises
-    ------
-    UnusableCheckpoint
-        Before the first step, if the model cannot resume from the checkpoint.
-    """
-    plan = job.plan
-    seed, first = plan.seeds[job.member], 0
-    if not isinstance(start, Checkpoint):
-        steps = _iterator(model, model, plan, seed, start)
-    else:
-        lead_hours = start.step * plan.step_hours
-        steps = _iterator(model, model, plan, seed, start.state, lead_hours)
-        try:
-            # The first fields are those of the checkpoint. Yielding them initializes the model's
-            # internal state, so it is restored only afterwards.
-            next(steps)
-            set_internal_state(model, start.internal)
-        except Exception as error:
-            raise UnusableCheckpoint(describe_error(error)) from error
-        first = start.step + 1
-    indices: list[int] | None = None
-    for index in range(first, plan.n_times):
-        fields, coords = next(steps)
-        if indices is None:
-            indices = _variable_indices(coords, plan.variables)
-        yield buffers.copy(fields[0, 0], indices)
-        if index < plan.n_steps:
-            save(index, fields[0, 0])
 
 
 def conditioning_fields(
@@ -110,29 +50,19 @@ def conditioning_fields(
 
 
 def _iterator(
-    model: Any,
-    stepper: Any,
-    plan: Plan | Conditioning,
-    seed: int,
-    state: Floats,
-    lead_hours: int = 0,
+    model: Any, interpolation: Any, plan: Conditioning, seed: int, state: Floats
 ) -> Iterator[Any]:
-    """Start one member from its state at a lead time.
-
-    `stepper` is `model`, or the interpolation around it.
-    """
-    grid = cast(Grid, plan.grid)
     coords = OrderedDict(
         time=np.array([plan.start()]).astype("datetime64[ns]"),
-        lead_time=np.array([np.timedelta64(lead_hours, "h")]),
+        lead_time=np.array([np.timedelta64(0, "h")]),
         variable=np.array(plan.input_variables),
-        lat=grid.latitudes(),
-        lon=grid.longitudes(),
+        lat=plan.grid.latitudes(),
+        lon=plan.grid.longitudes(),
     )
     # The iterator reads the seed at its first step: create no other iterator until then.
     model.set_rng(seed=seed, reset=True)
     model_input = _as_model_input(model, state[None, None])
-    return cast(Iterator[Any], stepper.create_iterator(model_input, coords))
+    return cast(Iterator[Any], interpolation.create_iterator(model_input, coords))
 
 
 def _variable_indices(coords: Mapping[str, Any], variables: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Options of the FCN3 and StormScope deployments."""
+"""Options of the deployments of models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.runtime.import_path import LoaderOptions
 from deployments.runtime.option_types import Count
+from workflows.base import Component
 from workflows.grids import Grid, LambertGrid
 
 
@@ -24,12 +25,11 @@ class WindowConfig(BaseModel):
     )
 
 
-class FCN3Config(BaseModel):
-    """What an operator configures for FCN3, besides its loader."""
+class ModelConfig(BaseModel):
+    """What an operator configures for a model, besides its loader."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    grid: Grid = Field(default=Grid(), description="Grid of the model.")
     checkpoint_steps: Count | None = Field(
         default=60,
         description="Time steps from one checkpoint of a member to the next. An interrupted member "
@@ -37,12 +37,29 @@ class FCN3Config(BaseModel):
     )
 
 
-class FCN3Options(FCN3Config, WindowConfig):
-    """Options of an FCN3 replica."""
+class ModelOptions(ModelConfig, WindowConfig):
+    """Options of a replica of a model."""
 
     loader: LoaderOptions
     gpu_locks: Path | None = None
     """Folder of the GPU locks if models share a GPU; None if each has its own."""
+    stochastic: bool | None = None
+    """Whether the model draws random numbers of its own; None if that is known of its class."""
+    diagnostics: dict[str, tuple[LoaderOptions, ...]] = {}
+    """Diagnostics of each forecast workflow."""
+    perturbations: tuple[Component, ...] = ()
+    """Perturbations of the workflows; a failure to create one shows at the start."""
+
+
+class FCN3Config(ModelConfig):
+    """What an operator configures for FCN3, besides its loader."""
+
+    grid: Grid = Field(default=Grid(), description="Grid of the model.")
+
+
+class FCN3Options(FCN3Config, ModelOptions):
+    """Options of an FCN3 replica."""
+
     interpolation: LoaderOptions | None = None
     """Interpolates FCN3 to hourly steps; None if FCN3 conditions no other model."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from deployments.initial_conditions.client import Analysis
 from deployments.models.buffer_pool import Floats
 from deployments.models.fcn3_rollout import interpolation_coordinates
 from deployments.models.messages import NowcastJob
+from deployments.models.random_numbers import RandomNumbers
 from workflows.base import Conditioning, Plan
 from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
@@ -116,11 +116,11 @@ def nowcast(
     state, coords = _initial_state(nowcaster, plan, image)
     indices = [plan.input_variables.index(name) for name in plan.variables]
     yield _to_host(state)[0, 0, 0, indices]
-    random_numbers = _member_random_numbers(model, plan.seeds[job.member])
+    numbers = _random_numbers(model, plan.seeds[job.member])
     for step in range(plan.n_steps):
         field, field_coords = _conditioning_input(xp, model, plan, coords, conditioning(step))
         # The field is an argument: a data source set on the model is shared by all members.
-        with random_numbers():
+        with numbers.own():
             predicted, predicted_coords = model.call_with_conditioning(
                 state, coords, field, field_coords
             )
@@ -219,33 +219,9 @@ def _to_host(array: Any) -> NDArray[Any]:
     return host
 
 
-def _member_random_numbers(model: Any, seed: int) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which a model draws from the random sequence of its member.
-
-    StormScope draws from torch's global generators, which anything else in the process may use
-    between two steps. Each context continues the sequence where the previous one ended.
-    """
+def _random_numbers(model: Any, seed: int) -> RandomNumbers:
+    """Return the random numbers of a member; StormScope draws from torch's global generators."""
     if getattr(model, "numpy_native", False):
         model.set_rng(seed)
-        return nullcontext
-    import torch
-
-    devices = [model.latitudes.device] if model.latitudes.is_cuda else []
-    states: list[Any] = []
-
-    @contextmanager
-    def random_numbers() -> Iterator[None]:
-        with torch.random.fork_rng(devices):
-            if states:
-                torch.set_rng_state(states[0])
-                for device, state in zip(devices, states[1:], strict=True):
-                    torch.cuda.set_rng_state(state, device)
-            else:
-                torch.manual_seed(seed)
-            yield
-            states[:] = [
-                torch.get_rng_state(),
-                *(torch.cuda.get_rng_state(device) for device in devices),
-            ]
-
-    return random_numbers
+        return RandomNumbers(seed, uses_torch=False)
+    return RandomNumbers(seed, devices=[model.latitudes.device] if model.latitudes.is_cuda else [])

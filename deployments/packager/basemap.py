@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from deployments.runtime.coastline import coastline
-from workflows.grids import LambertGrid
+from workflows.grids import LambertGrid, RegularGrid
 
 Pixels = NDArray[np.uint8]
 Index = NDArray[np.intp]
@@ -92,6 +92,72 @@ def _global_labels(height: int, width: int) -> Iterator[Label]:
         yield Label(True, (east + 180) / 360 * width, _degrees(east, "E", "W"))
     for north in range(-90, 91, 30):
         yield Label(False, (90 - north) / 180 * (height - 1), _degrees(north, "N", "S"))
+
+
+@functools.lru_cache(maxsize=8)
+def regular_basemap(grid: RegularGrid) -> Basemap:
+    """Return the basemap of a field on any regular grid, north at the top."""
+    north, south = grid.output_latitudes()[[0, -1]]
+    longitudes = grid.output_longitudes()
+    west = longitudes[0]
+    east = west + 360.0 if grid.is_global else longitudes[-1]
+    width = min(max(grid.n_lon, _MIN_WIDTH), _MAX_WIDTH)
+    height = max(round(width * (north - south) / (east - west)), 1)
+    columns = np.linspace(0, grid.n_lon if grid.is_global else grid.n_lon - 1, width)
+    return Basemap(
+        np.rint(np.linspace(0, grid.n_lat - 1, height)).astype(np.intp),
+        np.rint(columns).astype(np.intp) % grid.n_lon,
+        _regular_lines((north, west, south, east), height, width),
+        tuple(_regular_labels((north, west, south, east), height, width)),
+        False,
+    )
+
+
+Bounds = tuple[float, float, float, float]
+"""North, west, south, east, degrees."""
+
+
+def _regular_lines(bounds: Bounds, height: int, width: int) -> Pixels:
+    north, west, south, east = bounds
+    image = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(image)
+
+    def column(longitude: Any) -> Any:
+        return (longitude - west) / (east - west) * (width - 1)
+
+    def row(latitude: Any) -> Any:
+        return (north - latitude) / (north - south) * (height - 1)
+
+    interval = _interval(bounds)
+    for line in range(-360, 541, interval):
+        draw.line([(column(line), 0), (column(line), height)], fill=GRATICULE_LINE)
+        draw.line([(0, row(line)), (width, row(line))], fill=GRATICULE_LINE)
+    for ring in coastline():
+        # Longitudes of the grid may exceed 180 degrees.
+        for turn in (0.0, 360.0):
+            across, down = column(ring[:, 0] + turn), row(ring[:, 1])
+            at_edge = (np.abs(ring[:, 0]) == 180.0) | (ring[:, 1] <= -89.5)
+            for k in np.flatnonzero(~(at_edge[1:] & at_edge[:-1])):
+                draw.line([(across[k], down[k]), (across[k + 1], down[k + 1])], fill=COAST_LINE)
+    return np.asarray(image)
+
+
+def _interval(bounds: Bounds) -> int:
+    """Return the degrees between lines of the graticule: about six of them across the map."""
+    span = bounds[3] - bounds[1]
+    return next((step for step in (1, 2, 5, 10, 15, 30) if span / step <= 13), 60)
+
+
+def _regular_labels(bounds: Bounds, height: int, width: int) -> Iterator[Label]:
+    north, west, south, east = bounds
+    interval = _interval(bounds)
+    for line in range(-360, 541, interval):
+        if west <= line <= east:
+            at = (line - west) / (east - west) * width
+            yield Label(True, at, _degrees((line + 180) % 360 - 180, "E", "W"))
+        if south <= line <= north:
+            at = (north - line) / (north - south) * (height - 1)
+            yield Label(False, at, _degrees(line, "N", "S"))
 
 
 @functools.lru_cache(maxsize=8)

@@ -32,7 +32,6 @@ from workflows.base import Plan
 from workflows.dataset import Origin, Provenance, variable_attributes
 from workflows.errors import StageFailed
 from workflows.execution import Stage
-from workflows.grids import LambertGrid
 from workflows.manifest import METADATA, PREVIEW, ZARR, Manifest
 from workflows.readiness import ComponentStatus, NotReady, Ready
 from workflows.stac.collection import accompanying_collection, default_collection_id
@@ -220,8 +219,7 @@ class Packager:
         field = self._results.read_field(execution_id, plan.variables[0], 0, plan.n_times - 1)
         # If there is none, the map was drawn before: the Zarr store is removed after an export.
         if field is not None:
-            grid = plan.grid if isinstance(plan.grid, LambertGrid) else None
-            image = render(field, plan.variables[0], _title(plan, provenance), grid)
+            image = render(field, plan.variables[0], _title(plan, provenance), plan.grid)
             self._results.add_file(execution_id, fence, PREVIEW, image)
         metadata = _metadata(plan, execution_id, provenance)
         self._results.add_file(execution_id, fence, METADATA, metadata)

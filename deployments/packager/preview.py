@@ -14,11 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from deployments.packager.basemap import (
     COAST_LINE,
     GRATICULE_LINE,
+    Basemap,
     global_basemap,
     regional_basemap,
+    regular_basemap,
 )
 from workflows.dataset import variable_attributes
-from workflows.grids import LambertGrid
+from workflows.grids import AnyGrid, Grid, LambertGrid
 
 Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
@@ -56,20 +58,19 @@ class Text(NamedTuple):
     content: str
 
 
-def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = None) -> bytes:
+def render(field: Floats, variable: str, title: str, grid: AnyGrid | None = None) -> bytes:
     """Draw a field as a map.
 
     Parameters
     ----------
     field : ndarray, shape (lat, lon) or (y, x)
-        Global from the north pole southwards, longitudes from -180; or on `grid`. NaN is drawn
-        grey, infinity as the end of the scale.
+        As it is stored. NaN is drawn grey, infinity as the end of the scale.
     variable : str
         Earth2Studio's name; determines colours and unit.
     title : str
         Drawn above the map.
-    grid : LambertGrid, optional
-        Grid of a regional field.
+    grid : Grid, LatLonGrid or LambertGrid, optional
+        Grid of the field; by default a global one with both poles.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = 
     unit = variable_attributes(variable).get("units", "")
     kind = _KINDS.get(unit, "height")
     ticks, low, high = scale(values, symmetric=kind == "wind", positive=kind == "moisture")
-    basemap = global_basemap(*values.shape) if grid is None else regional_basemap(grid)
+    basemap = global_basemap(*values.shape) if grid is None else basemap_of(grid)
     indices = _colour_indices(values, low, high)
     if not basemap.is_identity:
         indices = indices[basemap.rows[:, None], basemap.columns]
@@ -110,6 +111,13 @@ def render(field: Floats, variable: str, title: str, grid: LambertGrid | None = 
     texts.append(Text(bar.stop + 8.0, bar_top + 7, "lm", _LABEL_SIZE, unit))
     _draw_texts(canvas, texts)
     return _png(canvas, kind)
+
+
+def basemap_of(grid: AnyGrid) -> Basemap:
+    """Return the basemap of a grid."""
+    if isinstance(grid, LambertGrid):
+        return regional_basemap(grid)
+    return global_basemap(*grid.shape) if isinstance(grid, Grid) else regular_basemap(grid)
 
 
 def scale(

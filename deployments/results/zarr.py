@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from workflows.base import Plan
 from workflows.coordinates import Variable
 from workflows.dataset import FIELD_DTYPE, Dataset
-from workflows.grids import Grid
+from workflows.grids import RegularGrid
 
 SEPARATOR = "/"
 EARLIER_SEPARATOR = "."
@@ -55,25 +55,25 @@ def make_chunk_folders(store: Path, key: str) -> None:
 
 
 def chunk_content(plan: Plan, field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a map as its chunk stores it: contiguous, global longitudes from -180.
+    """Return a map as its chunk stores it: contiguous, southwards, global ones from -180 degrees.
 
     No codec is used, so the bytes of the array are the chunk. The array may be a buffer that the
     thread's next call overwrites.
     """
-    if isinstance(plan.grid, Grid):
-        return _roll_to_west(field)
-    return np.ascontiguousarray(field, FIELD_DTYPE)
+    grid = plan.grid
+    if not isinstance(grid, RegularGrid) or not (grid.west or grid.is_northward):
+        return np.ascontiguousarray(field, FIELD_DTYPE)
+    return _as_stored(field[::-1] if grid.is_northward else field, grid.west)
 
 
-def _roll_to_west(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Copy a global map from longitudes 0 to 360 into the thread's buffer, from -180 to 180."""
-    half = field.shape[1] // 2
+def _as_stored(field: NDArray[np.float32], west: int) -> NDArray[np.float32]:
+    """Copy a map into the thread's buffer, from a column eastwards, around the globe."""
     rolled: NDArray[np.float32] | None = getattr(_buffers, "rolled", None)
     if rolled is None or rolled.shape != field.shape:
         # Reused between calls: fresh memory costs a page fault for every 4 KiB.
         rolled = _buffers.rolled = np.empty(field.shape, FIELD_DTYPE)
-    rolled[:, :half] = field[:, half:]
-    rolled[:, half:] = field[:, :half]
+    rolled[:, : field.shape[1] - west] = field[:, west:]
+    rolled[:, field.shape[1] - west :] = field[:, :west]
     return rolled
 
 

@@ -17,7 +17,8 @@ from deployments.runtime.metrics import Recorder
 from deployments.store.executions import ExecutionStore
 from serve_app.files.absence import Listings
 from serve_app.files.serving import Results
-from serve_app.http.custom_workflows import CustomWorkflows
+from serve_app.http.custom_workflows import CustomChecks
+from serve_app.http.described_workflows import DescribedWorkflows
 from serve_app.http.long_poll import ChangeWatcher
 from serve_app.http.options import IngressOptions
 from serve_app.http.status_cache import StatusCache, StatusSnapshot
@@ -43,8 +44,10 @@ class Context:
     store: ExecutionStore
     workflows: Mapping[str, Workflow]
     """Callable built-in workflows, by name."""
-    custom: CustomWorkflows
-    """Callable custom workflows."""
+    described: DescribedWorkflows
+    """Callable forecasts that are declared, and custom workflows."""
+    custom: CustomChecks
+    """Has the classes of custom workflows check parameters."""
     statuses: StatusCache
     changes: ChangeWatcher
     results: Results
@@ -86,7 +89,7 @@ class Context:
         WorkflowNotFound
             If it does not exist or is not exposed; a client cannot tell which.
         """
-        if name not in self.workflows and name not in self.custom:
+        if name not in self.workflows and name not in self.described:
             raise WorkflowNotFound(name)
 
     async def workflow(self, name: str) -> Workflow:
@@ -97,12 +100,12 @@ class Context:
         WorkflowNotFound
             See `check_workflow`.
         WorkflowUnavailable
-            If it is a custom workflow that has not described itself yet.
+            If its model or class has not described itself yet.
         """
         self.check_workflow(name)
         if name in self.workflows:
             return self.workflows[name]
-        return await self.read(self.custom.look_up, name)
+        return await self.read(self.described.look_up, name)
 
     def check(self, workflow: str, execution_id: str) -> None:
         """Raise if a workflow is not callable or an execution id is malformed.

@@ -19,7 +19,12 @@ from serve_app.files.buffers import Buffers
 from serve_app.files.disk import DiskResults
 from serve_app.http.access import BearerAuth, KnownHosts, SameSiteWrites
 from serve_app.http.context import Context, Sign
-from serve_app.http.custom_workflows import CustomWorkflows, Validate
+from serve_app.http.custom_workflows import CustomChecks, Validate
+from serve_app.http.described_workflows import (
+    DescribedWorkflows,
+    custom_workflow,
+    declared_forecast,
+)
 from serve_app.http.errors import add_exception_handlers
 from serve_app.http.long_poll import ChangeWatcher, read_states
 from serve_app.http.middleware import BodyLimit, BoundedBuffers, HeadWithoutBody, UnexpectedErrors
@@ -76,6 +81,9 @@ def create_app(
     blob = storage.blob
     if blob is not None:
         sign = sign or BlobLinks(blob.azure)
+    described = {each.name: declared_forecast(each) for each in options.forecasts} | {
+        name: custom_workflow(name, output_format) for name, output_format in options.custom.items()
+    }
     changes = ChangeWatcher(lambda awaited: context.read(read_states, store, awaited))
     context = Context(
         options=options,
@@ -83,9 +91,10 @@ def create_app(
         workflows={
             name: catalogue[name](options.grid, options.regional_grid)
             for name in options.callable
-            if name not in options.custom
+            if name not in described
         },
-        custom=CustomWorkflows(store, options.custom, validators, options.validation_limit_s),
+        described=DescribedWorkflows(store, described),
+        custom=CustomChecks(validators, options.validation_limit_s),
         statuses=StatusCache(store),
         changes=changes,
         results=DiskResults(storage.results_dir) if blob is None else BlobResults(blob),

@@ -11,6 +11,7 @@ from deployments.results.options import StorageOptions
 from deployments.runtime.option_types import Count, FilePath, Gigabytes
 from workflows.base import OutputFormat
 from workflows.delivery import DeliveryRules
+from workflows.forecast import ForecastDeclaration
 from workflows.grids import Grid, LambertGrid
 
 _MB, _GB = 10**6, 10**9
@@ -122,6 +123,8 @@ class IngressOptions(_Options):
     """Workflows that can be called but are not listed."""
     custom: dict[str, OutputFormat] = {}
     """The custom workflows among them, with the result format of classes that do not choose one."""
+    forecasts: tuple[ForecastDeclaration, ...] = ()
+    """The declared forecasts among them."""
     grid: Grid = Grid()
     """Grid of the global model."""
     regional_grid: LambertGrid = LambertGrid()

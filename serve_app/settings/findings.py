@@ -11,7 +11,7 @@ import functools
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -60,7 +60,13 @@ def find(
     places : sequence
         Other places where an unknown key could belong, see `known_places`.
     """
-    return [*_unknown_keys(values, model, path, places), *_invalid_values(values, model, path)]
+    unknown = list(_unknown_keys(values, model, path, places))
+    invalid = _invalid_values(values, model, path)
+    return [*unknown, *(each for each in invalid if not _is_within(each.path, unknown))]
+
+
+def _is_within(path: Path, findings: Sequence[Finding]) -> bool:
+    return any(path[: len(found.path)] == found.path for found in findings)
 
 
 @functools.cache
@@ -96,6 +102,17 @@ def _models(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
         for item in get_args(annotation):
             for model, suffix in _models(item):
                 yield model, "[]" + suffix
+    elif get_origin(annotation) is dict:
+        for model, suffix in _models((get_args(annotation) or (None,))[-1]):
+            yield model, ".*" + suffix
+
+
+def _model_of_extra(model: type[BaseModel]) -> Any:
+    """Return the type of values under any other key than a model's fields; None if refused."""
+    if model.model_config.get("extra") != "allow":
+        return None
+    extra = get_type_hints(model, include_extras=True).get("__pydantic_extra__")
+    return get_args(extra)[1] if get_args(extra) else None
 
 
 def scalars(
@@ -128,7 +145,10 @@ def find_unusable(values: Any, path: Path) -> list[Finding]:
 
 def _unknown_keys(values: Any, annotation: Any, path: Path, places: Places) -> Iterator[Finding]:
     for model, suffix in _models(annotation):
-        if suffix:
+        if suffix.startswith(".*"):
+            for key, item in values.items() if isinstance(values, Mapping) else ():
+                yield from _unknown_keys(item, model, (*path, key), places)
+        elif suffix:
             for index, item in enumerate(values if isinstance(values, list) else ()):
                 yield from _unknown_keys(item, model, (*path, index), places)
         elif isinstance(values, Mapping):
@@ -141,7 +161,10 @@ def _unknown_in(
     fields = _keys(model)
     for key, value in values.items():
         place = (*path, key)
-        if key not in fields:
+        extra = _model_of_extra(model)
+        if key not in fields and extra is not None and not _is_misspelt(key, value, fields):
+            yield from _unknown_keys(value, extra, place, places)
+        elif key not in fields:
             yield Finding(place, _advice(key, list(fields), path, places))
         elif key == "runtime_env" and isinstance(value, Mapping):
             for name in value.keys() - _RUNTIME_ENV_KEYS:
@@ -153,6 +176,12 @@ def _unknown_in(
             if isinstance(value, dict) and _may_be_dict(fields[key].annotation):
                 for inner, _ in _models(fields[key].annotation):
                     yield from _invalid_values(value, inner, place)
+
+
+def _is_misspelt(key: object, value: Any, known: Collection[str]) -> bool:
+    """Return whether a name of one's own is probably meant for a known one: it has no loader."""
+    has_loader = isinstance(value, Mapping) and "loader" in value
+    return not has_loader and bool(difflib.get_close_matches(str(key), known, n=1, cutoff=0.7))
 
 
 def _may_be_dict(annotation: Any) -> bool:

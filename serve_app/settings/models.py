@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from deployments.models.options import FCN3Config, StormScopeConfig
+from deployments.models.options import FCN3Config, ModelConfig, StormScopeConfig
 from deployments.runtime.option_types import Flag, Gpus, Replicas
-from serve_app.settings.section import SYNTHETIC, LoaderSection, Section
+from serve_app.settings.section import (
+    OWN_LOADER,
+    SYNTHETIC,
+    ComponentName,
+    LoaderSection,
+    OwnLoader,
+    Section,
+)
 
 
 class ModelSettings(LoaderSection):
@@ -30,6 +37,17 @@ class ModelSettings(LoaderSection):
         return 0.0 if self.loader == SYNTHETIC else 1.0
 
 
+class OwnModelSettings(ModelConfig, ModelSettings):
+    """Any other model and the replicas that run it."""
+
+    loader: OwnLoader = Field(description=OWN_LOADER)
+    stochastic: Flag | None = Field(
+        default=None,
+        description="Whether the model draws random numbers of its own, so that its members differ "
+        "without a perturbation. Null knows it of models with `set_rng` and of Earth2Studio's.",
+    )
+
+
 class FCN3Settings(FCN3Config, ModelSettings):
     """FCN3 and the replicas that run it."""
 
@@ -39,7 +57,10 @@ class StormScopeSettings(StormScopeConfig, ModelSettings):
 
 
 class ModelsSettings(Section):
-    """The models, by name."""
+    """The models, by name. Other names than these are models of your own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[ComponentName, OwnModelSettings] = Field(init=False)
 
     fcn3: FCN3Settings = Field(default=FCN3Settings(), description="FourCastNet 3.")
     interpolation: LoaderSection = Field(
@@ -58,7 +79,13 @@ class ModelsSettings(Section):
     @property
     def replicas(self) -> dict[str, int]:
         """Replicas of each model."""
-        return {"fcn3": self.fcn3.replicas, "stormscope": self.stormscope.replicas}
+        own = {name: model.replicas for name, model in self.own.items()}
+        return {"fcn3": self.fcn3.replicas, "stormscope": self.stormscope.replicas} | own
+
+    @property
+    def own(self) -> dict[str, OwnModelSettings]:
+        """Models of the operator, by name."""
+        return self.__pydantic_extra__
 
     @model_validator(mode="after")
     def _fit_one_gpu(self) -> ModelsSettings:

@@ -34,7 +34,16 @@ def find_missing(
         ("models", "stormscope", "loader"): models.stormscope.loader,
         ("data_sources", "ifs", "loader"): sources.ifs.loader,
         ("data_sources", "goes", "loader"): sources.goes.loader,
-    } | {
+    }
+    for section, own in (("models", models.own), ("data_sources", sources.own)):
+        loaders |= {(section, name, "loader"): each.loader for name, each in own.items()}
+    for name, forecast in settings.workflows.forecasts.items():
+        place = ("workflows", "forecasts", name)
+        if forecast.perturbation is not None:
+            loaders[*place, "perturbation", "loader"] = forecast.perturbation.loader
+        for index, diagnostic in enumerate(forecast.diagnostics):
+            loaders[*place, "diagnostics", index, "loader"] = diagnostic.loader
+    loaders |= {
         ("workflows", "custom", index, "class"): workflow.path
         for index, workflow in enumerate(settings.workflows.custom)
     }

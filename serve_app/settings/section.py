@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -21,6 +22,12 @@ SYNTHETIC_LOADERS = {
 }
 """What "synthetic" stands for, by model or data source."""
 
+PARTS_OF_THE_SERVER = {
+    *("packager", "initial_conditions", "blob_uploader", "geocatalog", "results"),
+    *SYNTHETIC_LOADERS,
+}
+"""Names by which the Conductor knows what is not of the operator's choice."""
+
 Options = TypeVar("Options", bound=BaseModel)
 
 
@@ -30,6 +37,39 @@ def _loader(value: str) -> str:
             f'must be "{SYNTHETIC}" or "module:callable", as in "my_package.models:load"'
         )
     return check_own(value)
+
+
+OWN_LOADER = (
+    '"module:name" of a class of Earth2Studio, such as earth2studio.models.px:SFNO or '
+    "earth2studio.data:GFS, or of a function; called with `options`. A class with weights is "
+    "loaded from its default package, or from the folder or URL in the option `package`."
+)
+
+
+def _own_loader(value: str) -> str:
+    if not is_import_path(value):
+        raise ValueError(
+            'must be "module:name", as in "earth2studio.models.px:SFNO" or "my_package.models:load"'
+        )
+    return check_own(value)
+
+
+OwnLoader = Annotated[str, AfterValidator(_own_loader)]
+
+
+def _component_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", value):
+        raise ValueError(
+            "a name has up to 50 lower-case letters, digits and underscores, and starts with a "
+            "letter"
+        )
+    if value in PARTS_OF_THE_SERVER:
+        raise ValueError(f"{value!r} is a part of the server; choose another name")
+    return value
+
+
+ComponentName = Annotated[str, AfterValidator(_component_name)]
+"""Name of a model or data source of the operator."""
 
 
 class Section(BaseModel):

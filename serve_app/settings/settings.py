@@ -24,6 +24,7 @@ from serve_app.settings.workflows import CustomWorkflowSettings, WorkflowSetting
 from workflows import WORKFLOWS
 from workflows.base import Workflow
 from workflows.delivery import Container, DeliveryRules, parse_container, parse_results_container
+from workflows.forecast import ForecastDeclaration
 
 PREPARED_AHEAD = 3
 """Executions of a workflow that run beyond the replicas of its model."""
@@ -49,9 +50,9 @@ class Settings(Section):
         "data_dir.",
     )
     results: ResultsSettings = ResultsSettings()
-    workflows: WorkflowSettings = WorkflowSettings()
     models: ModelsSettings = ModelsSettings()
     data_sources: DataSourcesSettings = DataSourcesSettings()
+    workflows: WorkflowSettings = WorkflowSettings()
     queue: QueueSettings = QueueSettings()
     limits: LimitOptions = LimitOptions()
     auth: AuthOptions = AuthOptions()
@@ -96,6 +97,33 @@ class Settings(Section):
                 "custom: a workflow class of your own writes its results to a disk; serve it by a "
                 "server whose args.results_url is a folder"
             )
+        return value
+
+    @field_validator("workflows")
+    @classmethod
+    def _forecasts_have_their_parts(
+        cls, value: WorkflowSettings, info: ValidationInfo
+    ) -> WorkflowSettings:
+        if not {"models", "data_sources"} <= info.data.keys():  # invalid, so the names are unknown
+            return value
+        own_models, own_sources = info.data["models"].own, info.data["data_sources"].own
+        models, sources = ("fcn3", *own_models), ("ifs", *own_sources)
+        for name, forecast in value.forecasts.items():
+            if forecast.model not in models:
+                raise ValueError(
+                    f"forecasts.{name}.model: unknown model {forecast.model!r}; there are "
+                    f"{', '.join(models)}"
+                )
+            for source in forecast.data_sources:
+                if source not in sources:
+                    raise ValueError(
+                        f"forecasts.{name}.data_sources: unknown data source {source!r}; there are "
+                        f"{', '.join(sources)}"
+                    )
+        names = [*own_models, *own_sources, *value.known()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} names more than one model, data source or workflow")
         return value
 
     @field_validator("azure")
@@ -157,6 +185,27 @@ class Settings(Section):
         return tuple(WORKFLOWS[name] for name in self.callable_workflows if name in WORKFLOWS)
 
     @property
+    def forecasts(self) -> tuple[ForecastDeclaration, ...]:
+        """The callable forecasts that are declared."""
+        declared = self.workflows.forecasts
+        return tuple(
+            declared[name].declaration(name) for name in self.callable_workflows if name in declared
+        )
+
+    @property
+    def used_models(self) -> list[str]:
+        """Names of the models that the callable workflows use."""
+        built_in = {name for workflow in self.built_in_workflows for name in workflow.models}
+        return sorted(built_in | {forecast.model for forecast in self.forecasts})
+
+    @property
+    def used_data_sources(self) -> list[str]:
+        """Names of the data sources that the callable workflows use."""
+        built_in = {name for workflow in self.built_in_workflows for name in workflow.data_sources}
+        declared = {name for forecast in self.forecasts for name in forecast.data_sources}
+        return sorted(built_in | declared)
+
+    @property
     def custom_workflows(self) -> tuple[CustomWorkflowSettings, ...]:
         """The callable custom workflows."""
         callable_names = self.callable_workflows
@@ -178,6 +227,9 @@ class Settings(Section):
         defaults = {
             name: max(replicas.get(model, 0) for model in workflow.models) + PREPARED_AHEAD
             for name, workflow in WORKFLOWS.items()
+        }
+        defaults |= {
+            forecast.name: replicas[forecast.model] + PREPARED_AHEAD for forecast in self.forecasts
         }
         defaults |= {
             workflow.resolved_name: workflow.replicas for workflow in self.custom_workflows
@@ -267,10 +319,14 @@ class Settings(Section):
         """Return the resolved settings for the log, without passwords and values of options."""
         values = self.model_dump(mode="json")
         models = values["models"]
-        loaders = [models[name] for name in ("fcn3", "interpolation", "stormscope")]
+        loaders = [each for each in models.values() if isinstance(each, dict)]
+        for forecast in values["workflows"]["forecasts"].values():
+            loaders += [
+                each for each in (forecast["perturbation"], *forecast["diagnostics"]) if each
+            ]
         for loader in (*loaders, *values["data_sources"].values(), values["azure"]["credential"]):
             loader["options"] = sorted(loader["options"])
-        for name in ("fcn3", "stormscope"):
+        for name in ("fcn3", "stormscope", *self.models.own):
             models[name]["num_gpus"] = getattr(self.models, name).resolved_num_gpus
         for custom, workflow in zip(
             values["workflows"]["custom"], self.workflows.custom, strict=True

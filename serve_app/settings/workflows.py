@@ -2,30 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from deployments.custom_workflow.options import CustomWorkflowConfig
-from deployments.runtime.option_types import Gpus, Replicas
+from deployments.runtime.option_types import Count, Gpus, Replicas
 from serve_app.settings.class_names import declared_name
-from serve_app.settings.section import Section
+from serve_app.settings.section import PARTS_OF_THE_SERVER, OwnLoader, Section
 from workflows import WORKFLOWS
-from workflows.base import OutputFormat
+from workflows.base import Component, OutputFormat
 from workflows.custom import check_name
+from workflows.forecast import ForecastDeclaration
 
 CUSTOM_DEPLOYMENT = "CustomWorkflow-"
 """Prefix of the names of the deployments that run custom workflows."""
-RESERVED_NAMES = {
-    "packager",
-    "initial_conditions",
-    "blob_uploader",
-    "geocatalog",
-    *(name for workflow in WORKFLOWS.values() for name in workflow.models),
-    *(name for workflow in WORKFLOWS.values() for name in workflow.data_sources),
-}
+RESERVED_NAMES = PARTS_OF_THE_SERVER - {"results"}
 """Names by which the Conductor calls deployments; no workflow can have one of them."""
+
+
+def _divides_a_day(value: int) -> int:
+    if 24 % value:
+        raise ValueError("must divide 24: 1, 2, 3, 4, 6, 8, 12 or 24")
+    return value
+
+
+CycleHours = Annotated[Count, Field(le=24), AfterValidator(_divides_a_day)]
+
+
+class ComponentSettings(Section):
+    """A perturbation or diagnostic of a forecast."""
+
+    loader: OwnLoader = Field(
+        description='"module:name" of a class of Earth2Studio, such as '
+        "earth2studio.perturbation:SphericalGaussian, or of a function; called with `options`."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Its keyword arguments.")
+
+    def component(self) -> Component:
+        """Return it as plans keep it."""
+        return Component(loader=self.loader, options=self.options)
+
+
+class ForecastSettings(Section):
+    """A forecast workflow."""
+
+    description: str = Field(
+        default="", max_length=1000, description="For the list of workflows. Empty names its parts."
+    )
+    model: str = Field(description="A model of args.models: fcn3 or one of your own.")
+    data_sources: tuple[str, ...] = Field(
+        min_length=1,
+        description="Sources of args.data_sources that a request may choose from: ifs or your own. "
+        "The first is the default.",
+    )
+    perturbation: ComponentSettings | None = Field(
+        default=None,
+        description="Perturbs the initial conditions of each member by its seed. Without one, a "
+        "model that draws no random numbers has one member.",
+    )
+    diagnostics: tuple[ComponentSettings, ...] = Field(
+        default=(),
+        description="Computed by the model's replica after each step; their variables are added.",
+    )
+    cycle_hours: CycleHours | None = Field(
+        default=None,
+        description="Hours between initial conditions, from 00 UTC. Null is the step of the model, "
+        "at most 6.",
+    )
+    max_steps: Annotated[Count, Field(le=10_000)] = Field(
+        default=400, description="Most steps of a request."
+    )
+    max_members: Annotated[Count, Field(le=1000)] = Field(
+        default=32, description="Most ensemble members of a request."
+    )
+
+    def declaration(self, name: str) -> ForecastDeclaration:
+        """Return the workflow as the server declares it."""
+        described = f"Forecast by {self.model} from {' or '.join(self.data_sources)}"
+        return ForecastDeclaration(
+            name=name,
+            description=self.description or described,
+            model=self.model,
+            data_sources=self.data_sources,
+            perturbation=None if self.perturbation is None else self.perturbation.component(),
+            diagnostics=tuple(each.component() for each in self.diagnostics),
+            cycle_hours=self.cycle_hours,
+            max_steps=self.max_steps,
+            max_members=self.max_members,
+        )
 
 
 class CustomWorkflowSettings(CustomWorkflowConfig, Section):
@@ -57,14 +123,16 @@ class CustomWorkflowSettings(CustomWorkflowConfig, Section):
         return f"{CUSTOM_DEPLOYMENT}{self.resolved_name}"
 
 
-def _known_workflows(custom: Sequence[CustomWorkflowSettings]) -> tuple[str, ...]:
-    return (*WORKFLOWS, *(workflow.resolved_name for workflow in custom))
+def _known_workflows(
+    forecasts: Iterable[str], custom: Sequence[CustomWorkflowSettings]
+) -> tuple[str, ...]:
+    return (*WORKFLOWS, *forecasts, *(workflow.resolved_name for workflow in custom))
 
 
 def _known_workflow(name: str, info: ValidationInfo) -> str:
-    if "custom" not in info.data:  # invalid, so the names are not known
+    if not {"forecasts", "custom"} <= info.data.keys():  # invalid, so the names are not known
         return name
-    known = _known_workflows(info.data["custom"])
+    known = _known_workflows(info.data["forecasts"], info.data["custom"])
     if name not in known:
         raise ValueError(f"unknown workflow {name!r}; known are {', '.join(known)}")
     return name
@@ -73,9 +141,24 @@ def _known_workflow(name: str, info: ValidationInfo) -> str:
 WorkflowName = Annotated[str, AfterValidator(_known_workflow)]
 
 
+def _forecast_name(value: str) -> str:
+    if value in WORKFLOWS:
+        raise ValueError(f"a workflow {value!r} exists already; choose another name")
+    if value in RESERVED_NAMES:
+        raise ValueError(f"{value!r} is a part of the server; choose another name")
+    return check_name(value)
+
+
+ForecastName = Annotated[str, AfterValidator(_forecast_name)]
+
+
 class WorkflowSettings(Section):
     """Which workflows can be called."""
 
+    forecasts: dict[ForecastName, ForecastSettings] = Field(
+        default_factory=dict,
+        description="Forecasts by models of your own, by name; see docs/models.md.",
+    )
     custom: tuple[CustomWorkflowSettings, ...] = Field(
         default=(), description="Workflow classes of your own, see docs/custom-workflows.md."
     )
@@ -91,9 +174,9 @@ class WorkflowSettings(Section):
     @field_validator("custom")
     @classmethod
     def _names_are_unique(
-        cls, value: tuple[CustomWorkflowSettings, ...]
+        cls, value: tuple[CustomWorkflowSettings, ...], info: ValidationInfo
     ) -> tuple[CustomWorkflowSettings, ...]:
-        names = set(WORKFLOWS)
+        names = {*WORKFLOWS, *info.data.get("forecasts", ())}
         for workflow in value:
             name = workflow.resolved_name
             try:
@@ -113,4 +196,4 @@ class WorkflowSettings(Section):
 
     def known(self) -> tuple[str, ...]:
         """Return the names of all workflows, the built-in ones first."""
-        return _known_workflows(self.custom)
+        return _known_workflows(self.forecasts, self.custom)

@@ -15,7 +15,7 @@ import xarray as xr
 
 from deployments.conductor.steps import ExecutionSteps
 from deployments.models.buffer_pool import BufferPool
-from deployments.models.fcn3_rollout import forecast
+from deployments.models.forecast import Forecaster
 from deployments.models.messages import MemberJob
 from deployments.results.zarr import chunk_content
 from deployments.synthetic.fcn3 import SyntheticFCN3, SyntheticIFS
@@ -235,7 +235,7 @@ def expected(each: Accepted, grid: Grid) -> dict[str, np.ndarray[Any, Any]]:
             initial_conditions="",
             fence=0,
         )
-        steps = forecast(model, job, state, BufferPool(), lambda _, __: None)
+        steps = Forecaster(model).steps(job, state, BufferPool(), lambda *_: None)
         members.append(
             [[np.array(chunk_content(plan, field)) for field in fields] for fields in steps]
         )

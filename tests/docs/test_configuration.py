@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
 from serve_app.haproxy.launch import MAX_CONNECTIONS, TIMEOUTS, timeout_variable
+from serve_app.settings.models import OwnModelSettings
 from serve_app.settings.settings import Settings
-from serve_app.settings.workflows import CustomWorkflowSettings
+from serve_app.settings.workflows import CustomWorkflowSettings, ForecastSettings
 from tests.docs.pages import DOCS
 
 
@@ -43,6 +45,23 @@ def test_the_limits_of_haproxy_are_those_of_the_code() -> None:
     assert {variable: int(value) for value, variable in rows} == {
         **{timeout_variable(name): seconds for name, seconds in TIMEOUTS.items()},
         "RAY_SERVE_HAPROXY_MAXCONN": MAX_CONNECTIONS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("title", "model"), [("Models", OwnModelSettings), ("Forecasts", ForecastSettings)]
+)
+def test_every_setting_of_any_other_model_is_listed_with_its_default(
+    title: str, model: type[BaseModel]
+) -> None:
+    page = (DOCS / "models.md").read_text().partition("\n## Any other model\n")[2]
+    table = page.partition(f"\n{title}:\n\n")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?)\|", table, re.MULTILINE))
+    assert {name: default.strip() for name, default in rows.items()} == {
+        name: ""
+        if field.is_required() or field.default == ""
+        else f"`{as_written(field.get_default(call_default_factory=True))}`"
+        for name, field in model.model_fields.items()
     }
 
 

@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from deployments.models.messages import MemberJob
+from deployments.models.random_numbers import RandomNumbers
 from deployments.models.state import internal_state
 from deployments.results.checkpoint import Checkpoint
 from tests.deployments.models.fcn3_replicas import rollout
@@ -148,8 +149,8 @@ def test_a_member_continues_from_a_checkpoint_bit_for_bit(
     job = member_job(grid, analysis, 0)
     path = tmp_path / "checkpoint.npz"
 
-    def save(step: int, fields: Any) -> None:
-        internal = internal_state(model)
+    def save(step: int, fields: Any, numbers: RandomNumbers) -> None:
+        internal = internal_state(model, numbers)
         assert internal is not None and internal.keys() == {"noise", "cpu"}
         if step == 1:
             with path.open("wb") as file:

@@ -16,7 +16,7 @@ from workflows.base import Plan
 from workflows.coordinates import CRS, Variable
 from workflows.crs import EPSG, projjson
 from workflows.dataset import FIELD_DTYPE, Dataset
-from workflows.grids import Grid, LambertGrid
+from workflows.grids import AnyGrid, RegularGrid
 from workflows.times import format_utc
 
 
@@ -56,10 +56,8 @@ def _time_dimensions(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _space_dimensions(
-    grid: Grid | LambertGrid, coordinates: Mapping[str, Variable]
-) -> dict[str, Any]:
-    reference: Any = EPSG if isinstance(grid, Grid) else projjson(grid)
+def _space_dimensions(grid: AnyGrid, coordinates: Mapping[str, Variable]) -> dict[str, Any]:
+    reference: Any = EPSG if isinstance(grid, RegularGrid) else projjson(grid)
     described = {}
     for name, axis in zip(grid.dims, "yx", strict=True):
         values, attributes = coordinates[name].values, coordinates[name].attributes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflows.crs import EPSG, projjson
-from workflows.grids import Floats, Grid, LambertGrid
+from workflows.grids import AnyGrid, Floats, RegularGrid
 
 SIDES_PER_EDGE = 16
 """Keeps the default Lambert grid's polygon within half its spacing of the edge."""
@@ -34,12 +34,10 @@ class Footprint:
     """West, south, east, north; west is greater than east across the antimeridian."""
 
 
-def footprint_of(grid: Grid | LambertGrid) -> Footprint:
+def footprint_of(grid: AnyGrid) -> Footprint:
     """Return the area that a grid covers, from the points on its edges."""
-    if isinstance(grid, Grid):
-        # The last point lies one spacing west of 180 degrees, but the grid is periodic.
-        ring = [[-180.0, -90.0], [180.0, -90.0], [180.0, 90.0], [-180.0, 90.0], [-180.0, -90.0]]
-        return Footprint({"type": "Polygon", "coordinates": [ring]}, [-180.0, -90.0, 180.0, 90.0])
+    if isinstance(grid, RegularGrid):
+        return _rectangle(grid)
     latitudes, longitudes = grid.latitudes(), grid.longitudes()
     # Unwrapped, so that neighbouring points stay neighbours: no point of the map lies 180 degrees
     # from the central meridian.
@@ -57,6 +55,22 @@ def footprint_of(grid: Grid | LambertGrid) -> Footprint:
     return Footprint(
         {"type": "MultiPolygon", "coordinates": parts},
         [float(west) + 360.0, float(south), float(east), float(north)],
+    )
+
+
+def _rectangle(grid: RegularGrid) -> Footprint:
+    north, south = (round(float(end), DECIMALS) for end in grid.output_latitudes()[[0, -1]])
+    west, east = (round(float(end), DECIMALS) for end in grid.output_longitudes()[[0, -1]])
+    if grid.is_global:
+        # The last point lies one spacing west of 180 degrees, but the grid is periodic.
+        west, east = -180.0, 180.0
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    if east <= 180.0:
+        return Footprint({"type": "Polygon", "coordinates": [ring]}, [west, south, east, north])
+    beyond = [[x - 360.0, y] for x, y in _clipped(ring, 180.0, keep_east=True)]
+    parts = [[_clipped(ring, 180.0, keep_east=False)], [beyond]]
+    return Footprint(
+        {"type": "MultiPolygon", "coordinates": parts}, [west, south, east - 360.0, north]
     )
 
 
@@ -97,12 +111,14 @@ def _clipped(ring: Ring, meridian: float, *, keep_east: bool) -> Ring:
     return [*kept, kept[0]]
 
 
-def projection_of(grid: Grid | LambertGrid) -> dict[str, Any]:
+def projection_of(grid: AnyGrid) -> dict[str, Any]:
     """Return the fields of STAC's projection extension; grid points are cell centres."""
     n_y, n_x = grid.shape
-    if isinstance(grid, Grid):
-        height, width = -180.0 / (n_y - 1), 360.0 / n_x
-        first_y, first_x = 90.0, -180.0
+    if isinstance(grid, RegularGrid):
+        latitudes, longitudes = grid.output_latitudes(), grid.output_longitudes()
+        first_y, first_x = float(latitudes[0]), float(longitudes[0])
+        height = float(latitudes[-1] - latitudes[0]) / (n_y - 1)
+        width = 360.0 / n_x if grid.is_global else float(longitudes[-1] - first_x) / (n_x - 1)
         reference: dict[str, Any] = {"proj:code": f"EPSG:{EPSG}"}
     else:
         height = width = grid.spacing_m

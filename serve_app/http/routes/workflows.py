@@ -49,7 +49,7 @@ async def list_workflows(request: Request) -> Response:
         try:
             listed[name] = (await context.workflow(name)).description
         except WorkflowUnavailable:
-            listed[name] = ""  # only its class has a description
+            listed[name] = context.described.describe(name)
     return json_response({"workflows": listed})
 
 

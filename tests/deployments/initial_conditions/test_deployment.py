@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -63,7 +64,7 @@ class Source:
         self.calls.append((time, variable))
         if self._error is not None:
             raise self._kind(self._error)
-        shape = (1, len(variable), self._lat.size, self._lon.size)
+        shape = (len(time), len(variable), self._lat.size, self._lon.size)
         fields = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
         for name, value in self._spoil.items():
             fields[0, variable.index(name), 1, 2] = value
@@ -133,17 +134,40 @@ async def test_missing_values_are_refused(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("coords", "reason"),
+    "coords",
     [
-        ({"lat": np.linspace(90, -90, 9)}, "9 values of lat from 90 to -90, .* needs 5 from 90"),
-        ({"lat": np.linspace(-90, 90, 5)}, "5 values of lat from -90 to 90, .* needs 5 from 90"),
-        ({"lon": np.linspace(0, 360, 4, endpoint=False)}, "4 values of lon .* needs 8 from 0"),
-        ({"lon": np.arange(-180, 180, 45)}, "8 values of lon from -180 .* needs 8 from 0 to 315"),
+        {"lat": np.linspace(90, -90, 9)},
+        {"lat": np.linspace(-90, 90, 5)},
+        {"lon": np.arange(-180, 180, 45)},
+        {"lon": np.linspace(0, 360, 16, endpoint=False)},
     ],
 )
-async def test_another_grid_is_refused(tmp_path: Path, coords: Any, reason: str) -> None:
-    with pytest.raises(StageFailed, match=reason):
-        await (await deployed(tmp_path, **coords)).fetch(PLAN, EXECUTION)
+async def test_a_source_that_has_the_models_points_is_not_interpolated(
+    tmp_path: Path, coords: Any
+) -> None:
+    source = await deployed(tmp_path, **coords)
+    fields = np.load(await source.fetch(PLAN, EXECUTION))
+    whole = Source.instances[-1](np.array([PLAN.start()]), list(INPUT))
+    whole = whole.assign_coords(lon=whole["lon"] % 360)
+    expected = whole.sel(lat=GRID.latitudes(), lon=GRID.longitudes())
+    assert np.array_equal(fields, expected.values[0].astype(np.float32))
+
+
+async def test_another_grid_is_interpolated_linearly(tmp_path: Path) -> None:
+    source = await deployed(
+        tmp_path, lat=np.linspace(90, -90, 4), lon=np.linspace(0, 360, 6, endpoint=False)
+    )
+    [field, *_] = np.load(await source.fetch(PLAN, EXECUTION))
+    # Values grow by 1 from each of the 6 longitudes to the next, by 6 from each latitude.
+    rows = np.interp(-GRID.latitudes(), [-90, -30, 30, 90], [0, 6, 12, 18])
+    columns = np.interp(GRID.longitudes(), np.linspace(0, 360, 7), [0, 1, 2, 3, 4, 5, 0])
+    assert np.allclose(field, rows[:, None] + columns, atol=1e-5)
+
+
+async def test_a_source_that_does_not_cover_the_grid_is_refused(tmp_path: Path) -> None:
+    source = await deployed(tmp_path, lat=np.linspace(60, 20, 9), lon=np.linspace(230, 300, 8))
+    with pytest.raises(StageFailed, match="ifs has missing values in t2m, z500, q50 .* the grid"):
+        await source.fetch(PLAN, EXECUTION)
     assert files(tmp_path) == []
 
 
@@ -416,3 +440,41 @@ async def test_keeps_only_the_newest_states(tmp_path: Path) -> None:
         await source.fetch(PLAN, execution_id)
         await asyncio.sleep(0.01)
     assert files(tmp_path) == ["exec_2/ifs.npy", "exec_3/ifs.npy"]
+
+
+def remove(*names: str, folder: Path) -> None:
+    for name in names:
+        (folder / name / "ifs.npy").unlink()
+
+
+async def test_executions_that_start_from_one_state_share_a_fetch(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    names = [f"exec_{number}" for number in range(20)]
+    paths = await asyncio.gather(*(source.fetch(PLAN, name) for name in names))
+    assert len(Source.instances[-1].calls) == 1
+    assert len(set(paths)) == 20
+    assert len({np.load(path).tobytes() for path in paths}) == 1
+
+    # The files of an execution that has ended are removed.
+    remove(*names[:-1], folder=tmp_path)
+    await source.fetch(PLAN, "exec_20")
+    assert len(Source.instances[-1].calls) == 1
+    remove(names[-1], "exec_20", folder=tmp_path)
+    await source.fetch(PLAN, "exec_21")
+    assert len(Source.instances[-1].calls) == 2
+    other = PLAN.model_copy(update={"start_time": PLAN.start_time + timedelta(hours=6)})
+    await source.fetch(other, "exec_22")
+    assert len(Source.instances[-1].calls) == 3
+
+
+async def test_a_model_with_a_history_receives_all_its_times(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"history_hours": (-6, 0)})
+    source = await deployed(tmp_path)
+    fields = np.load(await source.fetch(plan, EXECUTION))
+    assert fields.shape == (2, 3, 5, 8)
+    [(times, _)] = Source.instances[-1].calls
+    assert times.astype("datetime64[h]").tolist() == [
+        PLAN.start_time.replace(tzinfo=None) - timedelta(hours=6),
+        PLAN.start_time.replace(tzinfo=None),
+    ]
+    assert (fields[1] > fields[0]).all()

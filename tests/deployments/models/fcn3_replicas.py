@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Generator
+from collections.abc import AsyncIterable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deployments.models.buffer_pool import BufferPool
 from deployments.models.fcn3 import FCN3
-from deployments.models.fcn3_rollout import forecast
+from deployments.models.forecast import Forecaster, Save
 from deployments.models.messages import MemberJob, MemberProgress
 from deployments.models.options import FCN3Options
 from deployments.results.checkpoint import Checkpoint
@@ -55,11 +55,11 @@ def rollout(
     model: Any,
     job: MemberJob,
     checkpoint: Checkpoint | None = None,
-    save: Callable[[int, Any], None] = lambda _, __: None,
+    save: Save = lambda *_: None,
 ) -> Generator[Floats]:
     """Forecast from the job's initial conditions, or from a checkpoint."""
     start = checkpoint or np.load(job.initial_conditions, mmap_mode="r")
-    return forecast(model, job, start, BufferPool(), save)
+    return Forecaster(model).steps(job, start, BufferPool(), save)
 
 
 def plain_loop(job: MemberJob) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.deployments.models.fcn3_replicas import (
+    GRID,
     SEEDS,
     Packager,
     make_replica,
@@ -19,8 +20,9 @@ from tests.deployments.models.fcn3_replicas import (
 )
 from workflows.dataset import Origin
 from workflows.errors import ModelUnavailable, StageFailed, StaleConductor
+from workflows.fcn3 import VARIABLES
 from workflows.grids import Grid
-from workflows.readiness import NotReady, Ready
+from workflows.readiness import NotReady
 
 
 @pytest.fixture
@@ -40,15 +42,18 @@ async def test_concurrent_jobs_do_not_affect_each_other(
         assert np.array_equal(steps, plain_loop(job))
 
 
-async def test_reports_the_origin_of_its_model(replica: Any) -> None:
-    assert await replica.check_readiness() == Ready(
-        origin=Origin(
-            name="fcn3",
-            loader="deployments.synthetic.fcn3:load_fcn3",
-            synthetic=True,
-            weights="none (synthetic)",
-        )
+async def test_reports_the_origin_and_the_description_of_its_model(replica: Any) -> None:
+    status = await replica.check_readiness()
+    assert status.origin == Origin(
+        name="fcn3",
+        loader="deployments.synthetic.fcn3:load_fcn3",
+        synthetic=True,
+        weights="none (synthetic)",
     )
+    described = status.description
+    assert described.input_variables == described.output_variables == VARIABLES
+    assert (described.history_hours, described.step_hours, described.grid) == ((0,), 6, GRID)
+    assert described.is_stochastic
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])

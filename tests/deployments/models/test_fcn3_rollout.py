@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deployments.models.fcn3_rollout import check_coordinates
+from deployments.models.random_numbers import RandomNumbers
 from deployments.models.state import internal_state
 from deployments.results.checkpoint import Checkpoint
 from deployments.synthetic.fcn3 import SyntheticFCN3
@@ -91,8 +92,8 @@ def test_a_resumed_member_equals_an_uninterrupted_one(analysis: Path, step: int)
     job, saved = member_job(analysis), list[Checkpoint]()
     interrupted = synthetic_fcn3()
 
-    def save(index: int, fields: Floats) -> None:
-        internal = internal_state(interrupted)
+    def save(index: int, fields: Floats, numbers: RandomNumbers) -> None:
+        internal = internal_state(interrupted, numbers)
         assert internal is not None
         if index == step:
             saved.append(Checkpoint(index, "", fields.copy(), internal))

@@ -15,13 +15,19 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.store.conductor_view import ConductorStore
 from deployments.store.executions import ExecutionStore
-from serve_app.http.custom_workflows import (
+from serve_app.http.custom_workflows import CustomChecks, Validate
+from serve_app.http.described_workflows import (
     CACHE_S,
-    CustomWorkflows,
-    Validate,
+    DescribedWorkflows,
+    custom_workflow,
+    declared_forecast,
 )
+from workflows.custom import CustomWorkflow
 from workflows.errors import InvalidParameters, ModelUnavailable, Problem, WorkflowUnavailable
 from workflows.execution import Stage
+from workflows.forecast import ForecastDeclaration
+from workflows.grids import Grid
+from workflows.model_description import ModelDescription
 
 
 class Parameters(BaseModel):
@@ -55,8 +61,8 @@ def store(tmp_path: Path) -> Any:
     store.close()
 
 
-def workflows(store: ExecutionStore, limit_s: float = 5, **validators: Validate) -> CustomWorkflows:
-    return CustomWorkflows(store, {"storms": "netcdf4"}, validators, limit_s)
+def workflows(store: ExecutionStore) -> DescribedWorkflows:
+    return DescribedWorkflows(store, {"storms": custom_workflow("storms", "netcdf4")})
 
 
 # Descriptions.
@@ -97,13 +103,41 @@ def test_a_description_is_cached_for_a_while(store: CountingStore) -> None:
     assert known.look_up("storms").description == "tracks of strong storms"
 
 
+def test_a_forecast_is_known_by_the_description_of_its_model(store: CountingStore) -> None:
+    declaration = ForecastDeclaration(
+        name="rain_forecast",
+        description="Rain",
+        model="rain",
+        data_sources=("gfs",),
+        max_steps=10,
+        max_members=4,
+    )
+    known = DescribedWorkflows(store, {"rain_forecast": declared_forecast(declaration)})
+    assert known.describe("rain_forecast") == "Rain"
+    with pytest.raises(WorkflowUnavailable, match="its model rain was never loaded"):
+        known.look_up("rain_forecast")
+    grid = Grid(n_lat=5, n_lon=8)
+    described = ModelDescription(
+        input_variables=("tp",),
+        output_variables=("tp",),
+        step_hours=1,
+        input_grid=grid,
+        grid=grid,
+        is_stochastic=False,
+    )
+    store.set_description(store.issue_fence(), "rain", described.model_dump(mode="json"))
+    found = known.look_up("rain_forecast")
+    assert found.plan(found.validate({"start_time": "2025-01-01T05:00:00"})).grid == grid
+
+
 # Validation by the class.
 
 
 async def check(store: CountingStore, validate: Validate, limit_s: float = 5) -> None:
     store.set_description(store.issue_fence(), "storms", description())
-    known = workflows(store, limit_s, storms=validate)
-    await known.check(known.look_up("storms"), {"n_steps": 3})
+    found = workflows(store).look_up("storms")
+    assert isinstance(found, CustomWorkflow)
+    await CustomChecks({"storms": validate}, limit_s).check(found, {"n_steps": 3})
 
 
 def answering(answer: Any) -> Callable[[Mapping[str, Any]], Awaitable[list[Problem]]]:
