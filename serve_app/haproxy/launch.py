@@ -45,6 +45,7 @@ allows 10 MB/s over a connection with a round trip of 50 ms."""
 RETRY_AFTER_S = 5
 ERRORS = {
     400: (400, "Bad Request", "the request is malformed"),
+    405: (405, "Method Not Allowed", "the method is not allowed"),
     408: (408, "Request Timeout", "the request was not complete in time"),
     413: (413, "Content Too Large", "the request is too large"),
     422: (422, "Unprocessable Content", "the transfer encoding is not supported"),
@@ -55,6 +56,14 @@ ERRORS = {
     504: (503, "Service Unavailable", "the server has not answered in time; try again"),
 }
 """Status, reason and detail of what HAProxy itself answers, by the status that it would have."""
+
+METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT"
+REFUSED = (
+    f"http-request deny deny_status 405 if !{{ method {METHODS} }}",
+    "http-request deny deny_status 400 if !{ req.ver 1.0 1.1 2.0 }",
+    "http-request deny deny_status 400 if !{ path_beg / }",
+)
+"""Refuse what HAProxy's parser takes, and that of the ingress refuses in plain text."""
 
 FILES_PER_CONNECTION = 2.5  # the client's socket, the ingress' socket, a quarter of a pipe
 FILES_OF_HAPROXY = 200  # listeners, health checks, sockets for control, event loops of the threads
@@ -99,6 +108,11 @@ def correct(config: str, folder: Path, maxconn: int, environment: Mapping[str, s
     for name, seconds in TIMEOUTS.items():
         lines.append(f"timeout {name} {environment.get(timeout_variable(name)) or seconds}s")
     lines += [f"errorfile {code} {folder / f'{code}.http'}" for code in ERRORS]
+    proxies = _replace(
+        proxies,
+        r"^(frontend http_frontend\n +bind .*)$",
+        "\\n    ".join([r"\1", *REFUSED]),
+    )
     # A path that belongs to no application may belong to one whose route is not known yet.
     proxies = _replace(
         proxies,

@@ -52,6 +52,6 @@ def test_valid_requests_are_answered(
     ],
 )
 def test_wrong_answers_are_recognized(answer: bytes, wrong: str) -> None:
-    _, problem = judge(b"GET / HTTP/1.1\r\n\r\n", answer)
+    _, problem = judge(answer)
     assert problem is not None
     assert wrong in problem

@@ -181,6 +181,23 @@ def test_large_headers_reach_the_ingress(cleanup: ExitStack, folder: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("line", "code"),
+    [(b"PATCHED / HTTP/1.1", 405), (b"GET / HTTP/0.9", 400), (b"OPTIONS * HTTP/1.1", 400)],
+)
+def test_what_the_ingress_would_refuse_in_plain_text_is_refused_in_json(
+    cleanup: ExitStack, folder: Path, line: bytes, code: int
+) -> None:
+    replica = listen(cleanup, Replica)
+    port = start(cleanup, Generated(folder, replica=replica.server_port))
+    until(lambda: get(port, "/liveness")[0] == 200)
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
+        connection.sendall(line + b"\r\nHost: a\r\nConnection: close\r\n\r\n")
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.split()[1] == str(code).encode()
+    assert json.loads(body) == {"detail": ERRORS[code][2]}
+
+
+@pytest.mark.parametrize(
     "beginning",
     [
         b"GET /liv",
