@@ -1,7 +1,8 @@
-"""A lock on a GPU that cannot hold two models at once.
+"""When models are on a GPU that several share.
 
-A model computes while its replica holds the lock; other models wait in the host's memory. The
-operating system releases the lock when the process that holds it dies.
+Models that do not fit together take turns: one computes while its replica holds a lock, the others
+wait in the host's memory. The operating system releases the lock when the process that holds it
+dies. Models that fit, but compute rarely, leave the GPU after some time without work.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,13 +31,46 @@ class GpuLock:
         Folder of the lock files, which other nodes may share; None where models share no GPU.
     device : str
         Device on which models compute.
+    idle_unload_s : float, optional
+        Seconds without work after which models leave the GPU; they are loaded into the host's
+        memory then. None keeps them there.
+    clock : callable, optional
+        Returns seconds.
     """
 
-    def __init__(self, folder: Path | None, device: str) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        device: str,
+        idle_unload_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._device = device
+        self._idle_unload_s = idle_unload_s
+        self._clock = clock
+        self._used_at: float | None = None
+        """When models that may leave the GPU last computed; None while they are not there."""
         ids = ray.get_gpu_ids() if ray.is_initialized() else []
         gpus = "-".join(sorted(str(gpu) for gpu in ids)) or "none"
         self._path = folder and folder / f"{socket.gethostname()}-{gpus}.lock"
+
+    @property
+    def load_device(self) -> str:
+        """The device on which to load models."""
+        return self._device if self._idle_unload_s is None else "cpu"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether models on the GPU have been without work for too long."""
+        if self._idle_unload_s is None or self._used_at is None:
+            return False
+        return self._clock() - self._used_at >= self._idle_unload_s
+
+    def unload_idle(self, *models: Any) -> None:
+        """Move models off the GPU if they are idle; called in their thread while no job runs."""
+        if self.is_idle:
+            self._used_at = None
+            self._to_host(*models)
 
     @contextmanager
     def loading(self) -> Iterator[Callable[..., None]]:
@@ -55,21 +90,24 @@ class GpuLock:
         """
         with self._held(check):
             try:
-                if self._path is not None:
+                if self._path is not None or self._idle_unload_s is not None:
                     for model in models:
                         _move(model, self._device)
                 yield
             finally:
                 self._offload(*models)
+                if self._path is None and self._idle_unload_s is not None:
+                    self._used_at = self._clock()
 
     def _offload(self, *models: Any) -> None:
         if self._path is not None:
-            for model in models:
-                _move(model, "cpu")
-            if self._device == "cuda":
-                import torch
+            self._to_host(*models)
 
-                torch.cuda.empty_cache()
+    def _to_host(self, *models: Any) -> None:
+        for model in models:
+            _move(model, "cpu")
+        if self._device == "cuda" and "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
 
     @contextmanager
     def _held(self, check: Callable[[], None]) -> Iterator[None]:

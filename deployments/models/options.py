@@ -43,6 +43,8 @@ class ModelOptions(ModelConfig, WindowConfig):
     loader: LoaderOptions
     gpu_locks: Path | None = None
     """Folder of the GPU locks if models share a GPU; None if each has its own."""
+    idle_unload_s: float | None = None
+    """Seconds without work after which the model leaves the GPU; None keeps it there."""
     stochastic: bool | None = None
     """Whether the model draws random numbers of its own; None if that is known of its class."""
     diagnostics: dict[str, tuple[LoaderOptions, ...]] = {}

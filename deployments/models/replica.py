@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Generator
@@ -37,6 +38,8 @@ from workflows.model_description import ModelDescription
 from workflows.readiness import ComponentStatus, NotReady, Ready
 
 logger = logging.getLogger("ray.serve")
+
+IDLE_CHECK_S = 10.0
 
 
 @dataclass
@@ -76,8 +79,21 @@ class ModelReplica:
         self._initial_conditions = InitialConditionsClient(initial_conditions)
         self._step_buffers, self._checkpoint_buffers = BufferPool(), BufferPool()
         self._worker = ModelWorker(options.loader.name, self._load)
-        self._gpu_lock = GpuLock(options.gpu_locks, self._worker.device)
+        self._gpu_lock = GpuLock(options.gpu_locks, self._worker.device, options.idle_unload_s)
         await self._worker.start()
+        self._unloading = asyncio.create_task(self._unload_when_idle(), name="unload-when-idle")
+
+    async def _unload_when_idle(self) -> None:
+        while self._options.idle_unload_s is not None:
+            await asyncio.sleep(min(self._options.idle_unload_s / 4, IDLE_CHECK_S))
+            if not self._gpu_lock.is_idle or self._worker.is_busy:
+                continue
+            try:
+                await self._worker.load_more(lambda each: self._gpu_lock.unload_idle(*each.on_gpu))
+                logger.info("model %s has left the GPU", self._options.loader.name)
+            except Exception:
+                # It is tried again after the next job.
+                logger.exception("model %s could not leave the GPU", self._options.loader.name)
 
     def _load(self) -> LoadedModel:
         with self._gpu_lock.loading() as offload:
@@ -87,9 +103,10 @@ class ModelReplica:
 
     def _load_model(self) -> LoadedModel:
         options = self._options
-        model = load(options.loader, device=self._worker.device)
+        device = self._gpu_lock.load_device
+        model = load(options.loader, device=device)
         diagnostics = {
-            workflow: [load(each, device=self._worker.device) for each in loaders]
+            workflow: [load(each, device=device) for each in loaders]
             for workflow, loaders in options.diagnostics.items()
         }
         for component in options.perturbations:

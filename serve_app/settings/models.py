@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field, model_validator
 
 from deployments.models.options import FCN3Config, ModelConfig, StormScopeConfig
-from deployments.runtime.option_types import Flag, Gpus, Replicas
+from deployments.runtime.option_types import Flag, Gpus, Replicas, Seconds
 from serve_app.settings.section import (
     OWN_LOADER,
     SYNTHETIC,
@@ -41,6 +41,11 @@ class OwnModelSettings(ModelConfig, ModelSettings):
     """Any other model and the replicas that run it."""
 
     loader: OwnLoader = Field(description=OWN_LOADER)
+    idle_unload_s: Seconds | None = Field(
+        default=None,
+        description="Seconds without work after which the model leaves the GPU for the host's "
+        "memory; the next request brings it back. Null keeps it there.",
+    )
     stochastic: Flag | None = Field(
         default=None,
         description="Whether the model draws random numbers of its own, so that its members differ "

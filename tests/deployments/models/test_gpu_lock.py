@@ -128,3 +128,42 @@ def test_the_lock_of_a_killed_holder_is_released(tmp_path: Path) -> None:
         pass
     assert polls >= 3
     holder.join()
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_model_leaves_the_gpu_after_some_time_without_work() -> None:
+    clock, model = Clock(), Model()
+    lock = GpuLock(None, "meta", idle_unload_s=60.0, clock=clock)
+    assert lock.load_device == "cpu"
+    assert not lock.is_idle
+    with lock.computing(model, check=never_stop):
+        assert model.moves == ["meta"]
+        clock.now += 500.0
+    assert not lock.is_idle
+    clock.now += 59.0
+    lock.unload_idle(model)
+    assert model.moves == ["meta"]
+    clock.now += 1.0
+    assert lock.is_idle
+    lock.unload_idle(model)
+    assert model.moves == ["meta", "cpu"]
+    lock.unload_idle(model)
+    assert model.moves == ["meta", "cpu"]
+    with lock.computing(model, check=never_stop):
+        assert model.moves == ["meta", "cpu", "meta"]
+
+
+def test_a_model_that_stays_is_loaded_where_it_computes() -> None:
+    lock = GpuLock(None, "meta")
+    with lock.computing(Model(), check=never_stop):
+        pass
+    assert lock.load_device == "meta"
+    assert not lock.is_idle
