@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from deployments.models.known_models import is_stochastic
 from workflows.errors import ModelUnavailable
 from workflows.execution import Stage
-from workflows.grids import AnyGrid, grid_through
+from workflows.grid_points import grid_through
+from workflows.grids import AnyGrid
 from workflows.model_description import ModelDescription
 
 NOT_SPATIAL = ("batch", "time", "lead_time", "variable")

@@ -11,7 +11,8 @@ from collections.abc import Hashable, Iterator
 from threading import Lock
 
 from serve_app.files.paths import ResultsUnavailable, split_path
-from serve_app.files.serving import CHUNK_SIZE, Folder, OpenedFile
+from serve_app.files.protocols import Folder, OpenedFile
+from serve_app.files.serving import CHUNK_SIZE
 from workflows.errors import ResultsNotFound
 from workflows.manifest import CHECKSUMS
 

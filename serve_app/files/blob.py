@@ -58,7 +58,7 @@ class BlobFile:
 
 
 class BlobFolder:
-    """The blobs of an execution's results, see `serve_app.files.serving.Folder`."""
+    """The blobs of an execution's results, see `serve_app.files.protocols.Folder`."""
 
     def __init__(self, blobs: Blobs, folder: str) -> None:
         self._blobs = blobs
@@ -86,7 +86,7 @@ class BlobFolder:
 
 
 class BlobResults:
-    """The results of all executions, see `serve_app.files.serving.Results`."""
+    """The results of all executions, see `serve_app.files.protocols.Results`."""
 
     def __init__(self, options: BlobResultsOptions) -> None:
         self._blobs = Blobs(options.model_copy(update={"retry_limit_s": RETRY_LIMIT_S}))

@@ -49,7 +49,7 @@ class DiskFile:
 
 
 class DiskFolder:
-    """The folder of an execution's results, see `serve_app.files.serving.Folder`."""
+    """The folder of an execution's results, see `serve_app.files.protocols.Folder`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -60,7 +60,7 @@ class DiskFolder:
 
 
 class DiskResults:
-    """The results of all executions, see `serve_app.files.serving.Results`."""
+    """The results of all executions, see `serve_app.files.protocols.Results`."""
 
     def __init__(self, results_dir: Path) -> None:
         self._results_dir = results_dir

@@ -1,29 +1,23 @@
-"""HTTP responses with result files: ranges, preconditions and streaming (RFC 9110)."""
+"""HTTP responses with result files: read in chunks, and sent as fast as the client reads."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from secrets import token_hex
-from typing import ParamSpec, Protocol, TypeVar
-from urllib.parse import quote
+from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.results.media_types import media_type
 from deployments.runtime.log_context import ContextThreadPool
 from serve_app.files.buffers import UNCOUNTED, share_of, split_tail
 from serve_app.files.paths import ResultsUnavailable
-from serve_app.files.preconditions import Validators, failed_precondition, range_applies
-from serve_app.files.ranges import requested_ranges
+from serve_app.files.protocols import Folder, OpenedFile
+from serve_app.files.response_head import Part, respond
 
 CHUNK_SIZE = 4 << 20
 """Bytes per read: 64 KiB reaches 79 MB/s through Serve, 4 MiB 1.1 GB/s, 16 MiB less."""
@@ -40,65 +34,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _threads = ContextThreadPool(THREADS, "files")
-_INLINE = {"image/png"}
 
 _PARTIAL = {"range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 """Headers by which a response may contain less than the whole file."""
-_NOT_IN_QUOTES = re.compile(r"[^A-Za-z0-9 ._+:=@~-]")
-
-Part = bytes | range
-"""A part of a body: bytes to send as they are, or a range of the file."""
 
 CountBytes = Callable[[int], None]
 """Called with the size of each chunk of the body, once it was handed to the server."""
-
-
-class OpenedFile(Protocol):
-    """An open file: reads return its state when it was opened, or fail."""
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-
-    @property
-    def validators(self) -> Validators:
-        """What distinguishes this state of the file from others."""
-
-    @property
-    def read_ahead(self) -> int:
-        """Number of chunks to read while one is sent."""
-
-    @property
-    def reads_are_cheap(self) -> bool:
-        """Whether two reads take no longer than one of both."""
-
-    def read(self, part: range) -> bytes:
-        """Return the bytes of a range; raises ResultsUnavailable if they no longer exist."""
-
-    def free(self) -> None:
-        """Drop what was read when the file was opened, for which there is no memory."""
-
-    def close(self) -> None:
-        """Close the file and keep none of it; a read in another thread is not disturbed."""
-
-
-class Folder(Protocol):
-    """An execution's results; see `serve_app.files.disk` and `serve_app.files.blob`."""
-
-    def open(self, relative: str, *, whole: bool) -> OpenedFile:
-        """Open the file that a client's path names; see `serve_app.files.paths` for the errors.
-
-        Parameters
-        ----------
-        relative : str
-            Path below it as the client sent it, percent-decoded once.
-        whole : bool
-            Whether the whole file will be read.
-        """
-
-
-Results = Callable[[str, str], Folder]
-"""Returns the folder of an execution, given its workflow and id."""
 
 
 class ResultFile(Response):
@@ -138,7 +79,7 @@ class ResultFile(Response):
         self._count = count
         self._share = share_of(request.scope)
         self._share.covers_response = True
-        code, headers, parts = _respond(file, relative, request)
+        code, headers, parts = respond(file, relative, request)
         if request.method == "HEAD":
             parts = []
         self._parts = parts
@@ -279,83 +220,3 @@ def _split(parts: Sequence[Part], next_size: Callable[[], int]) -> Iterator[Part
             stop = start + next_size()
             yield part[start:stop]
             start = stop
-
-
-def _respond(
-    file: OpenedFile, relative: str, request: Request
-) -> tuple[int, dict[str, str], list[Part]]:
-    """Return the status code, the headers, and the parts of the body of a GET."""
-    size, validators = file.size, file.validators
-    headers = {
-        "accept-ranges": "bytes",
-        "cache-control": "private, no-cache",
-        "etag": validators.etag,
-        "last-modified": validators.last_modified,
-        "x-content-type-options": "nosniff",
-    }
-    failed = failed_precondition(request.headers, validators)
-    if failed == 304:
-        return 304, headers, []
-    if failed == 412:
-        return _error(412, "the file is not in the state that the request requires", headers)
-    ranges = _ranges(request, validators, size)
-    if ranges == []:
-        headers["content-range"] = f"bytes */{size}"
-        return _error(416, f"the file has {size} bytes, none of them in these ranges", headers)
-
-    name = relative.rpartition("/")[2]
-    content_type = media_type(name)
-    headers["content-type"] = content_type
-    headers["content-disposition"] = _disposition(name, inline=content_type in _INLINE)
-    code = 206
-    parts: list[Part]
-    if ranges is None:
-        code = 200
-        parts = [range(size)]
-    elif len(ranges) == 1:
-        headers["content-range"] = _content_range(ranges[0], size)
-        parts = [ranges[0]]
-    else:
-        boundary = token_hex(16)
-        headers["content-type"] = f"multipart/byteranges; boundary={boundary}"
-        parts = _multipart(ranges, size, content_type, boundary)
-    headers["content-length"] = str(sum(map(len, parts)))
-    return code, headers, parts
-
-
-def _error(
-    code: int, detail: str, headers: dict[str, str]
-) -> tuple[int, dict[str, str], list[Part]]:
-    """Return a response with the body of all errors of the HTTP API."""
-    body = json.dumps({"detail": detail}).encode()
-    length = {"content-type": "application/json", "content-length": str(len(body))}
-    return code, headers | length, [body]
-
-
-def _ranges(request: Request, validators: Validators, size: int) -> list[range] | None:
-    headers = request.headers.getlist("range")
-    is_get = request.method == "GET"
-    if not is_get or len(headers) != 1 or not range_applies(request.headers, validators):
-        return None
-    return requested_ranges(headers[0], size)
-
-
-def _content_range(part: range, size: int) -> str:
-    return f"bytes {part.start}-{part.stop - 1}/{size}"
-
-
-def _multipart(ranges: Sequence[range], size: int, content_type: str, boundary: str) -> list[Part]:
-    parts: list[Part] = []
-    for position, part in enumerate(ranges):
-        delimiter = f"--{boundary}" if position == 0 else f"\r\n--{boundary}"
-        content_range = _content_range(part, size)
-        head = f"{delimiter}\r\nContent-Type: {content_type}\r\nContent-Range: {content_range}"
-        parts += [f"{head}\r\n\r\n".encode(), part]
-    return [*parts, f"\r\n--{boundary}--\r\n".encode()]
-
-
-def _disposition(name: str, *, inline: bool) -> str:
-    kind = "inline" if inline else "attachment"
-    plain = _NOT_IN_QUOTES.sub("_", name)
-    encoded = "" if plain == name else f"; filename*=UTF-8''{quote(os.fsencode(name), safe='')}"
-    return f'{kind}; filename="{plain}"{encoded}'

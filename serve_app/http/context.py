@@ -16,7 +16,7 @@ from deployments.runtime.log_context import bind_execution
 from deployments.runtime.metrics import Recorder
 from deployments.store.executions import ExecutionStore
 from serve_app.files.absence import Listings
-from serve_app.files.serving import Results
+from serve_app.files.protocols import Results
 from serve_app.http.custom_workflows import CustomChecks
 from serve_app.http.described_workflows import DescribedWorkflows
 from serve_app.http.long_poll import ChangeWatcher

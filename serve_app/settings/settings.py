@@ -104,26 +104,8 @@ class Settings(Section):
     def _forecasts_have_their_parts(
         cls, value: WorkflowSettings, info: ValidationInfo
     ) -> WorkflowSettings:
-        if not {"models", "data_sources"} <= info.data.keys():  # invalid, so the names are unknown
-            return value
-        own_models, own_sources = info.data["models"].own, info.data["data_sources"].own
-        models, sources = ("fcn3", *own_models), ("ifs", *own_sources)
-        for name, forecast in value.forecasts.items():
-            if forecast.model not in models:
-                raise ValueError(
-                    f"forecasts.{name}.model: unknown model {forecast.model!r}; there are "
-                    f"{', '.join(models)}"
-                )
-            for source in forecast.data_sources:
-                if source not in sources:
-                    raise ValueError(
-                        f"forecasts.{name}.data_sources: unknown data source {source!r}; there are "
-                        f"{', '.join(sources)}"
-                    )
-        names = [*own_models, *own_sources, *value.known()]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name!r} names more than one model, data source or workflow")
+        if {"models", "data_sources"} <= info.data.keys():  # else invalid: the names are unknown
+            value.check_parts(info.data["models"].own, info.data["data_sources"].own)
         return value
 
     @field_validator("azure")

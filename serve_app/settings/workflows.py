@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -197,3 +197,29 @@ class WorkflowSettings(Section):
     def known(self) -> tuple[str, ...]:
         """Return the names of all workflows, the built-in ones first."""
         return _known_workflows(self.forecasts, self.custom)
+
+    def check_parts(self, own_models: Collection[str], own_sources: Collection[str]) -> None:
+        """Raise ValueError if a forecast needs what there is not, or names are not unique.
+
+        Parameters
+        ----------
+        own_models, own_sources : collection of str
+            Names of the operator's models and data sources.
+        """
+        models, sources = ("fcn3", *own_models), ("ifs", *own_sources)
+        for name, forecast in self.forecasts.items():
+            if forecast.model not in models:
+                raise ValueError(
+                    f"forecasts.{name}.model: unknown model {forecast.model!r}; there are "
+                    f"{', '.join(models)}"
+                )
+            for source in forecast.data_sources:
+                if source not in sources:
+                    raise ValueError(
+                        f"forecasts.{name}.data_sources: unknown data source {source!r}; there are "
+                        f"{', '.join(sources)}"
+                    )
+        names = [*own_models, *own_sources, *self.known()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} names more than one model, data source or workflow")

@@ -12,7 +12,8 @@ from deployments.packager.preview import basemap_of
 from deployments.results.zarr import chunk_content
 from tests.deployments.results.samples import make_plan
 from workflows.coordinates import map_coordinates
-from workflows.grids import AnyGrid, Grid, LambertGrid, LatLonGrid, grid_through
+from workflows.grid_points import grid_through
+from workflows.grids import AnyGrid, Grid, LambertGrid, LatLonGrid
 from workflows.stac.footprint import footprint_of, projection_of
 
 WITHOUT_POLE = LatLonGrid(n_lat=720, n_lon=1440, first_lat=90, last_lat=-89.75, first_lon=0)

@@ -17,7 +17,8 @@ from deployments.azure.blobs import Blobs
 from serve_app.files.blob import BlobResults
 from serve_app.files.disk import DiskFolder
 from serve_app.files.paths import ForbiddenPath, InvalidPath, ResultsUnavailable
-from serve_app.files.serving import CHUNK_SIZE, Folder, ResultFile
+from serve_app.files.protocols import Folder
+from serve_app.files.serving import CHUNK_SIZE, ResultFile
 from tests.deployments.results.backends import options_for
 from workflows.errors import ResultsNotFound
 

@@ -6,7 +6,8 @@ import pytest
 
 from serve_app.files.absence import Listings, may_be_chunk
 from serve_app.files.paths import ResultsUnavailable
-from serve_app.files.serving import CHUNK_SIZE, Folder, OpenedFile
+from serve_app.files.protocols import Folder, OpenedFile
+from serve_app.files.serving import CHUNK_SIZE
 from tests.serve_app.files.conftest import Write
 from workflows.manifest import CHECKSUMS
 

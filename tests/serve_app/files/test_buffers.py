@@ -18,7 +18,8 @@ from serve_app.files.blob import BlobFolder
 from serve_app.files.buffers import TRIM_FROM, Buffers, Share
 from serve_app.files.disk import DiskFolder
 from serve_app.files.paths import ResultsUnavailable
-from serve_app.files.serving import CHUNK_SIZE, SMALL_CHUNK_SIZE, Folder, ResultFile
+from serve_app.files.protocols import Folder
+from serve_app.files.serving import CHUNK_SIZE, SMALL_CHUNK_SIZE, ResultFile
 from tests.serve_app.files.conftest import LARGE
 
 HALF = LARGE[: len(LARGE) // 4]
