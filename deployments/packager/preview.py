@@ -99,7 +99,7 @@ def render(field: Floats, variable: str, title: str, grid: AnyGrid | None = None
     _frame(canvas, _TOP, _LEFT, height, width)
     _frame(canvas, bar_top, bar.start, 14, length)
 
-    texts = [Text(10.0, _TOP / 2, "lm", _TITLE_SIZE, title)]
+    texts = [Text(10.0, _TOP / 2, "lm", _title_size(title, canvas.shape[1] - 20), title)]
     for label in basemap.labels:
         x, y = (label.position, height + 12.0) if label.is_below else (-6.0, label.position)
         anchor = "mm" if label.is_below else "rm"
@@ -197,6 +197,14 @@ def _frame(canvas: Pixels, top: int, left: int, height: int, width: int) -> None
 @functools.cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
+
+
+def _title_size(title: str, width: int) -> int:
+    """Return the size at which a title fits: it says at its end if the data are synthetic."""
+    size = _TITLE_SIZE
+    while size > _LABEL_SIZE and _font(size).getlength(title) > width:
+        size -= 1
+    return size
 
 
 def _draw_texts(canvas: Pixels, texts: list[Text]) -> None:

@@ -161,3 +161,14 @@ def test_small_regions_are_drawn(size):
     grid = LambertGrid(**size, spacing_m=100_000.0)
     image = open_image(render(np.ones(grid.shape, np.float32), "abi01c", "title", grid))
     assert image.width > 720
+
+
+def test_a_long_title_fits_above_a_narrow_map() -> None:
+    title = (
+        "Air temperature at 2 m, member 0 of 1, valid 2025-01-01 12:00 UTC, 12 h after 2025-01-01 "
+        "00:00 (synthetic)"
+    )
+    image = np.asarray(open_image(render(waves(51, 100), "t2m", title)).convert("L"))
+    shorter = np.asarray(open_image(render(waves(51, 100), "t2m", title[:-1])).convert("L"))
+    changed = np.flatnonzero((image[:40] != shorter[:40]).any(axis=0))
+    assert changed.size and changed.max() < image.shape[1] - 10
