@@ -23,6 +23,7 @@ class ModelDescription(BaseModel):
     history_hours: tuple[int, ...] = (0,)
     """Times of the initial conditions relative to the start, ascending; the last is 0."""
     step_hours: int = Field(ge=1)
+    steps_per_call: int = Field(default=1, ge=1)
     input_grid: AnyGrid
     grid: AnyGrid
     """Grid of the output."""
@@ -30,6 +31,12 @@ class ModelDescription(BaseModel):
     """Whether it draws random numbers of its own."""
     diagnostics: Mapping[str, tuple[str, ...]] = {}
     """Variables that the diagnostics of each workflow add."""
+
+    @property
+    def output_is_input(self) -> bool:
+        """Whether the model can start from its own output."""
+        same_variables = self.input_variables == self.output_variables
+        return same_variables and self.input_grid == self.grid and self.steps_per_call == 1
 
     def variables(self, workflow: str) -> tuple[str, ...]:
         """Return all variables that a workflow can deliver: the model's, then its diagnostics'."""

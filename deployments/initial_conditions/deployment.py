@@ -133,8 +133,10 @@ class InitialConditions:
         source = await self._source(plan.data_source)
         target = self._work_dir / execution_id / f"{plan.data_source}.npy"
         state = _state_of(plan)
+        # Of a satellite image, which the model of a nowcast regrids itself.
+        has_points = isinstance(plan, Plan) and plan.conditioning is not None
         async with self._locks.setdefault(state, asyncio.Lock()):
-            if not await asyncio.to_thread(_exists, target, self._fetched.get(state)):
+            if not await asyncio.to_thread(_exists, target, self._fetched.get(state), has_points):
                 async with self._fetches:
                     await self._fetch(source, plan, target)
             self._remember(state, target)
@@ -198,15 +200,15 @@ def _state_of(plan: Plan | Conditioning) -> str:
     )
 
 
-def _exists(target: Path, other: Path | None) -> bool:
+def _exists(target: Path, other: Path | None, has_points: bool) -> bool:
     """Return whether a state's file exists, or has been linked to that of another execution."""
-    if target.exists():
+    if target.exists() and (not has_points or source_grid(target).exists()):
         return True
     if other is None:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if source_grid(other).exists():
+        if has_points:
             with suppress(FileExistsError):
                 source_grid(target).hardlink_to(source_grid(other))
         with suppress(FileExistsError):

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from workflows.base import Conditioning, Plan
 from workflows.errors import StageFailed
 from workflows.execution import Stage
-from workflows.grids import AnyGrid, RegularGrid
+from workflows.grids import AnyGrid, LambertGrid, RegularGrid
 
 Floats = NDArray[np.float32]
 
 COORDINATE_TOLERANCE = 1e-4
 """Allowed difference of a source's grid, degrees: its coordinates may be float32."""
+MAP_TOLERANCE = 1e-3
+"""The same for two-dimensional coordinates; a tenth of a kilometre."""
 
 
 def select_variables(plan: Plan | Conditioning, source_fields: Any, time: np.datetime64) -> Any:
@@ -46,7 +48,7 @@ def select_variables(plan: Plan | Conditioning, source_fields: Any, time: np.dat
 
 
 def _index_of(plan: Plan | Conditioning, fields: Any, time: np.datetime64) -> int:
-    if fields.sizes["time"] == 1:
+    if fields.sizes["time"] == 1 and len(getattr(plan, "history_hours", (0,))) == 1:
         return 0
     found = np.flatnonzero(fields["time"].values.astype("datetime64[s]") == time)
     if not found.size:
@@ -65,8 +67,15 @@ def on_model_grid(plan: Plan | Conditioning, grid: AnyGrid, fields: Any) -> Floa
     StageFailed
         If the fields do not cover the grid, or have missing values.
     """
-    selected = _same_points(grid, fields) if isinstance(grid, RegularGrid) else None
+    if isinstance(grid, RegularGrid):
+        selected = _same_points(grid, fields)
+    else:
+        selected = _same_map(grid, fields)
     values = _interpolated(grid, fields) if selected is None else selected.values
+    if values.shape[1:] != grid.shape:
+        raise _failed(
+            f"{plan.data_source} has fields of shape {values.shape[1:]}, not {grid.shape}"
+        )
     values = np.ascontiguousarray(values, dtype=np.float32)
     incomplete = [
         name
@@ -103,41 +112,72 @@ def _same_points(grid: RegularGrid, fields: Any) -> Any | None:
     return fields if unchanged else fields.isel(indices)
 
 
-def _interpolated(grid: AnyGrid, fields: Any) -> Floats:
+def _same_map(grid: LambertGrid, fields: Any) -> Any | None:
+    """Return the fields if they are at a grid's points; None otherwise."""
+    points = _points_of(fields)
+    if points is None or points[0].shape != grid.shape:
+        return None
+    latitudes, longitudes = points
+    east = (longitudes.values - grid.longitudes() + 180.0) % 360.0 - 180.0
+    distance = np.maximum(np.abs(latitudes.values - grid.latitudes()), np.abs(east)).max()
+    # Also true of NaN.
+    if not distance <= MAP_TOLERANCE:
+        return None
+    return fields.transpose("variable", *latitudes.dims)
+
+
+def _points_of(fields: Any) -> tuple[Any, Any] | None:
+    """Return two-dimensional latitudes and longitudes of fields; None if they are not."""
+    for names in (("_lat", "_lon"), ("lat", "lon")):
+        if all(name in fields.coords and fields[name].ndim == 2 for name in names):
+            return fields[names[0]], fields[names[1]]
+    return None
+
+
+def _interpolated(grid: AnyGrid, fields: Any) -> Any:
     from earth2studio.data import prep_data_array
 
-    if "lon" in fields.dims:
-        fields = _closed(fields)
-    latitudes, longitudes = grid.latitudes(), grid.longitudes() % 360.0
+    latitudes, longitudes = grid.latitudes(), grid.longitudes()
+    points = _points_of(fields)
+    if points is not None:
+        dims = points[0].dims
+        fields = fields.transpose("variable", *dims).assign_coords(
+            _lat=(dims, points[0].values), _lon=(dims, points[1].values % 360.0)
+        )
+        longitudes = longitudes % 360.0
+    else:
+        fields, west = _continued(fields.transpose("variable", "lat", "lon"))
+        longitudes = west + (longitudes - west) % 360.0
     values, _ = prep_data_array(
         fields, interp_to={"_lat": latitudes, "_lon": longitudes}, interp_method="linear"
     )
-    interpolated: Floats = values.numpy()
-    return interpolated
+    return values.numpy()
 
 
-def _closed(fields: Any) -> Any:
-    """Return global fields from 0 to 360 degrees east inclusive, so that they can be interpolated.
+def _continued(fields: Any) -> tuple[Any, float]:
+    """Return fields with ascending longitudes, and the first of these.
 
-    Regional fields are returned with longitudes from 0 to 360.
+    Global fields are continued by a column at each end, so that they can be interpolated
+    everywhere.
     """
     import xarray as xr
 
     fields = fields.assign_coords(lon=fields["lon"] % 360.0).sortby("lon")
     longitudes = fields["lon"].values
-    gap = 360.0 - (longitudes[-1] - longitudes[0])
-    if gap > 1.5 * np.diff(longitudes).max():
-        return fields
-    first = fields.isel(lon=[0])
-    last = fields.isel(lon=[-1])
-    return xr.concat(
-        [
-            last.assign_coords(lon=last["lon"] - 360.0),
-            fields,
-            first.assign_coords(lon=first["lon"] + 360.0),
-        ],
-        "lon",
-    )
+    gaps = np.diff(longitudes, append=longitudes[0] + 360.0)
+    widest = int(np.argmax(gaps))
+    if gaps[widest] > 1.5 * np.median(gaps):
+        # Regional: it begins behind the widest gap, wherever that is.
+        west = float(longitudes[(widest + 1) % longitudes.size])
+        fields = fields.assign_coords(lon=west + (fields["lon"] - west) % 360.0).sortby("lon")
+        return fields, west
+    first, last = fields.isel(lon=[0]), fields.isel(lon=[-1])
+    ends = [
+        last.assign_coords(lon=last["lon"] - 360.0),
+        fields,
+        first.assign_coords(lon=first["lon"] + 360.0),
+    ]
+    return xr.concat(ends, "lon"), 0.0
 
 
 def on_source_grid(plan: Plan | Conditioning, fields: Any) -> tuple[Floats, NDArray[np.float64]]:

@@ -95,11 +95,14 @@ class Checkpoints:
         ahead = -step % self._every
         if ahead >= self._history:
             return
-        if ahead or self._latest:
-            self._keep(fields)
+        try:
+            if self._history > 1:
+                self._keep(fields)
+        except Exception:
+            logger.warning("no checkpoint: the state could not be kept", exc_info=True)
+            self._latest = []
         if ahead:
             return
-        latest, self._latest = self._latest, []
         if window.has_deferred:
             # Writing is slower than the model; the previous checkpoint must suffice.
             logger.warning("no checkpoint at step %d: the previous one is still pending", step)
@@ -110,10 +113,10 @@ class Checkpoints:
                 return
             if self._history == 1:
                 state = self._buffers.copy(fields, range(len(fields)))
-            elif len(latest) == self._history:
-                state = np.stack(latest)
+            elif len(self._latest) == self._history:
+                state = np.stack(self._latest)
             else:
-                return  # a member that has just resumed
+                return  # too few steps since the beginning
         except Exception:
             # Another version of makani, or no memory left.
             logger.warning(

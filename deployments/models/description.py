@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.models.known_models import is_stochastic
-from workflows.errors import ModelUnavailable
+from workflows.base import Plan
+from workflows.errors import ModelUnavailable, StageFailed
 from workflows.execution import Stage
 from workflows.grid_points import grid_through
 from workflows.grids import AnyGrid
@@ -54,6 +55,7 @@ def describe_model(
         output_variables=output_variables,
         history_hours=history,
         step_hours=steps.pop(),
+        steps_per_call=len(leads),
         input_grid=_grid(model, inputs, "input"),
         grid=grid,
         is_stochastic=is_stochastic(model) if stochastic is None else stochastic,
@@ -62,6 +64,36 @@ def describe_model(
             for workflow, each in (diagnostics or {}).items()
         },
     )
+
+
+def check_plan(plan: Plan, model: ModelDescription) -> None:
+    """Check that a plan was made for a model: another may have been configured since.
+
+    Raises
+    ------
+    StageFailed
+        Naming what differs.
+    """
+    differing = [
+        name
+        for name, planned, own in (
+            ("input variables", plan.input_variables, model.input_variables),
+            ("history", plan.history_hours, model.history_hours),
+            ("step", plan.step_hours, model.step_hours),
+            ("grid", plan.grid, model.grid),
+            ("input grid", plan.input_grid or plan.grid, model.input_grid),
+        )
+        if planned != own
+    ]
+    available = model.variables(plan.workflow)
+    missing = [name for name in plan.variables if name not in available]
+    if differing or missing:
+        reasons = [*differing, *(f"{name}, which it no longer has" for name in missing)]
+        raise StageFailed(
+            Stage.INFERENCE,
+            f"another model {plan.model} is configured now than when this was requested: it "
+            f"differs in {', '.join(reasons)}; submit the request again",
+        )
 
 
 def _diagnosed(

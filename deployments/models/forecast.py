@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -12,12 +13,15 @@ import numpy as np
 
 from deployments.models.buffer_pool import BufferPool, Floats
 from deployments.models.description import spatial_coordinates
+from deployments.models.known_models import STOCHASTIC, path_of
 from deployments.models.messages import MemberJob
 from deployments.models.random_numbers import RandomNumbers, seed_own_generators
 from deployments.models.state import UnusableCheckpoint, set_internal_state
 from deployments.results.checkpoint import Checkpoint
 from deployments.runtime.failures import describe_error
 from workflows.base import Plan
+from workflows.errors import StageFailed
+from workflows.execution import Stage
 
 Fields = tuple[Any, Mapping[str, Any]]
 """An array or tensor, dims (time, lead_time, variable, *space), with its coordinates."""
@@ -68,6 +72,8 @@ class Forecaster:
         ------
         UnusableCheckpoint
             Before the first step, if the model cannot resume from the checkpoint.
+        StageFailed
+            If the model computes another time than the plan's, or lacks a variable.
         """
         plan, seed = job.plan, job.plan.seeds[job.member]
         numbers = _random_numbers(self.model, seed)
@@ -77,6 +83,8 @@ class Forecaster:
             with numbers.own():
                 x, coords = _model_input(self.model, plan, start)
                 if self.perturbation is not None:
+                    # Bred vectors let the model compute.
+                    _seed(self.model, seed)
                     perturbation = self.perturbation()
                     seed_own_generators(perturbation, seed)
                     x, coords = perturbation(x, coords)
@@ -86,10 +94,15 @@ class Forecaster:
             while index <= plan.n_steps:
                 with numbers.own():
                     fields, coords = next(steps)
-                    found = [(fields, coords)]
-                    found += [_diagnose(each, fields, coords) for each in self.diagnostics]
-                for lead in range(np.size(coords["lead_time"])):
-                    yield _selected(found, lead, plan.variables, buffers)
+                    # Initial conditions may lack what a diagnostic needs.
+                    possible = [d for d in self.diagnostics if index or _has_inputs(d, coords)]
+                    found = [(fields, coords), *(_diagnose(d, fields, coords) for d in possible)]
+                for lead, hours in enumerate(_lead_hours(coords)):
+                    # Some models yield their history first.
+                    if index == 0 and hours < 0:
+                        continue
+                    _check_lead(hours, index * plan.step_hours)
+                    yield _selected(found, lead, plan.variables, buffers, is_initial=index == 0)
                     if index < plan.n_steps:
                         save(index, fields[0, lead], numbers)
                     index += 1
@@ -121,11 +134,31 @@ def _random_numbers(model: Any, seed: int) -> RandomNumbers:
 
 
 def _iterator(model: Any, x: Any, coords: Mapping[str, Any], seed: int) -> Generator[Fields]:
-    if hasattr(model, "set_rng"):
-        # The iterator reads the seed at its first step: create no other one until then.
-        model.set_rng(seed=seed, reset=True)
+    # The iterator reads the seed at its first step: create no other one until then.
+    _seed(model, seed)
     steps: Iterator[Fields] = model.create_iterator(x, coords)
     return (each for each in steps)
+
+
+def _seed(model: Any, seed: int) -> None:
+    """Seed the generators that a model keeps for itself."""
+    if hasattr(model, "set_rng"):
+        has_reset = "reset" in inspect.signature(model.set_rng).parameters
+        model.set_rng(seed=seed, **({"reset": True} if has_reset else {}))
+    elif path_of(model) in STOCHASTIC and hasattr(model, "seed"):
+        model.seed = seed
+
+
+def _lead_hours(coords: Mapping[str, Any]) -> list[float]:
+    leads = np.atleast_1d(coords["lead_time"]) / np.timedelta64(1, "h")
+    return [float(hours) for hours in leads]
+
+
+def _check_lead(hours: float, expected: float) -> None:
+    if hours != expected:
+        raise StageFailed(
+            Stage.INFERENCE, f"the model computed {hours:g} h after the start, not {expected:g} h"
+        )
 
 
 def _model_input(model: Any, plan: Plan, state: Floats, lead_hours: int = 0) -> Fields:
@@ -158,6 +191,11 @@ def _device(model: Any) -> Any:
     return getattr(model, "device", "cpu")
 
 
+def _has_inputs(diagnostic: Any, coords: Mapping[str, Any]) -> bool:
+    names = {str(name) for name in coords["variable"]}
+    return all(str(name) in names for name in diagnostic.input_coords()["variable"])
+
+
 def _diagnose(diagnostic: Any, x: Any, coords: Mapping[str, Any]) -> Fields:
     from earth2studio.utils.coords import map_coords
 
@@ -166,7 +204,12 @@ def _diagnose(diagnostic: Any, x: Any, coords: Mapping[str, Any]) -> Fields:
 
 
 def _selected(
-    found: Sequence[Fields], lead: int, variables: Sequence[str], buffers: BufferPool
+    found: Sequence[Fields],
+    lead: int,
+    variables: Sequence[str],
+    buffers: BufferPool,
+    *,
+    is_initial: bool,
 ) -> Floats:
     """Return copies of variables at one lead time of what a model and its diagnostics yielded."""
     by_name = {
@@ -174,4 +217,7 @@ def _selected(
         for fields, coords in found
         for number, name in enumerate(coords["variable"])
     }
+    missing = [name for name in variables if name not in by_name]
+    if missing and not is_initial:
+        raise StageFailed(Stage.INFERENCE, f"the model computed no {', '.join(missing)}")
     return buffers.gather([by_name.get(name) for name in variables], found[0][0].shape[3:])

@@ -138,5 +138,5 @@ def _try_lock(file: int) -> bool:
 
 
 def _move(model: Any, device: str) -> None:
-    if not getattr(model, "numpy_native", False):
+    if hasattr(model, "to") and not getattr(model, "numpy_native", False):
         model.to(device)

@@ -39,4 +39,7 @@ def path_of(model: Any) -> str:
 
 def is_stochastic(model: Any) -> bool:
     """Return whether a model draws random numbers of its own, as far as is known."""
+    # DLESyM draws only with its conditional layer normalization.
+    if not getattr(model, "use_cln", True):
+        return False
     return hasattr(model, "set_rng") or path_of(model) in STOCHASTIC

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 def seed_own_generators(component: Any, seed: int) -> None:
     """Seed the generators that a perturbation keeps for itself, such as Earth2Studio's Gaussian."""
-    if getattr(component, "seed", seed) is None:
+    # Also one that its options have: all members would have it.
+    if hasattr(component, "seed"):
         component.seed = seed
     for name, value in list(vars(component).items()):
         if hasattr(value, "manual_seed"):

@@ -16,14 +16,18 @@ from ray.serve.handle import DeploymentHandle
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.buffer_pool import BufferPool, Floats
 from deployments.models.checkpointing import Checkpoints
-from deployments.models.description import describe_model
+from deployments.models.description import check_plan, describe_model
 from deployments.models.forecast import Forecaster
 from deployments.models.gpu_lock import GpuLock
 from deployments.models.messages import MemberJob, MemberProgress
 from deployments.models.options import ModelOptions
 from deployments.models.random_numbers import RandomNumbers
 from deployments.models.rollout import member_window, on_gpu, write_rollout
-from deployments.models.state import UnusableCheckpoint, supports_checkpoints
+from deployments.models.state import (
+    UnusableCheckpoint,
+    resumes_from_output,
+    supports_checkpoints,
+)
 from deployments.models.write_window import WriteWindow
 from deployments.runtime.failures import TransientFailure
 from deployments.runtime.import_path import load, load_component, origin_of
@@ -111,15 +115,23 @@ class ModelReplica:
         }
         for component in options.perturbations:
             _perturb(model, component)
-        if options.checkpoint_steps is not None and not supports_checkpoints(model):
+        description = describe_model(model, diagnostics, options.stochastic)
+        loaded = LoadedModel(model, description, diagnostics)
+        if options.checkpoint_steps is not None and self._checkpoint_steps(loaded) is None:
             logger.warning(
                 "the state of model %s cannot be saved: an interrupted member restarts from "
                 "the beginning",
                 options.loader.name,
             )
-        return LoadedModel(
-            model, describe_model(model, diagnostics, options.stochastic), diagnostics
-        )
+        return loaded
+
+    def _checkpoint_steps(self, loaded: LoadedModel) -> int | None:
+        """Return the steps from one checkpoint to the next; None if the model supports none."""
+        if not supports_checkpoints(loaded.model):
+            return None
+        if resumes_from_output(loaded.model) and not loaded.description.output_is_input:
+            return None
+        return self._options.checkpoint_steps
 
     async def check_readiness(self, name: str | None = None) -> ComponentStatus:
         """Return whether the model can be used; retries a load that failed."""
@@ -143,6 +155,8 @@ class ModelReplica:
         ------
         StaleConductor
             If a newer Conductor has called.
+        StageFailed
+            If the plan was made for another model.
         ExecutionCancelled
             If the call was cancelled; the thread has stopped by then.
         TransientFailure
@@ -150,10 +164,12 @@ class ModelReplica:
             attempt starts from the beginning.
         """
         bind_execution(job.execution_id, job.plan.workflow, Stage.INFERENCE)
+        loaded = await self._worker.model()
+        check_plan(job.plan, loaded.description)
         model = await self._origin(None)
         origin = json.dumps([model.model_dump(), job.execution_id, job.member])
         checkpoints = Checkpoints(
-            self._packager, job, self._options.checkpoint_steps, origin, self._checkpoint_buffers
+            self._packager, job, self._checkpoint_steps(loaded), origin, self._checkpoint_buffers
         )
         checkpoint = await checkpoints.find()
         start = checkpoint or await self._initial_state(job, job.plan)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from deployments.store.executions import ExecutionStore
 from workflows.base import OutputFormat, Workflow
 from workflows.custom import CustomWorkflow, WorkflowDescription
@@ -96,6 +98,10 @@ class DescribedWorkflows:
             raise WorkflowUnavailable(name, undescribed.reason)
         self._read_at[name] = now
         if cached is None or cached[1] != found:
-            cached = undescribed.build(found), found
+            try:
+                cached = undescribed.build(found), found
+            except ValidationError:
+                # Of another component that had this name, or of another release.
+                raise WorkflowUnavailable(name, undescribed.reason) from None
             self._cached[name] = cached
         return cached[0]

@@ -309,7 +309,8 @@ class Settings(Section):
         for loader in (*loaders, *values["data_sources"].values(), values["azure"]["credential"]):
             loader["options"] = sorted(loader["options"])
         for name in ("fcn3", "stormscope", *self.models.own):
-            models[name]["num_gpus"] = getattr(self.models, name).resolved_num_gpus
+            model = self.models.own.get(name) or getattr(self.models, name)
+            models[name]["num_gpus"] = model.resolved_num_gpus
         for custom, workflow in zip(
             values["workflows"]["custom"], self.workflows.custom, strict=True
         ):

@@ -22,7 +22,7 @@ from deployments.runtime.failures import is_transient
 from tests.deployments.results.samples import make_nowcast_plan, make_plan
 from workflows.base import Plan
 from workflows.errors import ModelUnavailable, StageFailed
-from workflows.grids import Grid
+from workflows.grids import Grid, LambertGrid, LatLonGrid
 from workflows.readiness import NotReady, Ready
 
 INPUT = ("t2m", "z500", "q50")
@@ -478,3 +478,46 @@ async def test_a_model_with_a_history_receives_all_its_times(tmp_path: Path) -> 
         PLAN.start_time.replace(tzinfo=None),
     ]
     assert (fields[1] > fields[0]).all()
+
+
+async def test_a_region_across_greenwich_is_not_taken_for_the_globe(tmp_path: Path) -> None:
+    west_to_east = np.concatenate([np.arange(0.0, 30.5, 2.5), np.arange(330.0, 360.0, 2.5)])
+    source = await deployed(tmp_path, lat=np.linspace(90, -90, 9), lon=west_to_east)
+    with pytest.raises(StageFailed, match="missing values"):
+        await source.fetch(PLAN, EXECUTION)
+    region = LatLonGrid(n_lat=5, n_lon=6, first_lat=90, last_lat=-90, first_lon=-24, last_lon=21)
+    plan = PLAN.model_copy(update={"grid": region})
+    fields = np.load(await source.fetch(plan, "exec_2"))
+    assert np.isfinite(fields).all()
+
+
+@pytest.mark.parametrize("names", [("_lat", "_lon"), ("lat", "lon")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+async def test_a_source_on_the_models_map_is_not_interpolated(
+    tmp_path: Path, names: tuple[str, str], dtype: Any
+) -> None:
+    grid = LambertGrid(n_y=4, n_x=6, spacing_m=300e3)
+    values = np.random.default_rng(1).standard_normal((len(INPUT), *grid.shape))
+
+    def on_a_map(time: Any, variable: Any) -> xr.DataArray:
+        points = (grid.latitudes().astype(dtype), grid.longitudes().astype(dtype))
+        coords = {name: (("y", "x"), each) for name, each in zip(names, points, strict=True)}
+        return xr.DataArray(
+            values[None],
+            dims=("time", "variable", "y", "x"),
+            coords={"time": time, "variable": variable, **coords},
+        )
+
+    source = await deployed(tmp_path)
+    source._sources["ifs"] = on_a_map
+    plan = PLAN.model_copy(update={"grid": grid})
+    fields = np.load(await source.fetch(plan, EXECUTION))
+    assert np.array_equal(fields, values.astype(np.float32))
+
+
+async def test_one_time_is_not_taken_for_another(tmp_path: Path) -> None:
+    source = await deployed(tmp_path)
+    only = Source.instances[-1]
+    source._sources["ifs"] = lambda time, variable: only(time[-1:], variable)
+    with pytest.raises(StageFailed, match="ifs returned no fields at"):
+        await source.fetch(PLAN.model_copy(update={"history_hours": (-6, 0)}), EXECUTION)

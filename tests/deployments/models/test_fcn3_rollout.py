@@ -62,7 +62,6 @@ class InPlace(SyntheticFCN3):
     """Overwrites its input, as Earth2Studio's FCN3 does."""
 
     def create_iterator(self, x: Floats, coords: Any) -> Iterator[tuple[Floats, Any]]:
-        yield x, coords
         for state, given in super().create_iterator(x.copy(), coords):
             x[:] = state
             yield x, given

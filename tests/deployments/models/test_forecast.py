@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from deployments.models.buffer_pool import BufferPool
-from deployments.models.description import describe_model
+from deployments.models.description import check_plan, describe_model
 from deployments.models.forecast import Forecaster
 from deployments.models.messages import MemberJob
 from deployments.models.random_numbers import RandomNumbers
@@ -26,7 +26,7 @@ from tests.models.earth2studio_models import (
     persistence,
     random_source,
 )
-from workflows.errors import ModelUnavailable
+from workflows.errors import ModelUnavailable, StageFailed
 from workflows.grids import Grid, LatLonGrid
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -209,3 +209,79 @@ def test_a_model_whose_results_cannot_be_stored_is_unusable(
 ) -> None:
     with pytest.raises(ModelUnavailable, match=reason):
         describe_model(Changed(**changes))
+
+
+class WithHistoryFirst:
+    """Yields all its input times first, as DLESyM does; draws from what its ``set_rng`` sets."""
+
+    numpy_native = False
+
+    def __init__(self, step_hours: int = 6, variables: list[str] = VARIABLES) -> None:
+        self._like = persistence(2, 6)
+        self._step = np.timedelta64(step_hours, "h")
+        self._variables = variables
+        self.seeds: list[int] = []
+
+    def input_coords(self) -> Any:
+        return self._like.input_coords()
+
+    def output_coords(self, coords: Any) -> Any:
+        return self._like.output_coords(coords)
+
+    def set_rng(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def create_iterator(self, x: Any, coords: Any) -> Any:
+        yield x, coords
+        coords = coords | {"lead_time": coords["lead_time"][-1:]}
+        for step in range(1, 100):
+            lead = np.array([step * self._step])
+            names = {"variable": np.array(self._variables)}
+            yield x[:, -1:, : len(self._variables)] + step, coords | {"lead_time": lead} | names
+
+
+def test_the_history_that_a_model_yields_is_not_part_of_the_forecast() -> None:
+    model = WithHistoryFirst()
+    job = job_of(model)
+    own = members(model, job)
+    now = state_of(job)[1, [VARIABLES.index(name) for name in job.plan.variables]]
+    assert np.array_equal(own, [now + np.float32(step) for step in range(6)])
+    assert model.seeds == [SEEDS[0]]
+
+
+def test_a_step_of_another_length_is_refused() -> None:
+    model = WithHistoryFirst(step_hours=24)
+    with pytest.raises(StageFailed, match="computed 24 h after the start, not 6 h"):
+        members(model, job_of(model))
+
+
+def test_a_variable_that_is_not_computed_is_no_missing_value() -> None:
+    model = WithHistoryFirst(variables=VARIABLES[:1])
+    with pytest.raises(StageFailed, match="the model computed no u10m"):
+        members(model, job_of(model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"step_hours": 24}, "it differs in step"),
+        ({"grid": Grid(n_lat=19, n_lon=38)}, "it differs in grid"),
+        ({"input_variables": ("t2m",)}, "it differs in input variables"),
+        ({"variables": ("t2m", "ws500")}, "it differs in ws500, which it no longer has"),
+    ],
+)
+def test_a_plan_for_another_model_is_refused(changes: dict[str, Any], difference: str) -> None:
+    model = persistence()
+    plan = job_of(model).plan
+    check_plan(plan, describe_model(model))
+    with pytest.raises(StageFailed, match=difference):
+        check_plan(plan.model_copy(update=changes), describe_model(model))
+
+
+def test_an_own_seed_of_a_perturbation_does_not_make_all_members_equal() -> None:
+    from earth2studio.perturbation import Gaussian
+
+    seeded = partial(Gaussian, 0.5, seed=7)
+    model = persistence()
+    first, second = (members(model, job_of(model, m), perturbation=seeded) for m in (0, 1))
+    assert not np.array_equal(first, second)

@@ -130,6 +130,13 @@ def test_a_forecast_is_known_by_the_description_of_its_model(store: CountingStor
     assert found.plan(found.validate({"start_time": "2025-01-01T05:00:00"})).grid == grid
 
 
+def test_a_description_of_another_component_is_none(store: CountingStore) -> None:
+    known = workflows(store)
+    store.set_description(store.issue_fence(), "storms", {"kind": "model", "step_hours": 6})
+    with pytest.raises(WorkflowUnavailable, match="storms is not ready"):
+        known.look_up("storms")
+
+
 # Validation by the class.
 
 
