@@ -47,6 +47,16 @@ class Prometheus:
         assert body["status"] == "success", body
         return body["data"]
 
+    def answer(self, promql: str, seconds: float = 60) -> list[tuple[dict[str, str], float]]:
+        """Return what a query returns once that is any series; nothing after a time limit.
+
+        A scrape that comes late makes its series stale until the next one.
+        """
+        deadline = time.monotonic() + seconds
+        while not (found := self.query(promql)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return found
+
     def wait_for(self, promql: str, seconds: float = 180) -> None:
         """Wait until a query returns a series."""
         deadline = time.monotonic() + seconds

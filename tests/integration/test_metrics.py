@@ -228,9 +228,9 @@ def may_lack_series(query: str) -> bool:
 
 def test_prometheus_answers_the_documented_queries(prom: Prometheus) -> None:
     for query in QUERIES:
-        assert prom.query(query) or may_lack_series(query), query
+        assert may_lack_series(query) or prom.answer(query), query
     [share, *_] = QUERIES
-    shares = {labels["model"]: value for labels, value in prom.query(share)}
+    shares = {labels["model"]: value for labels, value in prom.answer(share)}
     # Prometheus extrapolates the two rates of the fraction separately.
     of_measured = [shares.get(model, -1.0) for model in ("fcn3", "stormscope")]
     assert all(0 <= each < 1.2 for each in of_measured), shares
@@ -240,27 +240,26 @@ def test_prometheus_answers_every_panel(prom: Prometheus) -> None:
     unanswered = [
         (title, query)
         for title, query in queries(f"{NAME}|{FAILURES}", "5m")
-        if not prom.query(query) and not may_lack_series(query)
+        if not may_lack_series(query) and not prom.answer(query)
     ]
     assert unanswered == []
 
 
 def test_panels_show_completed_executions(prom: Prometheus) -> None:
     panels = dict(queries(NAME, "5m"))
-    ended = prom.query(panels["Executions ended in the last hour, by status"])
+    ended = prom.answer(panels["Executions ended in the last hour, by status"])
     # Both are counted although they ended before the first scrape.
     assert {labels["workflow"]: round(value) for labels, value in ended} == {
         FORECAST: 1,
         NOWCAST: 1,
     }
-    states = prom.query(panels["Model time, by state (share)"])
+    states = prom.answer(panels["Model time, by state (share)"])
     for model in ("fcn3", "stormscope"):
         shares = [value for labels, value in states if labels["model"] == model]
         assert abs(sum(shares) - 1) < 1e-6
-    [(_, heartbeats)] = prom.query(panels["Conductor heartbeats (per second)"])
+    [(_, heartbeats)] = prom.answer(panels["Conductor heartbeats (per second)"])
     assert 0 < heartbeats < 1.5
     panel = panels["Healthy replicas, by deployment"]
-    # A scrape that came late makes its series stale until the next one.
     prom.wait_for(f"count(({panel}) >= 1) >= {len(DEPLOYMENTS)}")
     healthy = prom.query(panel)
     assert {labels["deployment"] for labels, value in healthy if value >= 1} == DEPLOYMENTS
@@ -271,8 +270,8 @@ def test_panels_show_failures(prom: Prometheus, failed: Failures) -> None:
         return [
             (labels, round(value))
             for each, query in queries(FAILURES, "5m")
-            for labels, value in prom.query(query)
             if each.startswith(title)
+            for labels, value in prom.answer(query)
         ]
 
     failure = {"workflow": FORECAST, "stage": "register", "reason": "IngestionFailed"}
