@@ -49,7 +49,7 @@ def exchange(port: int, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
         try:
             connection.sendall(request)
-            if b"\r\n\r\n" not in request:
+            if not _is_complete(request):
                 connection.shutdown(socket.SHUT_WR)
             while (end := _end_of_answer(request, received)) is None:
                 if not (data := connection.recv(1 << 16)):
@@ -58,6 +58,14 @@ def exchange(port: int, request: bytes) -> bytes:
         except (ConnectionResetError, BrokenPipeError):
             end = _end_of_answer(request, received)  # what was answered before counts
     return received[:end]
+
+
+def _is_complete(request: bytes) -> bool:
+    """Return whether a server that has received a request has no reason to wait for more."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: *(\d{1,9})(?!\d)", head, re.IGNORECASE)
+    is_short = length is not None and len(body) < int(length[1])
+    return bool(end) and not is_short and b"chunked" not in head.lower()
 
 
 def _end_of_answer(request: bytes, received: bytes) -> int | None:

@@ -51,26 +51,32 @@ HEADERS = (
 )
 
 
-def valid_requests(execution_id: str) -> list[bytes]:
-    """Return a valid request for every route, about one execution that exists."""
+def valid_requests(execution_id: str, prefix: str = "") -> list[bytes]:
+    """Return a valid request for every route, about one execution that exists.
+
+    Parameters
+    ----------
+    prefix : str
+        Of all paths of the application.
+    """
     root = f"/v1/infer/{WORKFLOW}"
     one = f"{root}/{execution_id}"
     body = {"parameters": {"n_steps": 1, "n_samples": 1, "variables": ["t2m"]}}
     gets = [
-        *("/", "/liveness", "/readiness", "/metrics", "/openapi.json", "/docs", "/v1/executions"),
-        *("/v1/workflows", "/v1/infer/workflows", f"{root}/schema", "/v1/stac/collections"),
-        *(f"/v1/executions?limit=2&workflow={WORKFLOW}", f"{one}/status", f"{one}/status?wait=0.1"),
-        *(f"{one}/results", f"{one}/results/results.zarr/zarr.json", f"{one}/results/item.json"),
+        *("/liveness", "/readiness", "/openapi.json", "/v1/infer/workflows"),
+        *(f"/v1/infer/workflows/{WORKFLOW}/schema", f"{root}?limit=2&status=completed"),
+        *(f"{one}/status", f"{one}/status?wait=0.1", f"{one}/results"),
+        *(f"{one}/results/results.zarr/zarr.json", f"{one}/results/item.json"),
         f"{one}/results/results.zarr/t2m/c/0/0/0/0",
     ]
-    requests = [_request("GET", path) for path in gets]
-    requests.append(_request("GET", f"{gets[-1]}", "Range: bytes=0-15"))
+    requests = [_request("GET", prefix + path) for path in gets]
     requests += [
-        _request("POST", root, body=json.dumps(body).encode()),
+        _request("GET", f"{prefix}{gets[-1]}", "Range: bytes=0-15"),
+        _request("POST", f"{prefix}{root}", body=json.dumps(body).encode()),
         # Refused once it is valid: the execution has completed.
-        _request("POST", f"{one}/retry"),
-        _request("DELETE", one),
-        _request("OPTIONS", root, "Origin: http://localhost"),
+        _request("POST", f"{prefix}{one}/retry"),
+        _request("DELETE", f"{prefix}{one}"),
+        _request("OPTIONS", f"{prefix}{root}", "Origin: http://localhost"),
     ]
     return requests
 
