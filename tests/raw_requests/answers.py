@@ -86,10 +86,10 @@ def _end_of_answer(request: bytes, received: bytes) -> int | None:
 
 def judge(answer: bytes) -> tuple[str, str | None]:
     """Return the status of an answer, and what is wrong with it."""
-    if not answer:
-        return "closed", None  # nothing was asked
     while answer.startswith(b"HTTP/1.1 100"):
         answer = answer.partition(b"\r\n\r\n")[2]
+    if not answer:
+        return "closed", None  # nothing was asked, or not all of it
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     if not first.startswith("HTTP/1."):
