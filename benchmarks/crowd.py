@@ -15,9 +15,8 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from benchmarks import machine
 from benchmarks.report import Report, Target
-from benchmarks.server import Server
+from benchmarks.server import INGRESS, Server
 from benchmarks.workloads import FCN3
 
 GRID = {"n_lat": 181, "n_lon": 360}
@@ -31,7 +30,6 @@ LARGE = {
     "variables": ["t2m", "u10m", "v10m", "msl", "tcwv", "z500", "t850", "q700"],
     "output_format": "netcdf4",
 }
-INGRESS = "ray::ServeReplica:earth2serve:Ingress"
 
 
 @dataclass
@@ -80,7 +78,7 @@ class _Crowd:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as http:
             large = await self._make_large(http)
-            before = self._ingress_bytes()
+            before = self._server.ingress_bytes()
             started = time.monotonic()
             await self._fill(http)
             report.add("accepted", len(self._ids), "", target=Target(self._queued, at_least=True))
@@ -92,7 +90,7 @@ class _Crowd:
             largest = 0
             for _ in range(10):
                 await asyncio.sleep(phase_s / 10)
-                largest = max(largest, await asyncio.to_thread(self._ingress_bytes))
+                largest = max(largest, await asyncio.to_thread(self._server.ingress_bytes))
             _report_statuses(report, self._observed, phase_s)
             errors = sum(self._observed.errors.values())
             report.add("errors", errors, "", target=Target(0), note=_describe(self._observed))
@@ -190,10 +188,6 @@ class _Crowd:
                 status = await answer.json()
             if status["end_time"] is not None:
                 return str(status["status"])
-
-    def _ingress_bytes(self) -> int:
-        sizes = machine.pss_by_name(self._server.processes())
-        return sum(size for name, (_, size) in sizes.items() if name.startswith(INGRESS))
 
 
 def _report_statuses(report: Report, observed: Observed, phase_s: float) -> None:

@@ -11,26 +11,23 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from benchmarks import machine
+from benchmarks.crowd import GRID, SMALL
 from benchmarks.hostile_clients import Clients, command
 from benchmarks.report import Report, Target
 from benchmarks.server import Server
 from benchmarks.workloads import FCN3
 
-GRID = {"n_lat": 181, "n_lon": 360}
 SILENT, POLLS, READERS, BODIES = 5000, 1200, 500, 10
 RAMP_S, HOLD_S, AFTER_S = 20.0, 60.0, 20.0
 PROBE_S = 0.5
 LIMIT_S = 1.0
 """Within which a short call is to be answered."""
-SMALL = {"n_steps": 1, "n_samples": 1, "variables": ["t2m"], "output_format": "zarr"}
 LARGE = {
     "n_steps": 80,
     "n_samples": 1,
     "variables": ["t2m", "u10m", "v10m"],
     "output_format": "netcdf4",
 }
-INGRESS = "ray::ServeReplica:earth2serve:Ingress"
 
 
 def measure_hostile(report: Report, *, quick: bool) -> None:
@@ -60,7 +57,7 @@ async def _measure(report: Report, server: Server, crowd: dict[str, int]) -> Non
         path = max(files, key=lambda file: int(file["size"]))["path"]
         # A poll of an execution that has not ended is held: this one waits for its turn.
         held = await _submit(http, url, {**LARGE, "n_steps": 400, "n_samples": 32})
-        before = _ingress_bytes(server)
+        before = server.ingress_bytes()
         clients = Clients(
             port=server.port,
             status_path=f"{FCN3.path}/{held}/status",
@@ -83,11 +80,11 @@ async def _measure(report: Report, server: Server, crowd: dict[str, int]) -> Non
         deadline = time.monotonic() + HOLD_S - PROBE_S
         while time.monotonic() < deadline:
             await connected.probe()
-            largest = max(largest, _ingress_bytes(server))
+            largest = max(largest, server.ingress_bytes())
         answers = json.loads(await process.stdout.readline())
         await process.wait()
         await asyncio.sleep(AFTER_S)
-        after = _ingress_bytes(server)
+        after = server.ingress_bytes()
         await http.delete(f"{url}/{held}")
     connecting.report(report, "while they connect")
     connected.report(report, "while they are connected")
@@ -155,8 +152,3 @@ async def _finished(http: aiohttp.ClientSession, url: str, parameters: dict[str,
             return execution_id
         if status["end_time"] is not None:
             raise RuntimeError(f"the forecast ended as {status}")
-
-
-def _ingress_bytes(server: Server) -> int:
-    sizes = machine.pss_by_name(server.processes())
-    return sum(size for name, (_, size) in sizes.items() if name.startswith(INGRESS))

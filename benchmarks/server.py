@@ -23,6 +23,8 @@ from serve_app.ports import free_port
 CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 60.0
+INGRESS = "ray::ServeReplica:earth2serve:Ingress"
+"""Beginning of the titles of ingress replicas."""
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -95,6 +97,11 @@ class Server:
     def processes(self) -> list[int]:
         """Return the server's processes."""
         return [] if self._process is None else machine.tree(self._process.pid)
+
+    def ingress_bytes(self) -> int:
+        """Return the memory of all ingress replicas (PSS)."""
+        sizes = machine.pss_by_name(self.processes())
+        return sum(size for name, (_, size) in sizes.items() if name.startswith(INGRESS))
 
     def metrics(self) -> Iterator[str]:
         """Yield the metrics of each Ray node, in Prometheus' text format."""

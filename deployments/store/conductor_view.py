@@ -83,7 +83,7 @@ class ConductorStore(ExecutionStore):
             )
 
     def set_description(self, fence: int, workflow: str, description: Mapping[str, Any]) -> None:
-        """Record the description of a user's workflow."""
+        """Record the description of a model or a user's workflow, by its name."""
         with self.fenced(fence) as connection:
             values = {"workflow": workflow, "description": dict(description)}
             upsert(connection, descriptions, "workflow", **values)

@@ -176,7 +176,7 @@ class ExecutionReader(Database):
             }
 
     def description(self, workflow: str) -> dict[str, Any] | None:
-        """Return the latest description of a user's workflow; None if there never was one."""
+        """Return the latest description of a model or a user's workflow; None if there is none."""
         query = sa.select(descriptions.c.description).where(descriptions.c.workflow == workflow)
         with self.engine.connect() as connection:
             description: dict[str, Any] | None = connection.scalar(query)

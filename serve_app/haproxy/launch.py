@@ -39,8 +39,8 @@ BUFFER = 65_536
 """Bytes of a buffer, which holds all headers of a request. HAProxy 2.8 answers 400 to larger ones,
 and to requests that it cannot parse, in HTML that no setting replaces."""
 SOCKET_BUFFERS = {"rcvbuf.server": 256 << 10, "sndbuf.client": 512 << 10}
-"""Bytes that the system buffers of a response on its way from the ingress, and to the client: the
-system's own limits let 500 clients that read nothing take 5 GB from the ingress at once. The second
+"""Bytes that the system buffers of a response on its way from the ingress, and to the client. Linux
+itself lets each connection have megabytes, which clients that read nothing fill. The second
 allows 10 MB/s over a connection with a round trip of 50 ms."""
 RETRY_AFTER_S = 5
 ERRORS = {
