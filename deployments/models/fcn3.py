@@ -16,11 +16,11 @@ from deployments.models.fcn3_rollout import (
     check_interpolation,
     conditioning_fields,
 )
-from deployments.models.messages import MAX_CALLS_PER_REPLICA, ConditioningJob, MemberProgress
+from deployments.models.messages import ConditioningJob, MemberProgress
 from deployments.models.options import FCN3Options
 from deployments.models.replica import LoadedModel, ModelReplica
 from deployments.models.rollout import on_gpu, write_rollout
-from deployments.models.router import ROUTER
+from deployments.models.router import MODEL_DEPLOYMENT
 from deployments.runtime.failures import describe_error
 from deployments.runtime.import_path import LoaderOptions, load, origin_of
 from deployments.runtime.log_context import bind_execution
@@ -57,14 +57,7 @@ class LoadedModels(LoadedModel):
         return self.interpolation
 
 
-@serve.deployment(
-    name="FCN3",
-    max_ongoing_requests=MAX_CALLS_PER_REPLICA,
-    request_router_config={"request_router_class": ROUTER},
-    # Loading and compiling a model may keep the interpreter for half a minute.
-    health_check_period_s=10,
-    health_check_timeout_s=30,
-)
+@serve.deployment(name="FCN3", **MODEL_DEPLOYMENT)
 class FCN3(ModelReplica):
     """Serves an FCN3 model, real or synthetic, with an interpolation to hourly steps."""
 

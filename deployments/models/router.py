@@ -8,6 +8,8 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from deployments.models.messages import MAX_CALLS_PER_REPLICA
+
 
 class IdleFirstRouter(RequestRouter):
     """Spreads the calls of one caller evenly over all replicas.
@@ -62,3 +64,12 @@ class IdleFirstRouter(RequestRouter):
 
 ROUTER = f"{__name__}.{IdleFirstRouter.__name__}"
 """Import path of the router, for a deployment's options."""
+
+MODEL_DEPLOYMENT: dict[str, Any] = {
+    "max_ongoing_requests": MAX_CALLS_PER_REPLICA,
+    "request_router_config": {"request_router_class": ROUTER},
+    # Loading and compiling a model may keep the interpreter for half a minute.
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 30,
+}
+"""Serve's options of every deployment of a model."""

@@ -18,10 +18,10 @@ from ray.serve.handle import DeploymentHandle
 from deployments.initial_conditions.client import InitialConditionsClient
 from deployments.models.buffer_pool import Floats
 from deployments.models.gpu_lock import GpuLock
-from deployments.models.messages import MAX_CALLS_PER_REPLICA, MemberProgress, NowcastJob
+from deployments.models.messages import MemberProgress, NowcastJob
 from deployments.models.options import StormScopeOptions
 from deployments.models.rollout import member_window, on_gpu, write_rollout
-from deployments.models.router import ROUTER
+from deployments.models.router import MODEL_DEPLOYMENT
 from deployments.models.stormscope_rollout import Nowcaster, nowcast, prepare
 from deployments.models.write_window import PACKAGER_CALL
 from deployments.runtime.busy_clock import Activity
@@ -41,14 +41,7 @@ MAX_READS = 10
 """Attempts to read a field that exists, 0.5 s each: a shared disk may show a file late."""
 
 
-@serve.deployment(
-    name="StormScope",
-    max_ongoing_requests=MAX_CALLS_PER_REPLICA,
-    request_router_config={"request_router_class": ROUTER},
-    # Loading and compiling a model may keep the interpreter for half a minute.
-    health_check_period_s=10,
-    health_check_timeout_s=30,
-)
+@serve.deployment(name="StormScope", **MODEL_DEPLOYMENT)
 class StormScope:
     """Serves a StormScope model, real or synthetic.
 

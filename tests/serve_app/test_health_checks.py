@@ -13,6 +13,7 @@ from deployments.custom_workflow.deployment import CustomWorkflow
 from deployments.geocatalog.deployment import GeoCatalog
 from deployments.initial_conditions.deployment import InitialConditions
 from deployments.models.fcn3 import FCN3
+from deployments.models.prognostic import Prognostic
 from deployments.models.stormscope import StormScope
 from deployments.packager.deployment import Packager
 from serve_app.http.deployment import Ingress
@@ -28,6 +29,7 @@ from serve_app.http.deployment import Ingress
         (GeoCatalog, 30, 60),
         (InitialConditions, 60, 100),
         (FCN3, 60, 100),
+        (Prognostic, 60, 100),
         (StormScope, 60, 100),
         (CustomWorkflow, 300, 400),
     ],
